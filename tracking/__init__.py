@@ -1,0 +1,1 @@
+"""What was run, with what, and how far did it get?"""

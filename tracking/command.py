@@ -1,0 +1,113 @@
+"""How does a command read its arguments and report a person's mistake?
+
+Arguments are dataclasses declared beside the code they configure, parsed by TRL's `TrlParser`: `--config file.yaml`,
+flags override the file, an unknown key is an error that names the nearest known one. A mistake found by this suite
+(`ValueError`) ends the command with one line and exit status 2, a run that failed on its own terms (`RuntimeError`: a
+breach of freezing, a failed job) with exit status 1; anything raised by a library keeps its traceback.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
+EXIT_MISTAKE = 2
+EXIT_FAILED = 1
+
+
+def did_you_mean(found: str, valid: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the nearest valid word, or the empty string when none is near."""
+    near = difflib.get_close_matches(found, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def is_main_process() -> bool:
+    """True in the one process of a distributed run that writes files and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description: str | None) -> tuple[Any, ...]:
+    """Parses flags and an optional `--config FILE` into one instance of each dataclass.
+
+    Raises:
+        ValueError: for an unknown or misspelt key, a missing or malformed configuration file, or a bad value.
+    """
+    import yaml
+    from trl import TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message)
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = Parser(
+        list(dataclasses),
+        description=(description or "").split("\n")[0],
+        usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument_group("configuration").add_argument(
+        "--config", help="a YAML file with values for any of these arguments", default=argparse.SUPPRESS
+    )
+    known = {action.dest for action in parser._actions}
+    if "--config" in arguments:
+        position = arguments.index("--config") + 1
+        if position == len(arguments):
+            raise ValueError("--config needs a file, for example --config configs/pocket/necessity.yaml")
+        path = Path(arguments[position])
+        if not path.is_file():
+            raise ValueError(f"--config {path}: no such file")
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{path}: expected `name: value` lines, found {type(config).__name__}")
+        for key in config:
+            if key not in known and key != "env":
+                raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
+    try:
+        *parsed, remaining = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    except (TypeError, argparse.ArgumentError) as error:
+        raise ValueError(str(error)) from error
+    unknown = [text for text in remaining if text.startswith("--")] or remaining
+    if unknown:
+        name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
+        raise ValueError(f"unknown argument {unknown[0]!r}{did_you_mean(name, known)}")
+    return tuple(parsed)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2."""
+    quiet_libraries()
+    try:
+        main()
+    except (ValueError, RuntimeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        raised_in = Path(frames[-1].filename).resolve()
+        if not raised_in.is_relative_to(REPOSITORY_ROOT) or ".venv" in raised_in.parts:
+            raise
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_MISTAKE if isinstance(error, ValueError) else EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def quiet_libraries() -> None:
+    """Silences the libraries' start-up chatter, which says nothing about the experiment; warnings of ours remain."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

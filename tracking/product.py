@@ -1,0 +1,55 @@
+"""How does a product appear whole or not at all? Written under `.partial-NAME` beside its place, renamed when done.
+
+A reader never meets a half-written checkpoint, table or page under its final name: a killed writer leaves only a
+`.partial-…`, which the next writer of the same product removes.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _partial_path(path: Path) -> Path:
+    return path.parent / f".partial-{path.name}"
+
+
+@contextmanager
+def partial_directory(path: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `path` when the block ends without an error."""
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose another output directory or remove it")
+    partial = _partial_path(path)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    for file in partial.rglob("*"):
+        if file.is_file():
+            _flush_to_disk(file)
+    partial.rename(path)
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write that replaces `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_path(path)
+    yield partial
+    _flush_to_disk(partial)
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with partial_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""Which units of work are done? One JSON object a line, appended and flushed as each unit ends.
+
+A killed command leaves at most one torn last line, which is dropped and its unit redone.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tracking.product import write_text
+
+Record = dict[str, Any]
+
+
+class RecordLog:
+    """An append-only file of records, each with a unique `key`; opened again, it knows what is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records: dict[str, Record] = {}
+        valid_bytes = 0
+        if path.exists():
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.endswith(b"\n"):
+                        break
+                    try:
+                        record = json.loads(line)
+                        key = record["key"]
+                    except (json.JSONDecodeError, KeyError, TypeError) as error:
+                        raise ValueError(
+                            f"{path}:{number}: not a record ({error}); remove the line, or start over with --overwrite"
+                        ) from error
+                    if key in self._records:
+                        raise ValueError(f"{path}:{number}: key {key!r} stands twice; start over with --overwrite")
+                    self._records[key] = record
+                    valid_bytes += len(line)
+            os.truncate(path, valid_bytes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> "RecordLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def append(self, *records: Record) -> None:
+        """Writes records in one go; each key must be new."""
+        for record in records:
+            assert record["key"] not in self._records, f"record {record['key']!r} was written already"
+            self._records[record["key"]] = record
+        self._file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        self._file.flush()
+
+    def keep(self, wanted: Callable[[Record], bool]) -> None:
+        """Drops every record that is not wanted, for work that will be redone."""
+        kept = {key: record for key, record in self._records.items() if wanted(record)}
+        if len(kept) == len(self._records):
+            return
+        self._file.close()
+        write_text(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept.values()))
+        self._records = kept
+        self._file = self.path.open("a", encoding="utf-8")
+
+
+def read_records(path: Path) -> list[Record]:
+    """Reads a finished record file.
+
+    Raises:
+        ValueError: where the file is missing or a line is torn.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected the records of a finished command")
+    return list(_parse(path, path.read_text(encoding="utf-8").splitlines()))
+
+
+def _parse(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: torn record; run the command that wrote it again") from error

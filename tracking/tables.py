@@ -1,0 +1,27 @@
+"""How is a table written? Tidy CSV through pandas: a row per unit, stable column order, whole or not at all."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracking.product import partial_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DECIMALS = 6
+"""Digits kept in tables: enough for every rate and interval, few enough that equal runs write equal bytes."""
+
+
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Writes a table as CSV."""
+    with partial_file(path) as partial:
+        table.to_csv(partial, index=False, float_format=f"%.{DECIMALS}g")
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """Reads a table; a missing one is an error that names it."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; run the command that writes it first")
+    return pd.read_csv(path)
