@@ -1,0 +1,106 @@
+"""What is this model made of? Names, shapes and places of its parameters, from `config.json` alone.
+
+The model is built on the meta device: no weights are read and no memory is taken, so a 7B model costs what a pocket
+model costs.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.families import Family, family_of
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter by its canonical name, and where it stands."""
+
+    name: str
+    shape: tuple[int, ...]
+    region: str
+    """`llm` for a decoder layer, or vision, projector, embed, norm, head."""
+    index: int | None
+    """Number of the decoder layer or vision block, where it stands in one."""
+    rest: str
+    """The name inside its layer or region."""
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """All parameters of one model, each once."""
+
+    family: Family
+    num_layers: int
+    num_vision_blocks: int
+    tied: bool
+    """True where the output head is the embedding matrix."""
+    parameters: dict[str, Parameter] = field(repr=False)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self.parameters.values())
+
+    @property
+    def num_elements(self) -> int:
+        return sum(parameter.num_elements for parameter in self)
+
+
+def layout_of(path: Path) -> Layout:
+    """Reads the layout from a `config.json`, or from the folder that holds one.
+
+    Raises:
+        ValueError: where the file is missing, malformed, of an unsupported family, or names parameters that fit no
+            region.
+    """
+    path = path / CONFIG_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected a checkpoint folder with a {CONFIG_FILE}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ValueError(f"{path} names no model_type; expected the configuration of a Transformers model")
+    return layout_from_config(config)
+
+
+def layout_from_config(config: dict[str, Any]) -> Layout:
+    """Returns the layout of the model a configuration describes."""
+    family = family_of(config["model_type"])
+    import torch
+    import transformers
+
+    values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
+    parsed = transformers.AutoConfig.for_model(family.model_type, **values)
+    with torch.device("meta"):
+        model = getattr(transformers, family.auto_class).from_config(parsed, dtype=torch.bfloat16)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
+    return layout_from_shapes(family, shapes, tied=bool(parsed.tie_word_embeddings))
+
+
+def layout_from_shapes(family: Family, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> Layout:
+    """Places every parameter of the given canonical names and shapes."""
+    parameters = {}
+    for name, shape in shapes.items():
+        region, index, rest = family.place(name)
+        parameters[name] = Parameter(name=name, shape=shape, region=region, index=index, rest=rest)
+    count = {
+        region: 1
+        + max((p.index for p in parameters.values() if p.region == region and p.index is not None), default=-1)
+        for region in ("llm", "vision")
+    }
+    return Layout(
+        family=family,
+        num_layers=count["llm"],
+        num_vision_blocks=count["vision"],
+        tied=tied,
+        parameters=parameters,
+    )
