@@ -1,0 +1,1 @@
+"""What do we show a model? Prompt sets and the pocket world."""
