@@ -1,0 +1,1 @@
+"""What can a model do? Prompts, generation, grading, abilities, statistics."""

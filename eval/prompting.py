@@ -1,0 +1,36 @@
+"""How is a question put to a model? The one place that turns a prompt into chat messages, for training and scoring.
+
+The style is chosen in the configuration, the same for every model of a comparison, and never guessed from a name.
+"""
+
+from typing import Any
+
+from tracking.command import did_you_mean
+
+STYLES = {
+    "plain": "{question}",
+    "boxed": "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
+    "think": "{question}\nThink first inside <think> </think>, then give the final answer inside <answer> </answer>.",
+}
+"""Name of a style -> how it frames the question."""
+
+
+def check_style(style: str) -> None:
+    """Refuses an unknown style."""
+    if style not in STYLES:
+        raise ValueError(
+            f"prompt style {style!r} is unknown; expected one of {', '.join(STYLES)}{did_you_mean(style, STYLES)}"
+        )
+
+
+def chat_messages(
+    question: str, *, num_images: int, style: str, system_prompt: str | None = None
+) -> list[dict[str, Any]]:
+    """Returns the messages of one prompt: images first, then the question, as Qwen-VL is trained."""
+    parts: list[dict[str, Any]] = [{"type": "image"} for _ in range(num_images)]
+    parts.append({"type": "text", "text": STYLES[style].format(question=question)})
+    messages: list[dict[str, Any]] = []
+    if system_prompt:
+        messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
+    messages.append({"role": "user", "content": parts})
+    return messages
