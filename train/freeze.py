@@ -1,0 +1,259 @@
+"""Which parameters may not change, and did they stay? Freezing by block expression, and the proof of it.
+
+Frozen means bit-identical: each frozen tensor of each saved checkpoint, cast to the start checkpoint's stored dtype,
+has the sha256 it had at the start.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.blocks import BLOCKS, REGIONS, Partition, block_names, format_layers, make_partition, resolve
+from models.checkpoint import DTYPES, Checkpoint, cast_bytes
+from models.layout import Layout
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeArguments:
+    """Which blocks train. What is not frozen trains, regions outside the decoder included."""
+
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "block expressions that may not change, such as mid or late.attn vision"},
+    )
+    train_only: list[str] = field(
+        default_factory=list,
+        metadata={"help": "decoder layers or regions that alone may change; not together with freeze"},
+    )
+    always_freeze: list[str] = field(
+        default_factory=list, metadata={"help": "block expressions frozen in every arm, such as vision projector"}
+    )
+    partition: str = field(default="thirds", metadata={"help": "where early, mid and late are cut: thirds or paper"})
+    cuts: list[int] = field(
+        default_factory=list, metadata={"help": "two layer numbers that cut the decoder instead, such as 8 20"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.freeze and self.train_only:
+            raise ValueError(
+                f"freeze {self.freeze} and train_only {self.train_only} are both given; expected one of them"
+            )
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """Every parameter of a model, frozen or trainable."""
+
+    layout: Layout
+    partition: Partition
+    frozen: tuple[str, ...]
+    trainable: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan_freeze(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
+    """Resolves the expressions against a model.
+
+    Raises:
+        ValueError: for an unknown or unmatched expression, and where nothing would be left to train.
+    """
+    partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    always = resolve(arguments.always_freeze, layout, partition)
+    if arguments.train_only:
+        chosen = resolve(arguments.train_only, layout, partition)
+        frozen = (set(layout.parameters) - set(chosen.names)) | set(always.names)
+    else:
+        chosen = resolve(arguments.freeze, layout, partition)
+        frozen = set(chosen.names) | set(always.names)
+    trainable = tuple(name for name in layout.parameters if name not in frozen)
+    if not trainable:
+        raise ValueError(
+            f"freeze {arguments.freeze}, train_only {arguments.train_only} and always_freeze "
+            f"{arguments.always_freeze} leave nothing to train"
+        )
+    return FreezePlan(
+        layout,
+        partition,
+        tuple(name for name in layout.parameters if name in frozen),
+        trainable,
+        (*chosen.notes, *always.notes),
+    )
+
+
+def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
+    """Sets `requires_grad` of every parameter as planned."""
+    frozen = set(plan.frozen)
+    names = dict(model.named_parameters())
+    missing = (frozen | set(plan.trainable)) ^ set(names)
+    assert not missing, f"the model and its configuration disagree on {sorted(missing)[:3]}"
+    for name, parameter in names.items():
+        parameter.requires_grad_(name not in frozen)
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """One line of the freeze table."""
+
+    block: str
+    layers: str
+    num_tensors: int
+    num_trainable_tensors: int
+    num_elements: int
+    num_trainable_elements: int
+
+    @property
+    def state(self) -> str:
+        if self.num_trainable_tensors == 0:
+            return "frozen"
+        return "trains" if self.num_trainable_tensors == self.num_tensors else "trains in part"
+
+
+def count_blocks(plan: FreezePlan) -> list[BlockCount]:
+    """Returns tensors and parameters per block and region, trainable and in all."""
+    trainable = set(plan.trainable)
+    counts = []
+    for block in (*BLOCKS, *REGIONS):
+        members = [p for p in plan.layout if block_names(p, plan.partition) == block]
+        if not members:
+            continue
+        training = [p for p in members if p.name in trainable]
+        counts.append(
+            BlockCount(
+                block,
+                format_layers(plan.partition.layers(block)) if block in BLOCKS else "",
+                len(members),
+                len(training),
+                sum(p.num_elements for p in members),
+                sum(p.num_elements for p in training),
+            )
+        )
+    return counts
+
+
+def format_freeze_table(plan: FreezePlan) -> str:
+    """Returns the table printed before the first step: block, layers, tensors, parameters, trainable or frozen."""
+    rows = [("block", "layers", "tensors", "parameters", "trainable", "")]
+    counts = count_blocks(plan)
+    for count in counts:
+        rows.append(
+            (
+                count.block,
+                count.layers,
+                str(count.num_tensors),
+                f"{count.num_elements:,}",
+                f"{count.num_trainable_elements:,}",
+                count.state,
+            )
+        )
+    rows.append(
+        (
+            "all",
+            "",
+            str(sum(c.num_tensors for c in counts)),
+            f"{sum(c.num_elements for c in counts):,}",
+            f"{sum(c.num_trainable_elements for c in counts):,}",
+            "",
+        )
+    )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    right = (2, 3, 4)
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def frozen_digests(start: Checkpoint, names: Iterable[str]) -> dict[str, str]:
+    """Returns the sha256 of each named tensor as it stands in the start checkpoint."""
+    return {name: start.sha256(name) for name in names}
+
+
+def find_breaches(start: Checkpoint, saved: Checkpoint, digests: dict[str, str]) -> list[str]:
+    """Returns the frozen tensors of a saved checkpoint that are not what they were.
+
+    A tensor saved in another dtype is cast to the start's before it is compared.
+    """
+    return [
+        name
+        for name, digest in digests.items()
+        if name not in saved.tensors
+        or saved.tensors[name].shape != start.tensors[name].shape
+        or hashlib.sha256(cast_bytes(saved, name, start.tensors[name].dtype)).hexdigest() != digest
+    ]
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """What happened to one tensor between two checkpoints."""
+
+    name: str
+    block: str
+    frozen: bool
+    sha256_start: str
+    sha256_end: str
+    num_elements: int
+    num_changed: int
+
+    @property
+    def changed_frac(self) -> float:
+        return self.num_changed / self.num_elements if self.num_elements else 0.0
+
+
+def compare_tensors(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> list[TensorChange]:
+    """Returns per tensor its digests and how many elements differ in a bit, in the start's dtype, one at a time."""
+    frozen = set(plan.frozen)
+    changes = []
+    for parameter in plan.layout:
+        name = parameter.name
+        before = start.data(name)
+        after = cast_bytes(end, name, start.tensors[name].dtype)
+        width = f"u{DTYPES[start.tensors[name].dtype][1]}"
+        num_changed = int(np.count_nonzero(np.frombuffer(before, width) != np.frombuffer(after, width)))
+        changes.append(
+            TensorChange(
+                name,
+                block_names(parameter, plan.partition),
+                name in frozen,
+                hashlib.sha256(before).hexdigest(),
+                hashlib.sha256(after).hexdigest(),
+                parameter.num_elements,
+                num_changed,
+            )
+        )
+    return changes
+
+
+def summarise_changes(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
+    """Returns per block: tensors, frozen ones, frozen ones that are identical, and the share of changed elements."""
+    summary = []
+    for block in dict.fromkeys(change.block for change in changes):
+        members = [change for change in changes if change.block == block]
+        frozen = [change for change in members if change.frozen]
+        num_elements = sum(change.num_elements for change in members)
+        summary.append(
+            {
+                "block": block,
+                "num_tensors": len(members),
+                "num_frozen": len(frozen),
+                "num_frozen_identical": sum(change.sha256_start == change.sha256_end for change in frozen),
+                "num_elements": num_elements,
+                "changed_frac": sum(change.num_changed for change in members) / num_elements,
+            }
+        )
+    order = (*BLOCKS, *REGIONS)
+    return sorted(summary, key=lambda row: order.index(row["block"]))
+
+
+def never_moved(changes: Sequence[TensorChange]) -> list[str]:
+    """Returns the trainable tensors in which not a single element changed."""
+    return [change.name for change in changes if not change.frozen and change.num_changed == 0]

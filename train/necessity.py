@@ -1,0 +1,190 @@
+"""Was the change necessary? The whole experiment: from one SFT checkpoint, GRPO with each block frozen in turn.
+
+    python -m train.necessity --config configs/pocket/necessity.yaml [--dry-run]
+
+Every arm starts from the same SFT checkpoint and sees the same prompts in the same order per seed; what differs is what
+it may not change. Then all models answer the same held-out prompts, and the arms are compared with SFT and with `full`.
+A stage whose directory says `finished` is not run again, so a killed study continues with the same command.
+
+    OUTPUT/data, init, base, sft        built here, where the configuration says so
+    OUTPUT/arms/ARM-seedK, eval/…       one folder a run
+    OUTPUT/scores.csv, comparison.csv   the tables
+    OUTPUT/report.html                  the page to read
+"""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_builders.prompts import read_prompts
+from models.layout import Layout, layout_from_config, layout_of
+from models.loading import local_checkpoint
+from models.pocket import PocketShape, build_config, build_tokenizer
+from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.progress import format_duration
+from tracking.run import open_run
+from train.arms import Arm, parse_arms
+from train.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
+from train.schedule import Job, Schedule
+from train.study import NecessityArguments, plan_jobs
+
+
+@dataclass(frozen=True)
+class Study:
+    """The resolved study: the model's layout, the arms, and every command in order."""
+
+    arguments: NecessityArguments
+    layout: Layout
+    plans: dict[str, FreezePlan]
+    arms: list[Arm]
+    jobs: list[Job]
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.arguments.output_dir)
+
+
+def plan_study(arguments: NecessityArguments) -> Study:
+    """Resolves arms and commands; reads configurations, no weights."""
+    layout = study_layout(arguments)
+    whole = plan_freeze(layout, FreezeArguments(partition=arguments.partition, cuts=arguments.cuts))
+    arms = parse_arms(arguments.arms, whole.partition)
+    plans = {arm.name: plan_freeze(layout, freeze_arguments(arguments, arm)) for arm in arms}
+    return Study(arguments, layout, plans, arms, plan_jobs(arguments, arms))
+
+
+def freeze_arguments(arguments: NecessityArguments, arm: Arm) -> FreezeArguments:
+    return FreezeArguments(
+        freeze=list(arm.freeze),
+        always_freeze=arguments.always_freeze,
+        partition=arguments.partition,
+        cuts=arguments.cuts,
+    )
+
+
+def study_layout(arguments: NecessityArguments) -> Layout:
+    """Returns the layout of the SFT checkpoint: from its own configuration, a stand-in, or the pocket shape."""
+    if arguments.layout_config:
+        return layout_of(Path(arguments.layout_config))
+    for checkpoint in (arguments.sft_checkpoint, arguments.base_checkpoint):
+        if checkpoint:
+            return layout_of(local_checkpoint(checkpoint, config_only=True))
+    assert arguments.init_config is not None
+    import yaml
+
+    values = yaml.safe_load(Path(arguments.init_config).read_text(encoding="utf-8")) or {}
+    shape = PocketShape(**{key: value for key, value in values.items() if key in PocketShape.__dataclass_fields__})
+    return layout_from_config(build_config(shape, build_tokenizer()).to_dict())
+
+
+def format_plan(study: Study) -> str:
+    """Returns the plan as a person reads it: checkpoints, blocks, counts per arm, commands."""
+    arguments = study.arguments
+    partition = next(iter(study.plans.values())).partition
+    lines = [
+        f"study: {study.directory}",
+        f"base: {arguments.base_checkpoint or arguments.base_config or '(none)'}",
+        f"sft, the start of every arm: {arguments.sft_checkpoint or arguments.sft_config}",
+        f"model: {study.layout.family.model_type}, {study.layout.num_layers} decoder layers, "
+        f"{study.layout.num_vision_blocks} vision blocks, {study.layout.num_elements:,} parameters, "
+        f"embeddings {'tied to the head' if study.layout.tied else 'and head apart'}",
+        f"partition: {partition}",
+        f"always frozen: {', '.join(arguments.always_freeze) or '(nothing)'}",
+        f"arms: {len(study.arms)}, seeds: {', '.join(map(str, arguments.seeds))}",
+        "",
+    ]
+    rows = [("arm", "freezes", "trainable", "frozen", "trains in")]
+    for arm in study.arms:
+        counts = count_blocks(study.plans[arm.name])
+        trainable = sum(count.num_trainable_elements for count in counts)
+        frozen = sum(count.num_elements for count in counts) - trainable
+        training = [
+            count.block + ("" if count.state == "trains" else " (part)") for count in counts if count.state != "frozen"
+        ]
+        rows.append((arm.name, " ".join(arm.freeze) or "nothing", f"{trainable:,}", f"{frozen:,}", " ".join(training)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            cell.rjust(w) if column in (2, 3) else cell.ljust(w)
+            for column, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    for arm in study.arms:
+        lines += ["", f"{arm.name}:", format_freeze_table(study.plans[arm.name])]
+    lines += ["", "commands:", *(f"  {job.shell}" for job in study.jobs)]
+    return "\n".join(lines)
+
+
+def study_settings(arguments: NecessityArguments) -> dict[str, Any]:
+    """Returns what determines the study's result, the text of its configuration files included."""
+    skipped = ("output_dir", "dry_run", "overwrite", "num_threads", "expected_s", "launcher")
+    values = {key: value for key, value in asdict(arguments).items() if key not in skipped}
+    return {**values, "files": {path: Path(path).read_text(encoding="utf-8") for path in arguments.config_files()}}
+
+
+def parse_expected(entries: list[str]) -> dict[str, float]:
+    """Parses KIND=SECONDS entries."""
+    expected = {}
+    for entry in entries:
+        kind, _, seconds = entry.partition("=")
+        if not seconds.replace(".", "", 1).isdigit():
+            raise ValueError(f"expected_s {entry!r} is no KIND=SECONDS, such as arm=80")
+        expected[kind] = float(seconds)
+    return expected
+
+
+def check_inputs(study: Study) -> None:
+    """Refuses a study whose checkpoints or prompts are not there, or are not what the plan was made for."""
+    arguments = study.arguments
+    if arguments.prompts:
+        for split in ("rl", arguments.eval_split):
+            read_prompts(Path(arguments.prompts), split)
+    for checkpoint in filter(None, (arguments.base_checkpoint, arguments.sft_checkpoint)):
+        layout = layout_of(local_checkpoint(checkpoint, config_only=True))
+        if layout.parameters != study.layout.parameters:
+            differing = sorted(set(layout.parameters.items()) ^ set(study.layout.parameters.items()))
+            raise ValueError(
+                f"checkpoint {checkpoint} is not shaped like the model of the plan, the first difference is "
+                f"{differing[0][0]!r}; correct or remove layout_config"
+            )
+
+
+def run_study(study: Study) -> Path:
+    """Runs every stage that is not done and returns the report's path."""
+    from analyze.report import write_report
+
+    arguments, directory = study.arguments, study.directory
+    check_inputs(study)
+    expected = parse_expected(arguments.expected_s)
+    report = directory / "report.html"
+    settings = study_settings(arguments)
+    with open_run(directory, command="train.necessity", settings=settings, overwrite=arguments.overwrite) as run:
+        if run.finished:
+            return report
+        threads = arguments.num_threads or len(os.sched_getaffinity(0))
+        schedule = Schedule(study.jobs, num_threads=threads, log_dir=directory / "logs", expected_s=expected)
+        run.note(seconds_per_job=schedule.run())
+        for table in ("scores.csv", "comparison.csv"):
+            shutil.copyfile(directory / "comparison" / table, directory / table)
+    write_report([directory], report)
+    return report
+
+
+def main(argv: list[str] | None = None) -> None:
+    import time
+
+    begin = time.monotonic()
+    (arguments,) = parse_arguments(argv, NecessityArguments, description=__doc__)
+    study = plan_study(arguments)
+    if arguments.dry_run:
+        print(format_plan(study))
+        return
+    report = run_study(study)
+    if is_main_process():
+        print(f"done in {format_duration(time.monotonic() - begin)}\nreport: {report}")
+
+
+if __name__ == "__main__":
+    run_command(main)

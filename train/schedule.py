@@ -1,0 +1,173 @@
+"""How do many commands run on one machine? Side by side as the cores allow, each a process of its own, resumable.
+
+A job is a command with an output directory; one whose directory says `finished` is not run again. Jobs end with the
+process that started them, so a killed study leaves nobody writing.
+"""
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
+from tracking.run import is_finished
+
+POLL_S = 0.25
+NUM_LOG_LINES = 15
+"""Lines of a failed job's log that are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One command of a study."""
+
+    name: str
+    kind: str
+    """Jobs of a kind take about equally long."""
+    command: tuple[str, ...]
+    output_dir: Path
+    needs: tuple[str, ...] = ()
+    """Names of the jobs that must be finished before it starts."""
+    num_threads: int = 1
+
+    @property
+    def shell(self) -> str:
+        """The command as a person would type it."""
+        first = "python" if self.command[0] == sys.executable else self.command[0]
+        return shlex.join((first, *self.command[1:]))
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    started: float
+
+    def fraction(self) -> float:
+        """Returns the share of steps done, 0 where that is not known."""
+        try:
+            state = json.loads((self.job.output_dir / PROGRESS_FILE).read_text())
+            return float(state["step"]) / float(state["num_steps"])
+        except (OSError, ValueError):
+            return 0.0
+
+
+class Schedule:
+    """Runs jobs in order of need, as many at a time as there are threads for."""
+
+    def __init__(self, jobs: Sequence[Job], *, num_threads: int, log_dir: Path, expected_s: dict[str, float]) -> None:
+        names = [job.name for job in jobs]
+        assert len(set(names)) == len(names), f"job names repeat: {names}"
+        self._jobs = list(jobs)
+        self._num_threads = num_threads
+        self._log_dir = log_dir
+        self._expected_s = dict(expected_s)
+        self._durations: dict[str, list[float]] = {}
+        self._seconds: dict[str, float] = {}
+        self._line = StatusLine()
+
+    def run(self) -> dict[str, float]:
+        """Runs every job that is not finished and returns the seconds each took.
+
+        Raises:
+            RuntimeError: where a job fails, with the end of its log; jobs already running are let end first.
+        """
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        finished = {job.name for job in self._jobs if is_finished(job.output_dir)}
+        waiting = [job for job in self._jobs if job.name not in finished]
+        running: list[_Running] = []
+        failed: list[Job] = []
+        if finished:
+            self._line.say(f"{len(finished)} of {len(self._jobs)} steps are done already")
+        try:
+            while running or (waiting and not failed):
+                if not failed:
+                    self._start_ready(waiting, running, finished)
+                time.sleep(POLL_S)
+                for entry in [entry for entry in running if entry.process.poll() is not None]:
+                    running.remove(entry)
+                    if entry.process.returncode == 0:
+                        self._finish(entry, finished)
+                    else:
+                        failed.append(entry.job)
+                self._show(waiting, running, finished)
+        finally:
+            for entry in running:
+                entry.process.terminate()
+        if failed:
+            raise RuntimeError("\n".join(self._describe_failure(job) for job in failed))
+        return dict(self._seconds)
+
+    def _start_ready(self, waiting: list[Job], running: list[_Running], finished: set[str]) -> None:
+        for job in list(waiting):
+            free = self._num_threads - sum(entry.job.num_threads for entry in running)
+            if min(job.num_threads, self._num_threads) > free:
+                if not set(job.needs) - finished:
+                    return  # the next in line waits for its threads; nothing overtakes it
+                continue
+            if set(job.needs) - finished:
+                continue
+            waiting.remove(job)
+            running.append(self._start(job))
+
+    def _start(self, job: Job) -> _Running:
+        threads = str(min(job.num_threads, self._num_threads))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        with self._log_path(job).open("ab") as log:
+            log.write(f"$ {job.shell}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                job.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 (this process has one thread)
+            )
+        return _Running(job, process, time.monotonic())
+
+    def _finish(self, entry: _Running, finished: set[str]) -> None:
+        duration = time.monotonic() - entry.started
+        self._durations.setdefault(entry.job.kind, []).append(duration)
+        self._seconds[entry.job.name] = round(duration, 1)
+        finished.add(entry.job.name)
+        self._line.say(f"[{len(finished)}/{len(self._jobs)}] {entry.job.name}: {format_duration(duration)}")
+
+    def _show(self, waiting: list[Job], running: list[_Running], finished: set[str]) -> None:
+        if not running:
+            return
+        now = time.monotonic()
+        left_s = 0.0
+        parts = []
+        for entry in running:
+            fraction, elapsed = entry.fraction(), now - entry.started
+            expected = self._estimate(entry.job.kind)
+            rest = elapsed * (1 - fraction) / fraction if fraction > 0.1 else max(0.0, expected - elapsed)
+            left_s += rest * entry.job.num_threads
+            parts.append(f"{entry.job.name} {fraction:.0%}" if fraction else entry.job.name)
+        left_s += sum(self._estimate(job.kind) * job.num_threads for job in waiting)
+        left = format_duration(left_s / self._num_threads)
+        self._line.show(f"[{len(finished)}/{len(self._jobs)}] {', '.join(parts)}; about {left} left")
+
+    def _estimate(self, kind: str) -> float:
+        measured = self._durations.get(kind)
+        return sum(measured) / len(measured) if measured else self._expected_s.get(kind, 0.0)
+
+    def _log_path(self, job: Job) -> Path:
+        return self._log_dir / f"{job.name}.log"
+
+    def _describe_failure(self, job: Job) -> str:
+        lines = self._log_path(job).read_text(errors="replace").splitlines()
+        tail = "\n".join(f"    {line}" for line in lines[-NUM_LOG_LINES:])
+        return f"{job.name} failed; the end of {self._log_path(job)}:\n{tail}"
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to terminate this process when its parent dies, however it dies (prctl, PR_SET_PDEATHSIG = 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

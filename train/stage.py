@@ -1,0 +1,183 @@
+"""How does one training run go, whatever the objective? Freeze, train, prove, write; killed at any time, continue.
+
+OUTPUT/run.json, records.jsonl      what was run; one record a logging step
+OUTPUT/proofs.jsonl                 one record a saved checkpoint: was anything frozen changed?
+OUTPUT/checkpoints/checkpoint-N     the trainer's own, for resuming; each checked for breaches when it is saved
+OUTPUT/final/                       the result, in the start checkpoint's dtype, spelling and sharding
+OUTPUT/freeze_report.json, metrics.csv
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.checkpoint import Checkpoint, check_same_tensors, open_checkpoint, write_like
+from models.layout import layout_of
+from models.loading import load_model, load_processor, local_checkpoint
+from tracking.command import is_main_process
+from tracking.product import partial_directory, write_text
+from tracking.records import Record, RecordLog
+from tracking.run import Run
+from tracking.tables import write_table
+from train.callbacks import CheckpointProof, MetricsRecorder, ProgressReporter, checkpoint_step, drop_unverified
+from train.freeze import (
+    FreezeArguments,
+    FreezePlan,
+    apply_freeze,
+    compare_tensors,
+    find_breaches,
+    format_freeze_table,
+    frozen_digests,
+    never_moved,
+    plan_freeze,
+    summarise_changes,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+
+CHECKPOINTS_DIR = "checkpoints"
+FINAL_DIR = "final"
+FREEZE_REPORT = "freeze_report.json"
+PLACES = ("output_dir", "logging_dir", "run_name")
+"""Training arguments that name places and do not determine the result."""
+
+TrainerFactory = Callable[["PreTrainedModel", "ProcessorMixin"], "Trainer"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint a run starts from, opened and planned."""
+
+    name: str
+    checkpoint: Checkpoint
+    plan: FreezePlan
+
+
+def open_start(name: str | None, freeze: FreezeArguments) -> Start:
+    """Opens the start checkpoint and resolves what is frozen, before anything is written."""
+    if not name:
+        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
+    checkpoint = open_checkpoint(local_checkpoint(name))
+    plan = plan_freeze(layout_of(checkpoint.directory), freeze)
+    missing = sorted(set(plan.layout.parameters) - set(checkpoint.tensors))
+    if missing:
+        raise ValueError(
+            f"{checkpoint.directory}: lacks {missing[0]!r} that its configuration asks for ({len(missing)} such)"
+        )
+    return Start(name, checkpoint, plan)
+
+
+def training_settings(arguments: "TrainingArguments") -> dict[str, Any]:
+    """Returns the resolved training arguments without the places they name."""
+    return {key: value for key, value in arguments.to_dict().items() if key not in PLACES}
+
+
+def steps_to_train(arguments: "TrainingArguments", num_prompts: int, prompts_per_step: float) -> int:
+    """Returns the number of optimizer steps: `max_steps`, or the given epochs over the prompts."""
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    num_steps = int(arguments.num_train_epochs * num_prompts // prompts_per_step)
+    if num_steps < 1:
+        raise ValueError(
+            f"{num_prompts} prompts over {arguments.num_train_epochs} epochs give no whole step of "
+            f"{prompts_per_step:g} prompts; set max_steps or give more prompts"
+        )
+    return num_steps
+
+
+def run_stage(
+    run: Run,
+    *,
+    start: Start,
+    dtype: str | None,
+    attn_implementation: str | None,
+    make_trainer: TrainerFactory,
+    settings: Mapping[str, Any],
+) -> None:
+    """Trains from the start checkpoint to `final/`, resuming from the last verified checkpoint where there is one.
+
+    Raises:
+        RuntimeError: where a frozen tensor changed; nothing is written under `final/`.
+    """
+    directory = run.directory
+    checkpoints_dir = directory / CHECKPOINTS_DIR
+    if is_main_process():
+        print(f"start: {start.name}\npartition: {start.plan.partition}\n{format_freeze_table(start.plan)}", flush=True)
+    model = load_model(start.checkpoint.directory, dtype=dtype or "auto", attn_implementation=attn_implementation)
+    apply_freeze(model, start.plan)
+    # Trainer resumes with the names in memory; checkpoints in the hub's spelling would silently load nothing
+    # (Transformers 5.23, without DeepSpeed).
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    digests = frozen_digests(start.checkpoint, start.plan.frozen)
+    trainer = make_trainer(model, load_processor(start.checkpoint.directory))
+    resume_from = drop_unverified(checkpoints_dir)
+    resume_step = checkpoint_step(resume_from) if resume_from else 0
+    with RecordLog(directory / "records.jsonl") as log, RecordLog(directory / "proofs.jsonl") as proofs:
+        for records in (log, proofs):
+            records.keep(lambda record: record["step"] <= resume_step)
+        proof = CheckpointProof(lambda saved: find_breaches(start.checkpoint, saved, digests), proofs)
+        for callback in (proof, MetricsRecorder(log), ProgressReporter(directory)):
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise RuntimeError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        _write_final(trainer, start, digests, directory)
+        if is_main_process():
+            _write_metrics(directory, log)
+            _write_report(run, start, settings, list(proofs))
+
+
+def _write_final(trainer: "Trainer", start: Start, digests: dict[str, str], directory: Path) -> None:
+    """Writes `final/` as the start checkpoint is written, after checking what was frozen."""
+    raw = directory / f".partial-{FINAL_DIR}-raw"
+    shutil.rmtree(raw, ignore_errors=True)
+    trainer.save_model(str(raw))
+    if is_main_process():
+        trained = open_checkpoint(raw)
+        check_same_tensors(start.checkpoint, trained)
+        breaches = find_breaches(start.checkpoint, trained, digests)
+        if breaches:
+            raise RuntimeError(f"{len(breaches)} frozen tensors changed during training, the first is {breaches[0]}")
+        shutil.rmtree(directory / FINAL_DIR, ignore_errors=True)
+        with partial_directory(directory / FINAL_DIR) as partial_final:
+            write_like(partial_final, start=start.checkpoint, weights=trained)
+        shutil.rmtree(raw)
+
+
+def _write_metrics(directory: Path, log: RecordLog) -> None:
+    import pandas as pd
+
+    write_table(directory / "metrics.csv", pd.DataFrame([{k: v for k, v in row.items() if k != "key"} for row in log]))
+
+
+def _write_report(run: Run, start: Start, settings: Mapping[str, Any], proofs: list[Record]) -> None:
+    """Writes the proof of freezing: per checkpoint, per block and per tensor."""
+    directory = run.directory
+    final = open_checkpoint(directory / FINAL_DIR)
+    changes = compare_tensors(start.checkpoint, final, start.plan)
+    broken = [change.name for change in changes if change.frozen and change.sha256_start != change.sha256_end]
+    if broken:
+        raise RuntimeError(f"{directory / FINAL_DIR}: {len(broken)} frozen tensors changed, the first is {broken[0]}")
+    report = {
+        "partition": {block: list(start.plan.partition.layers(block)) for block in ("early", "mid", "late")},
+        **{key: settings[key] for key in ("freeze", "train_only", "always_freeze")},
+        "notes": start.plan.notes,
+        "checkpoints": [*(proof["key"] for proof in proofs), FINAL_DIR],
+        "num_frozen_tensors": len(start.plan.frozen),
+        "num_breaches": 0,
+        "never_moved": never_moved(changes),
+        "blocks": summarise_changes(changes),
+        "tensors": [{**asdict(change), "changed_frac": change.changed_frac} for change in changes],
+    }
+    write_text(directory / FREEZE_REPORT, json.dumps(report, indent=1) + "\n")
+    print(
+        f"proof: {len(start.plan.frozen)} frozen tensors are bit-identical in {len(proofs) + 1} checkpoints "
+        f"({directory / FREEZE_REPORT})"
+    )
+    for name in report["never_moved"]:
+        print(f"WARNING: {name} was free to change and did not: not one of its elements moved")

@@ -1,0 +1,207 @@
+"""What is a necessity study made of? Its arguments, and every command it runs, in order.
+
+Data and models that the configuration names are used as they are; those it gives a YAML for are built in the study.
+Each command has an output directory of its own and needs only what stands before it.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_builders.build import DATA_DIR
+from models.pocket import CHECKPOINT_DIR
+from train.arms import Arm
+from train.schedule import Job
+
+FINAL_DIR = "final"
+"""Where train.sft and train.grpo leave the trained checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NecessityArguments:
+    """A study: where its models and data come from, which arms it compares, with which seeds."""
+
+    output_dir: str = field(metadata={"help": "folder of the whole study"})
+    grpo_config: str = field(metadata={"help": "YAML of train.grpo, the same for every arm"})
+    arms: list[str] = field(metadata={"help": "full, freeze-mid, only-late, freeze-random-0, NAME=EXPR+EXPR, …"})
+    seeds: list[int] = field(metadata={"help": "training seeds; each arm is trained with each"})
+    eval_config: str = field(metadata={"help": "YAML of eval.run, the same for every model"})
+    sft_checkpoint: str | None = field(default=None, metadata={"help": "the start of every arm: folder or hub id"})
+    sft_config: str | None = field(default=None, metadata={"help": "or the YAML of train.sft that makes it from base"})
+    base_checkpoint: str | None = field(default=None, metadata={"help": "the pretrained model: folder or hub id"})
+    base_config: str | None = field(default=None, metadata={"help": "or the YAML of train.sft that makes it from init"})
+    init_config: str | None = field(
+        default=None, metadata={"help": "YAML of models.pocket, the untrained start of base"}
+    )
+    data_task: str | None = field(default=None, metadata={"help": "task of data_builders.build, such as pocket"})
+    data_config: str | None = field(default=None, metadata={"help": "its YAML"})
+    prompts: str | None = field(default=None, metadata={"help": "or the folder of an existing prompt set"})
+    eval_split: str = field(default="test", metadata={"help": "split of the prompt set that is scored"})
+    always_freeze: list[str] = field(default_factory=list, metadata={"help": "block expressions frozen in every arm"})
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers that cut the decoder instead"})
+    layout_config: str | None = field(
+        default=None, metadata={"help": "config.json used for the plan where the checkpoint is not at hand"}
+    )
+    launcher: str | None = field(
+        default=None, metadata={"help": "what starts train.grpo, such as 'accelerate launch --num_processes 2 -m'"}
+    )
+    num_threads: int = field(default=0, metadata={"help": "processor threads for all jobs together; 0: all there are"})
+    expected_s: list[str] = field(
+        default_factory=list,
+        metadata={"help": "KIND=SECONDS of the jobs, for the first estimate of the remaining time"},
+    )
+    dry_run: bool = field(default=False, metadata={"help": "print the plan and stop; no weights are read"})
+    overwrite: bool = field(default=False, metadata={"help": "start the whole study over"})
+
+    def __post_init__(self) -> None:
+        if bool(self.sft_checkpoint) == bool(self.sft_config):
+            raise ValueError("expected either sft_checkpoint or sft_config, the start of every arm")
+        if self.base_checkpoint and self.base_config:
+            raise ValueError("base_checkpoint and base_config are both given; expected one of them")
+        if self.sft_config and not (self.base_config or self.base_checkpoint):
+            raise ValueError("sft_config is given without base_checkpoint or base_config, from which it starts")
+        if self.base_config and not self.init_config:
+            raise ValueError("base_config is given without init_config, from which it starts")
+        if bool(self.prompts) == bool(self.data_task):
+            raise ValueError("expected either prompts, a folder, or data_task with data_config")
+        if not self.seeds:
+            raise ValueError("seeds is empty; expected at least one, such as 0 1")
+        for seed in self.seeds:
+            if self.seeds.count(seed) > 1:
+                raise ValueError(f"seed {seed} is named twice; expected each seed once")
+        for path in self.config_files():
+            if not Path(path).is_file():
+                raise ValueError(f"{path} does not exist; expected a configuration file")
+
+    def config_files(self) -> list[str]:
+        files = (
+            self.data_config,
+            self.init_config,
+            self.base_config,
+            self.sft_config,
+            self.grpo_config,
+            self.eval_config,
+        )
+        return [path for path in files if path is not None]
+
+
+def plan_jobs(arguments: NecessityArguments, arms: Sequence[Arm]) -> list[Job]:
+    """Returns every command of the study in the order in which it may start."""
+    return _Jobs(arguments, arms).all()
+
+
+def arm_label(arm: str, seed: int) -> str:
+    """Returns the folder name of one arm trained with one seed."""
+    return f"{arm}-seed{seed}"
+
+
+class _Jobs:
+    """Collects the commands of one study; a job needs those of the named ones that the study runs itself."""
+
+    def __init__(self, arguments: NecessityArguments, arms: Sequence[Arm]) -> None:
+        self.arguments = arguments
+        self.runs = [(arm, seed, arm_label(arm.name, seed)) for arm in arms for seed in arguments.seeds]
+        self.out = Path(arguments.output_dir)
+        self.prompts = arguments.prompts or str(self.out / "data" / DATA_DIR)
+        self.checkpoints = {
+            "init": str(self.out / "init" / CHECKPOINT_DIR),
+            "base": arguments.base_checkpoint or str(self.out / "base" / FINAL_DIR),
+            "sft": arguments.sft_checkpoint or str(self.out / "sft" / FINAL_DIR),
+            **{label: str(self.out / "arms" / label / FINAL_DIR) for _, _, label in self.runs},
+        }
+        self.jobs: dict[str, Job] = {}
+
+    def all(self) -> list[Job]:
+        self._add_sources()
+        for arm, seed, label in self.runs:
+            self._add_arm(arm, seed, label)
+        phases = ["base", "sft"] if self.arguments.base_checkpoint or self.arguments.base_config else ["sft"]
+        for model in (*phases, *(label for _, _, label in self.runs)):
+            self._add_evaluation(model)
+        self._add_comparison(phases)
+        self._add_deltas()
+        return list(self.jobs.values())
+
+    def _add(
+        self,
+        name: str,
+        kind: str,
+        directory: Path,
+        *command: str,
+        needs: Sequence[str] = (),
+        num_threads: int = 1,
+        launcher: Sequence[str] = (sys.executable, "-m"),
+    ) -> None:
+        self.jobs[name] = Job(
+            name=name,
+            kind=kind,
+            command=(*launcher, *command, "--output_dir", str(directory)),
+            output_dir=directory,
+            needs=tuple(need for need in needs if need in self.jobs),
+            num_threads=num_threads,
+        )
+
+    def _add_sources(self) -> None:
+        """Adds what the study makes itself: the data, the untrained model, the base model and the cold start."""
+        arguments = self.arguments
+        if arguments.data_task:
+            config = ("--config", arguments.data_config) if arguments.data_config else ()
+            self._add("data", "data", self.out / "data", "data_builders.build", arguments.data_task, *config)
+        if arguments.init_config:
+            self._add("init", "init", self.out / "init", "models.pocket", "--config", arguments.init_config)
+        every_thread = arguments.num_threads or len(os.sched_getaffinity(0))
+        for phase, config_file, start in (
+            ("base", arguments.base_config, "init"),
+            ("sft", arguments.sft_config, "base"),
+        ):
+            if config_file:
+                command = ("train.sft", "--config", config_file, *self._start(self.checkpoints[start]))
+                self._add(phase, phase, self.out / phase, *command, needs=("data", start), num_threads=every_thread)
+
+    def _start(self, checkpoint: str) -> tuple[str, ...]:
+        return ("--model_name_or_path", checkpoint, "--prompts", self.prompts)
+
+    def _add_arm(self, arm: Arm, seed: int, label: str) -> None:
+        arguments = self.arguments
+        command = [
+            *("train.grpo", "--config", arguments.grpo_config),
+            *self._start(self.checkpoints["sft"]),
+            *("--seed", str(seed), "--partition", arguments.partition),
+        ]
+        for flag, values in (
+            ("--freeze", arm.freeze),
+            ("--always_freeze", arguments.always_freeze),
+            ("--cuts", arguments.cuts),
+        ):
+            if values:
+                command += [flag, *map(str, values)]
+        launcher = shlex.split(arguments.launcher) if arguments.launcher else (sys.executable, "-m")
+        directory = self.out / "arms" / label
+        self._add(label, "arm", directory, *command, needs=("data", "sft"), launcher=launcher)
+
+    def _add_evaluation(self, model: str) -> None:
+        task = f"{self.prompts}:{self.arguments.eval_split}"
+        command = ("eval.run", "--config", self.arguments.eval_config, "--model", self.checkpoints[model])
+        directory = self.out / "eval" / model
+        self._add(f"eval-{model}", "eval", directory, *command, "--tasks", task, needs=("data", model))
+
+    def _add_comparison(self, phases: Sequence[str]) -> None:
+        models = [f"{phase}={self.out / 'eval' / phase}" for phase in phases]
+        models += [f"{arm.name}@{seed}={self.out / 'eval' / label}" for arm, seed, label in self.runs]
+        roles = ["--baseline", "sft"]
+        if any(arm.name == "full" for arm, _, _ in self.runs):
+            roles += ["--reference", "full"]
+        needs = [job.name for job in self.jobs.values() if job.kind == "eval"]
+        self._add("comparison", "compare", self.out / "comparison", "eval.compare", *models, *roles, needs=needs)
+
+    def _add_deltas(self) -> None:
+        arguments = self.arguments
+        ends = [f"{arm.name}@{seed}={self.checkpoints[label]}" for arm, seed, label in self.runs]
+        cut = ("--cuts", *map(str, arguments.cuts)) if arguments.cuts else ("--partition", arguments.partition)
+        command = ("analyze.deltas", "--sft", self.checkpoints["sft"], "--rl", *ends, *cut)
+        needs = [label for _, _, label in self.runs]
+        self._add("deltas", "deltas", self.out / "deltas", *command, needs=needs)

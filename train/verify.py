@@ -1,0 +1,85 @@
+"""Was it really frozen? Proof, or breach, for any two checkpoints, ours or foreign.
+
+    python -m train.verify --start SFT_CHECKPOINT --end RL_CHECKPOINT --frozen mid
+
+Every tensor of the named blocks is compared by sha256 in the start's stored dtype. Exit status 0: identical; 1: a
+breach, with the tensors named.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from models.checkpoint import check_same_tensors, open_checkpoint
+from models.layout import layout_of
+from models.loading import local_checkpoint
+from tracking.command import parse_arguments, run_command
+from tracking.product import write_text
+from train.freeze import (
+    FreezeArguments,
+    TensorChange,
+    compare_tensors,
+    never_moved,
+    plan_freeze,
+    summarise_changes,
+)
+
+EXIT_BREACH = 1
+NUM_NAMED = 10
+"""Tensors named on screen; the report names all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyArguments:
+    """Two checkpoints and what must be the same in both."""
+
+    start: str = field(metadata={"help": "the checkpoint training started from: folder or hub id"})
+    end: str = field(metadata={"help": "the checkpoint it ended with: folder or hub id"})
+    frozen: list[str] = field(metadata={"help": "block expressions that must be identical, such as mid"})
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    report: str | None = field(default=None, metadata={"help": "write the proof per tensor to this JSON file"})
+
+
+def breaches(changes: list[TensorChange]) -> list[str]:
+    """Returns the frozen tensors whose bits differ."""
+    return [change.name for change in changes if change.frozen and change.sha256_start != change.sha256_end]
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(argv, VerifyArguments, description=__doc__)
+    start = open_checkpoint(local_checkpoint(arguments.start))
+    end = open_checkpoint(local_checkpoint(arguments.end))
+    check_same_tensors(start, end)
+    freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
+    plan = plan_freeze(layout_of(start.directory), freeze)
+    changes = compare_tensors(start, end, plan)
+    broken = breaches(changes)
+    print(f"partition: {plan.partition}")
+    for row in summarise_changes(changes):
+        proof = f"{row['num_frozen_identical']} of {row['num_frozen']} frozen identical" if row["num_frozen"] else ""
+        line = (
+            f"{row['block']:<10} {row['num_tensors']:>5} tensors  {row['changed_frac']:>8.3%} elements changed  {proof}"
+        )
+        print(line.rstrip())
+    if still := never_moved(changes):
+        print(f"note: {len(still)} tensors that were free to change are identical, the first is {still[0]}")
+    if arguments.report:
+        report = {
+            "start": arguments.start,
+            "end": arguments.end,
+            "frozen": arguments.frozen,
+            "breaches": broken,
+            "tensors": [asdict(change) for change in changes],
+        }
+        write_text(Path(arguments.report), json.dumps(report, indent=1) + "\n")
+    if broken:
+        for name in broken[:NUM_NAMED]:
+            print(f"breach: {name}")
+        print(f"BREACH: {len(broken)} of {len(plan.frozen)} tensors that should be frozen changed")
+        raise SystemExit(EXIT_BREACH)
+    print(f"proof: all {len(plan.frozen)} tensors of {' '.join(arguments.frozen)} are bit-identical")
+
+
+if __name__ == "__main__":
+    run_command(main)
