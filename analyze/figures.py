@@ -1,0 +1,194 @@
+"""What do the tables look like? Figures drawn from a study's tables alone, one function a figure."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analyze.study import NecessityStudy
+from tracking.product import partial_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ARM_COLOURS = {
+    "full": "#222222",
+    "freeze-early": "#0072B2",
+    "freeze-mid": "#D55E00",
+    "freeze-late": "#009E73",
+    "only-early": "#56B4E9",
+    "only-mid": "#E69F00",
+    "only-late": "#7BCFA9",
+}
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+OTHER_COLOURS = ("#CC79A7", "#8C6BB1", "#A6761D", "#666666")
+REGION_LABELS = {"vision": "vision", "projector": "proj.", "embed": "embed", "norm": "norm", "head": "head"}
+RESOLUTION_DPI = 160
+
+
+def arm_colour(arm: str, arms: list[str]) -> str:
+    """Returns the colour of an arm, the same in every figure."""
+    others = [name for name in arms if name not in ARM_COLOURS]
+    return ARM_COLOURS.get(arm) or OTHER_COLOURS[others.index(arm) % len(OTHER_COLOURS)]
+
+
+def draw_gains(study: NecessityStudy) -> "Figure":
+    """Draws the pooled difference to SFT in points, per ability and arm, with 95 % intervals."""
+
+    def values(ability: str) -> "pd.DataFrame":
+        rows = study.pooled(ability, "accuracy", "sft").set_index("arm")
+        return rows.reindex(study.arms)[["difference", "low", "high"]] * 100
+
+    figure = _forest(study, study.arms, values, "change from SFT, points")
+    for axes in figure.axes:
+        axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+    return figure
+
+
+def draw_gain_kept(study: NecessityStudy) -> "Figure":
+    """Draws the share of full training's gain that each arm keeps, where that gain is beyond doubt."""
+    arms = [arm for arm in study.arms if arm != "full"]
+
+    def values(ability: str) -> "pd.DataFrame":
+        rows = study.pooled(ability, "accuracy", "sft").set_index("arm").reindex(arms)
+        return rows[["gain_kept", "gain_kept_low", "gain_kept_high"]] * 100
+
+    figure = _forest(study, arms, values, "gain kept, % of full's")
+    for axes in figure.axes:
+        for mark in (0, 100):
+            axes.axvline(mark, color="#999999", linewidth=0.8, linestyle="-" if mark else ":", zorder=0)
+    return figure
+
+
+def _forest(study: NecessityStudy, arms: list[str], values: Callable[[str], "pd.DataFrame"], label: str) -> "Figure":
+    """Draws one panel an ability: a point and an interval a row."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        1, len(study.abilities), figsize=(9.2, 0.9 + 0.36 * len(arms)), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, ability in zip(panels[0], study.abilities, strict=True):
+        table = values(ability)
+        for position, (arm, (middle, low, high)) in enumerate(zip(arms, table.to_numpy(), strict=True)):
+            if middle != middle:
+                axes.text(0.5, position, "not given: full's gain may be zero", transform=axes.get_yaxis_transform(),
+                          ha="center", va="center", fontsize=7.5, color="#777777", style="italic")  # fmt: skip
+                continue
+            colour = arm_colour(arm, study.arms)
+            axes.plot([low, high], [position, position], color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot(middle, position, "o", color=colour, markersize=6.5)
+        axes.set_title(ability, fontsize=10.5, fontweight="bold")
+        axes.set_xlabel(label)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.margins(x=0.12)
+        _plain(axes)
+    return figure
+
+
+def draw_rewards(study: NecessityStudy) -> "Figure":
+    """Draws the accuracy reward over the steps: the mean over seeds, and the band from the lowest to the highest."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    figure, axes = plt.subplots(figsize=(9.2, 3.3), layout="constrained")
+    column = "rewards/accuracy/mean"
+    for arm in study.arms:
+        curves = pd.concat(
+            [run.metrics.set_index("step")[column].dropna() for run in study.runs if run.arm == arm], axis=1
+        )
+        smooth = curves.rolling(3, min_periods=1, center=True).mean()
+        colour = arm_colour(arm, study.arms)
+        axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+        axes.plot(smooth.index, smooth.mean(axis=1), color=colour, linewidth=1.8, label=arm)
+    axes.set_xlabel("GRPO step")
+    axes.set_ylabel("share of sampled answers right")
+    axes.legend(frameon=False, ncols=2, fontsize=9, loc="lower right")
+    _plain(axes)
+    return figure
+
+
+def draw_deltas(study: NecessityStudy) -> "Figure":
+    """Draws the relative size of RL's change per region and decoder layer, a panel an arm; frozen is exactly zero."""
+    import matplotlib.pyplot as plt
+
+    grouped = study.layers.groupby(["phase", "region", "layer"], dropna=False, sort=False)
+    table = grouped["relative_energy"].mean().reset_index()
+    num_layers = sum(len(layers) for layers in study.partition.values())
+    outside = [region for region in REGION_LABELS if region in set(table["region"])]
+    places = [*outside, *range(num_layers)]
+    labels = [*(REGION_LABELS[region] for region in outside), *map(str, range(num_layers))]
+    num_rows = -(-len(study.arms) // 2)
+    figure, panels = plt.subplots(
+        num_rows, min(2, len(study.arms)), figsize=(9.2, 0.6 + 1.75 * num_rows), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for axes, arm in zip(panels.flat, study.arms, strict=False):
+        own = table[table["phase"] == arm]
+        tower = own[own["region"].isin(["vision"])]["relative_energy"]
+        heights = []
+        for place in places:
+            if isinstance(place, int):
+                heights.append(
+                    float(own[(own["region"] == "llm") & (own["layer"] == place)]["relative_energy"].iloc[0])
+                )
+            elif place == "vision":
+                heights.append(float((tower**2).mean() ** 0.5))
+            else:
+                heights.append(float(own[own["region"] == place]["relative_energy"].iloc[0]))
+        positions = list(range(len(places)))
+        axes.bar(positions, [100 * height for height in heights], color=arm_colour(arm, study.arms), width=0.72)
+        for position, height in zip(positions, heights, strict=True):
+            if height == 0:
+                axes.axvspan(position - 0.5, position + 0.5, color="#e6e6e6", zorder=0, linewidth=0)
+                axes.text(position, 0, "0", ha="center", va="bottom", fontsize=8, color="#555555")
+        for block, layers in study.partition.items():
+            axes.axvline(len(outside) + layers[0] - 0.5, color="#aaaaaa", linewidth=0.7, linestyle=":")
+            axes.text(len(outside) + sum(layers) / len(layers), 0.985, block, ha="center", va="top", fontsize=7.5,
+                      color="#777777", transform=axes.get_xaxis_transform())  # fmt: skip
+        axes.set_title(arm, fontsize=10, fontweight="bold")
+        step = 1 if num_layers <= 14 else 4
+        shown = [i for i, place in enumerate(places) if not isinstance(place, int) or place % step == 0]
+        axes.set_xticks(shown, [labels[i] for i in shown], fontsize=8)
+        axes.margins(x=0.01, y=0.18)
+        _plain(axes)
+    for axes in panels.flat[len(study.arms) :]:
+        axes.set_visible(False)
+    figure.supylabel("‖RL − SFT‖ / ‖SFT‖, %", fontsize=9.5)
+    return figure
+
+
+FIGURES: dict[str, Callable[[NecessityStudy], "Figure"]] = {
+    "gains": draw_gains,
+    "gain_kept": draw_gain_kept,
+    "rewards": draw_rewards,
+    "deltas": draw_deltas,
+}
+
+
+def draw_all(study: NecessityStudy, directory: Path) -> dict[str, Path]:
+    """Draws every figure of a study as PNG and returns their paths by name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    paths = {}
+    for name, draw in FIGURES.items():
+        if name == "gain_kept" and "full" not in study.arms:
+            continue
+        figure = draw(study)
+        paths[name] = directory / f"{name}.png"
+        with partial_file(paths[name]) as partial:
+            figure.savefig(partial, dpi=RESOLUTION_DPI, format="png", metadata={"Software": None})
+        plt.close(figure)
+    return paths
+
+
+def _plain(axes: "Axes") -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=9)
+    axes.grid(axis="both", color="#eeeeee", zorder=-1)
+    axes.set_axisbelow(True)

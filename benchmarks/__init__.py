@@ -1,0 +1,1 @@
+"""Measured figures, with the commands that measure them."""

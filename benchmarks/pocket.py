@@ -1,0 +1,103 @@
+"""How long does the pocket study take, how much memory, and what does it find? Runs it anew and writes the figures.
+
+    python -m benchmarks.pocket    (make bench)
+
+Writes `benchmarks/results/pocket.json`: commit, command, hardware, seconds per stage, peak memory of all its processes
+together, the scores and the comparisons. The time is that of `make pocket` after installation.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tracking.command import REPOSITORY_ROOT, run_command
+from tracking.product import write_text
+from tracking.run import git_state, hardware, read_run
+from tracking.tables import read_table
+
+RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "pocket.json"
+CONFIG = "configs/pocket/necessity.yaml"
+SAMPLING_INTERVAL_S = 0.5
+POOLED_COLUMNS = [
+    "ability", "metric", "arm", "against", "n", "difference", "low", "high", "p", "p_holm",
+    "gain_kept", "gain_kept_low", "gain_kept_high",
+]  # fmt: skip
+
+
+class MemoryWatch:
+    """Samples the resident memory of a process and all its descendants, shared pages counted once (PSS)."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_bytes = 0
+        self._root = psutil.Process(pid)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while self._root.is_running():
+            total = 0
+            try:
+                for process in (self._root, *self._root.children(recursive=True)):
+                    total += process.memory_full_info().pss
+            except psutil.Error:
+                pass  # a process ended between being listed and being read
+            self.peak_bytes = max(self.peak_bytes, total)
+            time.sleep(SAMPLING_INTERVAL_S)
+
+
+def table_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns a table as rows of plain values, empty cells as None."""
+    rows: list[dict[str, Any]] = json.loads(read_table(path).to_json(orient="records", double_precision=6))
+    return rows
+
+
+def measure(config: str, output_dir: Path) -> dict[str, Any]:
+    """Runs a study from nothing and returns what is published of it."""
+    command = ["python", "-m", "train.necessity", "--config", config]
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *command[1:], "--output_dir", str(output_dir), "--overwrite"], cwd=REPOSITORY_ROOT
+    )
+    watch = MemoryWatch(process.pid)
+    if process.wait():
+        raise RuntimeError(
+            f"{' '.join(command)} failed with exit status {process.returncode}; its logs are in {output_dir / 'logs'}"
+        )
+    seconds = time.monotonic() - begin
+    run = read_run(output_dir)
+    comparison = table_rows(output_dir / "comparison.csv")
+    pooled = [{key: row[key] for key in POOLED_COLUMNS} for row in comparison if row["seed"] == "pooled"]
+    return {
+        "command": " ".join(command),
+        "git": git_state(),
+        "date": run["attempts"][-1]["start"],
+        "hardware": hardware(),
+        "versions": run["attempts"][-1]["versions"],
+        "seconds": round(seconds, 1),
+        "peak_memory_gib": round(watch.peak_bytes / 2**30, 2),
+        "seconds_per_job": run["attempts"][-1]["seconds_per_job"],
+        "scores": table_rows(output_dir / "scores.csv"),
+        "comparison_pooled": pooled,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", default=CONFIG, help="the study to run")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmark"), help="where it runs")
+    parser.add_argument("--result", type=Path, default=RESULT, help="the file to write")
+    arguments = parser.parse_args()
+    result = measure(arguments.config, arguments.output_dir)
+    write_text(arguments.result, json.dumps(result, indent=1) + "\n")
+    print(f"{result['seconds']:.0f} s, {result['peak_memory_gib']} GiB: {arguments.result}")
+
+
+if __name__ == "__main__":
+    run_command(main)
