@@ -8,10 +8,10 @@ breach of freezing, a failed job) with exit status 1; anything raised by a libra
 
 import argparse
 import difflib
+import dis
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -39,40 +39,46 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
     Raises:
         ValueError: for an unknown or misspelt key, a missing or malformed configuration file, or a bad value.
     """
-    import yaml
     from trl import TrlParser
 
     class Parser(TrlParser):
         def error(self, message: str) -> NoReturn:
             raise ValueError(message)
 
+        def set_defaults_with_config(self, **config: Any) -> list[str]:
+            """Reads `tasks: count` in a file as the flag `--tasks count` is read: a list of one."""
+            lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
+            remaining: list[str] = super().set_defaults_with_config(
+                **{
+                    key: [value] if key in lists and isinstance(value, str | int | float) else value
+                    for key, value in config.items()
+                }
+            )
+            return remaining
+
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for position, text in enumerate(arguments):
+        if text.startswith("--config="):  # TrlParser reads the file only where it is a word of its own
+            arguments[position : position + 1] = text.split("=", 1)
     parser = Parser(
         list(dataclasses),
         description=(description or "").split("\n")[0],
         usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument_group("configuration").add_argument(
         "--config", help="a YAML file with values for any of these arguments", default=argparse.SUPPRESS
     )
-    known = {action.dest for action in parser._actions}
+    known = {action.dest: action for action in parser._actions if action.dest not in ("config", "help")}
     if "--config" in arguments:
         position = arguments.index("--config") + 1
         if position == len(arguments):
             raise ValueError("--config needs a file, for example --config configs/pocket/necessity.yaml")
         path = Path(arguments[position])
-        if not path.is_file():
-            raise ValueError(f"--config {path}: no such file")
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{path}: expected `name: value` lines, found {type(config).__name__}")
-        for key in config:
-            if key not in known and key != "env":
-                raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
+        for key, value in read_config(path, known).items():
+            if key in known and known[key].type is int and known[key].nargs is None and isinstance(value, float | list):
+                raise ValueError(f"{path}: {key} is {value!r}; expected a whole number")
     try:
         *parsed, remaining = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     except (TypeError, argparse.ArgumentError) as error:
@@ -84,15 +90,35 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
     return tuple(parsed)
 
 
+def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
+    """Reads a configuration file.
+
+    Raises:
+        ValueError: where it is missing, no YAML mapping, or has an unknown key.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"--config {path}: no such file")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected `name: value` lines, found {type(config).__name__}")
+    for key in config:
+        if key not in known and key != "env":
+            raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
+    return config
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2."""
     quiet_libraries()
     try:
         main()
     except (ValueError, RuntimeError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        raised_in = Path(frames[-1].filename).resolve()
-        if not raised_in.is_relative_to(REPOSITORY_ROOT) or ".venv" in raised_in.parts:
+        if not _raised_by_us(error):
             raise
         if is_main_process():
             print(f"error: {error}", file=sys.stderr)
@@ -100,6 +126,18 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """True where a `raise` of this repository raised it, and not a library, or its compiled code called from here."""
+    trace = error.__traceback__
+    assert trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    raised_in = Path(code.co_filename).resolve()
+    ours = raised_in.is_relative_to(REPOSITORY_ROOT) and ".venv" not in raised_in.parts
+    return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def quiet_libraries() -> None:

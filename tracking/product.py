@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def _partial_path(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
+    """Where a product is written until it is whole."""
     return path.parent / f".partial-{path.name}"
 
 
@@ -20,7 +21,7 @@ def partial_directory(path: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` when the block ends without an error."""
     if path.exists():
         raise ValueError(f"{path} exists already; choose another output directory or remove it")
-    partial = _partial_path(path)
+    partial = partial_path(path)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -35,7 +36,7 @@ def partial_directory(path: Path) -> Iterator[Path]:
 def partial_file(path: Path) -> Iterator[Path]:
     """Yields a path to write that replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_path(path)
+    partial = partial_path(path)
     yield partial
     _flush_to_disk(partial)
     partial.replace(path)

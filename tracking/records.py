@@ -30,7 +30,7 @@ class RecordLog:
                     try:
                         record = json.loads(line)
                         key = record["key"]
-                    except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
                         raise ValueError(
                             f"{path}:{number}: not a record ({error}); remove the line, or start over with --overwrite"
                         ) from error
@@ -86,7 +86,8 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected the records of a finished command")
-    return list(_parse(path, path.read_text(encoding="utf-8").splitlines()))
+    with path.open(encoding="utf-8", newline="\n") as lines:  # a reply may hold other line breaks, such as U+2028
+        return list(_parse(path, lines))
 
 
 def _parse(path: Path, lines: Iterable[str]) -> Iterator[Record]:

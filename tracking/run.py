@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tracking.command import REPOSITORY_ROOT, is_main_process
-from tracking.product import write_text
+from tracking.product import partial_path, write_text
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -186,8 +186,10 @@ def _read_state(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); remove it and run again") from error
+    if not isinstance(state, dict) or not {"command", "settings", "status", "attempts"} <= state.keys():
+        raise ValueError(f"{path} was not written by this suite; choose another folder")
     return state
 
 
@@ -195,7 +197,8 @@ def _check_directory(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output-dir {directory} is a file; expected a folder")
     if directory.is_dir() and not (directory / RUN_FILE).exists():
-        foreign = [entry.name for entry in directory.iterdir() if entry.name != LOCK_FILE]
+        ours = {LOCK_FILE, partial_path(directory / RUN_FILE).name}  # all that a command killed at its start leaves
+        foreign = [entry.name for entry in directory.iterdir() if entry.name not in ours]
         if foreign:
             raise ValueError(
                 f"--output-dir {directory} holds {sorted(foreign)[0]!r} but no {RUN_FILE}: it is no run of this suite; "

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tracking.command import REPOSITORY_ROOT
+from tracking.product import partial_directory, partial_file, write_text
+
+
+def kill_while_writing(opener: str, path: Path) -> None:
+    """Starts a process that writes half a product at `path` and kills it there."""
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        f"from tracking.product import {opener}\n"
+        f"with {opener}(Path(sys.argv[1])) as partial:\n"
+        "    (partial / 'half' if partial.is_dir() else partial).write_text('half')\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        child.kill()
+
+
+def test_killed_directory_writer_leaves_only_a_partial_which_the_next_one_removes(tmp_path: Path) -> None:
+    path = tmp_path / "final"
+    kill_while_writing("partial_directory", path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".partial-final"]
+    with partial_directory(path) as partial:
+        assert not list(partial.iterdir())
+        (partial / "whole").write_text("whole")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["final"]
+    assert [entry.name for entry in path.iterdir()] == ["whole"]
+
+
+def test_killed_file_writer_leaves_the_previous_file_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("before")
+    kill_while_writing("partial_file", path)
+    assert path.read_text() == "before"
+    write_text(path, "after")
+    assert path.read_text() == "after"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_failed_writer_leaves_no_product(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"), partial_directory(tmp_path / "final") as partial:
+        (partial / "half").write_text("half")
+        raise OSError("disk full")
+    with pytest.raises(OSError, match="disk full"), partial_file(tmp_path / "table.csv") as partial:
+        partial.write_text("half")
+        raise OSError("disk full")
+    assert not (tmp_path / "final").exists() and not (tmp_path / "table.csv").exists()
+
+
+def test_directory_that_exists_is_refused_and_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "final"
+    path.mkdir()
+    (path / "model").write_text("precious")
+    with pytest.raises(ValueError, match="exists already"), partial_directory(path):
+        pass
+    assert (path / "model").read_text() == "precious"
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "report.html", "x")
+    with partial_directory(tmp_path / "c" / "d" / "final") as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "file").write_text("y")
+    assert (tmp_path / "a" / "b" / "report.html").read_text() == "x"
+    assert (tmp_path / "c" / "d" / "final" / "sub" / "file").read_text() == "y"
