@@ -251,8 +251,13 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     weight_map = _read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    if not isinstance(weight_map, dict) or not weight_map or not all(type(f) is str for f in weight_map.values()):
         raise ValueError(f"{path}: holds no weight_map; expected a file name for every tensor")
+    if (directory / WEIGHTS_FILE).is_file() and WEIGHTS_FILE not in weight_map.values():
+        raise ValueError(
+            f"{directory} holds both {WEIGHTS_FILE} and {INDEX_FILE}; Transformers loads the first and passes over the "
+            "second: remove the stale one"
+        )
     return weight_map
 
 
@@ -274,6 +279,19 @@ def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]
     return [directory / name for name in names]
 
 
+def _is_entry(entry: Any) -> bool:
+    def are_counts(values: Any) -> bool:
+        return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and are_counts(entry.get("shape"))
+        and are_counts(entry.get("data_offsets"))
+        and len(entry["data_offsets"]) == 2
+    )
+
+
 def _read_header(path: Path, family: Family) -> Iterator[tuple[str, StoredTensor]]:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -290,7 +308,17 @@ def _read_header(path: Path, family: Family) -> Iterator[tuple[str, StoredTensor
             header = json.loads(file.read(header_bytes))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: the header is not readable as JSON ({error}); the file is damaged") from error
+    if not isinstance(header, dict):
+        raise ValueError(
+            f"{path}: the header is a {type(header).__name__}; expected a JSON object; the file is damaged"
+        )
     header.pop("__metadata__", None)
+    for name_on_disk, entry in header.items():
+        if not _is_entry(entry):
+            raise ValueError(
+                f"{path}: tensor {name_on_disk!r} has the header entry {entry!r}; expected a dtype, a shape and two "
+                "data_offsets; the file is damaged"
+            )
     start = 8 + header_bytes
     position = 0
     for name_on_disk, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

@@ -94,9 +94,9 @@ FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL)}
 
 def family_of(model_type: str) -> Family:
     """Returns the record of a model type as `config.json` names it."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}"
-            f"{did_you_mean(model_type, FAMILIES)}"
+            f"{did_you_mean(str(model_type), FAMILIES)}"
         )
     return FAMILIES[model_type]

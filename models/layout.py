@@ -65,7 +65,7 @@ def layout_of(path: Path) -> Layout:
         raise ValueError(f"{path} does not exist; expected a checkpoint folder with a {CONFIG_FILE}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"{path} names no model_type; expected the configuration of a Transformers model")

@@ -25,28 +25,21 @@ CHECKPOINT_DIR = "checkpoint"
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle")
-POSITIONS = (
-    "top left",
-    "top centre",
-    "top right",
-    "middle left",
-    "middle centre",
-    "middle right",
-    "bottom left",
-    "bottom centre",
-    "bottom right",
-)
+PLACES = ("northwest", "north", "northeast", "west", "centre", "east", "southwest", "south", "southeast")
 PHRASES = (
+    "user",
+    "assistant",
     "How many objects are there ?",
-    "What colour is the object in the place ?",
+    "What colour is the object in the centre ?",
     "What shape is it ?",
     "Where is it ?",
-    "In a picture with circles squares triangles , work out what it equals . plus minus times , and",
-    "Describe the picture . empty",
-    "the answer is",
+    "There are objects and circles squares triangles . What is",
+    "Describe the colours shapes . Count . Work out it is + - * =",
 )
-"""Sentences whose words, with the ones above, make up the pocket vocabulary."""
+"""Phrases whose words, with the names above, make up the pocket vocabulary."""
 
+ROPE_THETA = 4.0
+"""With so few, short heads, 10,000 would leave the sections of height and width blind to a step of one cell."""
 INITIALIZER_RANGE = 0.08
 """About 1/sqrt(width): at the large models' 0.02 a width of 128 hardly sees its image for the first 300 steps."""
 
@@ -86,8 +79,8 @@ class PocketShape:
     num_layers: int = 6
     hidden_size: int = 128
     mlp_size: int = 320
-    num_heads: int = 4
-    num_kv_heads: int = 2
+    num_heads: int = 8
+    num_kv_heads: int = 4
     num_vision_blocks: int = 2
     vision_hidden_size: int = 64
     vision_mlp_size: int = 128
@@ -97,9 +90,11 @@ class PocketShape:
         for name, value in asdict(self).items():
             if name != "tie_embeddings" and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.hidden_size % (16 * self.num_heads):
             raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of 16 x num_heads ({self.num_heads}), "
+                f"hidden_size {self.hidden_size} must be a multiple of 16 times num_heads ({self.num_heads}), "
                 "so that the three rotary sections fill each head"
             )
 
@@ -114,9 +109,9 @@ class PocketArguments:
 
 
 def pocket_corpus() -> list[str]:
-    """Returns the sentences the pocket tokenizer is trained on."""
-    words = [*COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *POSITIONS]
-    return [*PHRASES, *(f" {word} {word}" for word in words)]
+    """Returns what the pocket tokenizer is trained on: every word, at the start of a text and inside it."""
+    words = [*COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *PLACES, *" ".join(PHRASES).split()]
+    return [text for word in words for text in (word, f" {word}")]
 
 
 def build_tokenizer() -> "Qwen2Tokenizer":
@@ -152,7 +147,7 @@ def build_config(shape: PocketShape, tokenizer: "Qwen2Tokenizer") -> "Qwen2_5_VL
             "rms_norm_eps": 1e-6,
             "initializer_range": INITIALIZER_RANGE,
             "tie_word_embeddings": shape.tie_embeddings,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections},
+            "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": sections},
             "bos_token_id": token_id("<|endoftext|>"),
             "eos_token_id": token_id("<|im_end|>"),
             "pad_token_id": token_id("<|endoftext|>"),
