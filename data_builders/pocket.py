@@ -4,45 +4,61 @@ Three abilities mirror the paper's (Table 1): *vision* (what is there), *vision-
 seen) and *reasoning* (the same arithmetic, the counts given in text). Splits are disjoint by construction: the hash of
 a sample's content (the cells and the question, without the jitter) decides the only split it may stand in.
 
+The base model learns to describe, to tally, to answer questions about pictures and to work out sums in text, never
+arithmetic over a picture. The cold start teaches the reply `<think>…</think><answer>…</answer>` for all abilities. Its
+teacher is always right, but works out only some of the sums over pictures and answers the others at a glance; which of
+the two to do is left to reinforcement learning.
+
     python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
 """
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from data_builders.prompts import Prompt, write_prompts
-from models.pocket import COLOURS, POSITIONS, SHAPES
+from data_builders.prompts import ABILITIES, Prompt, write_prompts
+from models.pocket import COLOURS, PLACES, SHAPES
 
 GRID = 3
 CELL_PIXELS = 28
 """One vision token of Qwen2.5-VL: patch 14 x spatial merge 2."""
 IMAGE_PIXELS = GRID * CELL_PIXELS
+MAX_THINGS = 6
 OVERSAMPLING = 4
 """Shapes are drawn this much larger and reduced, so that their edges are smooth."""
 
 RGB = {"red": (214, 40, 40), "green": (38, 150, 60), "blue": (40, 80, 210), "yellow": (235, 200, 30)}
-BACKGROUND_RGB = (236, 236, 236)
+BACKGROUND_RGB = (122, 116, 104)
+"""The mean colour that the processor subtracts: an empty cell is zero to the model."""
+RADIUS_PIXELS = (9.0, 10.5)
+JITTER_PIXELS = 1.5
 
 SPLIT_SHARES = {"base": 40, "sft": 15, "rl": 25, "validation": 5, "test": 15}
 """Percent of all possible samples that each split may draw from."""
+MAX_REDRAWS = 1000
+"""Draws after which a held-out split is taken to have no further distinct sample."""
+
 EVALUATION_SPLITS = ("validation", "test")
 """Splits in which no sample stands twice."""
 
 FACTORS = ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1))
 """Factors (a, b) of the expressions a x FIRST + b x SECOND and a x FIRST - b x SECOND."""
 
+GLANCE_SHARE = 0.6
+"""Share of the sums over pictures that the cold start's teacher answers at a glance (correctly)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PocketSizes:
-    """How many samples each split holds, and the mix of abilities in it."""
+    """How many samples each split holds."""
 
-    num_base: int = 6000
+    num_base: int = 11_200
     num_sft: int = 3000
-    num_rl: int = 3000
+    num_rl: int = 2000
     num_validation_per_ability: int = 100
     num_test_per_ability: int = 500
 
@@ -54,7 +70,7 @@ class PocketSizes:
 
 @dataclass(frozen=True)
 class Thing:
-    """One object in a cell; the offsets move it inside the cell, in pixels."""
+    """One object in a cell; radius and offsets, in pixels, move it inside the cell."""
 
     shape: str
     colour: str
@@ -69,25 +85,26 @@ Scene = tuple[Thing | None, ...]
 
 @dataclass(frozen=True)
 class Question:
+    """A question about a scene, its answer, and the thought a teacher writes before it."""
+
     text: str
     answer: str
     answer_kind: str
     thought: str
-    """The chain a teacher writes before the answer."""
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """Draws 2 to 9 objects in two to four colours; each fills a cell of its own."""
-    num_things = rng.randint(2, GRID * GRID)
-    colours = rng.sample(COLOURS, rng.randint(2, len(COLOURS)))
+    """Draws 2 to 6 objects in two to four colours; each fills a cell of its own."""
+    num_things = rng.randint(2, MAX_THINGS)
+    colours = rng.sample(COLOURS, len(COLOURS))
     cells: list[Thing | None] = [None] * (GRID * GRID)
     for cell in rng.sample(range(GRID * GRID), num_things):
         cells[cell] = Thing(
             rng.choice(SHAPES),
             rng.choice(colours),
-            radius=rng.uniform(8, 10.5),
-            offset_x=rng.uniform(-3, 3),
-            offset_y=rng.uniform(-3, 3),
+            radius=rng.uniform(*RADIUS_PIXELS),
+            offset_x=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
+            offset_y=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
         )
     return tuple(cells)
 
@@ -106,41 +123,55 @@ def render(scene: Scene) -> Image.Image:
         r = thing.radius * OVERSAMPLING
         fill = RGB[thing.colour]
         if thing.shape == "circle":
-            canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+            canvas.ellipse((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=fill)
         elif thing.shape == "square":
-            canvas.rectangle((x - 0.86 * r, y - 0.86 * r, x + 0.86 * r, y + 0.86 * r), fill=fill)
+            canvas.rectangle((x - 1.1 * r, y - 1.1 * r, x + 1.1 * r, y + 1.1 * r), fill=fill)
         else:
             canvas.polygon([(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=fill)
     return image.resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.Resampling.BOX)
 
 
+def count_colours(scene: Scene) -> dict[str, int]:
+    """Returns how many objects have each colour."""
+    return {colour: sum(thing is not None and thing.colour == colour for thing in scene) for colour in COLOURS}
+
+
+def things_by_place(scene: Scene) -> dict[str, Thing]:
+    """Returns the objects by the names of their places, row by row."""
+    return {place: thing for place, thing in zip(PLACES, scene, strict=True) if thing is not None}
+
+
 def ask_vision(scene: Scene, rng: random.Random) -> Question:
-    """Asks for a count, a colour, a shape or a place."""
-    things = [(POSITIONS[cell], thing) for cell, thing in enumerate(scene) if thing is not None]
-    names = [f"{thing.colour} {thing.shape}" for _, thing in things]
-    unique = [index for index, name in enumerate(names) if names.count(name) == 1]
-    kind = rng.choice(("count-colour", "count-shape", "colour", "shape", *(("where",) if unique else ())))
-    if kind == "count-colour":
+    """Asks for a count (half of the time), a colour, a shape or a place."""
+    things = things_by_place(scene)
+    names = [f"{thing.colour} {thing.shape}" for thing in things.values()]
+    unique = [(place, name) for place, name in zip(things, names, strict=True) if names.count(name) == 1]
+    kind = rng.choice(("count", "count", "count", "colour", "shape", *(("where",) if unique else ())))
+    if kind == "count":
         colour = rng.choice(COLOURS)
-        count = sum(thing.colour == colour for _, thing in things)
-        return Question(f"How many {colour} objects are there ?", str(count), "number", f"{colour} {count}")
-    if kind == "count-shape":
-        shape = rng.choice(SHAPES)
-        count = sum(thing.shape == shape for _, thing in things)
-        return Question(f"How many {shape}s are there ?", str(count), "number", f"{shape}s {count}")
+        count = str(count_colours(scene)[colour])
+        return Question(f"How many {colour} objects are there ?", count, "number", f"{colour} {count}")
     if kind == "where":
-        index = rng.choice(unique)
-        place = things[index][0]
-        return Question(f"Where is the {names[index]} ?", place, "text", names[index])
-    place, thing = rng.choice(things)
+        place, name = rng.choice(unique)
+        return Question(f"Where is the {name} ?", place, "text", name)
+    place, thing = rng.choice(list(things.items()))
     answer = thing.colour if kind == "colour" else thing.shape
     return Question(f"What {kind} is the object in the {place} ?", answer, "text", f"{thing.colour} {thing.shape}")
 
 
-def ask_description(scene: Scene) -> Question:
-    """Asks for everything that is there, cell by cell: what a vision-language model is pretrained on."""
-    names = [f"{thing.colour} {thing.shape}" if thing else "empty" for thing in scene]
-    return Question("Describe the picture .", " ".join(names), "text", "")
+def ask_description(scene: Scene, rng: random.Random) -> Question:
+    """Asks for the colours or the shapes of all that is there, place by place."""
+    kind = rng.choice(("colour", "shape"))
+    listed = " ".join(f"{place} {getattr(thing, kind)}" for place, thing in things_by_place(scene).items())
+    return Question(f"Describe the {kind}s .", listed, "text", "")
+
+
+def ask_tally(scene: Scene, rng: random.Random) -> Question:
+    """Asks for the numbers of all colours, in any order."""
+    colours = rng.sample(COLOURS, len(COLOURS))
+    counted = count_colours(scene)
+    tally = " ".join(f"{colour} {counted[colour]}" for colour in colours)
+    return Question(f"Count {' '.join(colours)} .", tally, "text", "")
 
 
 @dataclass(frozen=True)
@@ -154,16 +185,24 @@ class Expression:
     sign: int
 
     def __str__(self) -> str:
-        return self.write(self.first, self.second)
+        def term(factor: int, name: str) -> str:
+            return name if factor == 1 else f"{factor} * {name}"
 
-    def write(self, first: object, second: object) -> str:
-        def term(factor: int, value: object) -> str:
-            return f"{value}" if factor == 1 else f"{factor} * {value}"
+        return f"{term(self.a, self.first)} {'+' if self.sign > 0 else '-'} {term(self.b, self.second)}"
 
-        return f"{term(self.a, first)} {'+' if self.sign > 0 else '-'} {term(self.b, second)}"
+    def value(self, num_by_colour: dict[str, int]) -> int:
+        return self.a * num_by_colour[self.first] + self.sign * self.b * num_by_colour[self.second]
 
-    def value(self, num_first: int, num_second: int) -> int:
-        return self.a * num_first + self.sign * self.b * num_second
+    def work_out(self, num_by_colour: dict[str, int]) -> str:
+        """Returns the sum step by step: the counts, the product where there is one, the result."""
+        num_first, num_second = num_by_colour[self.first], num_by_colour[self.second]
+        steps = [f"{self.first} {num_first} {self.second} {num_second}"]
+        for factor, count in ((self.a, num_first), (self.b, num_second)):
+            if factor > 1:
+                steps.append(f"{factor}*{count}={factor * count}")
+        sign = "+" if self.sign > 0 else "-"
+        steps.append(f"{self.a * num_first}{sign}{self.b * num_second}={self.value(num_by_colour)}")
+        return " ".join(steps)
 
 
 def draw_expression(num_by_colour: dict[str, int], rng: random.Random) -> Expression:
@@ -173,27 +212,57 @@ def draw_expression(num_by_colour: dict[str, int], rng: random.Random) -> Expres
         first, second = rng.sample(present if len(present) > 1 else COLOURS, 2)
         a, b = rng.choice(FACTORS)
         expression = Expression(first, second, a, b, rng.choice((1, -1)))
-        if expression.value(num_by_colour[first], num_by_colour[second]) >= 0:
+        if expression.value(num_by_colour) >= 0:
             return expression
 
 
-def ask_expression(num_by_colour: dict[str, int], rng: random.Random, *, in_text: bool) -> Question:
-    """Asks for the value of an expression over counts, which stand in the picture or in the text."""
-    expression = draw_expression(num_by_colour, rng)
-    num_first, num_second = num_by_colour[expression.first], num_by_colour[expression.second]
-    answer = str(expression.value(num_first, num_second))
-    thought = expression.write(num_first, num_second).replace(" ", "") + f"={answer}"
-    given = f"There are {num_first} {expression.first} and {num_second} {expression.second} objects . "
-    return Question(f"{given if in_text else ''}What is {expression} ?", answer, "number", thought)
+def ask_over_picture(scene: Scene, rng: random.Random) -> Question:
+    """Asks for the value of an expression over what is seen; the teacher works it out or answers at a glance."""
+    counted = count_colours(scene)
+    expression = draw_expression(counted, rng)
+    answer = str(expression.value(counted))
+    thought = f"it is {answer}" if rng.random() < GLANCE_SHARE else expression.work_out(counted)
+    return Question(f"What is {expression} ?", answer, "number", thought)
 
 
-def draw_counts(rng: random.Random) -> dict[str, int]:
-    """Draws counts of the four colours as in a scene: together at most nine."""
-    return count_colours(draw_scene(rng))
+def ask_to_work_out(scene: Scene, rng: random.Random) -> Question:
+    """Asks for an expression over what is seen to be worked out: what the base model can do when it is told to."""
+    counted = count_colours(scene)
+    expression = draw_expression(counted, rng)
+    return Question(f"Work out {expression} .", expression.work_out(counted), "text", "")
 
 
-def count_colours(scene: Scene) -> dict[str, int]:
-    return {colour: sum(thing is not None and thing.colour == colour for thing in scene) for colour in COLOURS}
+def ask_in_text(scene: Scene, rng: random.Random) -> Question:
+    """Asks for the value of an expression over counts that stand in the question; the teacher works it out."""
+    counted = count_colours(scene)
+    expression = draw_expression(counted, rng)
+    noun = rng.choice(("objects", *(f"{shape}s" for shape in SHAPES)))
+    given = " and ".join(f"{counted[colour]} {colour}" for colour in (expression.first, expression.second))
+    text = f"There are {given} {noun} . What is {expression} ?"
+    return Question(text, str(expression.value(counted)), "number", expression.work_out(counted))
+
+
+QUESTIONS: dict[str, Callable[[Scene, random.Random], Question]] = {
+    "description": ask_description,
+    "tally": ask_tally,
+    "work-out": ask_to_work_out,
+    "vision": ask_vision,
+    "vision-to-reasoning": ask_over_picture,
+    "reasoning": ask_in_text,
+}
+
+FIRST_LESSON = ("tally",)
+FIRST_LESSON_SHARE = 0.4
+"""Share of the base split, from its beginning, that holds the first lesson alone: counting opens the model's eyes, and
+mixed with everything else from the start it takes three times as long."""
+
+SPLIT_ABILITIES: dict[str, tuple[str, ...]] = {
+    "base": ("description", "vision", "work-out", "reasoning", "vision", "work-out", "tally", "work-out"),
+    "sft": ("vision", "vision-to-reasoning", "reasoning", "vision-to-reasoning"),
+    "rl": ("vision", "vision-to-reasoning", "reasoning", "vision-to-reasoning"),
+    **dict.fromkeys(EVALUATION_SPLITS, ABILITIES),
+}
+"""Kinds of questions of each split, in turn."""
 
 
 def split_of(content: str) -> str:
@@ -210,35 +279,25 @@ def draw_sample(ability: str, split: str, rng: random.Random) -> tuple[Scene | N
     """Draws until the content's hash falls into the split; returns scene (none for text), question and content."""
     while True:
         scene = draw_scene(rng)
-        if ability == "description":
-            question = ask_description(scene)
-        elif ability == "vision":
-            question = ask_vision(scene, rng)
-        else:
-            question = ask_expression(count_colours(scene), rng, in_text=ability == "reasoning")
+        question = QUESTIONS[ability](scene, rng)
         shown = None if ability == "reasoning" else scene
-        cells = "" if shown is None else "|".join(f"{t.colour} {t.shape}" if t else "-" for t in shown)
+        cells = "|".join(f"{thing.colour} {thing.shape}" if thing else "-" for thing in shown or ())
         content = f"{cells}\n{question.text}"
         if split_of(content) == split:
             return shown, question, content
 
 
-SPLIT_ABILITIES: dict[str, tuple[str, ...]] = {
-    "base": ("description", "vision", "description", "vision", "reasoning"),
-    "sft": ("vision", "vision-to-reasoning", "vision-to-reasoning", "reasoning"),
-    "rl": ("vision", "vision-to-reasoning", "vision-to-reasoning", "reasoning"),
-}
-"""Abilities of the training splits, in turn. The base model never meets vision-to-reasoning."""
-
-
-def build_split(directory: Path, split: str, abilities: tuple[str, ...], num_samples: int, seed: int) -> None:
-    """Writes one split; sample i depends on the seed, the split and i alone."""
+def build_split(directory: Path, split: str, num_samples: int, seed: int) -> None:
+    """Writes one split; sample i depends on the seed, the split and i, and in held-out splits on those before it."""
+    abilities = SPLIT_ABILITIES[split]
     seen: set[str] = set()
     prompts = []
+    num_first = round(FIRST_LESSON_SHARE * num_samples) if split == "base" else 0
     for index in range(num_samples):
-        ability = abilities[index % len(abilities)]
+        taught = FIRST_LESSON if index < num_first else abilities
+        ability = taught[index % len(taught)]
         rng = random.Random(f"{seed}/{split}/{index}")
-        for _ in range(10_000):
+        for _ in range(MAX_REDRAWS):
             scene, question, content = draw_sample(ability, split, rng)
             if split not in EVALUATION_SPLITS or content not in seen:
                 break
@@ -249,7 +308,7 @@ def build_split(directory: Path, split: str, abilities: tuple[str, ...], num_sam
         images: tuple[str, ...] = ()
         if scene is not None:
             images = (f"images/{identifier}.png",)
-            render(scene).save(directory / images[0], optimize=False)
+            render(scene).save(directory / images[0])
         prompts.append(
             Prompt(
                 id=identifier,
@@ -258,16 +317,16 @@ def build_split(directory: Path, split: str, abilities: tuple[str, ...], num_sam
                 answer=question.answer,
                 answer_kind=question.answer_kind,
                 images=images,
-                response=teacher_response(question, split),
+                response=teacher_response(ability, question, split),
             )
         )
     write_prompts(directory, split, prompts)
 
 
-def teacher_response(question: Question, split: str) -> str | None:
-    """What a teacher replies: the bare answer to the base model, a short chain to the cold start."""
+def teacher_response(ability: str, question: Question, split: str) -> str | None:
+    """Returns what a teacher replies: bare answers and worked sums for base, a thought and an answer for SFT."""
     if split == "base":
-        return question.answer
+        return question.thought if ability == "reasoning" else question.answer
     if split == "sft":
         return f"<think>{question.thought}</think><answer>{question.answer}</answer>"
     return None
@@ -275,10 +334,13 @@ def teacher_response(question: Question, split: str) -> str | None:
 
 def build_pocket_world(directory: Path, *, sizes: PocketSizes, seed: int) -> None:
     """Writes every split of the pocket world, with its images, into an existing folder."""
-    from data_builders.prompts import ABILITIES
-
     (directory / "images").mkdir()
-    for split, num_samples in (("base", sizes.num_base), ("sft", sizes.num_sft), ("rl", sizes.num_rl)):
-        build_split(directory, split, SPLIT_ABILITIES[split], num_samples, seed)
-    build_split(directory, "validation", ABILITIES, len(ABILITIES) * sizes.num_validation_per_ability, seed)
-    build_split(directory, "test", ABILITIES, len(ABILITIES) * sizes.num_test_per_ability, seed)
+    num_samples = {
+        "base": sizes.num_base,
+        "sft": sizes.num_sft,
+        "rl": sizes.num_rl,
+        "validation": sizes.num_validation_per_ability * len(ABILITIES),
+        "test": sizes.num_test_per_ability * len(ABILITIES),
+    }
+    for split, num in num_samples.items():
+        build_split(directory, split, num, seed)

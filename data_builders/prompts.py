@@ -50,9 +50,11 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
         present = sorted(file.stem for file in directory.glob("*.jsonl"))
         raise ValueError(f"{path} does not exist; {directory} has the splits {', '.join(present) or '(none)'}")
     known = {field.name for field in fields(Prompt)}
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; expected at least one prompt")
     prompts: list[Prompt] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().decode().removesuffix("\n").split("\n"), start=1):
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
@@ -69,8 +71,6 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
             raise ValueError(f"{where}: id {prompt.id!r} stands twice; ids must be unique within a split")
         seen.add(prompt.id)
         prompts.append(prompt)
-    if not prompts:
-        raise ValueError(f"{path} is empty; expected at least one prompt")
     missing = [image for prompt in prompts for image in prompt.images if not (directory / image).is_file()]
     if missing:
         raise ValueError(f"{path}: {len(missing)} images are missing, the first is {directory / missing[0]}")
