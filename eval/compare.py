@@ -11,6 +11,7 @@ and samples. P-values are Holm-corrected within their family (the pooled ones of
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -219,6 +220,7 @@ def _common_seeds(first: Answers, second: Answers) -> list[int | None]:
     return [seed for seed in first.seeds if seed in second.seeds]
 
 
+@functools.lru_cache(maxsize=8)
 def _draws(num_samples: int, num_seeds: int) -> CrossedDraws:
     return draw_crossed(num_samples, num_seeds, seed=RESAMPLING_SEED)
 
@@ -298,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--baseline", required=True, help="the model all others are compared with")
     parser.add_argument("--reference", help="a second such model, and the one whose gain is to be kept")
     parser.add_argument(
-        "--output-dir", type=Path, required=True, help="where scores.csv and comparison.csv are written"
+        "--output-dir", "--output_dir", type=Path, required=True, help="where scores.csv and comparison.csv are written"
     )
     parser.add_argument("--overwrite", action="store_true", help="start over")
     arguments = parser.parse_args(argv)

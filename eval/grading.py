@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from eval.mathematics import equal_expressions
+
 CORRECT, INCORRECT, UNSCORED = "correct", "incorrect", "unscored"
 
 WELL_FORMED = re.compile(
@@ -91,10 +93,11 @@ def last_boxed(text: str) -> str | None:
 
 
 def _answer_tag(response: str, kind: str) -> str | None:
-    found = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
-    if not found:
+    end = response.rfind("</answer>")
+    begin = response.rfind("<answer>", 0, max(end, 0))
+    if begin < 0:
         return None
-    inner: str = found[-1]
+    inner = response[begin + len("<answer>") : end]
     boxed = last_boxed(inner)
     return boxed if boxed is not None else inner
 
@@ -104,8 +107,8 @@ def _boxed(response: str, kind: str) -> str | None:
 
 
 def _the_answer_is(response: str, kind: str) -> str | None:
-    found = re.findall(r"\banswer is:?\s*(.+?)(?:\.?\s*$|\.\s)", response, re.IGNORECASE | re.MULTILINE)
-    return found[-1] if found else None
+    _, *announced = re.split(r"\banswer is:?\s*", response, flags=re.IGNORECASE)
+    return re.split(r"\.\s|\n", announced[-1], maxsplit=1)[0].strip().removesuffix(".") if announced else None
 
 
 def _hashes(response: str, kind: str) -> str | None:
@@ -164,23 +167,9 @@ def _equal_texts(answer: str, gold: str) -> bool | None:
     return _normalise_text(answer) == _normalise_text(gold)
 
 
-def _equal_mathematics(answer: str, gold: str) -> bool | None:
-    from math_verify import parse, verify
-
-    def wrap(text: str) -> str:
-        return text if text.strip().startswith("$") else f"${text}$"
-
-    # No time limits here: math-verify's own need the main thread and score 0 elsewhere without a word.
-    parsed_gold = parse(wrap(gold), parsing_timeout=None)
-    if not parsed_gold:
-        return None
-    parsed = parse(wrap(answer), parsing_timeout=None)
-    return bool(verify(parsed_gold, parsed, timeout_seconds=None)) if parsed else False
-
-
 KINDS: dict[str, Callable[[str, str], bool | None]] = {
     "number": _equal_numbers,
     "text": _equal_texts,
-    "math": _equal_mathematics,
+    "math": equal_expressions,
 }
 """Kind of answer -> whether an answer equals the gold; None where that cannot be judged."""

@@ -73,6 +73,10 @@ def load_task(name: str) -> Task:
 def evaluate(arguments: EvaluationArguments) -> Path:
     """Runs an evaluation to its end and returns its output directory."""
     tasks = [load_task(name) for name in arguments.tasks]
+    splits = [task.name for task in tasks]
+    for split in splits:
+        if splits.count(split) > 1:
+            raise ValueError(f"two tasks have a split of the name {split!r}; evaluate them into two output directories")
     directory = local_checkpoint(arguments.model)
     settings: dict[str, Any] = {
         "model": arguments.model,

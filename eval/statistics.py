@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 10_000
+NUM_RESAMPLES = 20_000
 
 
 @dataclass(frozen=True)

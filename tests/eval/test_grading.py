@@ -1,0 +1,203 @@
+r"""Grading: which response is right, which is wrong, and which cannot be judged."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from eval.grading import CORRECT, INCORRECT, UNSCORED, find_answer, grade, is_well_formed, last_boxed
+
+TIME_LIMIT_S = 5.0
+"""No reply may hold up a training step for longer."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "status"),
+    [
+        ("7", "7", CORRECT),
+        ("7.0", "7", CORRECT),
+        ("07", "7", CORRECT),
+        ("+7", "7", CORRECT),
+        ("-7", "7", INCORRECT),
+        ("3.5", "5", INCORRECT),  # a released grader strips `3.` as an option label
+        ("5", "3.5", INCORRECT),
+        ("1009", "1000", INCORRECT),  # within 1 %, and still another number
+        ("1,000", "1000", CORRECT),
+        ("1,234,567.50", "1234567.5", CORRECT),
+        ("10,00", "1000", INCORRECT),
+        ("$12.50", "12.5", CORRECT),
+        ("50%", "50", CORRECT),
+        ("1/2", "0.5", CORRECT),
+        ("2/4", "1/2", CORRECT),
+        ("1/3", "0.333333", INCORRECT),
+        ("1/0", "0", INCORRECT),
+        ("0.1", "1/10", CORRECT),
+        (".5", "0.5", CORRECT),
+        ("five", "5", INCORRECT),
+        ("-", "0", INCORRECT),
+        ("1e3", "1000", INCORRECT),
+    ],
+)
+def test_numbers_are_equal_only_as_exact_values(answer: str, gold: str, status: str) -> None:
+    assert grade(f"<answer>{answer}</answer>", gold, "number").status == status
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "status"),
+    [
+        ("Top left", "top left", CORRECT),
+        ("the red circle.", "red circle", CORRECT),
+        ("top-left", "top left", CORRECT),
+        ("STRASSE", "straße", CORRECT),
+        ("left top", "top left", INCORRECT),
+        ("red", "reddish", INCORRECT),
+        ("theatre", "atre", INCORRECT),
+    ],
+)
+def test_texts_are_equal_without_case_articles_and_punctuation(answer: str, gold: str, status: str) -> None:
+    assert grade(f"<answer>{answer}</answer>", gold, "text").status == status
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "status"),
+    [
+        (r"11\sqrt2", r"11\sqrt{3}", INCORRECT),  # bare LaTeX parses to 11 on both sides
+        (r"11\sqrt{3}", r"11\sqrt{3}", CORRECT),
+        (r"$11\sqrt{3}$", r"11\sqrt{3}", CORRECT),
+        (r"\frac{1}{2}", "0.5", CORRECT),
+        (r"\frac{2}{4}", r"\frac{1}{2}", CORRECT),
+        (r"(x+1)^2", "x^2+2x+1", CORRECT),
+        ("1009", "1000", INCORRECT),
+        ("3.5", "5", INCORRECT),
+        ("(1, 2)", "(1,2)", CORRECT),
+        ("(2, 1)", "(1,2)", INCORRECT),
+        ("no idea", "5", INCORRECT),
+    ],
+)
+def test_mathematics_is_compared_as_expressions(answer: str, gold: str, status: str) -> None:
+    assert grade(f"<answer>{answer}</answer>", gold, "math").status == status
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "found"),
+    [
+        ("<think>2+3</think><answer> 5 </answer>", "number", ("5", "answer tag")),
+        ("<answer>4</answer> no, <answer>5</answer>", "number", ("5", "answer tag")),
+        (r"<answer>so \boxed{5}</answer>", "number", ("5", "answer tag")),
+        (r"\boxed{4}, or rather \boxed{5}. The answer is 6.", "number", ("5", "boxed")),
+        (r"\boxed{\frac{1}{2}}", "math", (r"\frac{1}{2}", "boxed")),
+        ("The answer is 3.5.", "number", ("3.5", "the answer is")),
+        ("The answer is: red\nSo it is.", "text", ("red", "the answer is")),
+        ("The answer is 4. No: the answer is 5. That is all.", "number", ("5", "the answer is")),
+        ("2 + 3 = 5\n#### 5", "number", ("5", "####")),
+        ("First 3 circles. Then 4 more make 7.", "number", ("7", "last sentence")),
+        ("There are 3 of them\nThat makes 1,250.75", "number", ("1,250.75", "last sentence")),
+        ("top left", "text", ("top left", "last sentence")),
+    ],
+)
+def test_an_answer_is_found_by_the_first_rule_that_applies(response: str, kind: str, found: tuple[str, str]) -> None:
+    assert find_answer(response, kind) == found
+
+
+def test_each_rule_yields_to_the_ones_before_it() -> None:
+    parts = ["1", "#### 2", "The answer is 3\n", r"\boxed{4}", "<answer>5</answer>"]
+    for count, rule in enumerate(("last sentence", "####", "the answer is", "boxed", "answer tag"), start=1):
+        found = find_answer("\n".join(reversed(parts[:count])), "number")
+        assert found == (str(count), rule)
+
+
+@pytest.mark.parametrize(
+    ("response", "kind"),
+    [
+        ("", "number"),
+        ("   \n\n ", "text"),
+        ("<answer></answer>", "number"),
+        ("I cannot tell.", "number"),
+        ("This reply goes on and on about what it sees", "text"),
+    ],
+)
+def test_a_reply_without_an_answer_is_incorrect(response: str, kind: str) -> None:
+    verdict = grade(response, "5", kind)
+    assert (verdict.status, verdict.extracted, verdict.rule) == (INCORRECT, None, "no answer")
+    assert verdict.correct is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "kind"), [("many", "number"), ("1/0", "number"), ("", "number"), ("", "math"), ("\\", "math")]
+)
+def test_only_a_gold_that_does_not_parse_is_unscored(gold: str, kind: str) -> None:
+    verdict = grade("<answer>5</answer>", gold, kind)
+    assert verdict.status == UNSCORED
+    assert verdict.correct is None
+    assert grade("<answer>?</answer>", "5", kind).status == INCORRECT
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'maths' is unknown; expected one of number, text, math"):
+        grade("5", "5", "maths")
+
+
+def test_boxes_are_read_with_balanced_braces() -> None:
+    assert last_boxed(r"\boxed{a{b}{c{d}}} e}") == "a{b}{c{d}}"
+    assert last_boxed(r"\boxed{a{b}") is None
+    assert last_boxed("nothing") is None
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pytest.param("<answer>" * 16_000, id="opened and never closed"),
+        pytest.param("answer is a" + " " * 50_000 + "b", id="spaces inside an answer"),
+        pytest.param("answer is " * 20_000, id="announced without end"),
+        pytest.param("\\boxed{" * 40_000, id="boxes without end"),
+        pytest.param("####" + "\n" * 100_000, id="hashes and empty lines"),
+        pytest.param("9" * 200_000, id="one long number"),
+        pytest.param("<answer>" + "9" * 200_000 + "</answer>", id="a long number as answer"),
+        pytest.param("1," * 100_000, id="commas"),
+        pytest.param("\x00\x85\u2028\ufffd" * 50_000, id="control characters"),
+        pytest.param("<think>" * 40_000 + "<", id="thoughts without end"),
+    ],
+)
+def test_long_and_hostile_replies_are_judged_in_bounded_time(response: str) -> None:
+    begin = time.monotonic()
+    for kind in ("number", "math"):
+        assert grade(response, "5", kind).status == INCORRECT
+    assert not is_well_formed(response)
+    assert time.monotonic() - begin < TIME_LIMIT_S
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "99999999!", "(x+1)^{9999}"])
+def test_an_expression_that_takes_for_ever_is_given_up(answer: str) -> None:
+    program = f"from eval.grading import grade\nprint(grade({f'<answer>{answer}</answer>'!r}, '5', 'math').status)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.split()[-1] in (UNSCORED, INCORRECT), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("response", "well_formed"),
+    [
+        ("<think>2+3=5</think><answer>5</answer>", True),
+        ("<think>a\nb</think>\n<answer>5</answer>\n", True),
+        ("<think></think><answer>5</answer>", True),
+        ("<think>x<5</think><answer>5</answer>", True),
+        ("<answer>5</answer>", False),
+        ("<think>2</think>5", False),
+        ("<think>2</think><answer></answer>", False),
+        ("<answer>5</answer><think>2</think>", False),
+        ("so <think>2</think><answer>5</answer>", False),
+        ("<think>2</think><answer>5</answer> done", False),
+        ("<think>2</think> so <answer>5</answer>", False),
+        ("<think>2</think><answer>5</answer><answer>6</answer>", False),
+        ("<think>2</think><think>3</think><answer>5</answer>", False),
+        ("<think>2<think>3</think></think><answer>5</answer>", False),
+        ("<think><answer>5</answer></think><answer>5</answer>", False),
+        ("<think>2</think><answer><think>3</think>5</answer>", False),
+        ("<think>2</think><answer>5", False),
+        ("<THINK>2</THINK><ANSWER>5</ANSWER>", False),
+        ("", False),
+    ],
+)
+def test_well_formed_is_one_thought_then_one_answer_and_nothing_else(response: str, well_formed: bool) -> None:
+    assert is_well_formed(response) is well_formed
