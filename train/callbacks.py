@@ -42,12 +42,16 @@ def drop_unverified(directory: Path) -> Path | None:
 class CheckpointProof(TrainerCallback):
     """Reads every saved checkpoint back, checks what is frozen, records the proof, and marks the checkpoint as whole.
 
-    `breaches_of` returns the names of the frozen tensors that are not what they were.
+    Older checkpoints beyond `num_kept` go only then: Trainer's own rotation removes the last whole one before its
+    successor is proved. `breaches_of` returns the names of the frozen tensors that are not what they were.
     """
 
-    def __init__(self, breaches_of: Callable[[Checkpoint], list[str]], proofs: RecordLog) -> None:
+    def __init__(
+        self, breaches_of: Callable[[Checkpoint], list[str]], proofs: RecordLog, *, num_kept: int | None = None
+    ) -> None:
         self._breaches_of = breaches_of
         self._proofs = proofs
+        self._num_kept = num_kept
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not state.is_world_process_zero:
@@ -59,6 +63,9 @@ class CheckpointProof(TrainerCallback):
         if breaches:
             raise RuntimeError(f"{path}: {len(breaches)} frozen tensors changed, the first is {breaches[0]}")
         write_text(path / VERIFIED_FILE, json.dumps(proof) + "\n")
+        if self._num_kept:
+            for older in sorted(path.parent.glob("checkpoint-*"), key=checkpoint_step)[: -self._num_kept]:
+                shutil.rmtree(older)
 
 
 class MetricsRecorder(TrainerCallback):
@@ -78,7 +85,9 @@ class MetricsRecorder(TrainerCallback):
         key = f"step-{state.global_step}"
         if not state.is_world_process_zero or not logs or "train_runtime" in logs or key in self._log:
             return
-        self._log.append({"key": key, "step": state.global_step, **logs})
+        # TRL's SFTTrainer (1.16) counts tokens from zero again after resuming.
+        kept = {name: value for name, value in logs.items() if name != "num_tokens"}
+        self._log.append({"key": key, "step": state.global_step, **kept})
 
 
 class ProgressReporter(TrainerCallback):

@@ -27,6 +27,7 @@ class DataArguments:
     abilities: list[str] = field(
         default_factory=list, metadata={"help": "only prompts of these abilities; all by default"}
     )
+    shuffle: bool = field(default=True, metadata={"help": "false: in the order of the file, such as a curriculum"})
     prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think; the same as in evaluation"})
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
 
@@ -34,8 +35,8 @@ class DataArguments:
         check_style(self.prompt_style)
 
 
-def load_prompts(arguments: DataArguments) -> list[Prompt]:
-    """Reads the prompts of a run; an ability that none has is an error."""
+def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> list[Prompt]:
+    """Reads the prompts of a run; an ability that none has, or a missing response, is an error."""
     prompts = read_prompts(Path(arguments.prompts), arguments.split)
     present = {prompt.ability for prompt in prompts}
     for ability in arguments.abilities:
@@ -44,15 +45,20 @@ def load_prompts(arguments: DataArguments) -> list[Prompt]:
                 f"{arguments.prompts}: split {arguments.split} has no prompt of the ability {ability!r}; "
                 f"it has {', '.join(sorted(present))}"
             )
-    return [prompt for prompt in prompts if not arguments.abilities or prompt.ability in arguments.abilities]
+    chosen = [prompt for prompt in prompts if not arguments.abilities or prompt.ability in arguments.abilities]
+    for prompt in chosen:
+        if with_response and prompt.response is None:
+            raise ValueError(f"prompt {prompt.id!r} has no response; supervised training needs one for every prompt")
+    return chosen
 
 
-def training_order(num_prompts: int, num_needed: int, *, seed: int) -> list[int]:
-    """Returns indices of prompts: as many shuffled passes as are needed, cut at `num_needed`."""
+def training_order(num_prompts: int, num_needed: int, *, seed: int, shuffle: bool = True) -> list[int]:
+    """Returns indices of prompts: as many passes as are needed, each shuffled anew, cut at `num_needed`."""
     order: list[int] = []
     while len(order) < num_needed:
         pass_number = len(order) // num_prompts
-        order.extend(np.random.default_rng([seed, pass_number]).permutation(num_prompts).tolist())
+        rng = np.random.default_rng([seed, pass_number])
+        order.extend(rng.permutation(num_prompts).tolist() if shuffle else range(num_prompts))
     return order[:num_needed]
 
 

@@ -16,7 +16,7 @@ from tracking.run import open_run
 from train.data import DataArguments, build_dataset, load_prompts, training_order
 from train.freeze import FreezeArguments
 from train.rewards import choose_rewards
-from train.stage import CHECKPOINTS_DIR, open_start, run_stage, steps_to_train, training_settings
+from train.stage import CHECKPOINTS_DIR, check_windows, open_start, run_stage, steps_to_train, training_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin, Trainer
@@ -71,6 +71,7 @@ def train(
     if model_config.use_peft:
         raise ValueError("use_peft: adapters are not supported by train.grpo; train the weights themselves")
     check_save_steps(training)
+    check_windows(training)
     if training.reward_weights and len(training.reward_weights) != len(rewards.rewards):
         raise ValueError(
             f"reward_weights {training.reward_weights} does not match the rewards {rewards.rewards}; expected one each"
@@ -98,7 +99,9 @@ def train(
         num_generation_batches = -(
             -training.max_steps * training.gradient_accumulation_steps // microsteps_per_generation(training)
         )
-        order = training_order(len(prompts), num_generation_batches * prompts_per_generation, seed=training.seed)
+        order = training_order(
+            len(prompts), num_generation_batches * prompts_per_generation, seed=training.seed, shuffle=data.shuffle
+        )
         training.output_dir = str(directory / CHECKPOINTS_DIR)
         training.shuffle_dataset = False
 

@@ -14,7 +14,7 @@ A stage whose directory says `finished` is not run again, so a killed study cont
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from data_builders.prompts import read_prompts
 from models.layout import Layout, layout_from_config, layout_of
 from models.loading import local_checkpoint
 from models.pocket import PocketShape, build_config, build_tokenizer
-from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.command import is_main_process, parse_arguments, read_config, run_command
 from tracking.progress import format_duration
 from tracking.run import open_run
 from train.arms import Arm, parse_arms
@@ -118,10 +118,17 @@ def format_plan(study: Study) -> str:
 
 
 def study_settings(arguments: NecessityArguments) -> dict[str, Any]:
-    """Returns what determines the study's result, the text of its configuration files included."""
-    skipped = ("output_dir", "dry_run", "overwrite", "num_threads", "expected_s", "launcher")
+    """Returns what determines the study's result, the contents of its configuration files included."""
+    skipped = ("output_dir", "dry_run", "overwrite", "num_parallel", "expected_s", "launcher")
     values = {key: value for key, value in asdict(arguments).items() if key not in skipped}
-    return {**values, "files": {path: Path(path).read_text(encoding="utf-8") for path in arguments.config_files()}}
+    return {**values, "files": study_files(arguments)}
+
+
+def study_files(arguments: NecessityArguments) -> dict[str, dict[str, Any]]:
+    """Returns the contents of the study's configuration files by path."""
+    import yaml
+
+    return {path: yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} for path in arguments.config_files()}
 
 
 def parse_expected(entries: list[str]) -> dict[str, float]:
@@ -135,19 +142,47 @@ def parse_expected(entries: list[str]) -> dict[str, float]:
     return expected
 
 
+def check_stage_files(arguments: NecessityArguments) -> None:
+    """Refuses a misspelt key in the configuration of a stage, which would be found only when its turn comes."""
+    from trl import GRPOConfig, ModelConfig, SFTConfig
+
+    from data_builders.build import TASKS, BuildArguments
+    from eval.run import EvaluationArguments
+    from models.pocket import PocketArguments, PocketShape
+    from train.data import DataArguments
+    from train.grpo import RewardArguments
+    from train.sft import RunArguments
+
+    training = (ModelConfig, DataArguments, FreezeArguments)
+    task = (TASKS[arguments.data_task][0],) if arguments.data_task in TASKS else ()
+    stages: list[tuple[str | None, tuple[type, ...]]] = [
+        (arguments.data_config, (BuildArguments, *task)),
+        (arguments.init_config, (PocketArguments, PocketShape)),
+        (arguments.base_config, (SFTConfig, *training, RunArguments)),
+        (arguments.sft_config, (SFTConfig, *training, RunArguments)),
+        (arguments.grpo_config, (GRPOConfig, *training, RewardArguments)),
+        (arguments.eval_config, (EvaluationArguments,)),
+    ]
+    for path, classes in stages:
+        if path is not None:
+            read_config(Path(path), [field.name for stage in classes for field in fields(stage)])
+
+
 def check_inputs(study: Study) -> None:
     """Refuses a study whose checkpoints or prompts are not there, or are not what the plan was made for."""
     arguments = study.arguments
+    check_stage_files(arguments)
     if arguments.prompts:
-        for split in ("rl", arguments.eval_split):
+        stages = [study_files(arguments)[path] for path in (arguments.sft_config, arguments.grpo_config) if path]
+        for split in dict.fromkeys([*(stage.get("split", "") for stage in stages), arguments.eval_split]):
             read_prompts(Path(arguments.prompts), split)
     for checkpoint in filter(None, (arguments.base_checkpoint, arguments.sft_checkpoint)):
         layout = layout_of(local_checkpoint(checkpoint, config_only=True))
         if layout.parameters != study.layout.parameters:
-            differing = sorted(set(layout.parameters.items()) ^ set(study.layout.parameters.items()))
+            differing = sorted(name for name, _ in layout.parameters.items() ^ study.layout.parameters.items())
             raise ValueError(
                 f"checkpoint {checkpoint} is not shaped like the model of the plan, the first difference is "
-                f"{differing[0][0]!r}; correct or remove layout_config"
+                f"{differing[0]!r}; correct or remove layout_config"
             )
 
 
@@ -163,12 +198,12 @@ def run_study(study: Study) -> Path:
     with open_run(directory, command="train.necessity", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
             return report
-        threads = arguments.num_threads or len(os.sched_getaffinity(0))
-        schedule = Schedule(study.jobs, num_threads=threads, log_dir=directory / "logs", expected_s=expected)
+        num_parallel = arguments.num_parallel or len(os.sched_getaffinity(0))
+        schedule = Schedule(study.jobs, num_parallel=num_parallel, log_dir=directory / "logs", expected_s=expected)
         run.note(seconds_per_job=schedule.run())
         for table in ("scores.csv", "comparison.csv"):
             shutil.copyfile(directory / "comparison" / table, directory / table)
-    write_report([directory], report)
+        write_report([directory], report)
     return report
 
 

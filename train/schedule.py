@@ -5,6 +5,7 @@ process that started them, so a killed study leaves nobody writing.
 """
 
 import ctypes
+import heapq
 import json
 import os
 import shlex
@@ -20,6 +21,8 @@ from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
 from tracking.run import is_finished
 
 POLL_S = 0.25
+MIN_FRACTION = 0.1
+"""Share of a job's steps from which its own pace tells more than the expectation."""
 NUM_LOG_LINES = 15
 """Lines of a failed job's log that are shown."""
 
@@ -35,7 +38,6 @@ class Job:
     output_dir: Path
     needs: tuple[str, ...] = ()
     """Names of the jobs that must be finished before it starts."""
-    num_threads: int = 1
 
     @property
     def shell(self) -> str:
@@ -60,13 +62,13 @@ class _Running:
 
 
 class Schedule:
-    """Runs jobs in order of need, as many at a time as there are threads for."""
+    """Runs jobs in order of need, a number of them side by side; the processor's cores are shared out evenly."""
 
-    def __init__(self, jobs: Sequence[Job], *, num_threads: int, log_dir: Path, expected_s: dict[str, float]) -> None:
+    def __init__(self, jobs: Sequence[Job], *, num_parallel: int, log_dir: Path, expected_s: dict[str, float]) -> None:
         names = [job.name for job in jobs]
         assert len(set(names)) == len(names), f"job names repeat: {names}"
         self._jobs = list(jobs)
-        self._num_threads = num_threads
+        self._num_parallel = num_parallel
         self._log_dir = log_dir
         self._expected_s = dict(expected_s)
         self._durations: dict[str, list[float]] = {}
@@ -106,19 +108,13 @@ class Schedule:
         return dict(self._seconds)
 
     def _start_ready(self, waiting: list[Job], running: list[_Running], finished: set[str]) -> None:
-        for job in list(waiting):
-            free = self._num_threads - sum(entry.job.num_threads for entry in running)
-            if min(job.num_threads, self._num_threads) > free:
-                if not set(job.needs) - finished:
-                    return  # the next in line waits for its threads; nothing overtakes it
-                continue
-            if set(job.needs) - finished:
-                continue
-            waiting.remove(job)
-            running.append(self._start(job))
+        for job in [job for job in waiting if not set(job.needs) - finished]:
+            if len(running) < self._num_parallel:
+                waiting.remove(job)
+                running.append(self._start(job))
 
     def _start(self, job: Job) -> _Running:
-        threads = str(min(job.num_threads, self._num_threads))
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self._num_parallel))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with self._log_path(job).open("ab") as log:
             log.write(f"$ {job.shell}\n".encode())
@@ -142,18 +138,30 @@ class Schedule:
     def _show(self, waiting: list[Job], running: list[_Running], finished: set[str]) -> None:
         if not running:
             return
-        now = time.monotonic()
-        left_s = 0.0
-        parts = []
-        for entry in running:
-            fraction, elapsed = entry.fraction(), now - entry.started
-            expected = self._estimate(entry.job.kind)
-            rest = elapsed * (1 - fraction) / fraction if fraction > 0.1 else max(0.0, expected - elapsed)
-            left_s += rest * entry.job.num_threads
-            parts.append(f"{entry.job.name} {fraction:.0%}" if fraction else entry.job.name)
-        left_s += sum(self._estimate(job.kind) * job.num_threads for job in waiting)
-        left = format_duration(left_s / self._num_threads)
+        parts = [f"{entry.job.name} {entry.fraction():.0%}".removesuffix(" 0%") for entry in running]
+        left = format_duration(self._remaining_s(waiting, running, finished))
         self._line.show(f"[{len(finished)}/{len(self._jobs)}] {', '.join(parts)}; about {left} left")
+
+    def _remaining_s(self, waiting: Sequence[Job], running: Sequence[_Running], finished: set[str]) -> float:
+        """Plays the rest of the schedule through with the durations measured or expected so far."""
+        now = time.monotonic()
+        ends = [(self._rest_s(entry, now), entry.job.name) for entry in running]
+        done, queue, clock_s = set(finished), list(waiting), 0.0
+        while ends:
+            heapq.heapify(ends)
+            clock_s, name = heapq.heappop(ends)
+            done.add(name)
+            for job in [job for job in queue if not set(job.needs) - done]:
+                if len(ends) < self._num_parallel:
+                    queue.remove(job)
+                    ends.append((clock_s + self._estimate(job.kind), job.name))
+        return clock_s
+
+    def _rest_s(self, entry: _Running, now: float) -> float:
+        elapsed_s, fraction = now - entry.started, entry.fraction()
+        if fraction > MIN_FRACTION:
+            return elapsed_s * (1 - fraction) / fraction
+        return max(0.0, self._estimate(entry.job.kind) - elapsed_s)
 
     def _estimate(self, kind: str) -> float:
         measured = self._durations.get(kind)

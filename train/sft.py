@@ -12,7 +12,7 @@ from tracking.command import parse_arguments, run_command
 from tracking.run import open_run
 from train.data import DataArguments, build_dataset, load_prompts, training_order
 from train.freeze import FreezeArguments
-from train.stage import CHECKPOINTS_DIR, open_start, run_stage, steps_to_train, training_settings
+from train.stage import CHECKPOINTS_DIR, check_windows, open_start, run_stage, steps_to_train, training_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin, Trainer
@@ -34,8 +34,9 @@ def train(
 
     if model_config.use_peft:
         raise ValueError("use_peft: adapters are not supported by train.sft; train the weights themselves")
+    check_windows(training)
     start = open_start(model_config.model_name_or_path, freeze)
-    prompts = load_prompts(data)
+    prompts = load_prompts(data, with_response=True)
     prompts_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     directory = Path(training.output_dir)
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_step)
@@ -52,7 +53,9 @@ def train(
     with open_run(directory, command="train.sft", settings=settings, overwrite=overwrite) as run:
         if run.finished:
             return directory
-        order = training_order(len(prompts), int(training.max_steps * prompts_per_step), seed=training.seed)
+        order = training_order(
+            len(prompts), int(training.max_steps * prompts_per_step), seed=training.seed, shuffle=data.shuffle
+        )
         training.output_dir = str(directory / CHECKPOINTS_DIR)
         training.train_sampling_strategy = "sequential"
 

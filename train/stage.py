@@ -90,6 +90,17 @@ def steps_to_train(arguments: "TrainingArguments", num_prompts: int, prompts_per
     return num_steps
 
 
+def check_windows(arguments: "TrainingArguments") -> None:
+    """Refuses checkpoints in the middle of a logging window, whose first half a resumed run would lose."""
+    if arguments.save_strategy != "steps" or arguments.logging_strategy != "steps":
+        return
+    if arguments.save_steps % arguments.logging_steps:
+        raise ValueError(
+            f"save_steps {arguments.save_steps} is no multiple of logging_steps {arguments.logging_steps}; "
+            "a resumed run would log other means, make it one"
+        )
+
+
 def run_stage(
     run: Run,
     *,
@@ -120,7 +131,10 @@ def run_stage(
     with RecordLog(directory / "records.jsonl") as log, RecordLog(directory / "proofs.jsonl") as proofs:
         for records in (log, proofs):
             records.keep(lambda record: record["step"] <= resume_step)
-        proof = CheckpointProof(lambda saved: find_breaches(start.checkpoint, saved, digests), proofs)
+        num_kept, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+        proof = CheckpointProof(
+            lambda saved: find_breaches(start.checkpoint, saved, digests), proofs, num_kept=num_kept
+        )
         for callback in (proof, MetricsRecorder(log), ProgressReporter(directory)):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)

@@ -4,7 +4,6 @@ Data and models that the configuration names are used as they are; those it give
 Each command has an output directory of its own and needs only what stands before it.
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -49,7 +48,7 @@ class NecessityArguments:
     launcher: str | None = field(
         default=None, metadata={"help": "what starts train.grpo, such as 'accelerate launch --num_processes 2 -m'"}
     )
-    num_threads: int = field(default=0, metadata={"help": "processor threads for all jobs together; 0: all there are"})
+    num_parallel: int = field(default=0, metadata={"help": "jobs side by side; 0: as many as there are cores"})
     expected_s: list[str] = field(
         default_factory=list,
         metadata={"help": "KIND=SECONDS of the jobs, for the first estimate of the remaining time"},
@@ -133,7 +132,6 @@ class _Jobs:
         directory: Path,
         *command: str,
         needs: Sequence[str] = (),
-        num_threads: int = 1,
         launcher: Sequence[str] = (sys.executable, "-m"),
     ) -> None:
         self.jobs[name] = Job(
@@ -142,7 +140,6 @@ class _Jobs:
             command=(*launcher, *command, "--output_dir", str(directory)),
             output_dir=directory,
             needs=tuple(need for need in needs if need in self.jobs),
-            num_threads=num_threads,
         )
 
     def _add_sources(self) -> None:
@@ -153,14 +150,13 @@ class _Jobs:
             self._add("data", "data", self.out / "data", "data_builders.build", arguments.data_task, *config)
         if arguments.init_config:
             self._add("init", "init", self.out / "init", "models.pocket", "--config", arguments.init_config)
-        every_thread = arguments.num_threads or len(os.sched_getaffinity(0))
         for phase, config_file, start in (
             ("base", arguments.base_config, "init"),
             ("sft", arguments.sft_config, "base"),
         ):
             if config_file:
                 command = ("train.sft", "--config", config_file, *self._start(self.checkpoints[start]))
-                self._add(phase, phase, self.out / phase, *command, needs=("data", start), num_threads=every_thread)
+                self._add(phase, phase, self.out / phase, *command, needs=("data", start))
 
     def _start(self, checkpoint: str) -> tuple[str, ...]:
         return ("--model_name_or_path", checkpoint, "--prompts", self.prompts)

@@ -1,0 +1,144 @@
+"""The plan of a study, and the mistakes it refuses before anything is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.layout import Layout
+from train.freeze import FreezeArguments, plan_freeze
+from train.necessity import NecessityArguments, main, plan_study
+
+ARMS = ("full", "freeze-early", "freeze-mid", "only-late", "freeze-random-1", "no-attn=mid.attn")
+
+
+@pytest.fixture
+def study(tmp_path: Path, pocket_checkpoint: Path, tiny_prompts: Path) -> dict[str, Any]:
+    """A study of a checkpoint and prompts that are at hand, as its YAML holds it."""
+    (tmp_path / "grpo.yaml").write_text("split: rl\n")
+    (tmp_path / "eval.yaml").write_text("batch_size: 4\n")
+    return {
+        "output_dir": str(tmp_path / "study"),
+        "grpo_config": str(tmp_path / "grpo.yaml"),
+        "eval_config": str(tmp_path / "eval.yaml"),
+        "sft_checkpoint": str(pocket_checkpoint),
+        "prompts": str(tiny_prompts),
+        "arms": list(ARMS),
+        "seeds": [0, 3],
+        "always_freeze": ["vision"],
+    }
+
+
+def run(study: dict[str, Any], *flags: str) -> None:
+    config = Path(study["output_dir"]).parent / "study.yaml"
+    config.write_text(yaml.safe_dump(study))
+    main(["--config", str(config), *flags])
+
+
+def test_a_dry_run_shows_the_whole_plan_and_writes_nothing(
+    study: dict[str, Any], pocket_layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(study, "--dry_run")
+    plan = capsys.readouterr().out
+    assert not Path(study["output_dir"]).exists()
+    partition = plan_freeze(pocket_layout, FreezeArguments()).partition
+    assert f"partition: {partition}" in plan
+    assert f"{pocket_layout.num_layers} decoder layers" in plan and "embeddings tied to the head" in plan
+    frozen: dict[str, list[str]] = {"full": [], "freeze-early": ["early"], "freeze-mid": ["mid"]}
+    frozen |= {"only-late": ["early", "mid"], "no-attn": ["mid.attn"]}
+    for arm, expressions in frozen.items():
+        resolved = plan_freeze(pocket_layout, FreezeArguments(freeze=expressions, always_freeze=["vision"]))
+        trainable = sum(pocket_layout.parameters[name].num_elements for name in resolved.trainable)
+        (line,) = [line for line in plan.splitlines() if line.startswith(f"{arm} ")]
+        assert f"{trainable:,}" in line and f"{pocket_layout.num_elements - trainable:,}" in line
+    commands = plan.partition("commands:\n")[2].splitlines()
+    assert len(commands) == 6 * 2 + 6 * 2 + 1 + 2
+    assert sum("train.grpo" in command for command in commands) == 12
+
+
+def test_every_arm_of_a_seed_differs_only_in_what_it_freezes(study: dict[str, Any]) -> None:
+    jobs = [job for job in plan_study(NecessityArguments(**study)).jobs if job.kind == "arm"]
+    assert [job.name for job in jobs] == [f"{arm.partition('=')[0]}-seed{seed}" for arm in ARMS for seed in (0, 3)]
+
+    def without_freezing(command: tuple[str, ...]) -> tuple[str, ...]:
+        words = [word for word, before in zip(command, ("", *command), strict=False) if "--output" not in word + before]
+        begin = words.index("--freeze") if "--freeze" in words else words.index("--always_freeze")
+        return (*words[:begin], *words[words.index("--always_freeze") :])
+
+    for seed in (0, 3):
+        assert len({without_freezing(job.command) for job in jobs if job.name.endswith(f"-seed{seed}")}) == 1
+    assert len({job.output_dir for job in jobs}) == len(jobs)
+
+
+def test_stages_need_what_they_read(study: dict[str, Any]) -> None:
+    jobs = {job.name: job for job in plan_study(NecessityArguments(**study)).jobs}
+    done: set[str] = set()
+    for job in jobs.values():
+        assert set(job.needs) <= done, "jobs stand in an order in which they can run"
+        done.add(job.name)
+    assert jobs["eval-full-seed0"].needs == ("full-seed0",)
+    assert set(jobs["comparison"].needs) == {name for name, job in jobs.items() if job.kind == "eval"}
+    assert set(jobs["deltas"].needs) == {name for name, job in jobs.items() if job.kind == "arm"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ["full", "freeze-mid", "full"]}, "arm 'full' is named twice"),
+        ({"arms": ["full", "freeze-middle"]}, "'freeze-middle' is unknown; did you mean 'freeze-mid'"),
+        ({"arms": ["x=midd"]}, "'midd' is unknown; did you mean 'mid'"),
+        ({"arms": ["freeze-early", "all=llm+projector+embed+norm"]}, "leave nothing to train"),
+        ({"seeds": [0, 1, 0]}, "seed 0 is named twice"),
+        ({"always_freeze": ["visoin"]}, "'visoin' is unknown; did you mean 'vision'"),
+        ({"grpo_config": "nowhere/grpo.yaml"}, "nowhere/grpo.yaml does not exist"),
+        ({"sft_config": "sft.yaml"}, "expected either sft_checkpoint or sft_config"),
+        ({"sft_checkpoint": None}, "expected either sft_checkpoint or sft_config"),
+        ({"sft_checkpoint": "outputs/no/such/checkpoint"}, "checkpoint outputs/no/such/checkpoint does not exist"),
+        ({"data_task": "pocket"}, "expected either prompts, a folder, or data_task"),
+        ({"partition": "halves"}, "partition 'halves' is unknown"),
+        ({"cuts": [3, 99]}, r"cuts \[3, 99\] do not divide"),
+        ({"expected_s": ["arm=soon"]}, "expected_s 'arm=soon' is no KIND=SECONDS"),
+        ({"seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
+    ],
+)
+def test_a_mistake_in_the_study_is_one_line_and_nothing_is_written(
+    study: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    wrong = {key: value for key, value in {**study, **change}.items() if value is not None}
+    with pytest.raises(ValueError, match=message) as error:
+        run(wrong)
+    assert "\n" not in str(error.value)
+    assert not Path(study["output_dir"]).exists()
+
+
+def test_a_missing_or_unreadable_study_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        main(["--config", str(tmp_path / "nowhere.yaml")])
+    (tmp_path / "bad.yaml").write_text("arms: [full\nseeds: 3: 4")
+    with pytest.raises(ValueError, match="not readable as YAML") as error:
+        main(["--config", str(tmp_path / "bad.yaml")])
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="--config needs a file"):
+        main(["--config"])
+    with pytest.raises(ValueError, match="required"):
+        main(["--output_dir", str(tmp_path / "study")])
+
+
+@pytest.mark.parametrize("name", ["grpo", "eval"])
+def test_a_typo_in_a_stages_file_is_found_before_the_study_begins(study: dict[str, Any], name: str) -> None:
+    Path(study[f"{name}_config"]).write_text("lerning_rate: 1.0e-4\n" if name == "grpo" else "bacth_size: 3\n")
+    with pytest.raises(ValueError, match=r"unknown key '(lerning_rate|bacth_size)'; did you mean"):
+        run(study)
+    assert not Path(study["output_dir"]).exists()
+
+
+def test_a_plan_made_for_another_model_is_refused(study: dict[str, Any], pocket_checkpoint: Path) -> None:
+    config = json.loads((pocket_checkpoint / "config.json").read_text())
+    config["text_config"]["intermediate_size"] *= 2
+    other = Path(study["output_dir"]).parent / "config.json"
+    other.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is not shaped like the model of the plan"):
+        run({**study, "layout_config": str(other)})
+    assert not Path(study["output_dir"]).exists()

@@ -1,0 +1,191 @@
+"""A shortened pocket study through every stage, undisturbed and killed in each of them."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tracking.command import REPOSITORY_ROOT
+
+pytestmark = pytest.mark.slow
+
+ARMS = ("full", "freeze-mid")
+SEEDS = (0, 1)
+TABLES = ("scores.csv", "comparison.csv", "deltas/layers.csv", "deltas/blocks.csv")
+KILL_POINTS: dict[str, Callable[[Path], bool]] = {
+    "data": lambda study: is_running(study / "data"),
+    "init": lambda study: is_running(study / "init"),
+    "base": lambda study: is_running(study / "base"),
+    "sft": lambda study: is_running(study / "sft"),
+    "an arm, at its beginning": lambda study: is_running(study / "arms" / "full-seed0"),
+    "an arm, after its first checkpoint": lambda study: has_bytes(study / "arms" / "full-seed0" / "proofs.jsonl"),
+    "an evaluation, at its beginning": lambda study: is_running(study / "eval" / "sft"),
+    "an evaluation, after its first answers": lambda study: has_bytes(study / "eval" / "sft" / "records.jsonl"),
+    "the comparison": lambda study: is_running(study / "comparison"),
+    "the deltas": lambda study: is_running(study / "deltas"),
+    "the report": lambda study: has_bytes(study / "figures" / "gains.png"),
+}
+"""Stage -> whether a study has come to it."""
+
+
+def write_configs(directory: Path) -> Path:
+    """Writes a study small enough for a test from the shipped pocket configurations."""
+    directory.mkdir()
+    changes = {
+        "data": {
+            "num_base": 320,
+            "num_sft": 320,
+            "num_rl": 60,
+            "num_validation_per_ability": 4,
+            "num_test_per_ability": 12,
+        },
+        "init": {"num_layers": 3},
+        "base": {"max_steps": 20},
+        "sft": {"max_steps": 40},  # enough that some sampled replies earn more than others, so that GRPO moves weights
+        "grpo": {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 16, "logging_steps": 1},
+        "eval": {"batch_size": 8},
+    }
+    paths = {}
+    for name, values in changes.items():
+        shipped = yaml.safe_load((REPOSITORY_ROOT / "configs" / "pocket" / f"{name}.yaml").read_text())
+        paths[name] = directory / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump({**shipped, **values}))
+    study = yaml.safe_load((REPOSITORY_ROOT / "configs" / "pocket" / "necessity.yaml").read_text())
+    study |= {f"{name}_config": str(path) for name, path in paths.items()}
+    study |= {"arms": list(ARMS), "seeds": list(SEEDS), "num_parallel": 2}
+    path = directory / "necessity.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def start_study(config: Path, output_dir: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "train.necessity", "--config", str(config), "--output_dir", str(output_dir)]
+    return subprocess.Popen(command, cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish_study(config: Path, output_dir: Path) -> str:
+    process = start_study(config, output_dir)
+    output, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    return output
+
+
+def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
+    """Sends SIGKILL to the study's own process, as soon as a point is reached."""
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None, f"the study ended before it was killed: {process.communicate()}"
+        assert time.monotonic() < deadline, "the study never reached the point where it was to be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def is_running(directory: Path) -> bool:
+    try:
+        return bool(json.loads((directory / "run.json").read_text())["status"] == "running")
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def has_bytes(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_configs(tmp_path_factory.mktemp("study") / "configs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> Path:
+    """A study that ran from beginning to end."""
+    output_dir = config.parent.parent / "undisturbed"
+    assert f"report: {output_dir / 'report.html'}" in finish_study(config, output_dir)
+    return output_dir
+
+
+def test_every_arm_and_seed_is_proved_frozen_in_every_saved_checkpoint(undisturbed: Path) -> None:
+    for arm in ARMS:
+        for seed in SEEDS:
+            report = json.loads((undisturbed / "arms" / f"{arm}-seed{seed}" / "freeze_report.json").read_text())
+            assert report["checkpoints"] == ["checkpoint-2", "checkpoint-4", "final"]
+            assert report["num_breaches"] == 0
+            frozen = [tensor for tensor in report["tensors"] if tensor["frozen"]]
+            assert len(frozen) == (0 if arm == "full" else 12)
+            assert all(tensor["sha256_start"] == tensor["sha256_end"] for tensor in frozen)
+            assert all(tensor["num_changed"] > 0 for tensor in report["tensors"] if not tensor["frozen"])
+
+
+def test_tables_hold_every_model_seed_and_ability_on_identical_samples(undisturbed: Path) -> None:
+    scores = pd.read_csv(undisturbed / "scores.csv")
+    assert len(scores) == 3 * (2 + len(ARMS) * len(SEEDS))
+    assert set(scores["n"] + scores["num_unscored"]) == {12}
+    comparison = pd.read_csv(undisturbed / "comparison.csv")
+    assert set(comparison["against"]) == {"sft", "full"}
+    assert {"pooled", "0", "1"} == set(comparison["seed"].dropna().astype(str)) - {"nan"}
+
+
+def test_a_frozen_block_has_a_delta_of_exactly_zero(undisturbed: Path) -> None:
+    blocks = pd.read_csv(undisturbed / "deltas" / "blocks.csv")
+    frozen = blocks[(blocks["phase"] == "freeze-mid") & (blocks["block"] == "mid")]
+    assert list(frozen["energy"]) == [0.0, 0.0]
+    assert (blocks[blocks["phase"] == "full"]["energy"] > 0).all()
+
+
+def test_report_is_one_file_with_every_arm_and_figure(undisturbed: Path) -> None:
+    page = (undisturbed / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert 'src="http' not in page and 'href="http' not in page
+    for arm in ARMS:
+        assert arm in page
+
+
+def test_the_same_command_on_a_finished_study_does_nothing(config: Path, undisturbed: Path) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    finish_study(config, undisturbed)
+    after = {
+        path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    assert after == before
+
+
+def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_study(config: Path, undisturbed: Path) -> None:
+    output_dir = config.parent.parent / "killed"
+    for reached in KILL_POINTS.values():
+        kill_when(start_study(config, output_dir), functools.partial(reached, output_dir))
+    finish_study(config, output_dir)
+    for table in TABLES:
+        assert (output_dir / table).read_bytes() == (undisturbed / table).read_bytes(), table
+    for arm in ARMS:
+        for seed in SEEDS:
+            name = Path("arms") / f"{arm}-seed{seed}"
+            ours, theirs = (
+                json.loads((top / name / "freeze_report.json").read_text()) for top in (output_dir, undisturbed)
+            )
+            assert ours["tensors"] == theirs["tensors"]
+        attempts = json.loads((output_dir / "run.json").read_text())["attempts"]
+    assert len(attempts) == len(KILL_POINTS) + 1
+
+
+def test_children_do_not_outlive_a_killed_study(config: Path) -> None:
+    output_dir = config.parent.parent / "orphans"
+    process = start_study(config, output_dir)
+    kill_when(process, lambda: is_running(output_dir / "init"))
+    pid = json.loads((output_dir / "init" / "run.json").read_text())["attempts"][0]["pid"]
+    deadline = time.monotonic() + 10.0
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, f"process {pid} still runs after its study was killed"
+        time.sleep(0.05)
+    assert os.getpid() != pid
