@@ -66,7 +66,13 @@ def _forest(study: NecessityStudy, arms: list[str], values: Callable[[str], "pd.
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(
-        1, len(study.abilities), figsize=(9.2, 0.9 + 0.36 * len(arms)), sharey=True, squeeze=False, layout="constrained"
+        1,
+        len(study.abilities),
+        figsize=(9.2, 0.9 + 0.36 * len(arms)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     for axes, ability in zip(panels[0], study.abilities, strict=True):
         table = values(ability)

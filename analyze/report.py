@@ -20,6 +20,8 @@ TEMPLATE = Path(__file__).parent / "templates" / "necessity.html.j2"
 ACCURACY = "accuracy"
 WELL_FORMED = "accuracy where both are well-formed"
 MINUS = "−"
+NOT_ARMS = ("full", "base")
+"""Models of a comparison that keep no share of a gain: the gain is full's, and base stands before SFT."""
 
 
 def points(value: float, *, sign: bool = True) -> str:
@@ -64,6 +66,7 @@ def findings(study: NecessityStudy) -> list[str]:
         if "full" not in rows.index:
             continue
         own = scores[scores["ability"] == ability].groupby("model")["accuracy"].mean()
+        tokens = scores[scores["ability"] == ability].groupby("model")["mean_tokens"].mean()
         full = rows.loc["full"].to_dict()
         verdict = (
             f"SFT answers {percent(own['sft'])} % of the {int(full['n'])} held-out prompts right, full RL "
@@ -73,8 +76,9 @@ def findings(study: NecessityStudy) -> list[str]:
         if math.isnan(full["gain_kept"]):
             verdict += " The interval holds zero, so there is no gain of which a share could be kept."
         else:
-            kept = [f"{arm} keeps {gain_kept(row)}" for arm, row in rows.iterrows() if arm not in ("full", "base")]
+            kept = [f"{arm} keeps {gain_kept(row)}" for arm, row in rows.iterrows() if arm not in NOT_ARMS]
             verdict += f" Of this gain, {', '.join(kept)}." if kept else ""
+        verdict += f" Full's replies have {tokens['full']:.0f} tokens on average, SFT's {tokens['sft']:.0f}."
         sentences.append(f"<b>{ability.capitalize()}.</b> {verdict}")
     return sentences
 
@@ -121,7 +125,7 @@ def comparison_rows(study: NecessityStudy, *, pooled: bool, metric: str) -> list
                 "p": probability(row["p"]),
                 "p_holm": probability(row["p_holm"]),
                 "significant": bool(row["p_holm"] < 0.05),
-                "kept": "" if row["arm"] == "full" else gain_kept(row),
+                "kept": "" if row["arm"] in NOT_ARMS else gain_kept(row),
             }
         )
     return rows
@@ -176,6 +180,7 @@ def arm_rows(study: NecessityStudy) -> list[dict[str, Any]]:
 def render(study: NecessityStudy, figures: dict[str, Path]) -> str:
     """Returns the page as HTML, figures inlined."""
     import jinja2
+    import yaml
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -205,6 +210,9 @@ def render(study: NecessityStudy, figures: dict[str, Path]) -> str:
         num_attempts=len(study.run["attempts"]),
         command="python -m train.necessity " + shlex.join(attempt["argv"][1:]),
         settings=study.run["settings"],
+        files={
+            path: yaml.safe_dump(values, sort_keys=False) for path, values in study.run["settings"]["files"].items()
+        },
         has_base="base" in set(study.scores["model"]),
     )
 
