@@ -194,7 +194,10 @@ def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> No
 
         def data(name_on_disk: str, canonical: dict[str, StoredTensor] = canonical) -> bytes | memoryview:
             stored = canonical[name_on_disk]
-            return cast_bytes(weights, stored.name, stored.dtype)
+            # A tied head that only the start stores is written from the embedding matrix it duplicates.
+            source = stored.name if stored.name in weights.tensors else _embedding(weights)
+            assert source is not None
+            return cast_bytes(weights, source, stored.dtype)
 
         entries = [(stored.name_on_disk, stored.dtype, stored.shape) for stored in tensors]
         write_safetensors(directory / file_name, entries, data)
@@ -205,25 +208,34 @@ def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> No
 
 def check_same_tensors(start: Checkpoint, other: Checkpoint) -> None:
     """Refuses two checkpoints whose tensors differ in name or shape; a tied duplicate of equal bytes is allowed."""
-    missing = sorted(set(start.tensors) - set(other.tensors))
+    missing = _unmatched(start, other)
     if missing:
         raise ValueError(f"{other.directory}: lacks {missing[0]!r}, which {start.directory} has ({len(missing)} such)")
-    for name in sorted(set(other.tensors) - set(start.tensors)):
-        if not is_tied_duplicate(other, name):
-            raise ValueError(f"{other.directory}: has {name!r}, which {start.directory} has not")
+    extra = _unmatched(other, start)
+    if extra:
+        raise ValueError(f"{other.directory}: has {extra[0]!r}, which {start.directory} has not ({len(extra)} such)")
     for name, stored in start.tensors.items():
-        if other.tensors[name].shape != stored.shape:
+        if name in other.tensors and other.tensors[name].shape != stored.shape:
             raise ValueError(
                 f"{other.directory}: {name!r} has the shape {list(other.tensors[name].shape)}; "
                 f"expected {list(stored.shape)} as in {start.directory}"
             )
 
 
+def _unmatched(one: Checkpoint, other: Checkpoint) -> list[str]:
+    """Returns the tensors that only the first has, tied duplicates aside."""
+    return [name for name in sorted(set(one.tensors) - set(other.tensors)) if not is_tied_duplicate(one, name)]
+
+
 def is_tied_duplicate(checkpoint: Checkpoint, name: str) -> bool:
     """True for a stored head whose bytes are the embedding matrix's (ZeRO-1 and ZeRO-2 write one)."""
-    embed = next((n for n in checkpoint.tensors if checkpoint.family.place(n)[0] == "embed"), None)
+    embed = _embedding(checkpoint)
     is_head = checkpoint.family.place(name)[0] == "head"
     return is_head and embed is not None and checkpoint.data(name) == checkpoint.data(embed)
+
+
+def _embedding(checkpoint: Checkpoint) -> str | None:
+    return next((name for name in checkpoint.tensors if checkpoint.family.place(name)[0] == "embed"), None)
 
 
 def cast_bytes(checkpoint: Checkpoint, name: str, dtype: str) -> bytes | memoryview:

@@ -201,6 +201,20 @@ def test_tied_duplicate_of_equal_bytes_is_no_extra_tensor(checkpoints: dict[str,
     assert set(open_checkpoint(tmp_path / "final").tensors) == set(start.tensors)
 
 
+def test_tied_duplicate_that_only_the_start_stores_is_written_again(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    trained = open_checkpoint(checkpoints["in-memory"])
+    embed = load_file(trained.directory / WEIGHTS_FILE)[EMBED]
+    start = open_checkpoint(copy_with(trained.directory, tmp_path / "start", {HEAD: embed.clone()}))
+    check_same_tensors(start, trained)
+    (tmp_path / "final").mkdir()
+    write_like(tmp_path / "final", start=start, weights=trained)
+    final = open_checkpoint(tmp_path / "final")
+    assert set(final.tensors) == set(start.tensors)
+    assert final.data(HEAD) == trained.data("model.language_model.embed_tokens.weight")
+
+
 def test_head_that_differs_from_the_tied_embedding_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     start = open_checkpoint(checkpoints["in-memory"])
     head = load_file(start.directory / WEIGHTS_FILE)[EMBED].clone()
