@@ -122,7 +122,7 @@ def summarise(records: list[Record], keys: list[str]) -> "pd.DataFrame":
     result["num_elements"] = grouped["num_elements"]
     result["energy"] = grouped["delta_squares"].map(math.sqrt)
     result["start_norm"] = grouped["start_squares"].map(math.sqrt)
-    result["relative_energy"] = result["energy"] / result["start_norm"]
+    result["relative_energy"] = (result["energy"] / result["start_norm"]).where(result["start_norm"] > 0)
     result["rms"] = (grouped["delta_squares"] / grouped["num_elements"]).map(math.sqrt)
     result["changed_frac"] = grouped["num_changed"] / grouped["num_elements"]
     return result

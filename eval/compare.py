@@ -7,7 +7,8 @@
 with the baseline and with the reference: per seed by the exact McNemar test, pooled by a bootstrap crossed over seeds
 and samples. P-values are Holm-corrected within their family (the pooled ones of one metric; the ones per seed).
 
-*Gain kept* = (arm - baseline) / (reference - baseline), given only where the interval of the denominator excludes zero.
+*Gain kept* = (arm - baseline) / (reference - baseline), given only where the interval of the denominator excludes zero
+and there is a gain, not a loss.
 """
 
 import argparse
@@ -79,8 +80,8 @@ class Answers:
 def parse_entry(text: str) -> Entry:
     """Parses `NAME=DIR` or `NAME@SEED=DIR`."""
     label, separator, directory = text.partition("=")
-    name, _, seed = label.partition("@")
-    if not separator or not name or (seed and not seed.isdigit()):
+    name, at, seed = label.partition("@")
+    if not separator or not name or not directory or (at and not seed.isdigit()):
         raise ValueError(f"{text!r} is no NAME=DIR or NAME@SEED=DIR, such as full@0=outputs/eval/full-seed0")
     return Entry(name, int(seed) if seed else None, Path(directory))
 

@@ -6,8 +6,9 @@ An answer is first found in the response by the first rule that applies (`RULES`
     text    equal after lower-casing and dropping articles and punctuation
     math    equal as mathematical expressions (math-verify, the gold parsed first, both wrapped in `$…$`)
 
-A reply that holds no answer at all is incorrect. An answer that the rules cannot judge (a gold that does not parse, an
-expression beyond the limit) is `unscored`: it is never counted as wrong and always counted beside the mean.
+A reply that holds no answer, or one too long to be an answer, is incorrect. What the rules cannot judge (a gold that
+does not parse, mathematics that does not end in time) is `unscored`: never counted as wrong, always counted beside the
+mean.
 """
 
 import re
@@ -108,7 +109,11 @@ def _boxed(response: str, kind: str) -> str | None:
 
 def _the_answer_is(response: str, kind: str) -> str | None:
     _, *announced = re.split(r"\banswer is:?\s*", response, flags=re.IGNORECASE)
-    return re.split(r"\.\s|\n", announced[-1], maxsplit=1)[0].strip().removesuffix(".") if announced else None
+    if not announced:
+        return None
+    answer = re.split(r"\.\s|\n", announced[-1], maxsplit=1)[0].strip().removesuffix(".")
+    number = _NUMBER.search(answer) if kind == "number" else None
+    return number.group() if number else answer
 
 
 def _hashes(response: str, kind: str) -> str | None:
@@ -127,7 +132,8 @@ def _last_sentence(response: str, kind: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"(?<![\d)])[-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?|\d+")
+"""A decimal or a fraction; a minus between two numbers is no sign."""
 
 
 RULES: dict[str, Callable[[str, str], str | None]] = {
@@ -141,7 +147,7 @@ RULES: dict[str, Callable[[str, str], str | None]] = {
 
 def parse_number(text: str) -> Fraction | None:
     """Returns the exact value of a decimal number or fraction, or None where the text is not one."""
-    bare = re.sub(r"^[\s$€£]+|[\s.%°]+$", "", text)
+    bare = re.sub(r"^[\s$€£*]+|[\s.%°$*]+$", "", text).replace("−", "-")
     if not re.fullmatch(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?", bare) or not bare.strip("+-"):
         return None
     try:

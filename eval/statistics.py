@@ -144,12 +144,12 @@ def bootstrap_p(resampled: Float[np.ndarray, " resamples"]) -> float:
 
 
 def gain_kept(arm: PairedDifference, full: PairedDifference) -> Estimate | None:
-    """Returns (arm - start) / (full - start) with its interval; None where the interval of full - start holds zero.
+    """Returns (arm - start) / (full - start) with its interval; None where full - start is not above zero throughout.
 
     Args:
         arm, full: differences to the same start over the same draws.
     """
-    if not full.interval.excludes_zero:
+    if full.interval.low <= 0:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         resampled = arm.resampled / full.resampled

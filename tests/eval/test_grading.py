@@ -35,6 +35,9 @@ TIME_LIMIT_S = 5.0
         ("0.1", "1/10", CORRECT),
         (".5", "0.5", CORRECT),
         ("five", "5", INCORRECT),
+        ("**7**", "7", CORRECT),
+        ("$5$", "5", CORRECT),
+        ("−5", "-5", CORRECT),
         ("-", "0", INCORRECT),
         ("1e3", "1000", INCORRECT),
     ],
@@ -201,3 +204,17 @@ def test_an_expression_that_takes_for_ever_is_given_up(answer: str) -> None:
 )
 def test_well_formed_is_one_thought_then_one_answer_and_nothing_else(response: str, well_formed: bool) -> None:
     assert is_well_formed(response) is well_formed
+
+
+@pytest.mark.parametrize(
+    ("response", "extracted"),
+    [
+        ("The answer is 7 circles.", "7"),
+        ("The answer is -3.", "-3"),
+        ("Take seven, so 7-4", "4"),
+        ("That leaves -4", "-4"),
+        ("(2+1)-4", "4"),
+    ],
+)
+def test_a_number_is_found_among_words_and_a_minus_between_numbers_is_no_sign(response: str, extracted: str) -> None:
+    assert grade(response, "0", "number").extracted == extracted
