@@ -6,19 +6,19 @@ The same seed gives every arm the same prompts in the same order. Checkpoints st
 so that a resumed run does not lose half of one.
 """
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_builders.prompts import prompts_fingerprint
 from tracking.command import parse_arguments, run_command
-from tracking.run import open_run
-from train.data import DataArguments, build_dataset, load_prompts, training_order
+from train.data import DataArguments, load_prompts
 from train.freeze import FreezeArguments
 from train.rewards import choose_rewards
-from train.stage import CHECKPOINTS_DIR, check_windows, open_start, run_stage, steps_to_train, training_settings
+from train.stage import Stage, check_windows, run_stage, steps_to_train
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, ProcessorMixin, Trainer
     from trl import GRPOConfig, ModelConfig
 
@@ -68,68 +68,42 @@ def train(
     rewards: RewardArguments,
 ) -> Path:
     """Trains to the end and returns the run directory."""
-    if model_config.use_peft:
-        raise ValueError("use_peft: adapters are not supported by train.grpo; train the weights themselves")
-    check_save_steps(training)
     check_windows(training)
+    check_save_steps(training)
     if training.reward_weights and len(training.reward_weights) != len(rewards.rewards):
         raise ValueError(
             f"reward_weights {training.reward_weights} does not match the rewards {rewards.rewards}; expected one each"
         )
-    start = open_start(model_config.model_name_or_path, freeze)
     prompts = load_prompts(data)
     prompts_per_generation = training.generation_batch_size // training.num_generations
-    generations_per_step = training.gradient_accumulation_steps / microsteps_per_generation(training)
-    training.max_steps = steps_to_train(training, len(prompts), prompts_per_generation * generations_per_step)
-    directory = Path(training.output_dir)
-    settings = {
-        "start": start.name,
-        "start_fingerprint": start.checkpoint.fingerprint(),
-        "prompts_fingerprint": prompts_fingerprint(Path(data.prompts), data.split),
-        "rewards": rewards.rewards,
-        **asdict(data),
-        **asdict(freeze),
-        "dtype": model_config.dtype,
-        "attn_implementation": model_config.attn_implementation,
-        "training": training_settings(training),
-    }
-    with open_run(directory, command="train.grpo", settings=settings, overwrite=rewards.overwrite) as run:
-        if run.finished:
-            return directory
-        num_generation_batches = -(
-            -training.max_steps * training.gradient_accumulation_steps // microsteps_per_generation(training)
+    steps_per_generation = microsteps_per_generation(training) / training.gradient_accumulation_steps
+    training.max_steps = steps_to_train(training, len(prompts), prompts_per_generation / steps_per_generation)
+    training.shuffle_dataset = False
+
+    def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "Trainer":
+        from train.mixed_batches import MixedBatchGRPOTrainer
+
+        return MixedBatchGRPOTrainer(
+            model,
+            reward_funcs=choose_rewards(rewards.rewards),
+            args=training,
+            train_dataset=dataset,
+            processing_class=processor,
         )
-        order = training_order(
-            len(prompts), num_generation_batches * prompts_per_generation, seed=training.seed, shuffle=data.shuffle
-        )
-        training.output_dir = str(directory / CHECKPOINTS_DIR)
-        training.shuffle_dataset = False
 
-        def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin") -> "Trainer":
-            from transformers import PrinterCallback, ProgressCallback
-
-            from train.mixed_batches import MixedBatchGRPOTrainer
-
-            trainer = MixedBatchGRPOTrainer(
-                model,
-                reward_funcs=choose_rewards(rewards.rewards),
-                args=training,
-                train_dataset=build_dataset(prompts, order, data, with_response=False),
-                processing_class=processor,
-            )
-            for callback in (PrinterCallback, ProgressCallback):
-                trainer.remove_callback(callback)
-            return trainer
-
-        run_stage(
-            run,
-            start=start,
-            dtype=model_config.dtype,
-            attn_implementation=model_config.attn_implementation,
-            make_trainer=make_trainer,
-            settings=settings,
-        )
-    return directory
+    stage = Stage(
+        command="train.grpo",
+        training=training,
+        model_config=model_config,
+        data=data,
+        freeze=freeze,
+        prompts=prompts,
+        num_needed=math.ceil(training.max_steps / steps_per_generation) * prompts_per_generation,
+        supervised=False,
+        make_trainer=make_trainer,
+        further_settings={"rewards": rewards.rewards},
+    )
+    return run_stage(stage, overwrite=rewards.overwrite)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,8 +30,8 @@ KILL_POINTS: dict[str, Callable[[Path], bool]] = {
     "an arm, after its first checkpoint": lambda study: has_bytes(study / "arms" / "full-seed0" / "proofs.jsonl"),
     "an evaluation, at its beginning": lambda study: is_running(study / "eval" / "sft"),
     "an evaluation, after its first answers": lambda study: has_bytes(study / "eval" / "sft" / "records.jsonl"),
-    "the comparison": lambda study: is_running(study / "comparison"),
     "the deltas": lambda study: is_running(study / "deltas"),
+    "the comparison": lambda study: is_running(study / "comparison"),
     "the report": lambda study: has_bytes(study / "figures" / "gains.png"),
 }
 """Stage -> whether a study has come to it."""
