@@ -78,7 +78,7 @@ def _forest(study: NecessityStudy, arms: list[str], values: Callable[[str], "pd.
         table = values(ability)
         for position, (arm, (middle, low, high)) in enumerate(zip(arms, table.to_numpy(), strict=True)):
             if middle != middle:
-                axes.text(0.5, position, "not given: full's gain may be zero", transform=axes.get_yaxis_transform(),
+                axes.text(0.5, position, "not given: no certain gain", transform=axes.get_yaxis_transform(),
                           ha="center", va="center", fontsize=7.5, color="#777777", style="italic")  # fmt: skip
                 continue
             colour = arm_colour(arm, study.arms)

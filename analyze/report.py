@@ -57,6 +57,14 @@ def gain_kept(row: Any) -> str:
     return f"{kept} % [{low}, {high}]".replace("-", MINUS)
 
 
+def necessity(rows: Any) -> str:
+    """Answers the question of the page for one ability, from its pooled rows against SFT by arm."""
+    lost = [arm for arm, row in rows.iterrows() if arm not in NOT_ARMS and row["gain_kept_high"] < 1]
+    if not lost:
+        return "No interval lies below 100 %: none of these changes was shown to be necessary for it."
+    return f"Below 100 % throughout, and so without part of it: {', '.join(lost)}."
+
+
 def findings(study: NecessityStudy) -> list[str]:
     """Says in sentences what the tables say: what RL gained, and what each arm kept of it."""
     sentences = []
@@ -74,10 +82,11 @@ def findings(study: NecessityStudy) -> list[str]:
             f"corrected p = {probability(full['p_holm'])}."
         )
         if math.isnan(full["gain_kept"]):
-            verdict += " The interval holds zero, so there is no gain of which a share could be kept."
+            reason = "RL loses here" if full["high"] < 0 else "The interval holds zero"
+            verdict += f" {reason}, so there is no gain of which a share could be kept."
         else:
             kept = [f"{arm} keeps {gain_kept(row)}" for arm, row in rows.iterrows() if arm not in NOT_ARMS]
-            verdict += f" Of this gain, {', '.join(kept)}." if kept else ""
+            verdict += f" Of this gain, {', '.join(kept)}. {necessity(rows)}" if kept else ""
         verdict += f" Full's replies have {tokens['full']:.0f} tokens on average, SFT's {tokens['sft']:.0f}."
         sentences.append(f"<b>{ability.capitalize()}.</b> {verdict}")
     return sentences
