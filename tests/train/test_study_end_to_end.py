@@ -1,8 +1,6 @@
 """A shortened pocket study through every stage, undisturbed and killed in each of them."""
 
-import functools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -79,10 +77,10 @@ def finish_study(config: Path, output_dir: Path) -> str:
     return output
 
 
-def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    """Sends SIGKILL to the study's own process, as soon as a point is reached."""
+def kill_when(process: "subprocess.Popen[str]", output_dir: Path, reached: Callable[[Path], bool]) -> None:
+    """Sends SIGKILL to the study's own process, as soon as it has begun and come to a point."""
     deadline = time.monotonic() + 300
-    while not reached():
+    while running_pid(output_dir) != process.pid or not reached(output_dir):
         assert process.poll() is None, f"the study ended before it was killed: {process.communicate()}"
         assert time.monotonic() < deadline, "the study never reached the point where it was to be killed"
         time.sleep(0.01)
@@ -91,9 +89,24 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> 
 
 
 def is_running(directory: Path) -> bool:
+    """True where a command is at work in this directory now, not only in an attempt that was killed."""
+    pid = running_pid(directory)
+    return pid is not None and is_alive(pid)
+
+
+def running_pid(directory: Path) -> int | None:
+    """Returns the process of the last attempt, where `run.json` says that it runs."""
     try:
-        return bool(json.loads((directory / "run.json").read_text())["status"] == "running")
+        state = json.loads((directory / "run.json").read_text())
     except (OSError, json.JSONDecodeError):
+        return None
+    return int(state["attempts"][-1]["pid"]) if state["status"] == "running" else None
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
         return False
 
 
@@ -164,7 +177,7 @@ def test_the_same_command_on_a_finished_study_does_nothing(config: Path, undistu
 def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_study(config: Path, undisturbed: Path) -> None:
     output_dir = config.parent.parent / "killed"
     for reached in KILL_POINTS.values():
-        kill_when(start_study(config, output_dir), functools.partial(reached, output_dir))
+        kill_when(start_study(config, output_dir), output_dir, reached)
     finish_study(config, output_dir)
     for table in TABLES:
         assert (output_dir / table).read_bytes() == (undisturbed / table).read_bytes(), table
@@ -175,17 +188,16 @@ def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_study(c
                 json.loads((top / name / "freeze_report.json").read_text()) for top in (output_dir, undisturbed)
             )
             assert ours["tensors"] == theirs["tensors"]
-        attempts = json.loads((output_dir / "run.json").read_text())["attempts"]
+    attempts = json.loads((output_dir / "run.json").read_text())["attempts"]
     assert len(attempts) == len(KILL_POINTS) + 1
 
 
 def test_children_do_not_outlive_a_killed_study(config: Path) -> None:
     output_dir = config.parent.parent / "orphans"
-    process = start_study(config, output_dir)
-    kill_when(process, lambda: is_running(output_dir / "init"))
-    pid = json.loads((output_dir / "init" / "run.json").read_text())["attempts"][0]["pid"]
-    deadline = time.monotonic() + 10.0
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline, f"process {pid} still runs after its study was killed"
+    kill_when(start_study(config, output_dir), output_dir, KILL_POINTS["init"])
+    child = running_pid(output_dir / "init")
+    assert child is not None
+    deadline = time.monotonic() + 10
+    while is_alive(child):
+        assert time.monotonic() < deadline, f"process {child} still runs after its study was killed"
         time.sleep(0.05)
-    assert os.getpid() != pid
