@@ -25,7 +25,11 @@ def partial_directory(path: Path) -> Iterator[Path]:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except Exception:
+        shutil.rmtree(partial)
+        raise
     for file in partial.rglob("*"):
         if file.is_file():
             _flush_to_disk(file)
@@ -37,7 +41,11 @@ def partial_file(path: Path) -> Iterator[Path]:
     """Yields a path to write that replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
-    yield partial
+    try:
+        yield partial
+    except Exception:
+        partial.unlink(missing_ok=True)
+        raise
     _flush_to_disk(partial)
     partial.replace(path)
 

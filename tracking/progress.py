@@ -1,5 +1,6 @@
 """How far is it, and how long will it take? A bar on a terminal, a sparse line elsewhere."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         now = time.monotonic()
         if self._terminal:
+            text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be rewritten
             print(f"\r{text.ljust(self._width)}", end="", file=sys.stderr, flush=True)
             self._width = len(text)
         elif now - self._printed_at >= self._interval_s:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt, prompts_fingerprint
-from models.checkpoint import Checkpoint, check_same_tensors, is_tied_duplicate, open_checkpoint, write_like
+from models.checkpoint import DTYPES, Checkpoint, check_same_tensors, is_tied_duplicate, open_checkpoint, write_like
 from models.layout import layout_of
 from models.loading import load_model, load_processor, local_checkpoint
 from tracking.command import is_main_process
@@ -98,6 +98,18 @@ def open_start(name: str | None, freeze: FreezeArguments) -> Start:
     return Start(name, checkpoint, plan)
 
 
+def check_dtype(start: Start, dtype: str | None) -> None:
+    """Refuses to load frozen tensors in a type that would round them: they could not be what they were."""
+    exact = {"F32": ("auto", "float32"), "BF16": ("auto", "float32", "bfloat16"), "F16": ("auto", "float32", "float16")}
+    for name in start.plan.frozen:
+        stored = start.checkpoint.tensors[name].dtype
+        if (dtype or "auto") not in exact.get(stored, ("auto",)):
+            raise ValueError(
+                f"dtype {dtype} would round the frozen tensor {name!r}, which {start.checkpoint.directory} stores as "
+                f"{DTYPES[stored][0]}; use dtype float32 (and bf16: true for the arithmetic)"
+            )
+
+
 def steps_to_train(arguments: "TrainingArguments", num_prompts: int, prompts_per_step: float) -> int:
     """Returns the number of optimizer steps: `max_steps`, or the given epochs over the prompts."""
     if arguments.max_steps > 0:
@@ -138,6 +150,7 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
     if stage.model_config.use_peft:
         raise ValueError(f"use_peft: adapters are not supported by {stage.command}; train the weights themselves")
     start = open_start(stage.model_config.model_name_or_path, stage.freeze)
+    check_dtype(start, stage.model_config.dtype)
     settings = stage_settings(stage, start)
     directory = Path(stage.training.output_dir)
     with open_run(directory, command=stage.command, settings=settings, overwrite=overwrite) as run:
@@ -170,8 +183,9 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
     trainer = _build_trainer(stage, start, checkpoints_dir)
     digests = frozen_digests(start.checkpoint, start.plan.frozen)
     with RecordLog(directory / "records.jsonl") as log, RecordLog(directory / "proofs.jsonl") as proofs:
-        for records in (log, proofs):
-            records.keep(lambda record: record["step"] <= resume_step)
+        if is_main_process():
+            for records in (log, proofs):
+                records.keep(lambda record: record["step"] <= resume_step)
         num_kept, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # pruned by CheckpointProof
         proof = CheckpointProof(
             lambda saved: find_breaches(start.checkpoint, saved, digests), proofs, num_kept=num_kept
