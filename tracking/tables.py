@@ -1,5 +1,6 @@
 """How is a table written? Tidy CSV through pandas: a row per unit, stable column order, whole or not at all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,18 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
     """Writes a table as CSV."""
     with partial_file(path) as partial:
         table.to_csv(partial, index=False, float_format=f"%.{DECIMALS}g")
+
+
+def format_columns(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> list[str]:
+    """Returns rows of text as lines with their columns lined up, the numbered ones to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def read_table(path: Path) -> "pd.DataFrame":

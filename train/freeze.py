@@ -14,6 +14,7 @@ import numpy as np
 from models.blocks import BLOCKS, REGIONS, Partition, block_names, format_layers, make_partition, resolve
 from models.checkpoint import DTYPES, Checkpoint, cast_bytes
 from models.layout import Layout
+from tracking.tables import format_columns
 
 if TYPE_CHECKING:
     import torch
@@ -161,16 +162,7 @@ def format_freeze_table(plan: FreezePlan) -> str:
             "",
         )
     )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = (2, 3, 4)
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+    return "\n".join([*format_columns(rows, right=(2, 3, 4)), *(f"note: {note}" for note in plan.notes)])
 
 
 def frozen_digests(start: Checkpoint, names: Iterable[str]) -> dict[str, str]:
@@ -252,6 +244,11 @@ def summarise_changes(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
         )
     order = (*BLOCKS, *REGIONS)
     return sorted(summary, key=lambda row: order.index(row["block"]))
+
+
+def broken_tensors(changes: Sequence[TensorChange]) -> list[str]:
+    """Returns the frozen tensors whose bits differ."""
+    return [change.name for change in changes if change.frozen and change.sha256_start != change.sha256_end]
 
 
 def never_moved(changes: Sequence[TensorChange]) -> list[str]:

@@ -25,6 +25,7 @@ from models.pocket import PocketShape, build_config, build_tokenizer
 from tracking.command import is_main_process, parse_arguments, read_config, run_command
 from tracking.progress import format_duration
 from tracking.run import open_run
+from tracking.tables import format_columns
 from train.arms import Arm, parse_arms
 from train.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
 from train.schedule import Job, Schedule
@@ -72,9 +73,7 @@ def study_layout(arguments: NecessityArguments) -> Layout:
         if checkpoint:
             return layout_of(local_checkpoint(checkpoint, config_only=True))
     assert arguments.init_config is not None
-    import yaml
-
-    values = yaml.safe_load(Path(arguments.init_config).read_text(encoding="utf-8")) or {}
+    values = study_files(arguments)[arguments.init_config]
     shape = PocketShape(**{key: value for key, value in values.items() if key in PocketShape.__dataclass_fields__})
     return layout_from_config(build_config(shape, build_tokenizer()).to_dict())
 
@@ -104,13 +103,7 @@ def format_plan(study: Study) -> str:
             count.block + ("" if count.state == "trains" else " (part)") for count in counts if count.state != "frozen"
         ]
         rows.append((arm.name, " ".join(arm.freeze) or "nothing", f"{trainable:,}", f"{frozen:,}", " ".join(training)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.rjust(w) if column in (2, 3) else cell.ljust(w)
-            for column, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
+    lines += format_columns(rows, right=(2, 3))
     for arm in study.arms:
         lines += ["", f"{arm.name}:", format_freeze_table(study.plans[arm.name])]
     lines += ["", "commands:", *(f"  {job.shell}" for job in study.jobs)]
@@ -148,7 +141,7 @@ def check_stage_files(arguments: NecessityArguments) -> None:
 
     from data_builders.build import TASKS, BuildArguments
     from eval.run import EvaluationArguments
-    from models.pocket import PocketArguments, PocketShape
+    from models.pocket import PocketArguments
     from train.data import DataArguments
     from train.grpo import RewardArguments
     from train.sft import RunArguments

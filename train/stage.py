@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt, prompts_fingerprint
+from models.blocks import BLOCKS
 from models.checkpoint import DTYPES, Checkpoint, check_same_tensors, is_tied_duplicate, open_checkpoint, write_like
 from models.layout import layout_of
 from models.loading import load_model, load_processor, local_checkpoint
@@ -24,12 +25,14 @@ from tracking.product import partial_directory, write_text
 from tracking.records import Record, RecordLog
 from tracking.run import open_run
 from tracking.tables import write_table
+from train import FINAL_DIR
 from train.callbacks import CheckpointProof, MetricsRecorder, ProgressReporter, checkpoint_step, drop_unverified
 from train.data import DataArguments, build_dataset, training_order
 from train.freeze import (
     FreezeArguments,
     FreezePlan,
     apply_freeze,
+    broken_tensors,
     compare_tensors,
     find_breaches,
     format_freeze_table,
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 CHECKPOINTS_DIR = "checkpoints"
-FINAL_DIR = "final"
 FREEZE_REPORT = "freeze_report.json"
 PLACES = ("output_dir", "logging_dir", "run_name")
 """Training arguments that name places and do not determine the result."""
@@ -249,12 +251,12 @@ def _write_report(directory: Path, start: Start, freeze: FreezeArguments, proofs
     """Writes the proof of freezing: per checkpoint, per block and per tensor."""
     final = open_checkpoint(directory / FINAL_DIR)
     changes = compare_tensors(start.checkpoint, final, start.plan)
-    broken = [change.name for change in changes if change.frozen and change.sha256_start != change.sha256_end]
+    broken = broken_tensors(changes)
     if broken:
         raise RuntimeError(f"{directory / FINAL_DIR}: {len(broken)} frozen tensors changed, the first is {broken[0]}")
     still = never_moved(changes)
     report = {
-        "partition": {block: list(start.plan.partition.layers(block)) for block in ("early", "mid", "late")},
+        "partition": {block: list(start.plan.partition.layers(block)) for block in BLOCKS},
         "freeze": freeze.freeze,
         "train_only": freeze.train_only,
         "always_freeze": freeze.always_freeze,

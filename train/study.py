@@ -12,11 +12,9 @@ from pathlib import Path
 
 from data_builders.build import DATA_DIR
 from models.pocket import CHECKPOINT_DIR
+from train import FINAL_DIR
 from train.arms import Arm
 from train.schedule import Job
-
-FINAL_DIR = "final"
-"""Where train.sft and train.grpo leave the trained checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from train.freeze import (
     FreezeArguments,
-    TensorChange,
+    broken_tensors,
     compare_tensors,
     never_moved,
     plan_freeze,
@@ -41,11 +41,6 @@ class VerifyArguments:
     report: str | None = field(default=None, metadata={"help": "write the proof per tensor to this JSON file"})
 
 
-def breaches(changes: list[TensorChange]) -> list[str]:
-    """Returns the frozen tensors whose bits differ."""
-    return [change.name for change in changes if change.frozen and change.sha256_start != change.sha256_end]
-
-
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, VerifyArguments, description=__doc__)
     start = open_checkpoint(local_checkpoint(arguments.start))
@@ -54,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
     plan = plan_freeze(layout_of(start.directory), freeze)
     changes = compare_tensors(start, end, plan)
-    broken = breaches(changes)
+    broken = broken_tensors(changes)
     print(f"partition: {plan.partition}")
     for row in summarise_changes(changes):
         proof = f"{row['num_frozen_identical']} of {row['num_frozen']} frozen identical" if row["num_frozen"] else ""
