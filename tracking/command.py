@@ -3,7 +3,8 @@
 Arguments are dataclasses declared beside the code they configure, parsed by TRL's `TrlParser`: `--config file.yaml`,
 flags override the file, an unknown key is an error that names the nearest known one. A mistake found by this suite
 (`ValueError`) ends the command with one line and exit status 2, a run that failed on its own terms (`RuntimeError`: a
-breach of freezing, a failed job) with exit status 1; anything raised by a library keeps its traceback.
+breach of freezing, a failed job) with exit status 1, one that SIGTERM stopped and that saved itself with 75; anything
+raised by a library keeps its traceback.
 """
 
 import argparse
@@ -20,6 +21,19 @@ from typing import Any, NoReturn
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 EXIT_MISTAKE = 2
 EXIT_FAILED = 1
+EXIT_PREEMPTED = 75
+"""`EX_TEMPFAIL` of sysexits.h: try again later."""
+
+
+class Preempted(SystemExit):
+    """A run that was told to stop, saved itself and stopped; the same command continues it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_PREEMPTED)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def did_you_mean(found: str, valid: Iterable[str]) -> str:
@@ -123,6 +137,10 @@ def run_command(main: Callable[[], None]) -> None:
         if is_main_process():
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_MISTAKE if isinstance(error, ValueError) else EXIT_FAILED) from error
+    except Preempted as stop:
+        if is_main_process():
+            print(f"{stop}; the same command continues from there", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
@@ -144,6 +162,7 @@ def quiet_libraries() -> None:
     """Silences the libraries' start-up chatter, which says nothing about the experiment; warnings of ours remain."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")

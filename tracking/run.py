@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from tracking.command import REPOSITORY_ROOT, is_main_process
+from tracking.command import REPOSITORY_ROOT, Preempted, is_main_process
 from tracking.product import partial_path, write_text
 
 RUN_FILE = "run.json"
@@ -96,7 +96,7 @@ def open_run(directory: Path, *, command: str, settings: Mapping[str, Any], over
         try:
             yield run
         except BaseException as error:
-            state["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            state["status"] = "interrupted" if isinstance(error, KeyboardInterrupt | Preempted) else "failed"
             run.note(end=_now(), error=f"{type(error).__name__}: {error}")
             raise
         state["status"] = "finished"

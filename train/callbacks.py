@@ -1,25 +1,28 @@
-"""What happens beside the steps? The proof at every save, the metrics as records, and the progress.
+"""What happens beside the steps? The proof at every save, the checks of the first step, preemption, metrics, progress.
 
-Trainer writes a checkpoint under its final name; one cut short by a kill looks whole. So a checkpoint counts only once
-it has been read back and marked, and an unmarked one is removed before resuming.
+Trainer writes a checkpoint under its final name, and one cut short by a kill looks whole. So it is told to save under
+`checkpoints/.unproved`; a checkpoint gets its place and name only once it has been read back and proved.
 """
 
 import json
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from models.checkpoint import Checkpoint, open_checkpoint
-from tracking.command import is_main_process
+from tracking.processes import any_process, on_main_process, wait_for_all
 from tracking.product import write_text
 from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
 from tracking.records import RecordLog
+from train.backward import GraphWitness
+from train.engine import inspect_optimizer
 
-VERIFIED_FILE = "verified.json"
+UNPROVED_DIR = ".unproved"
 PROGRESS_INTERVAL_S = 1.0
 
 
@@ -28,44 +31,106 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def drop_unverified(directory: Path) -> Path | None:
-    """Removes checkpoints that were never marked as whole and returns the newest that was, if there is one."""
-    verified = []
-    for path in sorted(directory.glob("checkpoint-*")):
-        if (path / VERIFIED_FILE).is_file():
-            verified.append(path)
-        elif is_main_process():
-            shutil.rmtree(path)
-    return max(verified, key=checkpoint_step, default=None)
+def last_checkpoint(directory: Path) -> Path | None:
+    """Removes what was never proved and returns the newest checkpoint, if there is one."""
+    shutil.rmtree(directory / UNPROVED_DIR, ignore_errors=True)
+    return max(directory.glob("checkpoint-*"), key=checkpoint_step, default=None)
 
 
 class CheckpointProof(TrainerCallback):
-    """Reads every saved checkpoint back, checks what is frozen, records the proof, and marks the checkpoint as whole.
+    """Reads every saved checkpoint back, checks what is frozen, records the proof, and gives it its name.
 
     Older checkpoints beyond `num_kept` go only then: Trainer's own rotation removes the last whole one before its
     successor is proved. `breaches_of` returns the names of the frozen tensors that are not what they were.
     """
 
     def __init__(
-        self, breaches_of: Callable[[Checkpoint], list[str]], proofs: RecordLog, *, num_kept: int | None = None
+        self, breaches_of: Callable[[Path], list[str]], proofs: RecordLog | None, *, num_kept: int | None = None
     ) -> None:
         self._breaches_of = breaches_of
         self._proofs = proofs
         self._num_kept = num_kept
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        breaches = self._breaches_of(open_checkpoint(path))
-        proof = {"key": path.name, "step": state.global_step, "num_breaches": len(breaches), "breaches": breaches}
-        self._proofs.append(proof)
+        wait_for_all()
+        on_main_process(lambda: self._prove(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
+
+    def _prove(self, unproved: Path) -> None:
+        assert self._proofs is not None
+        breaches = self._breaches_of(unproved)
+        self._proofs.append(
+            {
+                "key": unproved.name,
+                "step": checkpoint_step(unproved),
+                "num_breaches": len(breaches),
+                "breaches": breaches,
+            }
+        )
         if breaches:
-            raise RuntimeError(f"{path}: {len(breaches)} frozen tensors changed, the first is {breaches[0]}")
-        write_text(path / VERIFIED_FILE, json.dumps(proof) + "\n")
+            raise RuntimeError(f"{unproved}: {len(breaches)} frozen tensors changed, the first is {breaches[0]}")
+        proved = unproved.parent.parent / unproved.name
+        unproved.rename(proved)
         if self._num_kept:
-            for older in sorted(path.parent.glob("checkpoint-*"), key=checkpoint_step)[: -self._num_kept]:
+            for older in sorted(proved.parent.glob("checkpoint-*"), key=checkpoint_step)[: -self._num_kept]:
                 shutil.rmtree(older)
+
+
+class FirstStep(TrainerCallback):
+    """Checks, after the first step of an attempt, where backward went and what the optimizer holds, and records it."""
+
+    def __init__(self, trainer: Trainer, witness: GraphWitness, proofs: RecordLog | None) -> None:
+        self._trainer = trainer
+        self._witness = witness
+        self._proofs = proofs
+        self._done = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._witness.check()
+        optimizer = inspect_optimizer(self._trainer)
+        if self._proofs is not None:
+            self._proofs.append(
+                {
+                    "key": f"step-{state.global_step}",
+                    "step": state.global_step,
+                    **self._witness.report().as_row(),
+                    "num_trainable_elements": optimizer.num_trainable_elements,
+                    "num_state_elements": optimizer.num_state_elements,
+                }
+            )
+
+
+class Preemption(TrainerCallback):
+    """On SIGTERM, saves at the next step's end that can be resumed from, and stops.
+
+    A scheduler signals the processes at slightly different times; they agree on the step by an all-reduce, so that all
+    save the same one. `can_resume_at` says after which steps nothing is lost (GRPO: where a batch of generations ends).
+    """
+
+    def __init__(self, can_resume_at: Callable[[int], bool]) -> None:
+        self._can_resume_at = can_resume_at
+        self._signalled = False
+        self._previous: Any = None
+        self.stopped = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._remember)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if any_process(self._signalled, args.device) and self._can_resume_at(state.global_step):
+            self.stopped = state.global_step < state.max_steps
+            control.should_save = control.should_save or self.stopped
+            control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _remember(self, signal_number: int, frame: Any) -> None:
+        self._signalled = True
 
 
 class MetricsRecorder(TrainerCallback):

@@ -42,18 +42,19 @@ def microsteps_per_generation(training: "GRPOConfig") -> int:
     return int(training.steps_per_generation * training.num_iterations)
 
 
+def ends_generation(step: int, training: "GRPOConfig") -> bool:
+    """True where no batch of generations is left half used after a step."""
+    return bool(step * training.gradient_accumulation_steps % microsteps_per_generation(training) == 0)
+
+
 def check_save_steps(training: "GRPOConfig") -> None:
     """Refuses checkpoints in the middle of a generation batch, whose rest a resumed run would lose."""
     if training.save_strategy != "steps":
         return
     save_steps = int(training.save_steps)
     per_generation = microsteps_per_generation(training)
-    if save_steps * training.gradient_accumulation_steps % per_generation:
-        step = next(
-            n
-            for n in range(save_steps, save_steps + per_generation + 1)
-            if n * training.gradient_accumulation_steps % per_generation == 0
-        )
+    if not ends_generation(save_steps, training):
+        step = next(n for n in range(save_steps, save_steps + per_generation + 1) if ends_generation(n, training))
         raise ValueError(
             f"save_steps {save_steps} falls into the middle of a generation batch, which serves {per_generation} "
             f"passes of {training.gradient_accumulation_steps} a step; use {step}"
@@ -99,8 +100,11 @@ def train(
         freeze=freeze,
         prompts=prompts,
         num_needed=math.ceil(training.max_steps / steps_per_generation) * prompts_per_generation,
+        batch_size=prompts_per_generation,
+        num_parts=training.steps_per_generation,
         supervised=False,
         make_trainer=make_trainer,
+        can_resume_at=lambda step: ends_generation(step, training),
         further_settings={"rewards": rewards.rewards},
     )
     return run_stage(stage, overwrite=rewards.overwrite)

@@ -48,6 +48,7 @@ def train(
         freeze=freeze,
         prompts=prompts,
         num_needed=training.max_steps * prompts_per_step,
+        batch_size=prompts_per_step,
         supervised=True,
         make_trainer=make_trainer,
     )

@@ -1,46 +1,47 @@
 """How does one training run go, whatever the objective? Freeze, train, prove, write; killed at any time, continue.
 
 OUTPUT/run.json, records.jsonl      what was run; one record a logging step
-OUTPUT/proofs.jsonl                 one record a saved checkpoint: was anything frozen changed?
-OUTPUT/checkpoints/checkpoint-N     the trainer's own, for resuming; each checked for breaches when it is saved
+OUTPUT/proofs.jsonl                 one record a saved checkpoint: was anything frozen changed? And one an attempt's
+                                    first step: where backward went, and what the optimizer holds
+OUTPUT/checkpoints/checkpoint-N     the trainer's own, for resuming; each has this name only once it is proved
 OUTPUT/final/                       the result, in the start checkpoint's dtype, spelling and sharding
+OUTPUT/adapter/                     under LoRA, the adapter that `final/` has merged in
 OUTPUT/freeze_report.json, metrics.csv
+
+The same on one process, under DDP and under DeepSpeed; only the main process writes files of ours.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt, prompts_fingerprint
-from models.blocks import BLOCKS
-from models.checkpoint import DTYPES, Checkpoint, check_same_tensors, is_tied_duplicate, open_checkpoint, write_like
-from models.layout import layout_of
-from models.loading import load_model, load_processor, local_checkpoint
-from tracking.command import is_main_process
-from tracking.product import partial_directory, write_text
-from tracking.records import Record, RecordLog
-from tracking.run import open_run
-from tracking.tables import write_table
-from train import FINAL_DIR
-from train.callbacks import CheckpointProof, MetricsRecorder, ProgressReporter, checkpoint_step, drop_unverified
-from train.data import DataArguments, build_dataset, training_order
-from train.freeze import (
-    FreezeArguments,
-    FreezePlan,
-    apply_freeze,
-    broken_tensors,
-    compare_tensors,
-    find_breaches,
-    format_freeze_table,
-    frozen_digests,
-    never_moved,
-    plan_freeze,
-    summarise_changes,
+from models.loading import load_model, load_processor
+from tracking.command import Preempted, is_main_process
+from tracking.processes import num_processes, on_main_process
+from tracking.records import RecordLog
+from tracking.run import RUN_FILE, Run, open_run, read_run
+from train.backward import GraphWitness, stop_backward_early
+from train.callbacks import (
+    UNPROVED_DIR,
+    CheckpointProof,
+    FirstStep,
+    MetricsRecorder,
+    Preemption,
+    ProgressReporter,
+    checkpoint_step,
+    last_checkpoint,
 )
+from train.data import DataArguments, build_dataset, training_order
+from train.engine import check_batches, check_precision, engine_settings, open_engine, zero_stage
+from train.freeze import FreezeArguments, apply_freeze, format_freeze_table, frozen_digests
+from train.order import one_kind_a_batch
+from train.results import saved_breaches, write_final, write_freeze_report, write_metrics
+from train.start import Start, open_start
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,9 +49,8 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 CHECKPOINTS_DIR = "checkpoints"
-FREEZE_REPORT = "freeze_report.json"
-PLACES = ("output_dir", "logging_dir", "run_name")
-"""Training arguments that name places and do not determine the result."""
+PLACES = ("output_dir", "logging_dir", "run_name", "deepspeed", "local_rank")
+"""Training arguments that name places and do not determine the result; DeepSpeed's file is recorded by its content."""
 
 TrainerFactory = Callable[["PreTrainedModel", "ProcessorMixin", "Dataset"], "Trainer"]
 
@@ -68,48 +68,16 @@ class Stage:
     prompts: Sequence[Prompt]
     num_needed: int
     """Prompts that the whole run consumes, repetitions included."""
+    batch_size: int
+    """Prompts that all processes together take at a time."""
+    num_parts: int = 1
+    """Passes that such a batch is cut into; one without images is empty where the batch has some."""
     supervised: bool
     """True where the responses of the prompts are learned."""
     make_trainer: TrainerFactory
+    can_resume_at: Callable[[int], bool] = lambda step: True
+    """After which steps a checkpoint loses nothing."""
     further_settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Start:
-    """The checkpoint a run starts from, opened and planned."""
-
-    name: str
-    checkpoint: Checkpoint
-    plan: FreezePlan
-
-
-def open_start(name: str | None, freeze: FreezeArguments) -> Start:
-    """Opens the start checkpoint and resolves what is frozen, before anything is written."""
-    if not name:
-        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
-    checkpoint = open_checkpoint(local_checkpoint(name))
-    plan = plan_freeze(layout_of(checkpoint.directory), freeze)
-    missing = sorted(set(plan.layout.parameters) - set(checkpoint.tensors))
-    if missing:
-        raise ValueError(
-            f"{checkpoint.directory}: lacks {missing[0]!r} that its configuration asks for ({len(missing)} such)"
-        )
-    for extra in sorted(set(checkpoint.tensors) - set(plan.layout.parameters)):
-        if not is_tied_duplicate(checkpoint, extra):
-            raise ValueError(f"{checkpoint.directory}: has {extra!r}, for which its configuration has no place")
-    return Start(name, checkpoint, plan)
-
-
-def check_dtype(start: Start, dtype: str | None) -> None:
-    """Refuses to load frozen tensors in a type that would round them: they could not be what they were."""
-    exact = {"F32": ("auto", "float32"), "BF16": ("auto", "float32", "bfloat16"), "F16": ("auto", "float32", "float16")}
-    for name in start.plan.frozen:
-        stored = start.checkpoint.tensors[name].dtype
-        if (dtype or "auto") not in exact.get(stored, ("auto",)):
-            raise ValueError(
-                f"dtype {dtype} would round the frozen tensor {name!r}, which {start.checkpoint.directory} stores as "
-                f"{DTYPES[stored][0]}; use dtype float32 (and bf16: true for the arithmetic)"
-            )
 
 
 def steps_to_train(arguments: "TrainingArguments", num_prompts: int, prompts_per_step: float) -> int:
@@ -140,22 +108,23 @@ def check_windows(arguments: "TrainingArguments") -> None:
 
 
 def run_stage(stage: Stage, *, overwrite: bool) -> Path:
-    """Trains from the start checkpoint to `final/`, resuming from the last verified checkpoint where there is one.
+    """Trains from the start checkpoint to `final/`, resuming from the last proved checkpoint where there is one.
 
     Returns:
         The run directory.
 
     Raises:
         ValueError: for a mistake in the arguments, before anything is written.
-        RuntimeError: where a frozen tensor changed; nothing is written under `final/`.
+        RuntimeError: where a frozen tensor changed, or training touched what is frozen; nothing stands under `final/`.
+        Preempted: where SIGTERM stopped the run; the same command continues it.
     """
-    if stage.model_config.use_peft:
-        raise ValueError(f"use_peft: adapters are not supported by {stage.command}; train the weights themselves")
-    start = open_start(stage.model_config.model_name_or_path, stage.freeze)
-    check_dtype(start, stage.model_config.dtype)
+    start = open_start(stage.model_config, stage.freeze)
+    lora = stage.model_config.use_peft
+    check_precision(start.checkpoint, start.plan.frozen, stage.training, stage.model_config.dtype, lora=lora)
+    check_batches(stage.training, start.plan, some_without_images=not all(p.images for p in stage.prompts))
     settings = stage_settings(stage, start)
     directory = Path(stage.training.output_dir)
-    with open_run(directory, command=stage.command, settings=settings, overwrite=overwrite) as run:
+    with _open_shared_run(directory, stage.command, settings, overwrite=overwrite) as run:
         if not run.finished:
             _train(stage, start, directory)
     return directory
@@ -163,115 +132,115 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
 
 def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
     """Returns everything that determines the result of a run."""
+    config = stage.model_config
+    adapters = ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")
     return {
         "start": start.name,
         "start_fingerprint": start.checkpoint.fingerprint(),
         "prompts_fingerprint": prompts_fingerprint(Path(stage.data.prompts), stage.data.split),
         **asdict(stage.data),
         **asdict(stage.freeze),
-        "dtype": stage.model_config.dtype,
-        "attn_implementation": stage.model_config.attn_implementation,
+        "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
+        **({name: getattr(config, name) for name in adapters} if config.use_peft else {}),
+        **engine_settings(stage.training),
         "training": {key: value for key, value in stage.training.to_dict().items() if key not in PLACES},
         **stage.further_settings,
     }
 
 
+@contextmanager
+def _open_shared_run(directory: Path, command: str, settings: dict[str, Any], *, overwrite: bool) -> Iterator[Run]:
+    """Opens the run directory in the main process, which alone holds its lock; the others learn its state."""
+
+    def enter() -> Run:
+        if (directory / RUN_FILE).is_file() and not overwrite:
+            before = read_run(directory)["settings"].get("num_processes")
+            if before is not None and before != settings["num_processes"]:
+                raise ValueError(
+                    f"{directory} was begun by {before} processes, now there are {settings['num_processes']}: batches, "
+                    "random numbers and ZeRO's shards are cut per process, so it would become another run; use "
+                    f"{before} processes, another --output-dir, or --overwrite to start over"
+                )
+        return stack.enter_context(open_run(directory, command=command, settings=settings, overwrite=overwrite))
+
+    with ExitStack() as stack:
+        yield on_main_process(enter)
+
+
 def _train(stage: Stage, start: Start, directory: Path) -> None:
     if is_main_process():
         print(f"start: {start.name}\npartition: {start.plan.partition}\n{format_freeze_table(start.plan)}", flush=True)
+    lora = stage.model_config.use_peft
     checkpoints_dir = directory / CHECKPOINTS_DIR
-    resume_from = drop_unverified(checkpoints_dir)
+    resume_from = on_main_process(lambda: last_checkpoint(checkpoints_dir))
     resume_step = checkpoint_step(resume_from) if resume_from else 0
-    trainer = _build_trainer(stage, start, checkpoints_dir)
-    digests = frozen_digests(start.checkpoint, start.plan.frozen)
-    with RecordLog(directory / "records.jsonl") as log, RecordLog(directory / "proofs.jsonl") as proofs:
+    digests = on_main_process(lambda: frozen_digests(start.checkpoint, start.plan.frozen))
+    trainer, witness = _build_trainer(stage, start, checkpoints_dir / UNPROVED_DIR)
+    with ExitStack() as stack:
+        log, proofs = None, None
         if is_main_process():
+            log = stack.enter_context(RecordLog(directory / "records.jsonl"))
+            proofs = stack.enter_context(RecordLog(directory / "proofs.jsonl"))
             for records in (log, proofs):
                 records.keep(lambda record: record["step"] <= resume_step)
+            trainer.add_callback(MetricsRecorder(log))
         num_kept, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # pruned by CheckpointProof
-        proof = CheckpointProof(
-            lambda saved: find_breaches(start.checkpoint, saved, digests), proofs, num_kept=num_kept
-        )
-        for callback in (proof, MetricsRecorder(log), ProgressReporter(directory)):
+        preemption = Preemption(stage.can_resume_at)
+        breaches_of = partial(saved_breaches, start=start, digests=digests, lora=lora)
+        for callback in (
+            CheckpointProof(breaches_of, proofs, num_kept=num_kept),
+            FirstStep(trainer, witness, proofs),
+            preemption,
+            ProgressReporter(directory),
+        ):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if preemption.stopped:
+            raise Preempted(f"stopped by SIGTERM after step {trainer.state.global_step} of {trainer.state.max_steps}")
         if trainer.state.global_step < trainer.state.max_steps:
             raise RuntimeError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
-        _write_final(trainer, start, digests, directory)
-        if is_main_process():
-            _write_metrics(directory, log)
-            _write_report(directory, start, stage.freeze, list(proofs))
+        write_final(trainer, start, digests, directory, lora=lora)
+        if log is not None and proofs is not None:
+            write_metrics(directory, log)
+            write_freeze_report(directory, start, stage.freeze, list(proofs), lora=lora)
+            shutil.rmtree(checkpoints_dir / UNPROVED_DIR, ignore_errors=True)
 
 
-def _build_trainer(stage: Stage, start: Start, checkpoints_dir: Path) -> "Trainer":
+def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Trainer", GraphWitness]:
     """Loads and freezes the model, lays out the prompts and hands both to the stage's trainer."""
     from transformers import PrinterCallback, ProgressCallback
 
-    config = stage.model_config
-    model = load_model(
+    from train.adapters import add_adapters
+
+    config, training = stage.model_config, stage.training
+    open_engine(training)
+    model = base = load_model(
         start.checkpoint.directory, dtype=config.dtype or "auto", attn_implementation=config.attn_implementation
     )
-    apply_freeze(model, start.plan)
-    # Trainer resumes with the names in memory; checkpoints in the hub's spelling would silently load nothing
-    # (Transformers 5.23, without DeepSpeed).
-    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
-    order = training_order(len(stage.prompts), stage.num_needed, seed=stage.training.seed, shuffle=stage.data.shuffle)
-    stage.training.output_dir = str(checkpoints_dir)
-    dataset = build_dataset(stage.prompts, order, stage.data, with_response=stage.supervised)
+    stop_backward_early(base, start.plan, training)
+    if config.use_peft:
+        # Under ZeRO-3, PEFT's fp32 adapters beside bf16 weights break DeepSpeed's gathering (TRL issue 6089).
+        model = add_adapters(base, start.plan, config, autocast_adapter_dtype=zero_stage(training) != 3)
+    else:
+        apply_freeze(base, start.plan)
+        # Trainer resumes with the names in memory; checkpoints in the hub's spelling would silently load nothing
+        # (Transformers 5.23, without DeepSpeed).
+        base.save_pretrained = partial(base.save_pretrained, save_original_format=False)
+    witness = GraphWitness(model, start.plan, base=base)
+    training.output_dir = str(save_dir)
+    dataset = build_dataset(stage.prompts, _order(stage), stage.data, with_response=stage.supervised)
     trainer = stage.make_trainer(model, load_processor(start.checkpoint.directory), dataset)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    return trainer
+    return trainer, witness
 
 
-def _write_final(trainer: "Trainer", start: Start, digests: dict[str, str], directory: Path) -> None:
-    """Writes `final/` as the start checkpoint is written, after checking what was frozen."""
-    raw = directory / f".partial-{FINAL_DIR}-raw"
-    shutil.rmtree(raw, ignore_errors=True)
-    trainer.save_model(str(raw))
-    if is_main_process():
-        trained = open_checkpoint(raw)
-        check_same_tensors(start.checkpoint, trained)
-        breaches = find_breaches(start.checkpoint, trained, digests)
-        if breaches:
-            raise RuntimeError(f"{len(breaches)} frozen tensors changed during training, the first is {breaches[0]}")
-        shutil.rmtree(directory / FINAL_DIR, ignore_errors=True)
-        with partial_directory(directory / FINAL_DIR) as partial_final:
-            write_like(partial_final, start=start.checkpoint, weights=trained)
-        shutil.rmtree(raw)
-
-
-def _write_metrics(directory: Path, log: RecordLog) -> None:
-    import pandas as pd
-
-    write_table(directory / "metrics.csv", pd.DataFrame([{k: v for k, v in row.items() if k != "key"} for row in log]))
-
-
-def _write_report(directory: Path, start: Start, freeze: FreezeArguments, proofs: list[Record]) -> None:
-    """Writes the proof of freezing: per checkpoint, per block and per tensor."""
-    final = open_checkpoint(directory / FINAL_DIR)
-    changes = compare_tensors(start.checkpoint, final, start.plan)
-    broken = broken_tensors(changes)
-    if broken:
-        raise RuntimeError(f"{directory / FINAL_DIR}: {len(broken)} frozen tensors changed, the first is {broken[0]}")
-    still = never_moved(changes)
-    report = {
-        "partition": {block: list(start.plan.partition.layers(block)) for block in BLOCKS},
-        "freeze": freeze.freeze,
-        "train_only": freeze.train_only,
-        "always_freeze": freeze.always_freeze,
-        "notes": start.plan.notes,
-        "checkpoints": [*(proof["key"] for proof in proofs), FINAL_DIR],
-        "num_frozen_tensors": len(start.plan.frozen),
-        "num_breaches": 0,
-        "never_moved": still,
-        "blocks": summarise_changes(changes),
-        "tensors": [{**asdict(change), "changed_frac": change.changed_frac} for change in changes],
-    }
-    write_text(directory / FREEZE_REPORT, json.dumps(report, indent=1) + "\n")
-    print(
-        f"proof: {len(start.plan.frozen)} frozen tensors are bit-identical in {len(proofs) + 1} checkpoints "
-        f"({directory / FREEZE_REPORT})"
-    )
-    for name in still:
-        print(f"WARNING: {name} was free to change and did not: not one of its elements moved")
+def _order(stage: Stage) -> list[int]:
+    """Returns the prompts of the whole run in their order, in batches of one kind where a batch is divided."""
+    kinds = [bool(prompt.images) for prompt in stage.prompts]
+    mixed = len(set(kinds)) > 1 and (num_processes() > 1 or stage.num_parts > 1)
+    spare = 2 * stage.batch_size if mixed else 0
+    seed, shuffle = stage.training.seed, stage.data.shuffle
+    order = training_order(len(stage.prompts), stage.num_needed + spare, seed=seed, shuffle=shuffle)
+    return one_kind_a_batch(order, kinds, stage.batch_size)[: stage.num_needed] if mixed else order

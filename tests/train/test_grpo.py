@@ -20,7 +20,7 @@ from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from tracking.command import REPOSITORY_ROOT
 from tracking.records import read_records
-from train.callbacks import VERIFIED_FILE, drop_unverified
+from train.callbacks import UNPROVED_DIR, last_checkpoint
 from train.freeze import FreezeArguments, find_breaches, frozen_digests, plan_freeze
 from train.grpo import check_save_steps, main
 from train.verify import main as verify
@@ -127,9 +127,9 @@ def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(
         stderr=subprocess.PIPE,
     )
     try:
-        marked = directory / "checkpoints" / "checkpoint-2" / VERIFIED_FILE
+        proved = directory / "checkpoints" / "checkpoint-2"
         deadline = time.monotonic() + 150
-        while not marked.exists():
+        while not proved.exists():
             assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -142,7 +142,7 @@ def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(
     assert weights(directory / "final") == weights(whole_run / "final")
     pd.testing.assert_frame_equal(metrics(directory), metrics(whole_run))
     proofs = [proof["key"] for proof in read_records(directory / "proofs.jsonl")]
-    assert proofs == ["checkpoint-2", "checkpoint-4"]
+    assert proofs == ["step-1", "checkpoint-2", "step-3", "checkpoint-4"]
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_one_changed_bit_of_a_frozen_tensor_fails_the_run(
     with pytest.raises(RuntimeError, match="1 frozen tensors changed.*" + victim.replace(".", r"\.")):
         main(flags(warm_checkpoint, tiny_prompts, directory, max_steps=2, save_strategy=save_strategy))
     assert not (directory / "final").exists() and not (directory / "freeze_report.json").exists()
-    assert not list(directory.rglob(VERIFIED_FILE))
+    assert not list((directory / "checkpoints").glob("checkpoint-*"))
     assert json.loads((directory / "run.json").read_text())["status"] == "failed"
 
 
@@ -231,7 +231,8 @@ def test_a_checkpoint_that_was_not_proved_is_removed_and_its_steps_redone(
 ) -> None:
     directory = Path(shutil.copytree(whole_run, tmp_path / "run"))
     torn = directory / "checkpoints" / "checkpoint-4"
-    (torn / VERIFIED_FILE).unlink()
+    (torn.parent / UNPROVED_DIR).mkdir()
+    torn = torn.rename(torn.parent / UNPROVED_DIR / torn.name)
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:1000])
     shutil.rmtree(directory / "final")
     for name in ("freeze_report.json", "metrics.csv"):
@@ -239,9 +240,9 @@ def test_a_checkpoint_that_was_not_proved_is_removed_and_its_steps_redone(
     state = json.loads((directory / "run.json").read_text())
     (directory / "run.json").write_text(json.dumps({**state, "status": "running"}))
     main(flags(warm_checkpoint, tiny_prompts, directory))
-    assert (torn / VERIFIED_FILE).is_file()
+    assert not torn.parent.exists()
     assert weights(directory / "final") == weights(whole_run / "final")
-    assert weights(torn) == weights(whole_run / "checkpoints" / "checkpoint-4")
+    assert weights(directory / "checkpoints" / "checkpoint-4") == weights(whole_run / "checkpoints" / "checkpoint-4")
     pd.testing.assert_frame_equal(metrics(directory), metrics(whole_run))
 
 
@@ -251,8 +252,7 @@ class LookAtSave(TrainerCallback):
     standing: ClassVar[list[list[str]]] = []
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        proved = sorted(Path(args.output_dir).glob(f"checkpoint-*/{VERIFIED_FILE}"))
-        self.standing.append([path.parent.name for path in proved])
+        self.standing.append(sorted(path.name for path in Path(args.output_dir).parent.glob("checkpoint-*")))
 
 
 @pytest.mark.slow
@@ -302,14 +302,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
 
 def test_only_proved_checkpoints_count(tmp_path: Path) -> None:
     for step, proved in ((2, True), (10, True), (4, False), (12, False)):
-        path = tmp_path / f"checkpoint-{step}"
-        path.mkdir()
+        path = tmp_path / ("" if proved else UNPROVED_DIR) / f"checkpoint-{step}"
+        path.mkdir(parents=True)
         (path / "model.safetensors").touch()
-        if proved:
-            (path / VERIFIED_FILE).touch()
-    assert drop_unverified(tmp_path) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
-    assert drop_unverified(tmp_path / "nothing") is None
+    assert last_checkpoint(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,18 @@
 """Rewards: the grader's verdicts, as the trainer takes them."""
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 
+import eval.mathematics
 from eval.grading import grade
-from train.rewards import REWARDS, choose_rewards
+from eval.prompting import STYLES
+from train.rewards import FORMATS, REWARDS, RewardArguments, bind_rewards, choose_rewards, length_penalty
 
 REPLIES = (
     ("<think>2+3</think><answer>5</answer>", "5", "number", 1.0, 1.0),
@@ -15,37 +22,119 @@ REPLIES = (
     ("<think>2+3</think><answer>5</answer>", "many", "number", None, None),
 )
 """Reply, gold, kind, accuracy, format."""
+MAX_TOKENS, BUFFER_TOKENS = 20, 8
+BOUND = bind_rewards(
+    RewardArguments(rewards=["accuracy", "format", "overlong"], overlong_buffer_tokens=BUFFER_TOKENS),
+    weights=[1.0, 0.1, 0.5],
+    prompt_style="think",
+    max_completion_tokens=MAX_TOKENS,
+)
 
 
-def rewards(name: str, completions: list[Any]) -> list[float | None]:
-    return REWARDS[name](
-        completions=completions,
-        answer=[gold for _, gold, _, _, _ in REPLIES],
-        answer_kind=[kind for _, _, kind, _, _ in REPLIES],
-        prompts=["…"] * len(REPLIES),
-        trainer_state=None,
+def rewards(function: Any, replies: Any = REPLIES, *, conversational: bool = False, **further: Any) -> Any:
+    """Calls a reward function as TRL calls it."""
+    completions: list[Any] = [row[0] for row in replies]
+    if conversational:
+        completions = [[{"role": "assistant", "content": reply}] for reply in completions]
+    return function(
+        **{
+            "prompts": ["…"] * len(replies),
+            "completions": completions,
+            "completion_ids": [[7] * 12] * len(replies),
+            "answer": [row[1] for row in replies],
+            "answer_kind": [row[2] for row in replies],
+            "trainer_state": None,
+            "log_extra": lambda *_: None,
+            "log_metric": lambda *_: None,
+            **further,
+        }
     )
 
 
 @pytest.mark.parametrize(("name", "column"), [("accuracy", 3), ("format", 4)])
 @pytest.mark.parametrize("conversational", [False, True])
 def test_replies_as_strings_and_as_messages_are_rewarded_alike(name: str, column: int, conversational: bool) -> None:
-    replies: list[Any] = [row[0] for row in REPLIES]
-    if conversational:
-        replies = [[{"role": "assistant", "content": reply}] for reply in replies]
-    assert rewards(name, replies) == [row[column] for row in REPLIES]
+    assert rewards(REWARDS[name], conversational=conversational) == [row[column] for row in REPLIES]
 
 
-def test_an_answer_that_cannot_be_judged_is_none_in_every_reward() -> None:
-    replies = [row[0] for row in REPLIES]
+def test_an_answer_that_cannot_be_judged_is_none_in_every_reward_and_counted() -> None:
     unscored = [grade(reply, gold, kind).correct is None for reply, gold, kind, _, _ in REPLIES]
     assert any(unscored)
-    for name in REWARDS:
-        assert [reward is None for reward in rewards(name, replies)] == unscored
+    for function in BOUND:
+        logged: dict[str, list[float]] = {}
+        given = rewards(function, log_metric=lambda name, value, log=logged: log.setdefault(name, []).append(value))
+        assert [reward is None for reward in given] == unscored
+        assert logged == {"unscored_frac": [sum(unscored) / len(unscored)]}
 
 
-def test_rewards_are_chosen_in_the_order_they_are_named() -> None:
+def test_a_verdict_that_did_not_come_in_time_is_missing_from_the_later_rewards_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reply = (f"<answer>{random.randrange(10**9)}+x</answer>", "x", "math")
+    assert eval.mathematics.equal_expressions("x", "x") is True
+    monkeypatch.setattr(eval.mathematics, "LIMIT_S", 0.2)
+    monkeypatch.setattr(eval.mathematics, "MARGIN_S", 0.2)
+    for judge in eval.mathematics._idle:
+        psutil.Process(judge.process.pid).suspend()
+    assert rewards(BOUND[0], [reply]) == [None]
+    monkeypatch.undo()
+    assert grade(*reply).correct is False, "asked anew, it has a verdict"
+    assert [rewards(function, [reply]) for function in BOUND] == [[None]] * 3
+
+
+def test_rewards_are_the_same_from_several_threads() -> None:
+    replies = [
+        (rf"<think></think><answer>\frac{{{number}}}{{3}}</answer>", f"{number // 3}", "math") for number in range(30)
+    ]
+    expected = [float(number % 3 == 0) for number in range(30)]
+    with ThreadPoolExecutor(6) as pool:
+        given = list(pool.map(partial(rewards, BOUND[0]), [replies] * 6))
+    assert given == [expected] * 6
+
+
+def test_the_length_penalty_is_that_of_dapo() -> None:
+    lengths = np.arange(0, 2 * MAX_TOKENS)
+    expected = np.interp(lengths, [MAX_TOKENS - BUFFER_TOKENS, MAX_TOKENS], [0.0, -1.0])
+    given = [length_penalty(int(n), max_tokens=MAX_TOKENS, buffer_tokens=BUFFER_TOKENS) for n in lengths]
+    np.testing.assert_allclose(given, expected)
+
+
+def test_overlong_counts_the_tokens_of_each_reply() -> None:
+    lengths = [0, 12, 16, 20, 16]
+    given = rewards(BOUND[2], completion_ids=[[1] * length for length in lengths])
+    assert given == [0.0, 0.0, -0.5, -1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("style", "reply", "well_formed"),
+    [
+        ("think", "<think>2+3</think><answer>5</answer>", True),
+        ("think", r"so it is \boxed{5}", False),
+        ("plain", "<think>2+3</think><answer>5</answer>", True),
+        ("boxed", "<think>2+3</think><answer>5</answer>", False),
+        ("boxed", r"so it is \boxed{5}", True),
+        ("boxed", r"<think>2+3</think> so it is \boxed{\frac{10}{2}}.", True),
+        ("boxed", r"so it is \boxed{}", False),
+        ("boxed", r"\boxed{5}, or rather \boxed{6", False),
+        ("boxed", "5", False),
+    ],
+)
+def test_the_form_is_that_of_the_prompt_style(style: str, reply: str, well_formed: bool) -> None:
+    (function,) = bind_rewards(
+        RewardArguments(rewards=["format"]), weights=None, prompt_style=style, max_completion_tokens=MAX_TOKENS
+    )
+    assert rewards(function, [(reply, "5", "number")]) == [float(well_formed)]
+
+
+def test_every_prompt_style_has_a_form() -> None:
+    assert set(FORMATS) == set(STYLES)
+
+
+def test_rewards_are_chosen_in_the_order_they_are_named_and_trl_names_them_so() -> None:
+    from trl.trainer.utils import get_callable_name
+
     assert choose_rewards(["format", "accuracy"]) == [REWARDS["format"], REWARDS["accuracy"]]
+    assert [get_callable_name(function) for function in BOUND] == ["accuracy", "format", "overlong"]
 
 
 @pytest.mark.parametrize(
@@ -55,3 +144,23 @@ def test_rewards_are_chosen_in_the_order_they_are_named() -> None:
 def test_a_bad_choice_of_rewards_is_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_rewards(names)
+    with pytest.raises(ValueError, match=message):
+        RewardArguments(rewards=names)
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "message"),
+    [
+        ({"rewards": ["accuracy", "overlong"]}, None, "overlong_buffer_tokens None do not fit"),
+        ({"rewards": ["accuracy"], "overlong_buffer_tokens": 4}, None, "overlong_buffer_tokens 4 do not fit"),
+        ({"rewards": ["overlong"], "overlong_buffer_tokens": 21}, None, "is 21; expected 1 to .* 20"),
+        ({"rewards": ["overlong"], "overlong_buffer_tokens": 0}, None, "is 0; expected 1 to .* 20"),
+        ({"rewards": ["accuracy", "format"]}, [1.0], r"reward_weights \[1.0\] does not match .* expected one each"),
+    ],
+)
+def test_rewards_that_do_not_fit_together_are_refused(
+    values: dict[str, Any], weights: list[float] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        bind_rewards(RewardArguments(**values), weights=weights, prompt_style="think", max_completion_tokens=MAX_TOKENS)
+    assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
-from train.callbacks import VERIFIED_FILE, MetricsRecorder
+from train.callbacks import UNPROVED_DIR, MetricsRecorder
 from train.freeze import FreezeArguments, find_breaches, frozen_digests, plan_freeze
 from train.sft import main
 
@@ -77,8 +77,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     (tmp_path / "run" / "run.json").write_text(json.dumps({**state, "status": "running"}))
     saved = tmp_path / "run" / "checkpoints"
     assert [path.name for path in saved.glob("checkpoint-*")] == ["checkpoint-3"]
-    shutil.copytree(saved / "checkpoint-3", saved / "checkpoint-5")
-    (saved / "checkpoint-5" / VERIFIED_FILE).unlink()
+    shutil.copytree(saved / "checkpoint-3", saved / UNPROVED_DIR / "checkpoint-5")
     main(command)
     assert sorted(path.name for path in saved.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
     assert weights(tmp_path / "run" / "final") == weights(whole_run / "final")

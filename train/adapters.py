@@ -1,0 +1,180 @@
+"""What does LoRA adapt, and what becomes of it? Adapters on exactly the trainable layers, merged in one rounding.
+
+Of the decoder layers that are not frozen, every linear map gets an adapter; the vision tower and the projector only
+where `train_only` names them. Nothing else trains: embeddings, norms and the head have no adapter.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685): W' = W + s·B·A with s = alpha/r, or alpha/sqrt(r) with rsLoRA.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.checkpoint import DTYPES, Checkpoint
+from tracking.command import did_you_mean
+from train.freeze import FreezeArguments, FreezePlan
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+    from trl import ModelConfig
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before a module's name."""
+ADAPTABLE = {"llm": (), "vision": ("vision",), "projector": ("projector",)}
+"""Region -> the expression that must be named for it to get adapters; decoder layers need none."""
+
+
+def plan_adapters(plan: FreezePlan, freeze: FreezeArguments, config: "ModelConfig") -> FreezePlan:
+    """Returns the plan of a LoRA run: what trains is the weights that get an adapter, and nothing else.
+
+    Raises:
+        ValueError: where nothing is left to adapt, or a region is named that has no linear map.
+    """
+    if config.use_dora or config.load_in_4bit or config.load_in_8bit:
+        raise ValueError("use_dora, load_in_4bit and load_in_8bit are not supported: the merge would not be exact")
+    named = {expression.partition(":")[0].partition(".")[0] for expression in freeze.train_only}
+    for region in named & {"embed", "norm", "head"}:
+        raise ValueError(f"train_only names {region!r}, which LoRA does not adapt; expected decoder layers or vision")
+    adapted = [
+        name
+        for name in plan.trainable
+        if name.endswith(".weight")
+        and len(plan.layout.parameters[name].shape) == 2
+        and _takes_adapter(plan, name, named)
+    ]
+    wanted = config.lora_target_modules
+    if wanted and wanted not in ("all-linear", ["all-linear"]):
+        suffixes = [wanted] if isinstance(wanted, str) else list(wanted)
+        present = {name.removesuffix(".weight").rpartition(".")[2] for name in adapted}
+        for suffix in suffixes:
+            if suffix not in present:
+                raise ValueError(
+                    f"lora_target_modules {suffix!r} is no linear map of the trainable layers"
+                    f"{did_you_mean(suffix, present)} (expected {', '.join(sorted(present)) or 'layers that train'})"
+                )
+        adapted = [name for name in adapted if name.removesuffix(".weight").rpartition(".")[2] in suffixes]
+    if not adapted:
+        raise ValueError("LoRA has nothing to adapt: every decoder layer is frozen")
+    chosen = set(adapted)
+    return replace(
+        plan,
+        frozen=tuple(name for name in plan.layout.parameters if name not in chosen),
+        trainable=tuple(adapted),
+        notes=(*plan.notes, f"LoRA: adapters on {len(adapted)} weights; everything else stays as it is"),
+    )
+
+
+def _takes_adapter(plan: FreezePlan, name: str, named: set[str]) -> bool:
+    parameter = plan.layout.parameters[name]
+    if parameter.region not in ADAPTABLE or (parameter.region != "projector" and parameter.index is None):
+        return False
+    return not ADAPTABLE[parameter.region] or bool(named & set(ADAPTABLE[parameter.region]))
+
+
+def adapted_modules(plan: FreezePlan) -> list[str]:
+    """Returns the modules that get an adapter, by their canonical names."""
+    return [name.removesuffix(".weight") for name in plan.trainable]
+
+
+def target_pattern(modules: list[str]) -> str:
+    """Returns a regular expression that matches exactly the given modules, layers with the same ones joined.
+
+    PEFT matches a string against a module's whole name, and a list by its suffixes; only the first is exact.
+    """
+    single: list[str] = []
+    by_layer: dict[tuple[str, str], list[str]] = {}
+    for module in modules:
+        match = re.fullmatch(r"(.+?\.)(\d+)\.(.+)", module)
+        if match is None:
+            single.append(re.escape(module))
+        else:
+            by_layer.setdefault((match[1], match[2]), []).append(match[3])
+    layers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (prefix, index), rest in by_layer.items():
+        layers.setdefault((prefix, tuple(rest)), []).append(index)
+    joined = [
+        f"{re.escape(prefix)}({'|'.join(indices)})\\.({'|'.join(map(re.escape, rest))})"
+        for (prefix, rest), indices in layers.items()
+    ]
+    return "|".join([*joined, *single])
+
+
+def add_adapters(
+    model: "PreTrainedModel", plan: FreezePlan, config: "ModelConfig", *, autocast_adapter_dtype: bool
+) -> "PeftModel":
+    """Wraps the model with adapters on the plan's modules and asserts that they are exactly these."""
+    from peft import LoraConfig, get_peft_model
+
+    modules = adapted_modules(plan)
+    lora: LoraConfig = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        target_modules=target_pattern(modules),
+        bias="none",
+    )
+    adapted: PeftModel = get_peft_model(model, lora, autocast_adapter_dtype=autocast_adapter_dtype)
+    names: list[str] = getattr(adapted.base_model, "targeted_module_names")  # noqa: B009 (peft declares no type)
+    matched = sorted(names)
+    assert matched == sorted(modules), f"PEFT adapted {sorted(set(matched) ^ set(modules))[:3]} against the plan"
+    return adapted
+
+
+def adapter_breaches(directory: Path, plan: FreezePlan) -> list[str]:
+    """Returns the tensors of a saved adapter that are not the plan's, and those of the plan's that it lacks."""
+    from safetensors import safe_open
+
+    with safe_open(directory / ADAPTER_FILE, framework="pt") as saved:
+        found = set(saved.keys())
+    expected = {
+        f"{PEFT_PREFIX}{module}.{part}.weight" for module in adapted_modules(plan) for part in ("lora_A", "lora_B")
+    }
+    return sorted(found ^ expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedCheckpoint(Checkpoint):
+    """The start checkpoint with an adapter added in, a tensor at a time.
+
+    The update is computed and added to the stored weight in fp32, and the sum is rounded once, to the stored dtype.
+    Weights without an adapter are the start's own bytes.
+    """
+
+    adapter: Path
+
+    def data(self, name: str) -> memoryview:
+        import torch
+        from safetensors import safe_open
+
+        module = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
+        with safe_open(self.adapter / ADAPTER_FILE, framework="pt") as saved:
+            if f"{module}.lora_A.weight" not in saved.keys():  # noqa: SIM118
+                return super().data(name)
+            down = saved.get_tensor(f"{module}.lora_A.weight").float()
+            up = saved.get_tensor(f"{module}.lora_B.weight").float()
+        stored = self.tensors[name]
+        dtype = getattr(torch, DTYPES[stored.dtype][0])
+        weight = torch.frombuffer(bytearray(super().data(name)), dtype=dtype).reshape(stored.shape)
+        merged = (weight.float() + _scale(self.adapter) * (up @ down)).to(dtype)
+        return memoryview(merged.contiguous().view(torch.uint8).numpy().reshape(-1)).cast("B")
+
+
+def merge_adapter(start: Checkpoint, adapter: Path) -> MergedCheckpoint:
+    """Returns the start checkpoint as it is with the adapter of a folder merged in; nothing is computed before use."""
+    return MergedCheckpoint(
+        directory=adapter, family=start.family, config=start.config, tensors=start.tensors, adapter=adapter
+    )
+
+
+def _scale(adapter: Path) -> float:
+    config: dict[str, Any] = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    rank: int = config["r"]
+    return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))

@@ -1,0 +1,169 @@
+"""Where does the backward pass stop? At the lowest parameter that trains, with gradient checkpointing too.
+
+Transformers (5.23) makes the embeddings' output require a gradient whenever gradient checkpointing is switched on, so
+that backward runs through every frozen layer down to them; TRL (1.16) switches it on again after every generation and
+the hooks pile up. They are kept out here. Non-reentrant checkpointing needs nothing in their place. Reentrant
+checkpointing of a layer whose input requires no gradient silently trains nothing in it; there the input of the lowest
+trainable layer, and of no other, is made to require one.
+"""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from models.blocks import format_layers
+from models.layout import Layout
+from train.freeze import FreezePlan
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, TrainingArguments
+
+
+def stop_backward_early(model: "PreTrainedModel", plan: FreezePlan, training: "TrainingArguments") -> None:
+    """Keeps the backward pass above the lowest trainable parameter.
+
+    Args:
+        model: the model itself, before PEFT or an engine wraps it.
+        plan: what trains.
+        training: read at every forward pass, since TRL changes `use_reentrant` under PEFT with ZeRO-3.
+    """
+    # PyTorch warns of every frozen layer below; that what trains gets its gradient is checked by GraphWitness.
+    warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+    model.enable_input_require_grads = lambda: None
+
+    def require_gradient(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        import torch
+
+        reentrant = (training.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        checkpointing = layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
+        if not (checkpointing and reentrant) or inputs[0].requires_grad:
+            return None
+        return (inputs[0].detach().requires_grad_(), *inputs[1:])
+
+    for name in sorted({_layer_name(plan.layout, parameter) for parameter in plan.trainable} - {None}, key=str):
+        model.get_submodule(str(name)).register_forward_pre_hook(require_gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphReport:
+    """What of the model took part in the first backward pass."""
+
+    decoder_layers: tuple[int, ...]
+    """Decoder layers whose output carried a graph."""
+    vision_blocks: tuple[int, ...]
+    """Vision blocks whose output carried a graph."""
+    without_gradient: tuple[str, ...]
+    """Trainable parameters that no backward pass has reached so far."""
+
+    def as_row(self) -> dict[str, Any]:
+        return {
+            "decoder_layers": format_layers(self.decoder_layers),
+            "vision_blocks": format_layers(self.vision_blocks),
+            "without_gradient": list(self.without_gradient),
+        }
+
+
+class GraphWitness:
+    """Watches which layers carry a graph in the first training pass, and which parameters a gradient has reached."""
+
+    def __init__(self, model: "torch.nn.Module", plan: FreezePlan, *, base: "PreTrainedModel") -> None:
+        """Hooks the model; each hook removes itself once it has seen what it is for.
+
+        Args:
+            model: what trains, with the names of its trainable parameters.
+            plan: what is frozen.
+            base: the same model without PEFT's wrapping, in which layers have their canonical names.
+        """
+        self._plan = plan
+        self._carries_graph: dict[tuple[str, int], bool] = {}
+        self._waiting = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._num_awaited = len(self._waiting)
+        for region, prefix in _stacks(plan.layout):
+            for index in sorted({p.index for p in plan.layout if p.region == region and p.index is not None}):
+                self._watch_layer(base.get_submodule(f"{prefix}{index}"), (region, index))
+        for name, parameter in list(self._waiting.items()):
+            self._watch_parameter(name, parameter)
+
+    def _watch_layer(self, layer: "torch.nn.Module", place: tuple[str, int]) -> None:
+        import torch
+
+        def look(module: "torch.nn.Module", inputs: Any, output: Any) -> None:
+            if module.training and torch.is_grad_enabled():
+                hidden = output[0] if isinstance(output, tuple) else output
+                self._carries_graph[place] = hidden.requires_grad
+                handle.remove()
+
+        handle = layer.register_forward_hook(look)
+
+    def _watch_parameter(self, name: str, parameter: "torch.nn.Parameter") -> None:
+        def look(gradient: "torch.Tensor") -> None:
+            self._waiting.pop(name, None)
+            handle.remove()
+
+        handle = parameter.register_hook(look)
+
+    def report(self) -> GraphReport:
+        return GraphReport(
+            decoder_layers=tuple(
+                i for (region, i), seen in sorted(self._carries_graph.items()) if region == "llm" and seen
+            ),
+            vision_blocks=tuple(
+                i for (region, i), seen in sorted(self._carries_graph.items()) if region == "vision" and seen
+            ),
+            without_gradient=tuple(self._waiting),
+        )
+
+    def check(self) -> None:
+        """Fails where backward went below what trains, or did not reach what trains.
+
+        A vision tower without an image in the batch gets no gradient; decoder layers always get one.
+
+        Raises:
+            RuntimeError: naming the layer or the parameter.
+        """
+        allowed = layers_with_graph(self._plan)
+        for (region, index), seen in self._carries_graph.items():
+            if seen and (region, index) not in allowed:
+                raise RuntimeError(
+                    f"{region} layer {index} took part in the backward pass though nothing at or below it trains"
+                )
+        prefix = self._plan.layout.family.layers
+        for name in self._waiting:
+            if prefix in name:
+                raise RuntimeError(f"{name} is to train but no gradient reached it in the first step")
+
+
+def layers_with_graph(plan: FreezePlan) -> set[tuple[str, int]]:
+    """Returns the (region, index) of the layers at or above something that trains, in the order of the forward pass.
+
+    The vision tower feeds the projector, and both, with the embeddings, the first decoder layer.
+    """
+    trainable = [plan.layout.parameters[name] for name in plan.trainable]
+    lowest = {
+        region: min((p.index for p in trainable if p.region == region and p.index is not None), default=None)
+        for region in ("vision", "llm")
+    }
+    patches = any(p.region == "vision" and p.index is None for p in trainable)
+    before_decoder = any(p.region in ("vision", "projector", "embed") for p in trainable)
+    reached = set()
+    for region, from_start in (("vision", patches), ("llm", before_decoder)):
+        first = 0 if from_start else lowest[region]
+        count = plan.layout.num_vision_blocks if region == "vision" else plan.layout.num_layers
+        if first is not None:
+            reached |= {(region, index) for index in range(first, count)}
+    return reached
+
+
+def _stacks(layout: Layout) -> Iterable[tuple[str, str]]:
+    yield "llm", layout.family.layers
+    if layout.family.vision_blocks:
+        yield "vision", layout.family.vision_blocks
+
+
+def _layer_name(layout: Layout, parameter: str) -> str | None:
+    """Returns the module of the decoder layer or vision block a parameter stands in, if it stands in one."""
+    found = layout.parameters[parameter]
+    prefix = dict(_stacks(layout)).get(found.region)
+    return f"{prefix}{found.index}" if prefix and found.index is not None else None

@@ -1,0 +1,164 @@
+"""What runs the steps, and does it hold state only for what trains? One process, DDP or DeepSpeed ZeRO, and LoRA.
+
+Private names of the engines are read here and nowhere else: DeepSpeed 0.19.8 keeps the parameters of each group in
+`bit16_groups` (ZeRO-1, ZeRO-2) or `fp16_groups` (ZeRO-3), and the moments in the state of the `optimizer` it wraps.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.checkpoint import DTYPES, Checkpoint
+from tracking.processes import num_processes
+from train.freeze import FreezePlan
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+MAX_ALIGNMENT = 64
+"""Elements by which an engine may pad one flat group or one tensor, per process."""
+ROUNDED_AWAY_FRAC = 0.98
+"""Of bf16 weights of standard deviation 0.02, unchanged after ten AdamW steps at 1e-6 (tests/train/test_engine.py)."""
+EXACT_DTYPES = {"F32": ("float32",), "BF16": ("float32", "bfloat16"), "F16": ("float32", "float16")}
+"""Stored dtype -> the dtypes in memory that hold every value of it."""
+
+
+def zero_stage(training: "TrainingArguments") -> int:
+    """Returns the ZeRO stage, 0 without DeepSpeed."""
+    plugin = training.deepspeed_plugin
+    return int(plugin.zero_stage) if plugin is not None else 0
+
+
+def open_engine(training: "TrainingArguments") -> None:
+    """Tells DeepSpeed of the processes before a model is loaded, which ZeRO-3 cuts over them at once.
+
+    Accelerate (1.15) does so on a GPU only.
+    """
+    if zero_stage(training):
+        import deepspeed
+        import torch
+
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
+
+
+def engine_settings(training: "TrainingArguments") -> dict[str, Any]:
+    """Returns what of the machinery determines a result: the number of processes and DeepSpeed's configuration."""
+    settings: dict[str, Any] = {"num_processes": num_processes()}
+    if isinstance(training.deepspeed, str):
+        settings["deepspeed"] = json.loads(Path(training.deepspeed).read_text(encoding="utf-8"))
+    return settings
+
+
+def check_precision(
+    start: Checkpoint, frozen: tuple[str, ...], training: "TrainingArguments", dtype: str | None, *, lora: bool
+) -> None:
+    """Refuses precisions in which frozen tensors would be rounded, or updates would be lost.
+
+    Args:
+        start: the checkpoint that training starts from.
+        frozen: the tensors that may not change.
+        training: `bf16`, `fp16` and the DeepSpeed configuration.
+        dtype: of the weights in memory; `auto` is the one they are stored in.
+        lora: adapters train (kept in fp32), not the weights.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    stored_dtypes = {start.tensors[name].dtype for name in start.tensors}
+    engine_casts = bool(training.deepspeed) and training.bf16
+    if training.fp16:
+        raise ValueError("fp16 is not supported: its loss scaling skips steps; use bf16: true or neither")
+    for name in frozen:
+        stored = start.tensors[name].dtype
+        held = "bfloat16" if engine_casts else DTYPES[stored][0] if dtype in (None, "auto") else dtype
+        if held not in EXACT_DTYPES.get(stored, (DTYPES[stored][0],)):
+            cause = "DeepSpeed with bf16: true" if engine_casts else f"dtype {dtype}"
+            raise ValueError(
+                f"{cause} would round the frozen tensor {name!r}, which {start.directory} stores as "
+                f"{DTYPES[stored][0]}; " + ("set bf16: false" if engine_casts else "use dtype float32")
+            )
+    held_dtypes = {DTYPES[stored][0] if dtype in (None, "auto") else dtype for stored in stored_dtypes}
+    if held_dtypes & {"bfloat16", "float16"} and not lora and not engine_casts:
+        raise ValueError(
+            f"weights in bfloat16 without fp32 master copies: at a learning rate of 1e-6, {ROUNDED_AWAY_FRAC:.0%} of "
+            "the elements would not move at all; use dtype float32 (with bf16: true for the arithmetic), or DeepSpeed "
+            "with bf16: true, which keeps masters"
+        )
+
+
+def check_batches(training: "TrainingArguments", plan: FreezePlan, *, some_without_images: bool) -> None:
+    """Refuses what DDP cannot train: a vision tower that some steps do not use, under reentrant checkpointing.
+
+    Without it TRL lets DDP look for unused weights; with it (TRL 1.16) DDP needs every weight in every step.
+    """
+    reentrant = training.gradient_checkpointing and (training.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    trains = any(plan.layout.parameters[name].region in ("vision", "projector") for name in plan.trainable)
+    if num_processes() > 1 and not zero_stage(training) and reentrant and trains and some_without_images:
+        raise ValueError(
+            "DDP with reentrant gradient checkpointing and a vision tower that trains needs an image in every prompt; "
+            'use gradient_checkpointing_kwargs: {"use_reentrant": false}, always_freeze: [vision, projector], or '
+            "abilities that have images"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerReport:
+    """What the optimizer holds, over all processes."""
+
+    num_trainable_elements: int
+    num_state_elements: int
+    """Elements of Adam's first moment: as many as train, plus the engine's padding."""
+
+    @property
+    def num_padding_elements(self) -> int:
+        return self.num_state_elements - self.num_trainable_elements
+
+
+def inspect_optimizer(trainer: "Trainer") -> OptimizerReport:
+    """Counts the optimizer's state, in a step's end, and checks that it exists only for what trains.
+
+    Collective: every process calls it.
+
+    Raises:
+        RuntimeError: where a frozen parameter stands in the optimizer, a trainable one does not, or the moments are
+            more or fewer than what trains needs.
+    """
+    import torch
+
+    trainable = {id(p): (name, p) for name, p in trainer.model.named_parameters() if p.requires_grad}
+    num_trainable = sum(_num_elements(parameter) for _, parameter in trainable.values())
+    stage = zero_stage(trainer.args)
+    wrapper = trainer.model_wrapped.optimizer if stage else trainer.optimizer
+    inner = wrapper.optimizer
+    groups = _engine_groups(wrapper, stage) if stage else [group["params"] for group in inner.param_groups]
+    held = [parameter for group in groups for parameter in group]
+    for parameter in held:
+        if id(parameter) not in trainable:
+            shape = list(getattr(parameter, "ds_shape", parameter.shape))
+            raise RuntimeError(f"the optimizer holds a frozen parameter of the shape {shape}")
+    absent = set(trainable) - {id(parameter) for parameter in held}
+    if absent:
+        raise RuntimeError(f"the optimizer lacks {trainable[absent.pop()][0]}, which is to train")
+    moments = sum(state["exp_avg"].numel() for state in inner.state.values() if "exp_avg" in state)
+    if stage:
+        total = torch.tensor(moments, device=trainer.args.device)
+        torch.distributed.all_reduce(total)
+        moments = int(total.item())
+        slack = MAX_ALIGNMENT * num_processes() * (len(groups) if stage < 3 else len(trainable))
+        complete = num_trainable <= moments <= num_trainable + slack
+    else:  # a parameter that no gradient has reached yet has no moments
+        complete = moments <= num_trainable
+    if not complete:
+        raise RuntimeError(f"the optimizer holds moments for {moments} elements; {num_trainable} train")
+    return OptimizerReport(num_trainable_elements=num_trainable, num_state_elements=moments)
+
+
+def _engine_groups(optimizer: Any, stage: int) -> list[list["torch.nn.Parameter"]]:
+    groups: list[list[torch.nn.Parameter]] = optimizer.fp16_groups if stage == 3 else optimizer.bit16_groups
+    return groups
+
+
+def _num_elements(parameter: "torch.nn.Parameter") -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,110 @@
+"""What does a finished run leave? The model as the start checkpoint is written, the proof of freezing, the metrics."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.blocks import BLOCKS
+from models.checkpoint import check_same_tensors, open_checkpoint, write_like
+from tracking.processes import on_main_process, wait_for_all
+from tracking.product import partial_directory, write_text
+from tracking.records import Record, RecordLog
+from tracking.tables import write_table
+from train import FINAL_DIR
+from train.adapters import adapted_modules, adapter_breaches, merge_adapter
+from train.freeze import (
+    FreezeArguments,
+    broken_tensors,
+    compare_tensors,
+    find_breaches,
+    never_moved,
+    summarise_changes,
+)
+from train.start import Start
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+ADAPTER_DIR = "adapter"
+FREEZE_REPORT = "freeze_report.json"
+
+
+def saved_breaches(directory: Path, start: Start, digests: dict[str, str], *, lora: bool) -> list[str]:
+    """Returns what a saved checkpoint holds against the plan: changed frozen tensors, or foreign adapters."""
+    if lora:
+        return adapter_breaches(directory, start.plan)
+    return find_breaches(start.checkpoint, open_checkpoint(directory), digests)
+
+
+def write_final(trainer: "Trainer", start: Start, digests: dict[str, str], directory: Path, *, lora: bool) -> None:
+    """Writes `final/`, and under LoRA `adapter/` too, after checking what was frozen; collective.
+
+    Raises:
+        RuntimeError: where a frozen tensor changed; nothing is written.
+    """
+    raw = directory / f".partial-{FINAL_DIR}-raw"
+    on_main_process(lambda: shutil.rmtree(raw, ignore_errors=True))
+    trainer.save_model(str(raw))
+    wait_for_all()
+
+    def write() -> None:
+        breaches = saved_breaches(raw, start, digests, lora=lora)
+        if breaches:
+            raise RuntimeError(f"{len(breaches)} frozen tensors changed during training, the first is {breaches[0]}")
+        trained = merge_adapter(start.checkpoint, raw) if lora else open_checkpoint(raw)
+        check_same_tensors(start.checkpoint, trained)
+        for name in (FINAL_DIR, ADAPTER_DIR):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        with partial_directory(directory / FINAL_DIR) as partial_final:
+            write_like(partial_final, start=start.checkpoint, weights=trained)
+        if lora:
+            raw.rename(directory / ADAPTER_DIR)
+        else:
+            shutil.rmtree(raw)
+
+    on_main_process(write)
+
+
+def write_metrics(directory: Path, log: RecordLog) -> None:
+    """Writes `metrics.csv`: a row a logging step."""
+    import pandas as pd
+
+    write_table(directory / "metrics.csv", pd.DataFrame([{k: v for k, v in row.items() if k != "key"} for row in log]))
+
+
+def write_freeze_report(
+    directory: Path, start: Start, freeze: FreezeArguments, proofs: Sequence[Record], *, lora: bool
+) -> None:
+    """Writes the proof of freezing, per checkpoint, per block and per tensor, and says what never moved."""
+    final = open_checkpoint(directory / FINAL_DIR)
+    changes = compare_tensors(start.checkpoint, final, start.plan)
+    broken = broken_tensors(changes)
+    if broken:
+        raise RuntimeError(f"{directory / FINAL_DIR}: {len(broken)} frozen tensors changed, the first is {broken[0]}")
+    still = never_moved(changes)
+    saved = [proof for proof in proofs if "num_breaches" in proof]
+    report: dict[str, Any] = {
+        "partition": {block: list(start.plan.partition.layers(block)) for block in BLOCKS},
+        "freeze": freeze.freeze,
+        "train_only": freeze.train_only,
+        "always_freeze": freeze.always_freeze,
+        "notes": start.plan.notes,
+        "lora_modules": adapted_modules(start.plan) if lora else None,
+        "checkpoints": [*(proof["key"] for proof in saved), FINAL_DIR],
+        "num_frozen_tensors": len(start.plan.frozen),
+        "num_breaches": 0,
+        "engine": [proof for proof in proofs if "num_breaches" not in proof],
+        "never_moved": still,
+        "blocks": summarise_changes(changes),
+        "tensors": [{**asdict(change), "changed_frac": change.changed_frac} for change in changes],
+    }
+    write_text(directory / FREEZE_REPORT, json.dumps(report, indent=1) + "\n")
+    print(
+        f"proof: {len(start.plan.frozen)} frozen tensors are bit-identical in {len(saved) + 1} checkpoints "
+        f"({directory / FREEZE_REPORT})"
+    )
+    for name in still:
+        print(f"WARNING: {name} was free to change and did not: not one of its elements moved")

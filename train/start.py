@@ -1,0 +1,54 @@
+"""What does a run start from? The checkpoint, opened and checked, and what of it may change."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from models.checkpoint import Checkpoint, is_tied_duplicate, open_checkpoint
+from models.layout import layout_of
+from models.loading import local_checkpoint
+from train.adapters import plan_adapters
+from train.freeze import FreezeArguments, FreezePlan, plan_freeze
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint a run starts from, opened and planned."""
+
+    name: str
+    checkpoint: Checkpoint
+    plan: FreezePlan
+    """What trains: parameters, or under LoRA the weights that get an adapter."""
+
+
+def open_start(config: "ModelConfig", freeze: FreezeArguments) -> Start:
+    """Opens the start checkpoint and resolves what is frozen, before anything is written.
+
+    Raises:
+        ValueError: where the checkpoint is missing, damaged or does not fit its configuration, and where an expression
+            matches nothing or nothing is left to train.
+    """
+    name = config.model_name_or_path
+    if not name:
+        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
+    checkpoint = open_checkpoint(local_checkpoint(name))
+    plan = plan_freeze(layout_of(checkpoint.directory), freeze)
+    missing = sorted(set(plan.layout.parameters) - set(checkpoint.tensors))
+    if missing:
+        raise ValueError(
+            f"{checkpoint.directory}: lacks {missing[0]!r} that its configuration asks for ({len(missing)} such)"
+        )
+    for extra in sorted(set(checkpoint.tensors) - set(plan.layout.parameters)):
+        if not is_tied_duplicate(checkpoint, extra):
+            raise ValueError(f"{checkpoint.directory}: has {extra!r}, for which its configuration has no place")
+    if config.use_peft:
+        plan = plan_adapters(plan, freeze, config)
+    elif plan.layout.tied:
+        trains = any(plan.layout.parameters[parameter].region == "embed" for parameter in plan.trainable)
+        note = (
+            f"embeddings are tied: the head is the embedding matrix and {'trains' if trains else 'is frozen'} with it"
+        )
+        plan = replace(plan, notes=(*plan.notes, note))
+    return Start(name, checkpoint, plan)
