@@ -10,6 +10,7 @@ trainable layer, and of no other, is made to require one.
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from models.blocks import format_layers
@@ -18,32 +19,46 @@ from train.freeze import FreezePlan
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedModel
 
 
-def stop_backward_early(model: "PreTrainedModel", plan: FreezePlan, training: "TrainingArguments") -> None:
+def stop_backward_early(model: "PreTrainedModel", plan: FreezePlan) -> None:
     """Keeps the backward pass above the lowest trainable parameter.
 
     Args:
         model: the model itself, before PEFT or an engine wraps it.
         plan: what trains.
-        training: read at every forward pass, since TRL changes `use_reentrant` under PEFT with ZeRO-3.
     """
     # PyTorch warns of every frozen layer below; that what trains gets its gradient is checked by GraphWitness.
     warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
     model.enable_input_require_grads = lambda: None
+    for region, prefix in _stacks(plan.layout):
+        places = {plan.layout.parameters[name] for name in plan.trainable}
+        indices = sorted({place.index for place in places if place.region == region and place.index is not None})
+        layers = [model.get_submodule(f"{prefix}{index}") for index in indices]
+        stack = model.get_submodule(prefix.rstrip(".").rpartition(".")[0])
+        stack.register_forward_pre_hook(partial(_checkpoint_with_gradient, layers))
 
-    def require_gradient(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        import torch
 
-        reentrant = (training.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-        checkpointing = layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
-        if not (checkpointing and reentrant) or inputs[0].requires_grad:
-            return None
-        return (inputs[0].detach().requires_grad_(), *inputs[1:])
+def _checkpoint_with_gradient(layers: list[Any], *_: Any) -> None:
+    """Before a stack runs: lets its trainable layers be checkpointed by `_with_gradient`.
 
-    for name in sorted({_layer_name(plan.layout, parameter) for parameter in plan.trainable} - {None}, key=str):
-        model.get_submodule(str(name)).register_forward_pre_hook(require_gradient)
+    Every switching on gives the layers a new `_gradient_checkpointing_func` (Transformers 5.4 to 5.23).
+    """
+    for layer in layers:
+        if layer.gradient_checkpointing and layer.training:
+            function = layer._gradient_checkpointing_func
+            if getattr(function, "func", None) is not _with_gradient:
+                layer._gradient_checkpointing_func = partial(_with_gradient, function)
+
+
+def _with_gradient(checkpoint: Any, run: Any, hidden: "torch.Tensor", *rest: Any) -> Any:
+    """Checkpoints a trainable layer; where that is reentrant, its input requires a gradient."""
+    import torch
+
+    if checkpoint.keywords.get("use_reentrant") and torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden = hidden.detach().requires_grad_()
+    return checkpoint(run, hidden, *rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +175,3 @@ def _stacks(layout: Layout) -> Iterable[tuple[str, str]]:
     yield "llm", layout.family.layers
     if layout.family.vision_blocks:
         yield "vision", layout.family.vision_blocks
-
-
-def _layer_name(layout: Layout, parameter: str) -> str | None:
-    """Returns the module of the decoder layer or vision block a parameter stands in, if it stands in one."""
-    found = layout.parameters[parameter]
-    prefix = dict(_stacks(layout)).get(found.region)
-    return f"{prefix}{found.index}" if prefix and found.index is not None else None

@@ -218,7 +218,7 @@ def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Trainer
     model = base = load_model(
         start.checkpoint.directory, dtype=config.dtype or "auto", attn_implementation=config.attn_implementation
     )
-    stop_backward_early(base, start.plan, training)
+    stop_backward_early(base, start.plan)
     if config.use_peft:
         # Under ZeRO-3, PEFT's fp32 adapters beside bf16 weights break DeepSpeed's gathering (TRL issue 6089).
         model = add_adapters(base, start.plan, config, autocast_adapter_dtype=zero_stage(training) != 3)
