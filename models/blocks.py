@@ -129,6 +129,11 @@ def _match(expression: str, layout: Layout, partition: Partition) -> list[Parame
         raise ValueError(f"block expression {expression!r}: part {part!r} is unknown; expected attn or mlp")
     if part is not None and name not in (*BLOCKS, "llm"):
         raise ValueError(f"block expression {expression!r}: only decoder layers can be narrowed to .attn or .mlp")
+    if layout.family.text_only and name in ("vision", "projector"):
+        raise ValueError(
+            f"block expression {expression!r}: {layout.family.model_type} is a text-only model without {name}; "
+            "expected early, mid, late, llm, llm:0-8, embed, norm or head"
+        )
     region = "llm" if name in BLOCKS else name
     indices = _indices(expression, parsed, layout, partition)
     if region == "head" and layout.tied:

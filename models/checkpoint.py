@@ -130,7 +130,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     family = family_of(config["model_type"])
     tensors: dict[str, StoredTensor] = {}
     indexed = _read_index(directory)
-    for path in _weight_files(directory, indexed):
+    for path in _weight_files(directory, indexed, family):
         for name_on_disk, stored in _read_header(path, family):
             if indexed is not None and indexed.get(name_on_disk) != path.name:
                 raise ValueError(
@@ -273,7 +273,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]:
+def _weight_files(directory: Path, indexed: dict[str, str] | None, family: Family) -> list[Path]:
     names = sorted(set(indexed.values())) if indexed is not None else [WEIGHTS_FILE]
     for name in names:
         path = directory / name
@@ -285,7 +285,7 @@ def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]
         if pickled:
             raise ValueError(
                 f"{directory} holds pickled weights ({pickled[0]}), which can run code; convert them once, where you "
-                "trust them: AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)"
+                f"trust them: {family.auto_class}.from_pretrained(...).save_pretrained(...)"
             )
         raise ValueError(f"{path} does not exist; expected {WEIGHTS_FILE} or shards with {INDEX_FILE}")
     return [directory / name for name in names]

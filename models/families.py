@@ -1,11 +1,11 @@
 """Where do the parts of each model family stand? One frozen record of name patterns a family, and nothing guessed.
 
 Canonical parameter names are the ones Transformers 5 holds in memory; `spellings` maps the prefixes found in checkpoint
-files to them (longest prefix first).
+files to them (the first that fits counts, so longer ones stand before shorter ones).
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tracking.command import did_you_mean
 
@@ -31,7 +31,12 @@ class Family:
     spellings: tuple[tuple[str, str], ...]
     """(prefix in files, canonical prefix)."""
     num_layers_key: tuple[str, ...] = ("text_config", "num_hidden_layers")
-    num_vision_blocks_key: tuple[str, ...] = ("vision_config", "depth")
+    num_vision_blocks_key: tuple[str, ...] | None = ("vision_config", "depth")
+
+    @property
+    def text_only(self) -> bool:
+        """True for a model without a vision tower, which takes a tokenizer where the others take a processor."""
+        return self.vision_blocks is None
 
     def canonical(self, name: str) -> str:
         """Returns the canonical spelling of a parameter's name in a file."""
@@ -59,10 +64,25 @@ class Family:
 
 
 _VLM_SPELLINGS = (
+    ("model.language_model.model.", "model.language_model."),  # Qwen3-VL saved from zero.Init, see below
     ("model.language_model.", "model.language_model."),
     ("model.visual.", "model.visual."),
     ("visual.", "model.visual."),
+    ("model.model.", "model.language_model."),
     ("model.", "model.language_model."),
+)
+"""In memory, on the hub (`model.layers.…`, `visual.…`), and doubled.
+
+A model loaded while ZeRO-3 is on (DeepSpeed's zero.Init) is saved by Transformers 5.23 as `model.model.layers.…`
+(Qwen2-VL, Qwen2.5-VL) or `model.language_model.model.layers.…` (Qwen3-VL); Transformers loads both again.
+"""
+
+_VLM_REGIONS = (
+    ("vision", "model.visual.patch_embed."),
+    ("projector", "model.visual.merger."),
+    ("embed", "model.language_model.embed_tokens."),
+    ("norm", "model.language_model.norm."),
+    ("head", "lm_head."),
 )
 
 QWEN2_5_VL = Family(
@@ -70,26 +90,36 @@ QWEN2_5_VL = Family(
     auto_class="AutoModelForImageTextToText",
     layers="model.language_model.layers.",
     vision_blocks="model.visual.blocks.",
+    regions=_VLM_REGIONS,
+    spellings=_VLM_SPELLINGS,
+)
+
+QWEN2_VL = replace(QWEN2_5_VL, model_type="qwen2_vl")
+
+QWEN3_VL = replace(
+    QWEN2_5_VL,
+    model_type="qwen3_vl",
+    # The deepstack mergers carry the output of chosen vision blocks into the first decoder layers, as the merger does
+    # with the last block and the embeddings: all of them are the projector.
     regions=(
-        ("vision", "model.visual.patch_embed."),
-        ("projector", "model.visual.merger."),
-        ("embed", "model.language_model.embed_tokens."),
-        ("norm", "model.language_model.norm."),
-        ("head", "lm_head."),
+        ("vision", "model.visual.pos_embed."),
+        ("projector", "model.visual.deepstack_merger_list."),
+        *_VLM_REGIONS,
     ),
-    spellings=_VLM_SPELLINGS,
 )
 
-QWEN2_VL = Family(
-    model_type="qwen2_vl",
-    auto_class=QWEN2_5_VL.auto_class,
-    layers=QWEN2_5_VL.layers,
-    vision_blocks=QWEN2_5_VL.vision_blocks,
-    regions=QWEN2_5_VL.regions,
-    spellings=_VLM_SPELLINGS,
+QWEN2 = Family(
+    model_type="qwen2",  # Qwen2.5's text models too
+    auto_class="AutoModelForCausalLM",
+    layers="model.layers.",
+    vision_blocks=None,
+    regions=(("embed", "model.embed_tokens."), ("norm", "model.norm."), ("head", "lm_head.")),
+    spellings=(),
+    num_layers_key=("num_hidden_layers",),
+    num_vision_blocks_key=None,
 )
 
-FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL)}
+FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN2)}
 
 
 def family_of(model_type: str) -> Family:

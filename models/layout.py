@@ -60,6 +60,15 @@ def layout_of(path: Path) -> Layout:
         ValueError: where the file is missing, malformed, of an unsupported family, or names parameters that fit no
             region.
     """
+    return layout_from_config(read_model_config(path))
+
+
+def read_model_config(path: Path) -> dict[str, Any]:
+    """Reads a model's `config.json`, or the one in the given folder.
+
+    Raises:
+        ValueError: where it is missing, malformed, or names no model type.
+    """
     path = path / CONFIG_FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected a checkpoint folder with a {CONFIG_FILE}")
@@ -69,7 +78,7 @@ def layout_of(path: Path) -> Layout:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"{path} names no model_type; expected the configuration of a Transformers model")
-    return layout_from_config(config)
+    return config
 
 
 def layout_from_config(config: dict[str, Any]) -> Layout:
@@ -77,10 +86,13 @@ def layout_from_config(config: dict[str, Any]) -> Layout:
     family = family_of(config["model_type"])
     import torch
     import transformers
+    from transformers.modeling_utils import set_zero3_state
 
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
     parsed = transformers.AutoConfig.for_model(family.model_type, **values)
-    with torch.device("meta"):
+    # While ZeRO-3 is on, Transformers would cut the model over the processes, and its tensors would have no shape left;
+    # within set_zero3_state (read in 5.23) it takes that for done.
+    with torch.device("meta"), set_zero3_state():
         model = getattr(transformers, family.auto_class).from_config(parsed, dtype=torch.bfloat16)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
     return layout_from_shapes(family, shapes, tied=bool(parsed.tie_word_embeddings))

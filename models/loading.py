@@ -3,21 +3,26 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.layout import CONFIG_FILE, layout_of
+from models.families import Family, family_of
+from models.hub import CODE_FILES, parse_repository, snapshot
+from models.layout import CONFIG_FILE, read_model_config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 """What is fetched of a hub checkpoint: never pickled weights, never code."""
+CHECKPOINT_IGNORED = [*CODE_FILES, "*/*.safetensors", "*/*.json"]
+"""What is not: the training checkpoints that some repositories keep in folders."""
 
 
 def local_checkpoint(name: str, *, config_only: bool = False) -> Path:
     """Returns the folder of a checkpoint: a local folder as it is, or the cached or fetched snapshot of a hub id.
 
     Args:
-        name: a folder, or a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`.
+        name: a folder, or a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, followed by `@` and a branch, tag or commit
+            where it is pinned.
         config_only: fetch `config.json` alone.
 
     Raises:
@@ -26,21 +31,23 @@ def local_checkpoint(name: str, *, config_only: bool = False) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    repository = parse_repository(name)
+    if repository is None:
         raise ValueError(
-            f"checkpoint {name} does not exist; expected a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
+            f"checkpoint {name} {'is a file' if path.exists() else 'does not exist'}; "
+            "expected a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    return snapshot(repository, patterns=[CONFIG_FILE] if config_only else CHECKPOINT_FILES, ignored=CHECKPOINT_IGNORED)
 
-    patterns = [CONFIG_FILE] if config_only else CHECKPOINT_FILES
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(
-            f"checkpoint {name!r} is no local folder and cannot be had from the hub or its cache "
-            f"({type(error).__name__}); expected an existing folder or a reachable hub id"
-        ) from error
+
+def resolved_revision(name: str) -> str | None:
+    """Returns the commit that a hub id stands for in the cache, where `local_checkpoint` has put it; None for a folder.
+
+    Raises:
+        ValueError: where the cache does not hold it.
+    """
+    repository = parse_repository(name)
+    return snapshot(repository, patterns=[], cached_only=True).name if repository else None
 
 
 def load_model(
@@ -49,16 +56,20 @@ def load_model(
     """Loads a checkpoint's weights (safetensors only, no code from the checkpoint) into its family's class."""
     import transformers
 
-    layout = layout_of(directory)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    auto_class = getattr(transformers, layout.family.auto_class)
+    auto_class = getattr(transformers, _family(directory).auto_class)
     model: PreTrainedModel = auto_class.from_pretrained(directory, dtype=dtype, use_safetensors=True, **options)
     return model
 
 
-def load_processor(directory: Path) -> "ProcessorMixin":
-    """Loads a checkpoint's processor, padding on the left as generation needs it."""
+def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase":
+    """Loads a checkpoint's processor, or a text-only model's tokenizer, padding on the left as generation needs it."""
     import transformers
 
-    processor: ProcessorMixin = transformers.AutoProcessor.from_pretrained(directory, padding_side="left")
+    auto_class = transformers.AutoTokenizer if _family(directory).text_only else transformers.AutoProcessor
+    processor: ProcessorMixin | PreTrainedTokenizerBase = auto_class.from_pretrained(directory, padding_side="left")
     return processor
+
+
+def _family(directory: Path) -> Family:
+    return family_of(read_model_config(directory)["model_type"])

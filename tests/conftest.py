@@ -1,11 +1,12 @@
-"""Fixtures shared by all tests: one untrained pocket checkpoint a session, and its layout."""
+"""Fixtures shared by all tests: untrained checkpoints, one a session of each kind: pocket, Qwen2 and Qwen3-VL."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models.layout import Layout, layout_of
-from models.pocket import PocketShape, write_pocket_checkpoint
+from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
 from tracking.command import quiet_libraries
 
 quiet_libraries()
@@ -22,3 +23,71 @@ def pocket_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pocket_layout(pocket_checkpoint: Path) -> Layout:
     return layout_of(pocket_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def pocket_tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def decoder_sizes(tokenizer: Any) -> dict[str, Any]:
+    """A decoder of four narrow layers, as both families below have it."""
+    token_id = tokenizer.convert_tokens_to_ids
+    return {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "initializer_range": INITIALIZER_RANGE, "bos_token_id": token_id("<|endoftext|>"),
+        "eos_token_id": token_id("<|im_end|>"), "pad_token_id": token_id("<|endoftext|>"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def qwen2_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-only Qwen2 with a head of its own, as Qwen2.5's larger models have it."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    directory = tmp_path_factory.mktemp("qwen2") / "checkpoint"
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**decoder_sizes(pocket_tokenizer), tie_word_embeddings=False))
+    model.save_pretrained(directory)
+    pocket_tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-VL with tied embeddings and two deepstack mergers, as its smaller models have it."""
+    import torch
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    directory = tmp_path_factory.mktemp("qwen3_vl") / "checkpoint"
+    token_id = pocket_tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config={**decoder_sizes(pocket_tokenizer), "head_dim": 16, "rope_parameters": rope},
+        vision_config={
+            "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64, "initializer_range": INITIALIZER_RANGE,
+        },
+        tie_word_embeddings=True,
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = pocket_tokenizer.eos_token_id
+    model.generation_config.pad_token_id = pocket_tokenizer.pad_token_id
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=16 * 32 * 32),
+        tokenizer=pocket_tokenizer,
+        video_processor=Qwen3VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory

@@ -11,7 +11,7 @@ import torch
 
 from analyze.deltas import main
 from models.checkpoint import open_checkpoint, write_safetensors
-from models.layout import Layout
+from models.layout import Layout, layout_of
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 SPELLED = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -104,6 +104,31 @@ def test_only_the_layer_that_changed_has_energy(pocket_checkpoint: Path, pocket_
     moved = layers[layers["energy"] > 0]
     assert list(zip(moved["region"], moved["layer"], strict=True)) == [("llm", last)]
     assert (layers[layers["energy"] == 0]["changed_frac"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor", "place"),
+    [
+        ("qwen2", "model.layers.1.self_attn.q_proj.bias", ("mid", "llm", 1)),
+        ("qwen2", "lm_head.weight", ("head", "head", None)),
+        ("qwen3_vl", "model.language_model.layers.3.self_attn.k_norm.weight", ("late", "llm", 3)),
+        ("qwen3_vl", "model.visual.deepstack_merger_list.1.linear_fc2.weight", ("projector", "projector", None)),
+        ("qwen3_vl", "model.visual.pos_embed.weight", ("vision", "vision", None)),
+    ],
+)
+def test_the_change_of_one_tensor_is_filed_where_its_family_has_it(
+    kind: str, tensor: str, place: tuple[str, str, int | None], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    sft = request.getfixturevalue(f"{kind}_checkpoint")
+    arm = rewrite(sft, tmp_path / "arm", nudge(5, share=1.0, size=0.01, only=tensor))
+    tables = measure(tmp_path / "out", sft, f"full@0={arm}")
+    assert list(tables["matrices"]["tensor"]) == list(layout_of(sft).parameters)
+    moved = tables["layers"][tables["layers"]["energy"] > 0]
+    assert len(moved) == 1
+    block, region, layer = place
+    assert (moved["block"].iloc[0], moved["region"].iloc[0]) == (block, region)
+    assert moved["layer"].isna().all() if layer is None else moved["layer"].iloc[0] == layer
+    assert moved["energy"].iloc[0] == pytest.approx(np.linalg.norm(fp64(arm, tensor) - fp64(sft, tensor)), rel=1e-5)
 
 
 def test_one_last_bit_of_bf16_is_seen_and_not_rounded_away(pocket_checkpoint: Path, tmp_path: Path) -> None:

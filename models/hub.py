@@ -1,0 +1,196 @@
+"""What does a name on the hub stand for? Its snapshot in the local cache, fetched where the hub can be reached.
+
+A name is `owner/name`, or `owner/name@revision` with a branch, a tag or a commit. A commit may be cut short once the
+cache holds it. Whatever goes wrong between here and the hub becomes one line.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KINDS = ("model", "dataset")
+"""As huggingface_hub calls them."""
+CODE_FILES = ["*.py", "*.ipynb"]
+"""Never fetched."""
+
+_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """A repository of the hub, and which revision of it is meant."""
+
+    repo: str
+    kind: str = "model"
+    revision: str | None = None
+    """None for the newest of the main branch."""
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository, and whether the cache holds it."""
+
+    name: str
+    num_bytes: int
+    cached: bool
+
+
+def parse_repository(name: str, *, kind: str = "model") -> Repository | None:
+    """Returns the repository a name stands for, or None where it is a folder or no name of a repository at all."""
+    assert kind in KINDS, kind
+    match = _NAME.fullmatch(name)
+    if match is None or Path(name).exists():
+        return None
+    return Repository(repo=match["repo"], kind=kind, revision=match["revision"])
+
+
+def snapshot(
+    repository: Repository,
+    *,
+    patterns: Sequence[str] | None = None,
+    ignored: Sequence[str] = CODE_FILES,
+    cached_only: bool = False,
+    progress_bar: type[Any] | None = None,
+) -> Path:
+    """Returns the folder of a repository's snapshot in the cache, which is named after the commit.
+
+    Args:
+        repository: which one.
+        patterns: the files that are needed; all of them by default.
+        ignored: the files that are not, whatever `patterns` says.
+        cached_only: ask the cache alone.
+        progress_bar: a class like `tqdm`, to show the bytes as they come.
+
+    Raises:
+        ValueError: in one line, where neither the cache nor the hub gives it.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _in_one_line(repository, "is no local folder and not, or not whole, in the cache"):
+        return Path(
+            snapshot_download(
+                repository.repo,
+                repo_type=repository.kind,
+                revision=_whole_commit(repository),
+                allow_patterns=None if patterns is None else list(patterns),
+                ignore_patterns=list(ignored),
+                local_files_only=cached_only,
+                tqdm_class=progress_bar,
+            )
+        )
+
+
+def hub_commit(repository: Repository) -> str:
+    """Returns the commit that the hub has for a repository's revision now; fetches nothing."""
+    from huggingface_hub import HfApi
+
+    if repository.revision is not None and _COMMIT.fullmatch(repository.revision):
+        return repository.revision
+    with _in_one_line(repository, "cannot be looked up"):
+        info = HfApi().repo_info(repository.repo, repo_type=repository.kind, revision=repository.revision)
+    assert info.sha is not None, repository
+    return str(info.sha)
+
+
+def list_files(
+    repository: Repository, *, patterns: Sequence[str] | None = None, ignored: Sequence[str] = CODE_FILES
+) -> tuple[str, list[HubFile]]:
+    """Returns the commit and each file that `snapshot` would fetch.
+
+    Fetches nothing, and leaves what the cache holds for a branch as it is.
+    """
+    from huggingface_hub import snapshot_download
+
+    commit = hub_commit(repository)
+    with _in_one_line(repository, "cannot be looked up"):
+        files = snapshot_download(
+            repository.repo,
+            repo_type=repository.kind,
+            revision=commit,  # a branch's name here would move the cache's own record of that branch
+            allow_patterns=None if patterns is None else list(patterns),
+            ignore_patterns=list(ignored),
+            dry_run=True,
+        )
+    found = [HubFile(file.filename, file.file_size or 0, file.is_cached) for file in files]
+    return commit, sorted(found, key=lambda file: file.name)
+
+
+@contextmanager
+def _in_one_line(repository: Repository, without_hub: str) -> Iterator[None]:
+    """Turns what goes wrong with the hub or its cache into a `ValueError`, without the log of every retry."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    # errors.HTTPError is the base of what the HTTP client raises (another one in huggingface_hub 1 than in 2);
+    # RuntimeError is what hf_xet, which moves the large files, raises for anything that is no OSError.
+    except (errors.HTTPError, errors.HFValidationError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
+        what = "checkpoint" if repository.kind == "model" else "dataset"
+        raise ValueError(f"{what} {repository} {_reason(error, repository, without_hub)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _whole_commit(repository: Repository) -> str | None:
+    """Returns the revision, a commit that was cut short completed from the cache; the hub takes whole ones only."""
+    from huggingface_hub import constants
+
+    if repository.revision is None or not _SHORT_COMMIT.fullmatch(repository.revision):
+        return repository.revision
+    folder = Path(constants.HF_HUB_CACHE) / f"{repository.kind}s--{repository.repo.replace('/', '--')}" / "snapshots"
+    found = sorted(path.name for path in folder.glob(f"{repository.revision}*"))
+    if len(found) > 1:
+        raise ValueError(f"{repository} fits {len(found)} commits in the cache: {', '.join(found)}; name one of them")
+    return found[0] if found else repository.revision
+
+
+def _reason(error: BaseException, repository: Repository, without_hub: str) -> str:
+    """Says in words what went wrong, and the way out; `without_hub` says what the hub was needed for."""
+    from huggingface_hub import constants, errors
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__
+
+    def is_due_to(kind: type[BaseException]) -> bool:
+        return any(isinstance(link, kind) for link in chain)
+
+    server = constants.ENDPOINT
+    fetch = "run python -m models.fetch where there is internet"
+    page = repository.repo if repository.kind == "model" else f"datasets/{repository.repo}"
+    if is_due_to(errors.GatedRepoError):
+        return f"is gated: ask for access at {server}/{page} and log in on this machine (hf auth login)"
+    if is_due_to(errors.RepositoryNotFoundError):
+        return (
+            f"is no local folder, and {server} knows no such {repository.kind}, or keeps it private: "
+            "correct the name, or log in on this machine (hf auth login)"
+        )
+    if is_due_to(errors.RevisionNotFoundError):
+        return f"has no revision {repository.revision!r}: expected a branch, a tag or a commit of 40 digits"
+    if is_due_to(errors.OfflineModeIsEnabled):
+        return f"{without_hub}, and HF_HUB_OFFLINE is set; {fetch}"
+    for link in chain:
+        if isinstance(link, errors.HfHubHTTPError):
+            return f"cannot be had: {server} answers {link.response.status_code}; try again later"
+    if is_due_to(errors.HFValidationError):
+        return f"is no name that the hub allows: {_one_line(error)}"
+    if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is not None):
+        return f"cannot be written to the cache {constants.HF_HUB_CACHE}: {_one_line(error)}"
+    return f"{without_hub}, and {server} cannot be reached; {fetch}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
