@@ -1,17 +1,20 @@
 """Builds a data set from a seed: the same arguments give byte-identical files.
 
 python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
+python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --output-dir outputs/rl/data
 """
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_builders.pocket import PocketSizes, build_pocket_world
+from data_builders.rl import WORK_DIR, RlArguments, build_rl, describe
 from tracking.command import did_you_mean, parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.run import open_run
@@ -30,12 +33,25 @@ class BuildArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
 
-def build_pocket(directory: Path, sizes: Any, seed: int) -> None:
+class Task(NamedTuple):
+    """One kind of data set."""
+
+    arguments: type
+    """Its own arguments."""
+    build: Callable[[Path, Path, Any, int], None]
+    """Writes into a folder, keeping unfinished work in the output directory, from its arguments and a seed."""
+    describe: Callable[[Any], dict[str, Any]]
+    """Returns what determines the product; names of places do not."""
+
+
+def build_pocket(directory: Path, output_dir: Path, sizes: PocketSizes, seed: int) -> None:
     build_pocket_world(directory, sizes=sizes, seed=seed)
 
 
-TASKS: dict[str, tuple[type, Callable[[Path, Any, int], None]]] = {"pocket": (PocketSizes, build_pocket)}
-"""Task -> its own arguments, its builder."""
+TASKS: dict[str, Task] = {
+    "pocket": Task(PocketSizes, build_pocket, asdict),
+    "rl": Task(RlArguments, build_rl, describe),
+}
 
 
 def write_manifest(directory: Path, task: str, arguments: dict[str, Any]) -> None:
@@ -58,15 +74,16 @@ def main(argv: list[str] | None = None) -> None:
     task = argv.pop(0)
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; expected one of {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
-    sizes_class, build = TASKS[task]
-    arguments, sizes = parse_arguments(argv, BuildArguments, sizes_class, description=__doc__)
+    arguments, own = parse_arguments(argv, BuildArguments, TASKS[task].arguments, description=__doc__)
     output_dir = Path(arguments.output_dir)
-    settings = {"task": task, "builder_version": BUILDER_VERSION, "seed": arguments.seed, **asdict(sizes)}
+    described = {"seed": arguments.seed, **TASKS[task].describe(own)}
+    settings = {"task": task, "builder_version": BUILDER_VERSION, **described}
     with open_run(output_dir, command="data_builders.build", settings=settings, overwrite=arguments.overwrite) as run:
         if not run.finished and not (output_dir / DATA_DIR).exists():
             with partial_directory(output_dir / DATA_DIR) as partial:
-                build(partial, sizes, arguments.seed)
-                write_manifest(partial, task, {"seed": arguments.seed, **asdict(sizes)})
+                TASKS[task].build(partial, output_dir, own, arguments.seed)
+                write_manifest(partial, task, described)
+        shutil.rmtree(output_dir / WORK_DIR, ignore_errors=True)
     print(f"data: {output_dir / DATA_DIR}")
 
 

@@ -65,6 +65,18 @@ def grade(response: str, gold: str, kind: str) -> Verdict:
     return Verdict(CORRECT if equal else INCORRECT, answer, rule)
 
 
+def is_gradable(gold: str, kind: str) -> bool:
+    """True where replies can be told right from wrong: the gold answer itself is right, another one is judged in time.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind == "text" and not _normalise_text(gold):
+        return False  # any reply of articles and punctuation would equal it
+    right, other = (grade(f"<answer>{answer}</answer>", gold, kind).correct for answer in (gold, "0"))
+    return right is True and other is not None
+
+
 def is_well_formed(response: str) -> bool:
     """True for `<think>…</think><answer>…</answer>` and nothing else."""
     return WELL_FORMED.fullmatch(response) is not None

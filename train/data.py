@@ -1,21 +1,39 @@
 """What does the trainer see, and in which order? Prompt sets as TRL datasets, in an order fixed by a seed.
 
 The order is laid out beforehand, over as many passes as the run needs, and the trainer is told not to shuffle. So every
-arm with the same seed sees the same prompts in the same order, and a resumed run continues in the middle of it.
+arm with the same seed sees the same prompts in the same order, and a resumed run continues in the middle of it. Prompts
+that training could only stumble over are left out before that, counted by reason (`FILTERED`).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_builders.images import DECODING_ERRORS
 from data_builders.prompts import Prompt, read_prompts
+from eval.generation import render_prompt, tokenizer_of
+from eval.grading import is_gradable
 from eval.prompting import STYLES, check_style
+from tracking.progress import progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+FILTERED = {
+    "broken_image": "an image cannot be read, or has a side 200 times the other",
+    "image_token": "the text itself holds the token that stands for an image",
+    "too_long": "more tokens than max_prompt_tokens",
+    "ungradable": "the grader cannot parse the gold answer, or not in time",
+}
+"""Why prompts are filtered, in the order in which it is looked for."""
+MAX_EXAMPLES = 20
+"""Prompts named for each reason in a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +49,15 @@ class DataArguments:
     prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think; the same as in evaluation"})
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
 
+    max_prompt_tokens: int | None = field(
+        default=None,
+        metadata={"help": "longer prompts are left out: tokens of the chat and its images; no limit by default"},
+    )
+
     def __post_init__(self) -> None:
         check_style(self.prompt_style)
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ValueError(f"max_prompt_tokens is {self.max_prompt_tokens}; it must be at least 1")
 
 
 def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> list[Prompt]:
@@ -52,6 +77,108 @@ def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> li
     return chosen
 
 
+@dataclass(frozen=True, kw_only=True)
+class Filtered:
+    """The prompts left out for one reason."""
+
+    meaning: str
+    count: int
+    examples: list[str]
+    """Ids of the first of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterReport:
+    """What was left out of a split, and why; `dataclasses.asdict` makes it JSON."""
+
+    num_prompts: int
+    num_kept: int
+    max_prompt_tokens: int | None
+    longest_prompt_tokens: int
+    """Of the prompts that were kept."""
+    filtered: dict[str, Filtered]
+    """By reason, one of `FILTERED`; a prompt is counted under the first that applies."""
+
+
+def filter_prompts(
+    prompts: Sequence[Prompt], arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
+) -> tuple[list[Prompt], FilterReport]:
+    """Leaves out prompts that are too long, have broken images, or whose gold answer the grader cannot parse.
+
+    Raises:
+        ValueError: where nothing is left.
+    """
+    gradable = cache(is_gradable)
+    kept: list[Prompt] = []
+    filtered: dict[str, list[str]] = defaultdict(list)
+    longest = 0
+    for prompt in progress(prompts, label="filtering prompts", total=len(prompts), unit="prompt"):
+        tokens = count_tokens(prompt, arguments, processor)
+        if isinstance(tokens, str):
+            filtered[tokens].append(prompt.id)
+        elif arguments.max_prompt_tokens is not None and tokens > arguments.max_prompt_tokens:
+            filtered["too_long"].append(prompt.id)
+        elif not gradable(prompt.answer, prompt.answer_kind):
+            filtered["ungradable"].append(prompt.id)
+        else:
+            kept.append(prompt)
+            longest = max(longest, tokens)
+    if not kept:
+        counts = ", ".join(f"{reason} {len(ids)}" for reason, ids in filtered.items())
+        raise ValueError(
+            f"{arguments.prompts}: no prompt of the split {arguments.split} is left ({counts or 'it is empty'})"
+        )
+    return kept, FilterReport(
+        num_prompts=len(prompts),
+        num_kept=len(kept),
+        max_prompt_tokens=arguments.max_prompt_tokens,
+        longest_prompt_tokens=longest,
+        filtered={
+            reason: Filtered(meaning=meaning, count=len(filtered[reason]), examples=filtered[reason][:MAX_EXAMPLES])
+            for reason, meaning in FILTERED.items()
+            if reason in filtered
+        },
+    )
+
+
+def count_tokens(
+    prompt: Prompt, arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
+) -> int | str:
+    """Returns how many tokens the processor would make of a prompt, or the reason why it can make none.
+
+    The tokens of an image follow from its height and width; its pixels are not decoded.
+    """
+    text = render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
+    tokenizer = tokenizer_of(processor)
+    num_tokens = len(tokenizer(text)["input_ids"])
+    if processor is tokenizer:
+        return num_tokens
+    if text.count(processor.image_token) != len(prompt.images):
+        return "image_token"
+    image_processor = processor.image_processor
+    for image in prompt.images:
+        try:
+            width, height = _image_size(Path(arguments.prompts) / image)
+            num_patches = image_processor.get_number_of_image_patches(height, width, {})
+        except DECODING_ERRORS:
+            return "broken_image"
+        num_tokens += num_patches // image_processor.merge_size**2 - 1
+    return num_tokens
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Returns width and height; PNG's checksums tell whether a file is whole, other kinds must be decoded for it."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        size: tuple[int, int] = image.size
+        if image.format == "PNG":
+            image.verify()
+        else:
+            image.load()
+    return size
+
+
 def training_order(num_prompts: int, num_needed: int, *, seed: int, shuffle: bool = True) -> list[int]:
     """Returns indices of prompts: as many passes as are needed, each shuffled anew, cut at `num_needed`."""
     order: list[int] = []
@@ -65,11 +192,15 @@ def training_order(num_prompts: int, num_needed: int, *, seed: int, shuffle: boo
 def build_dataset(
     prompts: Sequence[Prompt], order: Sequence[int], arguments: DataArguments, *, with_response: bool
 ) -> "Dataset":
-    """Returns a conversational TRL dataset in the given order; images are opened when a row is read."""
+    """Returns a conversational TRL dataset in the given order; images are opened when a row is read.
+
+    Without any image it has no column for them: TRL takes even empty lists for a sign that the model sees.
+    """
     from datasets import Dataset, Image, List
 
-    rows = [_row(prompt, arguments, with_response=with_response) for prompt in prompts]
-    dataset = Dataset.from_list(rows).cast_column("images", List(Image()))
+    dataset = Dataset.from_list([_row(prompt, arguments, with_response=with_response) for prompt in prompts])
+    seeing = any(prompt.images for prompt in prompts)
+    dataset = dataset.cast_column("images", List(Image())) if seeing else dataset.remove_columns("images")
     return dataset.select(order)
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from eval.grading import CORRECT, INCORRECT, UNSCORED, find_answer, grade, is_well_formed, last_boxed
+from eval.grading import CORRECT, INCORRECT, UNSCORED, find_answer, grade, is_gradable, is_well_formed, last_boxed
 
 TIME_LIMIT_S = 5.0
 """No reply may hold up a training step for longer."""
@@ -218,3 +218,33 @@ def test_well_formed_is_one_thought_then_one_answer_and_nothing_else(response: s
 )
 def test_a_number_is_found_among_words_and_a_minus_between_numbers_is_no_sign(response: str, extracted: str) -> None:
     assert grade(response, "0", "number").extracted == extracted
+
+
+@pytest.mark.parametrize(
+    ("gold", "kind", "gradable"),
+    [
+        ("7", "number", True),
+        ("1,000", "number", True),
+        ("five", "number", False),
+        ("5 cm", "number", False),
+        ("1/0", "number", False),
+        ("top left", "text", True),
+        ("the", "text", False),
+        ("?", "text", False),
+        ("x" * 401, "text", False),
+        (r"\frac{1}{2}", "math", True),
+        (r"\boxed{3}", "math", True),
+        ("0", "math", True),
+        ("$5$", "math", True),
+        ("B", "math", True),
+        (" ", "math", False),
+        ("9^{9^{9^{9}}}", "math", False),
+    ],
+)
+def test_a_gold_answer_is_gradable_where_replies_to_it_can_be_told_apart(gold: str, kind: str, gradable: bool) -> None:
+    assert is_gradable(gold, kind) is gradable
+
+
+def test_an_unknown_kind_is_no_matter_of_gold_answers() -> None:
+    with pytest.raises(ValueError, match="answer kind 'mth' is unknown"):
+        is_gradable("7", "mth")

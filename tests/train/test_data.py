@@ -1,12 +1,16 @@
 """What the trainer sees, and in which order."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
-from data_builders.prompts import Prompt, read_prompts
-from train.data import DataArguments, build_dataset, load_prompts, training_order
+from data_builders.prompts import Prompt, read_prompts, write_prompts
+from models.loading import load_processor
+from train.data import DataArguments, build_dataset, count_tokens, filter_prompts, load_prompts, training_order
 
 
 def test_every_prompt_comes_once_a_pass_in_another_order_each_pass() -> None:
@@ -64,4 +68,121 @@ def test_a_prompt_without_response_cannot_be_trained_on(tiny_prompts: Path) -> N
 def test_prompts_without_any_picture_make_a_dataset_too(tiny_prompts: Path) -> None:
     data = DataArguments(prompts=str(tiny_prompts), split="rl", abilities=["reasoning"])
     dataset = build_dataset(load_prompts(data), [0, 3], data, with_response=False)
-    assert [row["images"] for row in dataset] == [[], []]
+    assert len(dataset) == 2
+    assert "images" not in dataset.column_names  # with it TRL takes the model for one that sees
+
+
+SIZES = ((28, 28), (84, 84), (13, 300), (300, 13), (640, 480), (5, 5), (113, 57), (999, 1001))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A prompt set of the split `rl`: each size of picture alone, all of them together, and none."""
+    for number, size in enumerate(SIZES):
+        Image.new("RGB", size, (number, 90, 200)).save(tmp_path / f"{number}.{'jpg' if number % 3 == 1 else 'png'}")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    shown = [*[(name,) for name in names], tuple(names), ()]
+    prompts = [
+        Prompt(id=f"p{n}", ability="vision", question="What is 2 + 3 ?" * n, answer="5", answer_kind="number", images=i)
+        for n, i in enumerate(shown, start=1)
+    ]
+    write_prompts(tmp_path, "rl", prompts)
+    return tmp_path
+
+
+@pytest.mark.parametrize("checkpoint", ["pocket_checkpoint", "qwen3_vl_checkpoint"])
+@pytest.mark.parametrize(("style", "system_prompt"), [("plain", None), ("boxed", "Be brief .")])
+def test_tokens_are_counted_as_the_processor_and_the_trainer_make_them(
+    checkpoint: str, pictures: Path, style: str, system_prompt: str | None, request: pytest.FixtureRequest
+) -> None:
+    from trl.data_utils import prepare_multimodal_messages
+
+    processor: Any = load_processor(request.getfixturevalue(checkpoint))
+    data = DataArguments(prompts=str(pictures), split="rl", prompt_style=style, system_prompt=system_prompt)
+    prompts = load_prompts(data)
+    rows = build_dataset(prompts, range(len(prompts)), data, with_response=False)
+    for prompt, row in zip(prompts, rows, strict=True):
+        messages = prepare_multimodal_messages(row["prompt"], images=row["images"])
+        made = processor.apply_chat_template([messages], add_generation_prompt=True, tokenize=True, return_dict=True)
+        assert count_tokens(prompt, data, processor) == len(made["input_ids"][0])
+
+
+def test_tokens_of_a_text_only_model_are_its_tokenizers(qwen2_checkpoint: Path, tiny_prompts: Path) -> None:
+    tokenizer: Any = load_processor(qwen2_checkpoint)
+    data = DataArguments(prompts=str(tiny_prompts), split="rl", abilities=["reasoning"], system_prompt="Be brief .")
+    prompts = load_prompts(data)
+    for prompt, row in zip(prompts, build_dataset(prompts, range(5), data, with_response=False), strict=True):
+        made = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)
+        assert count_tokens(prompt, data, tokenizer) == len(made["input_ids"])
+
+
+def test_prompts_longer_than_the_limit_are_left_out_and_counted(pocket_checkpoint: Path, pictures: Path) -> None:
+    processor = load_processor(pocket_checkpoint)
+    unlimited = DataArguments(prompts=str(pictures), split="rl")
+    prompts = load_prompts(unlimited)
+    lengths = {prompt.id: count_tokens(prompt, unlimited, processor) for prompt in prompts}
+    kept, report = filter_prompts(prompts, unlimited, processor)
+    assert (kept, report.filtered, report.longest_prompt_tokens) == (prompts, {}, max(lengths.values()))
+    limit = sorted(lengths.values())[4]
+    kept, report = filter_prompts(prompts, dataclasses.replace(unlimited, max_prompt_tokens=limit), processor)
+    assert [prompt.id for prompt in kept] == [name for name, length in lengths.items() if length <= limit]
+    assert report.filtered["too_long"].examples == [name for name, length in lengths.items() if length > limit]
+    assert (report.num_prompts, report.num_kept) == (len(prompts), len(kept))
+    assert report.longest_prompt_tokens == limit
+    written = json.loads(json.dumps(dataclasses.asdict(report)))
+    assert written["filtered"]["too_long"]["count"] == len(prompts) - len(kept)
+    with pytest.raises(ValueError, match=r"no prompt of the split rl is left \(too_long 10\)"):
+        filter_prompts(prompts, dataclasses.replace(unlimited, max_prompt_tokens=3), processor)
+
+
+def test_what_training_would_stumble_over_is_left_out_with_its_reason(pocket_checkpoint: Path, tmp_path: Path) -> None:
+    for name, size in (("whole", (60, 60)), ("narrow", (600, 2)), ("cut", (60, 60)), ("flat", (60, 60))):
+        Image.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
+    Image.effect_noise((60, 60), 90).convert("RGB").save(tmp_path / "cut.jpg")
+    for name in ("cut.png", "cut.jpg"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-200])
+    flipped = bytearray((tmp_path / "flat.png").read_bytes())
+    flipped[500] ^= 1
+    (tmp_path / "flat.png").write_bytes(flipped)
+    (tmp_path / "text.png").write_text("no picture")
+
+    def prompt(name: str, question: str = "What is it ?", answer: str = "5", kind: str = "number") -> Prompt:
+        images = (name,) if "." in name else ()
+        return Prompt(
+            id=f"{name} {question} {answer}", ability="vision", question=question, answer=answer, answer_kind=kind,
+            images=images,
+        )  # fmt: skip
+
+    cases = [
+        (None, prompt("whole.png")),
+        (None, prompt("-")),
+        (None, prompt("-", answer=r"\frac{1}{2}", kind="math")),
+        ("broken_image", prompt("narrow.png")),
+        ("broken_image", prompt("cut.png")),
+        ("broken_image", prompt("cut.jpg")),
+        ("broken_image", prompt("flat.png")),
+        ("broken_image", prompt("text.png")),
+        ("image_token", prompt("whole.png", question="What is <|image_pad|> ?")),
+        ("image_token", prompt("-", question="What is <|image_pad|> ?")),
+        ("ungradable", prompt("-", answer="five")),
+        ("ungradable", prompt("whole.png", answer="the", kind="text")),
+    ]
+    prompts = [each for _, each in cases]
+    kept, report = filter_prompts(
+        prompts, DataArguments(prompts=str(tmp_path), split="rl"), load_processor(pocket_checkpoint)
+    )
+    expected: dict[str, list[str]] = {}
+    for reason, each in cases:
+        if reason:
+            expected.setdefault(reason, []).append(each.id)
+    assert kept == [each for reason, each in cases if reason is None]
+    assert {reason: entry.examples for reason, entry in report.filtered.items()} == expected
+    assert {reason: entry.count for reason, entry in report.filtered.items()} == {
+        reason: len(ids) for reason, ids in expected.items()
+    }
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_limit_that_no_prompt_can_meet_is_refused(limit: int) -> None:
+    with pytest.raises(ValueError, match=f"max_prompt_tokens is {limit}"):
+        DataArguments(prompts="unused", split="rl", max_prompt_tokens=limit)

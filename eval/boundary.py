@@ -1,0 +1,299 @@
+"""On which prompts does this model succeed now and then? Pass rates over sampled replies, and the prompts in between.
+
+    python -m eval.boundary --model CHECKPOINT --data outputs/rl/data --split rl --num-samples 8 --output-dir D
+
+GRPO learns nothing from a prompt whose replies are all right or all wrong. So each prompt is answered `num_samples`
+times, the replies are graded as training grades them, and the prompts whose rate lies in the band go into a new prompt
+set: `D/data`, the same split, order, ids and images. By default the band is 0 < rate < 1; `--band LOW HIGH` keeps
+LOW <= rate < HIGH, so that `--band 0 1` keeps what never succeeds and leaves out what always does. `--replies EARLIER`
+takes the replies of an earlier run over, for another band or more samples, and draws only what is missing.
+
+D/records.jsonl    one record a reply
+D/rates.csv        per prompt: n replies that could be judged, pass rate with Wilson's interval, num_unscored
+D/summary.csv      per ability: how many prompts never, sometimes and always succeed, and how many are kept
+
+Each reply is drawn with a seed of its own, from the seed, the prompt's id and its number. Replies that cannot be judged
+count neither as right nor as wrong; a prompt that has no others is left out, and counted.
+
+Known limits: a rate over 8 replies is rough (its interval says how rough), and prompts kept for it lie, on average,
+nearer to never or always than it says. One process on one GPU.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from data_builders.build import DATA_DIR, write_manifest
+from data_builders.images import place_file
+from data_builders.prompts import Prompt, prompts_fingerprint, read_prompts, write_prompts
+from eval.grading import CORRECT, UNSCORED, grade
+from eval.prompting import check_style
+from eval.statistics import wilson
+from models.checkpoint import open_checkpoint
+from models.loading import load_model, load_processor, local_checkpoint
+from tracking.command import parse_arguments, run_command
+from tracking.product import partial_directory
+from tracking.progress import progress
+from tracking.records import Record, RecordLog, read_records
+from tracking.run import open_run, read_run
+from tracking.tables import format_columns, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryArguments:
+    """Which prompts are tried, how often, and which are kept."""
+
+    model: str = field(metadata={"help": "checkpoint folder or hub id"})
+    data: str = field(metadata={"help": "folder of a prompt set"})
+    output_dir: str = field(metadata={"help": "where records, rates and the new prompt set are written"})
+    split: str = field(default="rl", metadata={"help": "split of the prompt set"})
+    num_samples: int = field(default=8, metadata={"help": "replies to each prompt"})
+    band: list[float] = field(
+        default_factory=list,
+        metadata={"help": "LOW HIGH: keep LOW <= pass rate < HIGH; by default 0 < pass rate < 1"},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "of the draws, above 0; the same as in training"})
+    seed: int = field(default=0, metadata={"help": "every reply's own seed is drawn from it"})
+    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think; the same as in training"})
+    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    max_new_tokens: int = field(default=2048, metadata={"help": "longest reply, in tokens"})
+    batch_size: int = field(default=16, metadata={"help": "replies generated together"})
+    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2"})
+    replies: str | None = field(
+        default=None, metadata={"help": "output directory of an earlier run, whose replies are taken over"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+    def __post_init__(self) -> None:
+        check_style(self.prompt_style)
+        for name in ("num_samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0 (eval.run gives greedy answers)")
+        if self.band and not (len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1):
+            raise ValueError(f"band {self.band}: expected two rates LOW HIGH with 0 <= LOW < HIGH <= 1")
+
+    @property
+    def kept_rule(self) -> str:
+        """The band in words."""
+        return f"{self.band[0]:g} <= pass rate < {self.band[1]:g}" if self.band else "0 < pass rate < 1"
+
+    def keeps(self, rate: float) -> bool:
+        """True for a pass rate inside the band; NaN, where no reply could be judged, is in none."""
+        return self.band[0] <= rate < self.band[1] if self.band else 0 < rate < 1
+
+
+def select_boundary(arguments: BoundaryArguments) -> Path:
+    """Samples, grades and selects to the end; returns the output directory.
+
+    Raises:
+        RuntimeError: where no prompt lies in the band; the tables are written.
+    """
+    source = Path(arguments.data)
+    prompts = read_prompts(source, arguments.split)
+    for prompt in prompts:
+        for image in prompt.images:
+            if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
+                raise ValueError(f"prompt {prompt.id!r}: image {image!r} lies outside the prompt set {source}")
+    directory = local_checkpoint(arguments.model)
+    settings: dict[str, Any] = {
+        "model": arguments.model,
+        "model_fingerprint": open_checkpoint(directory).fingerprint(),
+        "prompts": prompts_fingerprint(source, arguments.split),
+        **{
+            name: getattr(arguments, name)
+            for name in (
+                "split", "num_samples", "band", "temperature", "seed", "prompt_style", "system_prompt",
+                "max_new_tokens", "batch_size", "dtype", "attn_implementation",
+            )
+        },
+    }  # fmt: skip
+    earlier = read_earlier(Path(arguments.replies), settings) if arguments.replies else []
+    output_dir = Path(arguments.output_dir)
+    with open_run(output_dir, command="eval.boundary", settings=settings, overwrite=arguments.overwrite) as run:
+        if run.finished:
+            return output_dir
+        with RecordLog(output_dir / "records.jsonl") as log:
+            wanted = {_key(prompt, number) for prompt, number in _replies(prompts, arguments)}
+            log.append(*[record for record in earlier if record["key"] in wanted and record["key"] not in log])
+            _sample_all(arguments, directory, prompts, log)
+            rates = rate_table(prompts, list(log), arguments)
+        write_table(output_dir / "rates.csv", rates)
+        summary = summary_table(rates)
+        write_table(output_dir / "summary.csv", summary)
+        _print_summary(summary, arguments)
+        if not rates["kept"].any():
+            raise RuntimeError(
+                f"no prompt has {arguments.kept_rule}; see {output_dir / 'rates.csv'}, and choose another band (with "
+                f"--replies {output_dir} nothing is drawn again), model or temperature"
+            )
+        kept = [prompt for prompt, inside in zip(prompts, rates["kept"], strict=True) if inside]
+        if not (output_dir / DATA_DIR).exists():
+            with partial_directory(output_dir / DATA_DIR) as partial:
+                write_prompts(partial, arguments.split, kept)
+                for image in sorted({image for prompt in kept for image in prompt.images}):
+                    place_file(source / image, partial / image)
+                described = {name: value for name, value in settings.items() if name != "model"}
+                write_manifest(partial, "boundary", described)
+    return output_dir
+
+
+def read_earlier(directory: Path, settings: dict[str, Any]) -> list[Record]:
+    """Returns the replies of an earlier run that differs in nothing that shapes a reply, finished or not.
+
+    Raises:
+        ValueError: where it differs, naming the first such setting.
+    """
+    state = read_run(directory)
+    if state["command"] != "eval.boundary":
+        raise ValueError(f"--replies {directory} belongs to {state['command']}, not to eval.boundary")
+    for name, value in settings.items():
+        if name not in ("model", "band", "num_samples", "batch_size") and state["settings"].get(name) != value:
+            raise ValueError(
+                f"--replies {directory} was made with {name} = {state['settings'].get(name)!r}, now it is {value!r}"
+            )
+    return read_records(directory / "records.jsonl")
+
+
+def reply_seed(seed: int, prompt_id: str, number: int) -> int:
+    """Returns the seed of one reply to one prompt, of 63 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{number}".encode()).digest()[:8], "big") >> 1
+
+
+def _sample_all(arguments: BoundaryArguments, directory: Path, prompts: Sequence[Prompt], log: RecordLog) -> None:
+    import torch
+
+    from eval.generation import SeededSampler, generate, greedy_settings, make_batches, render_prompt
+
+    replies = _replies(prompts, arguments)
+    if len(log) == len(replies):
+        return
+    processor = load_processor(directory)
+    model = load_model(directory, dtype=arguments.dtype, attn_implementation=arguments.attn_implementation).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    settings = greedy_settings(model, processor, arguments.max_new_tokens)
+    texts = {
+        prompt.id: render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
+        for prompt in prompts
+    }
+    asked = [prompt for prompt, _ in replies]
+    batches = make_batches(asked, [texts[prompt.id] for prompt in asked], arguments.batch_size)
+    for batch in progress(batches, label=f"{arguments.model}: {arguments.split}", unit="batch"):
+        chosen = [replies[index] for index in batch]
+        if all(_key(prompt, number) in log for prompt, number in chosen):
+            continue
+        seeds = [reply_seed(arguments.seed, prompt.id, number) for prompt, number in chosen]
+        generations = generate(
+            model,
+            processor,
+            [texts[prompt.id] for prompt, _ in chosen],
+            [[Path(arguments.data) / image for image in prompt.images] for prompt, _ in chosen],
+            settings,
+            SeededSampler(seeds, temperature=arguments.temperature, device=model.device),
+        )
+        records: list[Record] = []
+        for (prompt, number), generation in zip(chosen, generations, strict=True):
+            verdict = grade(generation.response, prompt.answer, prompt.answer_kind)
+            records.append(
+                {
+                    "key": _key(prompt, number),
+                    "id": prompt.id,
+                    "response": generation.response,
+                    "num_tokens": generation.num_tokens,
+                    "finish_reason": generation.finish_reason,
+                    "extracted": verdict.extracted,
+                    "status": verdict.status,
+                    "rule": verdict.rule,
+                }
+            )
+        log.append(*[record for record in records if record["key"] not in log])
+
+
+def _replies(prompts: Sequence[Prompt], arguments: BoundaryArguments) -> list[tuple[Prompt, int]]:
+    return [(prompt, number) for prompt in prompts for number in range(arguments.num_samples)]
+
+
+def _key(prompt: Prompt, number: int) -> str:
+    return f"{prompt.id}/{number}"
+
+
+def rate_table(prompts: Sequence[Prompt], records: Sequence[Record], arguments: BoundaryArguments) -> "pd.DataFrame":
+    """Returns a row per prompt, in the order of the prompts."""
+    import pandas as pd
+
+    by_prompt: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_prompt[record["id"]].append(record)
+    rows = []
+    for prompt in prompts:
+        group = by_prompt[prompt.id]
+        scored = [record for record in group if record["status"] != UNSCORED]
+        rate = wilson(sum(record["status"] == CORRECT for record in scored), len(scored))
+        rows.append(
+            {
+                "id": prompt.id,
+                "ability": prompt.ability,
+                "n": len(scored),
+                "pass_rate": rate.estimate,
+                "low": rate.low,
+                "high": rate.high,
+                "num_unscored": len(group) - len(scored),
+                "at_limit_frac": sum(record["finish_reason"] == "length" for record in group) / len(group),
+                "mean_tokens": sum(record["num_tokens"] for record in group) / len(group),
+                "kept": arguments.keeps(rate.estimate),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summary_table(rates: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns a row per ability, and one for all: prompts by how often they succeed, and the share kept (Wilson)."""
+    import pandas as pd
+
+    rows = []
+    for ability in [*sorted(rates["ability"].unique()), "all"]:
+        group = rates if ability == "all" else rates[rates["ability"] == ability]
+        kept = wilson(int(group["kept"].sum()), len(group))
+        rows.append(
+            {
+                "ability": ability,
+                "n": len(group),
+                "num_never": int((group["pass_rate"] == 0).sum()),
+                "num_sometimes": int(((group["pass_rate"] > 0) & (group["pass_rate"] < 1)).sum()),
+                "num_always": int((group["pass_rate"] == 1).sum()),
+                "num_without_judgement": int((group["n"] == 0).sum()),
+                "num_replies": int(group["n"].sum() + group["num_unscored"].sum()),
+                "num_unscored_replies": int(group["num_unscored"].sum()),
+                "num_kept": int(group["kept"].sum()),
+                "kept_frac": kept.estimate,
+                "low": kept.low,
+                "high": kept.high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _print_summary(summary: "pd.DataFrame", arguments: BoundaryArguments) -> None:
+    columns = ["ability", "n", "num_never", "num_sometimes", "num_always", "num_without_judgement", "num_kept"]
+    rows = [columns, *[[str(value) for value in row] for row in summary[columns].to_numpy().tolist()]]
+    print("\n".join(format_columns(rows, right=range(1, len(columns)))))
+    num_unscored = int(summary["num_unscored_replies"].iloc[-1])
+    print(f"kept: {arguments.kept_rule}; {num_unscored} of {summary['num_replies'].iloc[-1]} replies were not judged")
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(argv, BoundaryArguments, description=__doc__)
+    output_dir = select_boundary(arguments)
+    print(f"data: {output_dir / DATA_DIR}")
+
+
+if __name__ == "__main__":
+    run_command(main)
