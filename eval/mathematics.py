@@ -1,45 +1,139 @@
-"""Are two mathematical expressions equal? math-verify, in a process of its own that ends with its time.
+"""Are two mathematical expressions equal? math-verify, in processes of their own that end with their time.
 
-Some expressions (`9^{9^{9^{9}}}`) never end inside one call that no Python time limit can interrupt. So the child asks
-the kernel to end it (SIGALRM at its default), and the next question gets a new child.
+Some expressions (`9^{9^{9^{9}}}`) never end inside one call that no Python time limit can interrupt. So a judge is a
+child process that asks the kernel to end it (SIGALRM at its default), and the next question gets a new one. Threads may
+ask side by side: each has a judge to itself until it is answered, MAX_JUDGES of them in a process; a forked process
+starts its own. A judge that anyone else kills is replaced, and the question put once more.
 """
 
 import json
+import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import threading
 
 from tracking.command import REPOSITORY_ROOT
 
 LIMIT_S = 5.0
+"""Time for one question."""
+MARGIN_S = 5.0
+"""Time beyond it after which the asker ends a judge that the kernel did not end, one that is stopped, say."""
+START_LIMIT_S = 120.0
 MEMORY_BYTES = 4 * 2**30
+MAX_JUDGES = 4
+READY = b"ready\n"
 
-_child: "subprocess.Popen[str] | None" = None
 
+class _Judge:
+    """One child process, asked by one thread at a time."""
 
-def equal_expressions(answer: str, gold: str) -> bool | None:
-    """Returns whether two expressions are equal; None where the gold does not parse or the time is up."""
-    global _child
-    if _child is None or _child.poll() is not None:
-        _child = subprocess.Popen(
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "eval.mathematics"],
             cwd=REPOSITORY_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            bufsize=0,  # nothing of a conversation is left in memory that a fork would copy
         )
-    assert _child.stdin is not None
-    assert _child.stdout is not None
-    _child.stdin.write(json.dumps([answer, gold]) + "\n")
-    _child.stdin.flush()
-    line = _child.stdout.readline()
-    if not line:
-        _child.wait()
-        return None
-    verdict: bool | None = json.loads(line)
-    return verdict
+        _started.append(self)
+        if self._read(START_LIMIT_S) != READY:
+            self.end()
+            raise RuntimeError(
+                f"the judge of mathematics did not start (exit status {self.process.returncode}); "
+                f"see why with: {sys.executable} -m eval.mathematics"
+            )
+
+    def ask(self, answer: str, gold: str) -> bool | None:
+        """Returns the verdict, None where there is none in time.
+
+        Raises:
+            ChildProcessError: where the process ended of anything but its time.
+        """
+        assert self.process.stdin is not None
+        message = json.dumps([answer, gold]).encode() + b"\n"
+        try:
+            while message:
+                message = message[self.process.stdin.write(message) :]
+            line = self._read(LIMIT_S + MARGIN_S)
+        except BrokenPipeError:
+            line = b""
+        if line:
+            verdict: bool | None = json.loads(line)
+            return verdict
+        self.end()
+        if line is None or self.process.returncode == -signal.SIGALRM:
+            return None
+        raise ChildProcessError(f"the judge of mathematics ended with status {self.process.returncode}")
+
+    def end(self) -> None:
+        """Kills the process where it still runs, and waits for it."""
+        self.process.kill()
+        self.process.wait()
+        self.close()
+        _started.remove(self)
+
+    def close(self) -> None:
+        """Closes our ends of the pipes."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _read(self, limit_s: float) -> bytes | None:
+        """Returns the next line, an empty one where the process has ended, None where the time is up."""
+        assert self.process.stdout is not None
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        if not poll.poll(limit_s * 1000):
+            return None
+        line: bytes = self.process.stdout.readline()
+        return line
+
+
+_started: list[_Judge] = []
+_idle: list[_Judge] = []
+_places = threading.BoundedSemaphore(MAX_JUDGES)
+
+
+def equal_expressions(answer: str, gold: str) -> bool | None:
+    """Returns whether two expressions are equal; None where the gold does not parse or the time is up.
+
+    Safe to call from several threads and processes; returns within LIMIT_S + MARGIN_S once a judge is free.
+    """
+    with _places:
+        for is_repeated in (False, True):
+            judge = _Judge() if is_repeated else _free_judge()
+            try:
+                verdict = judge.ask(answer, gold)
+            except ChildProcessError:
+                continue
+            if judge in _started:
+                _idle.append(judge)
+            return verdict
+    return None
+
+
+def _free_judge() -> _Judge:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Judge()
+
+
+def _forget_judges() -> None:
+    """Leaves the judges of the parent process to it, so that they still end when it does."""
+    global _places
+    for judge in _started:
+        judge.close()
+    _started.clear()
+    _idle.clear()
+    _places = threading.BoundedSemaphore(MAX_JUDGES)
+
+
+os.register_at_fork(after_in_child=_forget_judges)
 
 
 def _judge(answer: str, gold: str) -> bool | None:
@@ -60,6 +154,8 @@ def main() -> None:
     import math_verify  # noqa: F401  (before the clock runs)
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # an asker that ignores it would hand that down
+    print(READY.decode(), end="", flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
         try:

@@ -20,7 +20,9 @@ from tracking.product import write_text
 from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
 from tracking.records import RecordLog
 from train.backward import GraphWitness
-from train.engine import inspect_optimizer
+from train.engine import inspect_optimizer, zero_stage
+from train.freeze import FreezePlan
+from train.telemetry import block_of
 
 UNPROVED_DIR = ".unproved"
 PROGRESS_INTERVAL_S = 1.0
@@ -133,8 +135,33 @@ class Preemption(TrainerCallback):
         self._signalled = True
 
 
+class StaleGradients(TrainerCallback):
+    """Sets the gradients of the vision tower and projector to zero after every step.
+
+    DeepSpeed (0.19.8; ZeRO-3, and optimizer state on the CPU) keeps a gradient until the next one. In a step without
+    images none comes, and the tower would be trained with the last step's once more.
+    """
+
+    def __init__(self, plan: FreezePlan) -> None:
+        self._plan = plan
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        import torch
+        from deepspeed.utils import safe_set_full_grad, safe_set_local_grad
+
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad or block_of(name, self._plan) not in ("vision", "projector"):
+                continue
+            if zero_stage(args) == 3:
+                safe_set_local_grad(parameter, torch.zeros_like(parameter.ds_tensor))
+            else:
+                safe_set_full_grad(parameter, torch.zeros_like(parameter))
+
+
 class MetricsRecorder(TrainerCallback):
-    """Writes what the trainer logs as one record a logging step."""
+    """Writes what the trainer logs: a record a logging step, and one for each ability that is validated."""
 
     def __init__(self, log: RecordLog) -> None:
         self._log = log
@@ -147,11 +174,14 @@ class MetricsRecorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        key = f"step-{state.global_step}"
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs or key in self._log:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        evaluated = next((name.removesuffix("_num_prompts") for name in logs if name.endswith("_num_prompts")), None)
+        key = f"step-{state.global_step}" + (f"-{evaluated}" if evaluated else "")
+        if key in self._log:
             return
         # TRL's SFTTrainer (1.16) counts tokens from zero again after resuming.
-        kept = {name: value for name, value in logs.items() if name != "num_tokens"}
+        kept = {name: value for name, value in logs.items() if not name.endswith("num_tokens")}
         self._log.append({"key": key, "step": state.global_step, **kept})
 
 

@@ -43,6 +43,15 @@ def open_engine(training: "TrainingArguments") -> None:
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
 
 
+def keeps_gradients(training: "TrainingArguments") -> bool:
+    """True for the engines that use a parameter's last gradient again where a step gives none (DeepSpeed 0.19.8)."""
+    plugin = training.deepspeed_plugin
+    if plugin is None:
+        return False
+    offload = plugin.deepspeed_config.get("zero_optimization", {}).get("offload_optimizer", {})
+    return zero_stage(training) == 3 or offload.get("device", "none") != "none"
+
+
 def engine_settings(training: "TrainingArguments") -> dict[str, Any]:
     """Returns what of the machinery determines a result: the number of processes and DeepSpeed's configuration."""
     settings: dict[str, Any] = {"num_processes": num_processes()}

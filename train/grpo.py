@@ -7,34 +7,30 @@ so that a resumed run does not lose half of one.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tracking.command import parse_arguments, run_command
-from train.data import DataArguments, load_prompts
+from data_builders.prompts import Prompt
+from models.loading import load_processor, local_checkpoint
+from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.processes import on_main_process
+from train.data import DataArguments, FilterReport, filter_prompts, load_prompts
 from train.freeze import FreezeArguments
-from train.rewards import choose_rewards
+from train.rewards import RewardArguments, bind_rewards
 from train.stage import Stage, check_windows, run_stage, steps_to_train
+from train.telemetry import TelemetryArguments
+from train.validation import ValidationArguments, load_validation
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, ProcessorMixin, Trainer
+    from transformers import PreTrainedModel, ProcessorMixin
     from trl import GRPOConfig, ModelConfig
 
+    from train.watched import WatchedTrainer
 
-@dataclass(frozen=True, kw_only=True)
-class RewardArguments:
-    """What is rewarded; the weights are TRL's `reward_weights`."""
-
-    rewards: list[str] = field(
-        default_factory=lambda: ["accuracy", "format"],
-        metadata={"help": "accuracy, format; in the order of reward_weights"},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
-
-    def __post_init__(self) -> None:
-        choose_rewards(self.rewards)
+OUR_ARGUMENTS = (DataArguments, FreezeArguments, RewardArguments, TelemetryArguments, ValidationArguments)
+"""Parsed beside TRL's `GRPOConfig` and `ModelConfig`."""
 
 
 def microsteps_per_generation(training: "GRPOConfig") -> int:
@@ -61,63 +57,94 @@ def check_save_steps(training: "GRPOConfig") -> None:
         )
 
 
-def train(
-    training: "GRPOConfig",
-    model_config: "ModelConfig",
-    data: DataArguments,
-    freeze: FreezeArguments,
-    rewards: RewardArguments,
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class GrpoArguments:
+    """Everything of a run that is not TRL's."""
+
+    data: DataArguments
+    freeze: FreezeArguments
+    rewards: RewardArguments
+    telemetry: TelemetryArguments
+    validation: ValidationArguments
+
+
+def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArguments) -> Path:
     """Trains to the end and returns the run directory."""
     check_windows(training)
     check_save_steps(training)
-    if training.reward_weights and len(training.reward_weights) != len(rewards.rewards):
-        raise ValueError(
-            f"reward_weights {training.reward_weights} does not match the rewards {rewards.rewards}; expected one each"
-        )
-    prompts = load_prompts(data)
+    reward_functions = bind_rewards(
+        ours.rewards,
+        weights=training.reward_weights,
+        prompt_style=ours.data.prompt_style,
+        max_completion_tokens=training.max_completion_length,
+    )
+    prompts, report = _usable_prompts(ours.data, model_config)
     prompts_per_generation = training.generation_batch_size // training.num_generations
     steps_per_generation = microsteps_per_generation(training) / training.gradient_accumulation_steps
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_generation / steps_per_generation)
     training.shuffle_dataset = False
 
-    def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "Trainer":
-        from train.mixed_batches import MixedBatchGRPOTrainer
+    def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "WatchedTrainer":
+        from train.trainers import WatchedGRPOTrainer
 
-        return MixedBatchGRPOTrainer(
+        num_generations = training.num_generations_eval or training.num_generations
+        trainer: WatchedTrainer = WatchedGRPOTrainer(
             model,
-            reward_funcs=choose_rewards(rewards.rewards),
+            reward_funcs=reward_functions,
             args=training,
             train_dataset=dataset,
+            eval_dataset=load_validation(ours.validation, ours.data, training, num_generations=num_generations),
             processing_class=processor,
         )
+        return trainer
 
     stage = Stage(
         command="train.grpo",
         training=training,
         model_config=model_config,
-        data=data,
-        freeze=freeze,
+        data=ours.data,
+        freeze=ours.freeze,
         prompts=prompts,
+        data_report=asdict(report),
         num_needed=math.ceil(training.max_steps / steps_per_generation) * prompts_per_generation,
         batch_size=prompts_per_generation,
         num_parts=training.steps_per_generation,
         supervised=False,
         make_trainer=make_trainer,
+        telemetry=ours.telemetry,
         can_resume_at=lambda step: ends_generation(step, training),
-        further_settings={"rewards": rewards.rewards},
+        further_settings={**_without_overwrite(ours.rewards), **asdict(ours.validation)},
     )
-    return run_stage(stage, overwrite=rewards.overwrite)
+    return run_stage(stage, overwrite=ours.rewards.overwrite)
+
+
+def _usable_prompts(data: DataArguments, model_config: "ModelConfig") -> tuple[list[Prompt], FilterReport]:
+    """Reads the prompts and leaves out what training could only stumble over; the main process looks for all."""
+    if not model_config.model_name_or_path:
+        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
+    directory = local_checkpoint(model_config.model_name_or_path)
+    prompts = load_prompts(data)
+    kept, report = on_main_process(lambda: filter_prompts(prompts, data, load_processor(directory)))
+    if is_main_process():
+        for reason, filtered in report.filtered.items():
+            print(f"left out: {filtered.count} of {len(prompts)} prompts, {reason}: {filtered.meaning}", flush=True)
+    return kept, report
+
+
+def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
+    return {name: value for name, value in asdict(rewards).items() if name != "overwrite"}
 
 
 def main(argv: list[str] | None = None) -> None:
     from trl import GRPOConfig, ModelConfig
 
-    training, model_config, data, freeze, rewards = parse_arguments(
-        argv, GRPOConfig, ModelConfig, DataArguments, FreezeArguments, RewardArguments, description=__doc__
+    training, model_config, data, freeze, rewards, telemetry, validation = parse_arguments(
+        argv, GRPOConfig, ModelConfig, *OUR_ARGUMENTS, description=__doc__
     )
-    directory = train(training, model_config, data, freeze, rewards)
-    print(f"checkpoint: {directory / 'final'}")
+    ours = GrpoArguments(data=data, freeze=freeze, rewards=rewards, telemetry=telemetry, validation=validation)
+    directory = train(training, model_config, ours)
+    if is_main_process():
+        print(f"checkpoint: {directory / 'final'}")
 
 
 if __name__ == "__main__":

@@ -142,18 +142,15 @@ def check_stage_files(arguments: NecessityArguments) -> None:
     from data_builders.build import TASKS, BuildArguments
     from eval.run import EvaluationArguments
     from models.pocket import PocketArguments
-    from train.data import DataArguments
-    from train.grpo import RewardArguments
-    from train.sft import RunArguments
+    from train import grpo, sft
 
-    training = (ModelConfig, DataArguments, FreezeArguments)
     task = (TASKS[arguments.data_task][0],) if arguments.data_task in TASKS else ()
     stages: list[tuple[str | None, tuple[type, ...]]] = [
         (arguments.data_config, (BuildArguments, *task)),
         (arguments.init_config, (PocketArguments, PocketShape)),
-        (arguments.base_config, (SFTConfig, *training, RunArguments)),
-        (arguments.sft_config, (SFTConfig, *training, RunArguments)),
-        (arguments.grpo_config, (GRPOConfig, *training, RewardArguments)),
+        (arguments.base_config, (SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS)),
+        (arguments.sft_config, (SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS)),
+        (arguments.grpo_config, (GRPOConfig, ModelConfig, *grpo.OUR_ARGUMENTS)),
         (arguments.eval_config, (EvaluationArguments,)),
     ]
     for path, classes in stages:

@@ -69,10 +69,13 @@ def write_final(trainer: "Trainer", start: Start, digests: dict[str, str], direc
 
 
 def write_metrics(directory: Path, log: RecordLog) -> None:
-    """Writes `metrics.csv`: a row a logging step."""
+    """Writes `metrics.csv`: a row a step, what training and each validation logged at it side by side."""
     import pandas as pd
 
-    write_table(directory / "metrics.csv", pd.DataFrame([{k: v for k, v in row.items() if k != "key"} for row in log]))
+    rows: dict[int, Record] = {}
+    for record in log:
+        rows.setdefault(record["step"], {}).update({name: value for name, value in record.items() if name != "key"})
+    write_table(directory / "metrics.csv", pd.DataFrame(list(rows.values())))
 
 
 def write_freeze_report(

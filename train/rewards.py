@@ -1,53 +1,123 @@
 """What is rewarded? Functions for TRL's trainer that call the suite's one grader.
 
-TRL masks a sample only where *every* reward returns None, so an answer that cannot be judged is None in all of them.
+    accuracy   1 for a right answer, 0 for a wrong one
+    format     1 for a reply in the form that the prompt style asks for, 0 otherwise
+    overlong   0 up to L - B tokens, falling to -1 at L tokens: DAPO's soft penalty (arXiv 2503.14476, eq. 13), with
+               L = max_completion_length and B = overlong_buffer_tokens
+
+TRL masks a sample only where *every* reward returns None, so an answer that cannot be judged is None in all of them. It
+is judged once, whichever reward asks first, and the share of such samples is logged as `unscored_frac`. Each question
+has its own time limit (`eval/mathematics.py`), and MAX_JUDGES of a batch are judged side by side.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
-from eval.grading import UNSCORED, Verdict, grade, is_well_formed
+from eval.grading import grade, is_well_formed, last_boxed
+from eval.mathematics import MAX_JUDGES
 from tracking.command import did_you_mean
 
 RewardFunction = Callable[..., list[float | None]]
 
-
-@lru_cache(maxsize=65_536)
-def _graded(response: str, gold: str, kind: str) -> Verdict:
-    return grade(response, gold, kind)
+MAX_REMEMBERED = 65_536
+"""Verdicts kept, more than any batch of generations has replies."""
 
 
-def _replies(completions: Sequence[Any]) -> list[str]:
-    """Returns the text of each completion: a string, or the messages of a turn."""
-    return [reply if isinstance(reply, str) else reply[-1]["content"] for reply in completions]
+def has_box(response: str) -> bool:
+    r"""True where the last `\boxed{…}` of a reply is closed and not empty."""
+    return bool((last_boxed(response) or "").strip())
+
+
+FORMATS: dict[str, Callable[[str], bool]] = {"plain": is_well_formed, "think": is_well_formed, "boxed": has_box}
+"""Prompt style -> whether a reply has the form it asks for; `plain` asks for none, and the cold start's is expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardArguments:
+    """What is rewarded; the weights are TRL's `reward_weights`."""
+
+    rewards: list[str] = field(
+        default_factory=lambda: ["accuracy", "format"],
+        metadata={"help": "accuracy, format, overlong; in the order of reward_weights"},
+    )
+    overlong_buffer_tokens: int | None = field(
+        default=None,
+        metadata={"help": "the last tokens before max_completion_length, over which overlong falls from 0 to -1"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
+
+    def __post_init__(self) -> None:
+        choose_rewards(self.rewards)
+        if ("overlong" in self.rewards) != (self.overlong_buffer_tokens is not None):
+            raise ValueError(
+                f"rewards {self.rewards} and overlong_buffer_tokens {self.overlong_buffer_tokens} do not fit; "
+                "expected the reward overlong with its buffer, or neither"
+            )
 
 
 def accuracy(
-    completions: Sequence[Any], answer: Sequence[str], answer_kind: Sequence[str], **_: Any
+    completions: Sequence[Any],
+    answer: Sequence[str],
+    answer_kind: Sequence[str],
+    log_metric: Callable[[str, float], None] | None = None,
+    **_: Any,
 ) -> list[float | None]:
     """1 for a right answer, 0 for a wrong one, None where the grader cannot judge."""
-    verdicts = map(_graded, _replies(completions), answer, answer_kind)
-    return [None if verdict.correct is None else float(verdict.correct) for verdict in verdicts]
+    verdicts = _judge_all(_replies(completions), answer, answer_kind, log_metric)
+    return [None if verdict is None else float(verdict) for verdict in verdicts]
 
 
 def format(  # noqa: A001 (TRL logs a reward under its function's name)
-    completions: Sequence[Any], answer: Sequence[str], answer_kind: Sequence[str], **_: Any
+    completions: Sequence[Any],
+    answer: Sequence[str],
+    answer_kind: Sequence[str],
+    *,
+    prompt_style: str = "plain",
+    log_metric: Callable[[str, float], None] | None = None,
+    **_: Any,
 ) -> list[float | None]:
-    """1 for `<think>…</think><answer>…</answer>` and nothing else, 0 otherwise, None where accuracy is None."""
+    """1 for a reply in the form of the prompt style, 0 otherwise, None where accuracy is None."""
     replies = _replies(completions)
-    verdicts = map(_graded, replies, answer, answer_kind)
+    verdicts = _judge_all(replies, answer, answer_kind, log_metric)
     return [
-        None if verdict.status == UNSCORED else float(is_well_formed(reply))
+        None if verdict is None else float(FORMATS[prompt_style](reply))
         for reply, verdict in zip(replies, verdicts, strict=True)
     ]
 
 
-REWARDS: dict[str, RewardFunction] = {"accuracy": accuracy, "format": format}
+def overlong(
+    completions: Sequence[Any],
+    answer: Sequence[str],
+    answer_kind: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    buffer_tokens: int,
+    log_metric: Callable[[str, float], None] | None = None,
+    **_: Any,
+) -> list[float | None]:
+    """0 for a reply that leaves the buffer free, -1 for one as long as can be, linear between, None as in accuracy."""
+    verdicts = _judge_all(_replies(completions), answer, answer_kind, log_metric)
+    return [
+        None if verdict is None else length_penalty(len(tokens), max_tokens=max_tokens, buffer_tokens=buffer_tokens)
+        for tokens, verdict in zip(completion_ids, verdicts, strict=True)
+    ]
+
+
+def length_penalty(num_tokens: int, *, max_tokens: int, buffer_tokens: int) -> float:
+    """Returns DAPO's soft penalty for a reply of `num_tokens`, between -1 and 0."""
+    return min(0.0, max(-1.0, (max_tokens - buffer_tokens - num_tokens) / buffer_tokens))
+
+
+REWARDS: dict[str, RewardFunction] = {"accuracy": accuracy, "format": format, "overlong": overlong}
 
 
 def choose_rewards(names: Sequence[str]) -> list[RewardFunction]:
-    """Returns the reward functions by name, in order; their weights are TRL's `reward_weights`."""
+    """Returns the reward functions by name, in order."""
     if not names:
         raise ValueError(f"rewards is empty; expected at least one of {', '.join(REWARDS)}")
     for name in names:
@@ -56,3 +126,63 @@ def choose_rewards(names: Sequence[str]) -> list[RewardFunction]:
         if list(names).count(name) > 1:
             raise ValueError(f"reward {name!r} is named twice")
     return [REWARDS[name] for name in names]
+
+
+def bind_rewards(
+    arguments: RewardArguments, *, weights: Sequence[float] | None, prompt_style: str, max_completion_tokens: int
+) -> list[RewardFunction]:
+    """Returns the functions as TRL calls them, with what they need of the other arguments.
+
+    Raises:
+        ValueError: where the weights are not one for each reward, or the buffer of `overlong` does not fit.
+    """
+    if weights is not None and len(weights) != len(arguments.rewards):
+        raise ValueError(
+            f"reward_weights {list(weights)} does not match the rewards {arguments.rewards}; expected one each"
+        )
+    buffer_tokens = arguments.overlong_buffer_tokens
+    if buffer_tokens is not None and not 0 < buffer_tokens <= max_completion_tokens:
+        raise ValueError(
+            f"overlong_buffer_tokens is {buffer_tokens}; expected 1 to max_completion_length, {max_completion_tokens}"
+        )
+    bound: dict[str, dict[str, Any]] = {
+        "format": {"prompt_style": prompt_style},
+        "overlong": {"max_tokens": max_completion_tokens, "buffer_tokens": buffer_tokens},
+    }
+    return [
+        partial(function, **bound[name]) if name in bound else function  # TRL names a partial after its function
+        for name, function in zip(arguments.rewards, choose_rewards(arguments.rewards), strict=True)
+    ]
+
+
+def _replies(completions: Sequence[Any]) -> list[str]:
+    """Returns the text of each completion: a string, or the messages of a turn."""
+    return [reply if isinstance(reply, str) else reply[-1]["content"] for reply in completions]
+
+
+def _judge_all(
+    replies: Sequence[str],
+    golds: Sequence[str],
+    kinds: Sequence[str],
+    log_metric: Callable[[str, float], None] | None,
+) -> list[bool | None]:
+    """Returns the grader's verdicts and logs the share of replies without one."""
+    with ThreadPoolExecutor(MAX_JUDGES) as pool:
+        verdicts = list(pool.map(_judge, replies, golds, kinds))
+    if log_metric is not None:
+        log_metric("unscored_frac", verdicts.count(None) / len(verdicts))
+    return verdicts
+
+
+def _judge(reply: str, gold: str, kind: str) -> bool | None:
+    """Returns whether a reply is right, None where that cannot be judged; the first verdict on a reply stands."""
+    kept = _kept_verdict(hashlib.sha256(repr((reply, gold, kind)).encode()).digest())
+    if not kept:
+        kept.append(grade(reply, gold, kind).correct)
+    return kept[0]
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _kept_verdict(digest: bytes) -> list[bool | None]:
+    """Returns the place that holds the verdict on one reply, empty before it is judged."""
+    return []

@@ -3,19 +3,23 @@
 python -m train.sft --config configs/pocket/sft.yaml
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracking.command import parse_arguments, run_command
+from tracking.command import is_main_process, parse_arguments, run_command
 from train.data import DataArguments, load_prompts
 from train.freeze import FreezeArguments
 from train.stage import Stage, check_windows, run_stage, steps_to_train
+from train.telemetry import TelemetryArguments
+from train.validation import ValidationArguments, load_validation
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, ProcessorMixin, Trainer
+    from transformers import PreTrainedModel, ProcessorMixin
     from trl import ModelConfig, SFTConfig
+
+    from train.watched import WatchedTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,44 +29,70 @@ class RunArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
 
 
-def train(
-    training: "SFTConfig", model_config: "ModelConfig", data: DataArguments, freeze: FreezeArguments, *, overwrite: bool
-) -> Path:
-    """Trains to the end and returns the run directory."""
-    from trl import SFTTrainer
+@dataclass(frozen=True, kw_only=True)
+class SftArguments:
+    """Everything of a run that is not TRL's."""
 
+    data: DataArguments
+    freeze: FreezeArguments
+    run: RunArguments
+    telemetry: TelemetryArguments
+    validation: ValidationArguments
+
+
+OUR_ARGUMENTS = (DataArguments, FreezeArguments, RunArguments, TelemetryArguments, ValidationArguments)
+"""Parsed beside TRL's `SFTConfig` and `ModelConfig`."""
+
+
+def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments) -> Path:
+    """Trains to the end and returns the run directory."""
     check_windows(training)
-    prompts = load_prompts(data, with_response=True)
+    if ours.data.max_prompt_tokens is not None:
+        raise ValueError("max_prompt_tokens has no effect in supervised training; its limit is max_length")
+    prompts = load_prompts(ours.data, with_response=True)
     prompts_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_step)
     training.train_sampling_strategy = "sequential"
 
-    def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "Trainer":
-        return SFTTrainer(model, args=training, train_dataset=dataset, processing_class=processor)
+    def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "WatchedTrainer":
+        from train.trainers import WatchedSFTTrainer
+
+        trainer: WatchedTrainer = WatchedSFTTrainer(
+            model,
+            args=training,
+            train_dataset=dataset,
+            eval_dataset=load_validation(ours.validation, ours.data, training, with_response=True),
+            processing_class=processor,
+        )
+        return trainer
 
     stage = Stage(
         command="train.sft",
         training=training,
         model_config=model_config,
-        data=data,
-        freeze=freeze,
+        data=ours.data,
+        freeze=ours.freeze,
         prompts=prompts,
         num_needed=training.max_steps * prompts_per_step,
         batch_size=prompts_per_step,
         supervised=True,
         make_trainer=make_trainer,
+        telemetry=ours.telemetry,
+        further_settings=asdict(ours.validation),
     )
-    return run_stage(stage, overwrite=overwrite)
+    return run_stage(stage, overwrite=ours.run.overwrite)
 
 
 def main(argv: list[str] | None = None) -> None:
     from trl import ModelConfig, SFTConfig
 
-    training, model_config, data, freeze, run = parse_arguments(
-        argv, SFTConfig, ModelConfig, DataArguments, FreezeArguments, RunArguments, description=__doc__
+    training, model_config, data, freeze, run, telemetry, validation = parse_arguments(
+        argv, SFTConfig, ModelConfig, *OUR_ARGUMENTS, description=__doc__
     )
-    directory = train(training, model_config, data, freeze, overwrite=run.overwrite)
-    print(f"checkpoint: {directory / 'final'}")
+    ours = SftArguments(data=data, freeze=freeze, run=run, telemetry=telemetry, validation=validation)
+    directory = train(training, model_config, ours)
+    if is_main_process():
+        print(f"checkpoint: {directory / 'final'}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ OUTPUT/proofs.jsonl                 one record a saved checkpoint: was anything 
 OUTPUT/checkpoints/checkpoint-N     the trainer's own, for resuming; each has this name only once it is proved
 OUTPUT/final/                       the result, in the start checkpoint's dtype, spelling and sharding
 OUTPUT/adapter/                     under LoRA, the adapter that `final/` has merged in
-OUTPUT/freeze_report.json, metrics.csv
+OUTPUT/data_report.json             prompts left out before training, by reason
+OUTPUT/freeze_report.json, metrics.csv, freeze_table.csv
 
 The same on one process, under DDP and under DeepSpeed; only the main process writes files of ours.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt, prompts_fingerprint
-from models.loading import load_model, load_processor
+from models.loading import load_model, load_processor, resolved_revision
 from tracking.command import Preempted, is_main_process
 from tracking.processes import num_processes, on_main_process
+from tracking.product import write_text
 from tracking.records import RecordLog
 from tracking.run import RUN_FILE, Run, open_run, read_run
 from train.backward import GraphWitness, stop_backward_early
@@ -33,26 +36,32 @@ from train.callbacks import (
     MetricsRecorder,
     Preemption,
     ProgressReporter,
+    StaleGradients,
     checkpoint_step,
     last_checkpoint,
 )
 from train.data import DataArguments, build_dataset, training_order
-from train.engine import check_batches, check_precision, engine_settings, open_engine, zero_stage
+from train.engine import check_batches, check_precision, engine_settings, keeps_gradients, open_engine, zero_stage
 from train.freeze import FreezeArguments, apply_freeze, format_freeze_table, frozen_digests
 from train.order import one_kind_a_batch
+from train.reporting import FreezeTable, wandb_run
 from train.results import saved_breaches, write_final, write_freeze_report, write_metrics
 from train.start import Start, open_start
+from train.telemetry import Telemetry, TelemetryArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+    from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
     from trl import ModelConfig
 
+    from train.watched import WatchedTrainer
+
 CHECKPOINTS_DIR = "checkpoints"
+DATA_REPORT = "data_report.json"
 PLACES = ("output_dir", "logging_dir", "run_name", "deepspeed", "local_rank")
 """Training arguments that name places and do not determine the result; DeepSpeed's file is recorded by its content."""
 
-TrainerFactory = Callable[["PreTrainedModel", "ProcessorMixin", "Dataset"], "Trainer"]
+TrainerFactory = Callable[["PreTrainedModel", "ProcessorMixin", "Dataset"], "WatchedTrainer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +84,9 @@ class Stage:
     supervised: bool
     """True where the responses of the prompts are learned."""
     make_trainer: TrainerFactory
+    telemetry: TelemetryArguments
+    data_report: Mapping[str, Any] | None = None
+    """Which prompts were left out, and why."""
     can_resume_at: Callable[[int], bool] = lambda step: True
     """After which steps a checkpoint loses nothing."""
     further_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +119,16 @@ def check_windows(arguments: "TrainingArguments") -> None:
         )
 
 
+def check_images(stage: Stage, start: Start) -> None:
+    """Refuses prompts with images for a text-only model, which would answer them without seeing."""
+    family, seeing = start.checkpoint.family, [prompt.id for prompt in stage.prompts if prompt.images]
+    if family.text_only and seeing:
+        raise ValueError(
+            f"{len(seeing)} of {len(stage.prompts)} prompts of the split {stage.data.split} have images, the first is "
+            f"{seeing[0]!r}, and {family.model_type} is a text-only model; name abilities without images"
+        )
+
+
 def run_stage(stage: Stage, *, overwrite: bool) -> Path:
     """Trains from the start checkpoint to `final/`, resuming from the last proved checkpoint where there is one.
 
@@ -119,6 +141,7 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
         Preempted: where SIGTERM stopped the run; the same command continues it.
     """
     start = open_start(stage.model_config, stage.freeze)
+    check_images(stage, start)
     lora = stage.model_config.use_peft
     check_precision(start.checkpoint, start.plan.frozen, stage.training, stage.model_config.dtype, lora=lora)
     check_batches(stage.training, start.plan, some_without_images=not all(p.images for p in stage.prompts))
@@ -126,6 +149,7 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
     directory = Path(stage.training.output_dir)
     with _open_shared_run(directory, stage.command, settings, overwrite=overwrite) as run:
         if not run.finished:
+            run.note(start_revision=resolved_revision(start.name))
             _train(stage, start, directory)
     return directory
 
@@ -144,6 +168,7 @@ def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
         "attn_implementation": config.attn_implementation,
         **({name: getattr(config, name) for name in adapters} if config.use_peft else {}),
         **engine_settings(stage.training),
+        **asdict(stage.telemetry),
         "training": {key: value for key, value in stage.training.to_dict().items() if key not in PLACES},
         **stage.further_settings,
     }
@@ -171,6 +196,8 @@ def _open_shared_run(directory: Path, command: str, settings: dict[str, Any], *,
 def _train(stage: Stage, start: Start, directory: Path) -> None:
     if is_main_process():
         print(f"start: {start.name}\npartition: {start.plan.partition}\n{format_freeze_table(start.plan)}", flush=True)
+        if stage.data_report is not None:
+            write_text(directory / DATA_REPORT, json.dumps(stage.data_report, indent=1) + "\n")
     lora = stage.model_config.use_peft
     checkpoints_dir = directory / CHECKPOINTS_DIR
     resume_from = on_main_process(lambda: last_checkpoint(checkpoints_dir))
@@ -193,9 +220,14 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             FirstStep(trainer, witness, proofs),
             preemption,
             ProgressReporter(directory),
+            FreezeTable(start.plan, directory),
         ):
             trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        trainer.watch(Telemetry(start.plan, stage.telemetry))
+        if keeps_gradients(trainer.args) and not all(prompt.images for prompt in stage.prompts):
+            trainer.add_callback(StaleGradients(start.plan))
+        with wandb_run(trainer.args.report_to, directory):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if preemption.stopped:
             raise Preempted(f"stopped by SIGTERM after step {trainer.state.global_step} of {trainer.state.max_steps}")
         if trainer.state.global_step < trainer.state.max_steps:
@@ -207,7 +239,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             shutil.rmtree(checkpoints_dir / UNPROVED_DIR, ignore_errors=True)
 
 
-def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Trainer", GraphWitness]:
+def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["WatchedTrainer", GraphWitness]:
     """Loads and freezes the model, lays out the prompts and hands both to the stage's trainer."""
     from transformers import PrinterCallback, ProgressCallback
 

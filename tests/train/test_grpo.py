@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-import train.mixed_batches
+import train.trainers
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from tracking.command import REPOSITORY_ROOT
@@ -199,12 +199,12 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     """Adds the callback to the trainer, which is otherwise the real one."""
 
     def planted(name: str, step: int) -> None:
-        class Sabotaged(train.mixed_batches.MixedBatchGRPOTrainer):
+        class Sabotaged(train.trainers.WatchedGRPOTrainer):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
                 self.add_callback(FlipBeforeSave(name, step))
 
-        monkeypatch.setattr(train.mixed_batches, "MixedBatchGRPOTrainer", Sabotaged)
+        monkeypatch.setattr(train.trainers, "WatchedGRPOTrainer", Sabotaged)
 
     return planted
 
@@ -259,12 +259,12 @@ class LookAtSave(TrainerCallback):
 def test_the_last_proved_checkpoint_goes_only_once_the_next_is_proved(
     warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Watched(train.mixed_batches.MixedBatchGRPOTrainer):
+    class Watched(train.trainers.WatchedGRPOTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(LookAtSave())
 
-    monkeypatch.setattr(train.mixed_batches, "MixedBatchGRPOTrainer", Watched)
+    monkeypatch.setattr(train.trainers, "WatchedGRPOTrainer", Watched)
     LookAtSave.standing.clear()
     main(flags(warm_checkpoint, tiny_prompts, tmp_path / "run", max_steps=2, save_steps=1, save_total_limit=1))
     assert LookAtSave.standing == [[], ["checkpoint-1"]]
@@ -288,7 +288,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """Collects the questions of every generation batch."""
     batches: list[list[str]] = []
 
-    class Watched(train.mixed_batches.MixedBatchGRPOTrainer):
+    class Watched(train.trainers.WatchedGRPOTrainer):
         def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
             def content(prompt: Any) -> str:
                 return json.dumps(prompt[-1]["content"], default=lambda image: hash(image.tobytes()))
@@ -296,7 +296,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
             batches.append([content(prompt) for prompt in prompts])
             return super()._tokenize_prompts(prompts)
 
-    monkeypatch.setattr(train.mixed_batches, "MixedBatchGRPOTrainer", Watched)
+    monkeypatch.setattr(train.trainers, "WatchedGRPOTrainer", Watched)
     yield batches
 
 
@@ -350,7 +350,7 @@ def test_a_save_in_the_middle_of_a_generation_batch_is_refused(
         ({"lerning_rate": "1"}, "did you mean 'learning_rate'"),
         ({"model_name_or_path": "no/such/checkpoint"}, "checkpoint no/such/checkpoint does not exist"),
         ({"save_steps": "3", "steps_per_generation": "2"}, "falls into the middle"),
-        ({"use_peft": "true"}, "adapters are not supported"),
+        ({"use_peft": "true", "use_dora": "true"}, "use_dora"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_written(

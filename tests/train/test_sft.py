@@ -128,7 +128,7 @@ def test_prompts_without_any_picture_are_trained_on_too(
         ({"max_steps": "-1", "num_train_epochs": "0.1", "per_device_train_batch_size": "4"}, "give no whole step"),
         ({"prompts": "no/such/folder"}, "no/such/folder is not a folder"),
         ({"prompt_style": "chatty"}, "prompt style 'chatty' is unknown"),
-        ({"use_peft": "true"}, "adapters are not supported"),
+        ({"use_peft": "true", "use_dora": "true"}, "use_dora"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_written(

@@ -1,0 +1,110 @@
+"""How well does each ability do while training? One evaluation set per ability, made for TRL's own evaluation.
+
+The set of an ability is the same for every arm, seed and step. It fills whole batches: TRL averages the means of
+batches, and several processes would fill an incomplete one with prompts they have already seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from data_builders.prompts import Prompt
+from tracking.command import is_main_process
+from train.data import DataArguments, build_dataset, load_prompts, training_order
+from train.order import one_kind_a_batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainingArguments
+
+ORDER_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationArguments:
+    """What is answered while training, every `eval_steps`, with `eval_strategy: steps`."""
+
+    validation_split: str | None = field(default=None, metadata={"help": "split of the prompt set; none by default"})
+    validation_prompts: int | None = field(default=None, metadata={"help": "at most so many of each ability"})
+
+
+def load_validation(
+    arguments: ValidationArguments,
+    data: DataArguments,
+    training: "TrainingArguments",
+    *,
+    num_generations: int = 1,
+    with_response: bool = False,
+) -> "dict[str, Dataset] | None":
+    """Returns the evaluation sets a run asks for, None where it asks for none.
+
+    Raises:
+        ValueError: where a split is given without a strategy, or the reverse.
+    """
+    if (arguments.validation_split is None) != (training.eval_strategy == "no"):
+        raise ValueError(
+            f"validation_split {arguments.validation_split} and eval_strategy {training.eval_strategy} do not fit; "
+            "expected a split with eval_strategy: steps and eval_steps, or neither"
+        )
+    if arguments.validation_split is None:
+        return None
+    prompts = load_prompts(replace(data, split=arguments.validation_split), with_response=with_response)
+    batch_size = prompts_per_eval_batch(training, num_generations)
+    sets, notes = validation_sets(
+        prompts, data, batch_size=batch_size, max_prompts=arguments.validation_prompts, with_response=with_response
+    )
+    if is_main_process():
+        print("\n".join(notes), flush=True)
+    return sets
+
+
+def prompts_per_eval_batch(training: "TrainingArguments", num_generations: int = 1) -> int:
+    """Returns the prompts that all processes together answer at a time, each `num_generations` times.
+
+    Raises:
+        ValueError: where a prompt's replies would not share a batch.
+    """
+    num_replies = int(training.per_device_eval_batch_size) * int(training.world_size)
+    if num_replies % num_generations:
+        raise ValueError(
+            f"per_device_eval_batch_size {training.per_device_eval_batch_size} on {training.world_size} processes is "
+            f"no multiple of the {num_generations} replies to a prompt; set num_generations_eval: 1"
+        )
+    return num_replies // num_generations
+
+
+def validation_sets(
+    prompts: Sequence[Prompt],
+    data: DataArguments,
+    *,
+    batch_size: int,
+    max_prompts: int | None = None,
+    with_response: bool = False,
+) -> "tuple[dict[str, Dataset], list[str]]":
+    """Returns an evaluation set per ability, and what to say about prompts left out.
+
+    Args:
+        prompts: of the evaluation split.
+        data: the folder and the prompt style, as in training.
+        batch_size: `prompts_per_eval_batch`.
+        max_prompts: at most so many of each ability.
+        with_response: for supervised training.
+
+    Raises:
+        ValueError: where an ability has fewer prompts than one batch.
+    """
+    sets, notes = {}, []
+    for ability in sorted({prompt.ability for prompt in prompts}):
+        members = [prompt for prompt in prompts if prompt.ability == ability]
+        order = training_order(len(members), len(members), seed=ORDER_SEED)
+        order = one_kind_a_batch(order, [bool(prompt.images) for prompt in members], batch_size)
+        wanted = len(order) if max_prompts is None else min(max_prompts, len(order))
+        order = order[: wanted // batch_size * batch_size]
+        if not order:
+            raise ValueError(
+                f"validation: {len(members)} prompts of {ability!r} (at most {max_prompts or 'all'}) do not fill one "
+                f"batch of {batch_size}; lower per_device_eval_batch_size"
+            )
+        sets[ability] = build_dataset(members, order, data, with_response=with_response)
+        notes.append(f"validation: {ability}, {len(order)} of {len(members)} prompts in batches of {batch_size}")
+    return sets, notes
