@@ -12,10 +12,9 @@ from models.layout import Layout
 from models.loading import load_model, load_processor
 from train.data import DataArguments, build_dataset, load_prompts, training_order
 from train.freeze import FreezeArguments, FreezePlan, apply_freeze, plan_freeze
-from train.trainers import WatchedGRPOTrainer
 from train.telemetry import Telemetry, TelemetryArguments, block_of, is_measured
+from train.trainers import WatchedGRPOTrainer
 from train.validation import validation_sets
-from train.watched import WatchedTrainer
 
 NUM_STEPS = 4
 Row = dict[str, Any]

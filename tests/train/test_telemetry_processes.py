@@ -88,9 +88,8 @@ def run_case(case: str, checkpoint: Path, prompts_dir: Path, directory: Path, ev
     from models.loading import load_model, load_processor
     from train.data import DataArguments, build_dataset, load_prompts, training_order
     from train.freeze import FreezeArguments, apply_freeze, plan_freeze
-    from train.trainers import WatchedGRPOTrainer
     from train.telemetry import Telemetry, TelemetryArguments, block_of
-    from train.watched import WatchedTrainer
+    from train.trainers import WatchedGRPOTrainer
 
     class Watched(WatchedGRPOTrainer):
         pass
