@@ -101,7 +101,8 @@ _places = threading.BoundedSemaphore(MAX_JUDGES)
 def equal_expressions(answer: str, gold: str) -> bool | None:
     """Returns whether two expressions are equal; None where the gold does not parse or the time is up.
 
-    Safe to call from several threads and processes; returns within LIMIT_S + MARGIN_S once a judge is free.
+    Safe to call from several threads and processes. Once a judge is free the verdict takes LIMIT_S at most, and twice
+    LIMIT_S + MARGIN_S where judges are stopped or killed.
     """
     with _places:
         for is_repeated in (False, True):

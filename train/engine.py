@@ -55,7 +55,7 @@ def keeps_gradients(training: "TrainingArguments") -> bool:
 def engine_settings(training: "TrainingArguments") -> dict[str, Any]:
     """Returns what of the machinery determines a result: the number of processes and DeepSpeed's configuration."""
     settings: dict[str, Any] = {"num_processes": num_processes()}
-    if isinstance(training.deepspeed, str):
+    if training.deepspeed and isinstance(training.deepspeed, str):
         settings["deepspeed"] = json.loads(Path(training.deepspeed).read_text(encoding="utf-8"))
     return settings
 

@@ -87,6 +87,10 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "WatchedTrainer":
         from train.trainers import WatchedGRPOTrainer
 
+        if training.use_vllm and hasattr(processor, "image_token_id"):
+            # TRL (1.16) keeps generate() from sampling the tokens that stand for pictures, but not vLLM.
+            banned = {processor.image_token_id: -100.0, processor.video_token_id: -100.0}
+            training.generation_kwargs = {"logit_bias": banned, **(training.generation_kwargs or {})}
         num_generations = training.num_generations_eval or training.num_generations
         trainer: WatchedTrainer = WatchedGRPOTrainer(
             model,
@@ -108,7 +112,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         data_report=asdict(report),
         num_needed=math.ceil(training.max_steps / steps_per_generation) * prompts_per_generation,
         batch_size=prompts_per_generation,
-        num_parts=training.steps_per_generation,
+        is_divided=training.steps_per_generation > 1 or training.use_vllm,
         supervised=False,
         make_trainer=make_trainer,
         telemetry=ours.telemetry,

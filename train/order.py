@@ -3,7 +3,7 @@
 A process whose part of a batch has images works in the vision tower; one whose part has none does not. ZeRO gathers
 weights and reduces gradients in the order of their use, so such processes would wait for each other for ever. And a
 pass that gets no image out of a batch of generations that has some fails in one process too: TRL (1.16) hands the
-vision tower an empty tensor.
+vision tower an empty tensor, and vLLM an empty list.
 """
 
 from collections.abc import Sequence

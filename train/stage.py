@@ -79,8 +79,8 @@ class Stage:
     """Prompts that the whole run consumes, repetitions included."""
     batch_size: int
     """Prompts that all processes together take at a time."""
-    num_parts: int = 1
-    """Passes that such a batch is cut into; one without images is empty where the batch has some."""
+    is_divided: bool = False
+    """True where one process alone cannot take a batch of prompts with and without images."""
     supervised: bool
     """True where the responses of the prompts are learned."""
     make_trainer: TrainerFactory
@@ -271,7 +271,7 @@ def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Watched
 def _order(stage: Stage) -> list[int]:
     """Returns the prompts of the whole run in their order, in batches of one kind where a batch is divided."""
     kinds = [bool(prompt.images) for prompt in stage.prompts]
-    mixed = len(set(kinds)) > 1 and (num_processes() > 1 or stage.num_parts > 1)
+    mixed = len(set(kinds)) > 1 and (num_processes() > 1 or stage.is_divided)
     spare = 2 * stage.batch_size if mixed else 0
     seed, shuffle = stage.training.seed, stage.data.shuffle
     order = training_order(len(stage.prompts), stage.num_needed + spare, seed=seed, shuffle=shuffle)
