@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ADAPTER_DIR = "adapter"
 FREEZE_REPORT = "freeze_report.json"
+NUM_NAMED = 3
+"""Unmoved tensors named on screen; the report names all."""
 
 
 def saved_breaches(directory: Path, start: Start, digests: dict[str, str], *, lora: bool) -> list[str]:
@@ -109,5 +111,9 @@ def write_freeze_report(
         f"proof: {len(start.plan.frozen)} frozen tensors are bit-identical in {len(saved) + 1} checkpoints "
         f"({directory / FREEZE_REPORT})"
     )
-    for name in still:
-        print(f"WARNING: {name} was free to change and did not: not one of its elements moved")
+    if still:
+        first = ", ".join(still[:NUM_NAMED])
+        print(
+            f"WARNING: {len(still)} of {len(start.plan.trainable)} tensors free to change did not move in a single "
+            f"element: {first}{', …' if len(still) > NUM_NAMED else ''}"
+        )

@@ -241,9 +241,13 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
 
 def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["WatchedTrainer", GraphWitness]:
     """Loads and freezes the model, lays out the prompts and hands both to the stage's trainer."""
-    from transformers import PrinterCallback, ProgressCallback
+    import datasets
+    import transformers
 
     from train.adapters import add_adapters
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
     config, training = stage.model_config, stage.training
     open_engine(training)
@@ -263,7 +267,7 @@ def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Watched
     training.output_dir = str(save_dir)
     dataset = build_dataset(stage.prompts, _order(stage), stage.data, with_response=stage.supervised)
     trainer = stage.make_trainer(model, load_processor(start.checkpoint.directory), dataset)
-    for callback in (PrinterCallback, ProgressCallback):
+    for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(callback)
     return trainer, witness
 
