@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracking.command import EXIT_PREEMPTED, Preempted
 from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
 from tracking.run import is_finished
 
@@ -74,29 +75,46 @@ class Schedule:
         self._durations: dict[str, list[float]] = {}
         self._seconds: dict[str, float] = {}
         self._line = StatusLine()
+        self._running: list[_Running] = []
+        self._stopped = False
 
     def run(self) -> dict[str, float]:
         """Runs every job that is not finished and returns the seconds each took.
 
         Raises:
             RuntimeError: where a job fails, with the end of its log; jobs already running are let end first.
+            Preempted: on SIGTERM, which is passed on to the running jobs; they save themselves and end first.
         """
         self._log_dir.mkdir(parents=True, exist_ok=True)
+        previous = signal.signal(signal.SIGTERM, self._stop)
+        try:
+            return self._run()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _stop(self, signal_number: int, frame: object) -> None:
+        self._stopped = True
+        for entry in self._running:
+            entry.process.terminate()
+
+    def _run(self) -> dict[str, float]:
         finished = {job.name for job in self._jobs if is_finished(job.output_dir)}
         waiting = [job for job in self._jobs if job.name not in finished]
-        running: list[_Running] = []
+        running = self._running
         failed: list[Job] = []
         if finished:
             self._line.say(f"{len(finished)} of {len(self._jobs)} steps are done already")
         try:
-            while running or (waiting and not failed):
-                if not failed:
+            while running or (waiting and not failed and not self._stopped):
+                if not failed and not self._stopped:
                     self._start_ready(waiting, running, finished)
                 time.sleep(POLL_S)
                 for entry in [entry for entry in running if entry.process.poll() is not None]:
                     running.remove(entry)
                     if entry.process.returncode == 0:
                         self._finish(entry, finished)
+                    elif self._stopped or entry.process.returncode == EXIT_PREEMPTED:
+                        self._stopped = True
                     else:
                         failed.append(entry.job)
                 self._show(waiting, running, finished)
@@ -105,6 +123,8 @@ class Schedule:
                 entry.process.terminate()
         if failed:
             raise RuntimeError("\n".join(self._describe_failure(job) for job in failed))
+        if len(finished) < len(self._jobs):
+            raise Preempted(f"stopped by SIGTERM with {len(finished)} of {len(self._jobs)} steps done")
         return dict(self._seconds)
 
     def _start_ready(self, waiting: list[Job], running: list[_Running], finished: set[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tracking.command import EXIT_PREEMPTED, Preempted
 from tracking.run import is_finished
 from train.schedule import Job, Schedule
 
@@ -138,6 +139,45 @@ Schedule([job], num_parallel=1, log_dir=Path({str(tmp_path / "logs")!r}), expect
     parent.wait()
     wait_for(lambda: not is_alive(pid))
     assert "ends" not in times(tmp_path)["child"]
+
+
+def test_sigterm_is_passed_on_and_waited_for_and_nothing_further_begins(tmp_path: Path) -> None:
+    saves = f"""
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    time.sleep(0.5)
+    Path({str(tmp_path / "saved")!r}).touch()
+    sys.exit({EXIT_PREEMPTED})
+signal.signal(signal.SIGTERM, save)
+Path({str(tmp_path / "begun")!r}).touch()
+time.sleep(60)
+"""
+    later = job(tmp_path, "later", needs=("saving",))
+    program = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
+from pathlib import Path
+from train.schedule import Job, Schedule
+out = Path({str(tmp_path)!r})
+jobs = [
+    Job(name="saving", kind="a", command=(sys.executable, "-c", {saves!r}), output_dir=out / "a"),
+    Job(name="later", kind="b", command={later.command!r}, output_dir=out / "b", needs=("saving",)),
+]
+Schedule(jobs, num_parallel=2, log_dir=Path({str(tmp_path / "logs")!r}), expected_s={{}}).run()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "begun").exists)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=15) == EXIT_PREEMPTED
+    assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_job_that_was_told_to_stop_has_not_failed(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "a", action=f"raise SystemExit({EXIT_PREEMPTED})"), job(tmp_path, "b", needs=("a",))]
+    with pytest.raises(Preempted, match="0 of 2 steps done"):
+        schedule(tmp_path, *jobs).run()
 
 
 def wait_for(condition: Callable[[], bool], *, patience_s: float = 15.0) -> None:
