@@ -1,0 +1,318 @@
+"""What does a forward pass keep for the backward pass, and what does a rollout hold? An estimate from shapes.
+
+Counted as Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) count a transformer layer: what each operation saves
+for its gradient. Theirs has GELU and its own attention matrices; here grouped-query attention runs in SDPA (which keeps
+queries, keys, values, its output and a log-sum), the MLP is SwiGLU, and norms are RMSNorm, computed in fp32 (as
+Transformers 5.23 writes Qwen2.5-VL). With t tokens of width h, MLP width f, and e bytes an element in the arithmetic:
+
+    norm           4·h + 4 a token; its scaled input once more where its own weight trains
+    projections    their input, e·h, where one of them trains; each its own bf16 copy under autocast
+    SDPA           e·(q + k + v + output), 4 a head; under a mask keys and values are repeated to all heads, and the
+                   mask of e bytes a token pair is kept by each layer
+    SwiGLU         3·e·f, and the product e·f where `down_proj` trains
+    autocast       bf16 copies of the weights through which a gradient passes
+
+A layer below the lowest parameter that trains keeps nothing (train/backward.py); a frozen layer above it keeps no
+inputs of its projections. With gradient checkpointing a layer keeps its input, and one at a time is recomputed.
+TRL (1.16) computes log-probabilities in tiles of 4,096 tokens by 32,768 words: no [tokens, vocabulary] logits stand.
+
+Tests count saved tensors of the pocket model on the CPU; sizes on a GPU are untested.
+"""
+
+from dataclasses import dataclass
+
+from models.layout import Layout, Parameter
+
+NORM_BYTES = 4
+"""Norms are computed in fp32 whatever the dtype."""
+TOKEN_TILE = 4_096
+VOCABULARY_TILE = 32_768
+"""TRL 1.16: `TOKEN_CHUNK_SIZE`, `_CHUNKED_LOGPROB_CHUNK_SIZE`."""
+
+TOKEN_NUMBER_BYTES = 8
+TARGET_BYTES = 16
+"""A token's target, normaliser and entropy."""
+
+GATED, UNGATED = 3, 2
+"""Tensors of the MLP's width kept before its output map: SwiGLU keeps gate, its activation and up."""
+
+ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "attn.qkv")
+ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.proj")
+MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj", "mlp.fc1", "mlp.linear_fc1")
+MLP_OUTPUTS = ("mlp.down_proj", "mlp.fc2", "mlp.linear_fc2")
+HEAD_NORMS = {"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"}
+NORMS = (("input_layernorm", "norm1"), ("post_attention_layernorm", "norm2"))
+"""Names inside a layer, of the decoder and of vision towers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Bytes of an element: of the residual stream, and of what matrix products read and write."""
+
+    stream_bytes: int
+    compute_bytes: int
+    autocast: bool = False
+    weight_copies: bool = False
+    """True where autocast makes bf16 copies of the weights, which are fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A linear map of a layer: trained itself, by an adapter, or not at all."""
+
+    num_in: int
+    num_out: int
+    trains: bool = False
+    adapter_rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What of one decoder layer or vision block decides how much it keeps."""
+
+    width: int
+    num_heads: int
+    attention_inputs: tuple[Linear, ...]
+    attention_output: Linear
+    mlp_inputs: tuple[Linear, ...]
+    mlp_output: Linear
+    norms_train: tuple[bool, bool]
+    head_norm_width: int = 0
+    """Of queries and keys, where they have norms of their own (Qwen3)."""
+    head_norms_train: bool = False
+
+    @property
+    def fused_qkv(self) -> bool:
+        return len(self.attention_inputs) == 1
+
+    @property
+    def key_width(self) -> int:
+        return self.width if self.fused_qkv else self.attention_inputs[1].num_out
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp_output.num_in
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return (*self.attention_inputs, self.attention_output, *self.mlp_inputs, self.mlp_output)
+
+    @property
+    def trains(self) -> bool:
+        return (
+            self.head_norms_train
+            or any(self.norms_train)
+            or any(linear.trains or linear.adapter_rank for linear in self.linears)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What passes through a stack of layers at once."""
+
+    num_tokens: int
+    sequence_length: int
+    masked: bool = True
+    """True where SDPA gets a mask: batches are padded."""
+    attention: str = "sdpa"
+    lora_dropout: float = 0.0
+
+
+def layers_of(
+    layout: Layout, region: str, num_heads: int, trainable: set[str], *, adapter_rank: int = 0
+) -> list[Layer]:
+    """Returns the layers of `llm` or `vision` by what trains in them."""
+    by_index: dict[int, dict[str, Parameter]] = {}
+    for parameter in layout:
+        if parameter.region == region and parameter.index is not None:
+            by_index.setdefault(parameter.index, {})[parameter.rest] = parameter
+
+    def linears(parameters: dict[str, Parameter], names: tuple[str, ...]) -> tuple[Linear, ...]:
+        found = [parameters[f"{name}.weight"] for name in names if f"{name}.weight" in parameters]
+        return tuple(
+            Linear(
+                num_in=parameter.shape[1],
+                num_out=parameter.shape[0],
+                trains=parameter.name in trainable and not adapter_rank,
+                adapter_rank=adapter_rank if parameter.name in trainable else 0,
+            )
+            for parameter in found
+        )
+
+    layers = []
+    for _, parameters in sorted(by_index.items()):
+        norms = [
+            any(parameters[f"{name}.weight"].name in trainable for name in names if f"{name}.weight" in parameters)
+            for names in NORMS
+        ]
+        (attention_output,) = linears(parameters, ATTENTION_OUTPUTS)
+        (mlp_output,) = linears(parameters, MLP_OUTPUTS)
+        head_norms = [norm for norm in HEAD_NORMS if f"{norm}.weight" in parameters]
+        layers.append(
+            Layer(
+                width=attention_output.num_out,
+                num_heads=num_heads,
+                attention_inputs=linears(parameters, ATTENTION_INPUTS),
+                attention_output=attention_output,
+                mlp_inputs=linears(parameters, MLP_INPUTS),
+                mlp_output=mlp_output,
+                norms_train=(norms[0] and not adapter_rank, norms[1] and not adapter_rank),
+                head_norm_width=sum(parameters[f"{HEAD_NORMS[norm]}.weight"].shape[0] for norm in head_norms),
+                head_norms_train=any(parameters[f"{norm}.weight"].name in trainable for norm in head_norms)
+                and not adapter_rank,
+            )
+        )
+    return layers
+
+
+def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: bool) -> int:
+    """Returns what one layer keeps for its backward pass.
+
+    Args:
+        layer: its shapes and what trains in it.
+        tokens: what passes through it.
+        precision: of the arithmetic.
+        reached: True where its input carries a graph, since something below it trains.
+    """
+    compute, num_tokens = precision.compute_bytes, tokens.num_tokens
+    total = 0
+    halves = (
+        (layer.norms_train[0], layer.attention_inputs, layer.attention_output),
+        (layer.norms_train[1], layer.mlp_inputs, layer.mlp_output),
+    )
+    for norm_trains, inputs, output in halves:
+        is_attention = output is layer.attention_output
+        if reached:
+            total += num_tokens * (NORM_BYTES * layer.width + 4)
+        if norm_trains:
+            total += num_tokens * precision.stream_bytes * layer.width
+        reached = reached or norm_trains
+        total += _projections(inputs, tokens, precision, reached=reached, from_norm=True, kept=False)
+        reached = reached or any(linear.trains or linear.adapter_rank for linear in inputs)
+        if is_attention and reached:
+            total += _attention(layer, tokens, precision) + _head_norms(layer, tokens, precision)
+        elif reached:
+            total += num_tokens * (GATED if len(inputs) == 2 else UNGATED) * compute * layer.mlp_width
+        # SDPA keeps its output, which is the next input; the windows of a vision block are joined in another tensor.
+        kept = is_attention and reached and not layer.fused_qkv and tokens.attention != "eager"
+        total += _projections((output,), tokens, precision, reached=reached, from_norm=False, kept=kept)
+        reached = reached or output.trains or bool(output.adapter_rank)
+    return total
+
+
+def _projections(
+    linears: tuple[Linear, ...], tokens: Tokens, precision: Precision, *, reached: bool, from_norm: bool, kept: bool
+) -> int:
+    """Returns what linear maps of one input keep: inputs, what adapters add, and bf16 copies of weights.
+
+    Args:
+        linears: maps that read the same input.
+        tokens: what passes through.
+        precision: of the arithmetic.
+        reached: True where the input carries a graph.
+        from_norm: True where autocast has to cast the input, once for each map.
+        kept: True where another operation keeps the input anyway.
+    """
+    num_in, compute = linears[0].num_in, precision.compute_bytes
+    training = [linear for linear in linears if linear.trains]
+    adapted = [linear for linear in linears if linear.adapter_rank]
+    dropout = tokens.lora_dropout > 0
+    shared = 0 if kept else min(1, len(training))
+    num_inputs = len(training) if precision.autocast and from_norm else shared
+    if precision.autocast or dropout:  # PEFT casts or drops for each adapter apart
+        num_inputs += len(adapted)
+    elif not training and not kept:
+        num_inputs += min(1, len(adapted))
+    a_token = num_inputs * compute * num_in + sum(compute * linear.adapter_rank for linear in adapted)
+    a_token += len(adapted) * num_in if dropout else 0  # the mask, a byte an element
+    num_copied = 0
+    if precision.weight_copies and reached:
+        num_copied += sum(linear.num_in * linear.num_out for linear in linears)
+    if precision.autocast:
+        num_copied += sum(a.adapter_rank * (a.num_out + (a.num_in if reached else 0)) for a in adapted)
+    return tokens.num_tokens * a_token + compute * num_copied
+
+
+def _attention(layer: Layer, tokens: Tokens, precision: Precision) -> int:
+    compute = precision.compute_bytes
+    query = layer.attention_output.num_in
+    key = query if tokens.masked else layer.key_width
+    values = 3 * layer.width if layer.fused_qkv else key  # a view keeps the whole of q, k and v
+    pairs = tokens.num_tokens * tokens.sequence_length
+    if tokens.attention == "eager":
+        weights = layer.num_heads * pairs * (4 + (compute if compute != 4 else 0))
+        return weights + tokens.num_tokens * compute * (query + 2 * query)
+    mask = pairs * compute if tokens.masked and not layer.fused_qkv else 0
+    return mask + tokens.num_tokens * (compute * (query + key + values + query) + 4 * layer.num_heads)
+
+
+def _head_norms(layer: Layer, tokens: Tokens, precision: Precision) -> int:
+    if not layer.head_norm_width:
+        return 0
+    head_size = layer.attention_output.num_in // layer.num_heads
+    a_token = NORM_BYTES * layer.head_norm_width + 4 * (layer.head_norm_width // head_size)
+    a_token += precision.compute_bytes * layer.head_norm_width if layer.head_norms_train else 0
+    return tokens.num_tokens * a_token
+
+
+def stack_bytes(layers: list[Layer], tokens: Tokens, precision: Precision, *, reached: bool) -> list[int]:
+    """Returns what each layer of a stack keeps, from the lowest up; nothing below the lowest that trains.
+
+    Args:
+        layers: from the lowest up.
+        tokens: what passes through.
+        precision: of the arithmetic.
+        reached: True where what feeds the stack trains.
+    """
+    kept = []
+    for layer in layers:
+        takes_part = reached or layer.trains
+        kept.append(layer_bytes(layer, tokens, precision, reached=reached) if takes_part else 0)
+        reached = takes_part
+    return kept
+
+
+def input_bytes(layer: Layer, tokens: Tokens, precision: Precision) -> int:
+    """Returns what a layer keeps under gradient checkpointing: its input."""
+    return tokens.num_tokens * precision.stream_bytes * layer.width
+
+
+def ends_bytes(tokens: Tokens, precision: Precision, *, layer: Layer, norm_trains: bool) -> int:
+    """Returns what stands around the decoder layers, whose shapes one of them gives.
+
+    Token numbers and rotary cosines and sines below; above, what the final norm keeps, and the hidden states and
+    targets that the log-probabilities keep.
+    """
+    rotary = 2 * precision.stream_bytes * (layer.attention_output.num_in // layer.num_heads)
+    norm = NORM_BYTES * layer.width + 4 + (precision.stream_bytes * layer.width if norm_trains else 0)
+    loss = precision.stream_bytes * layer.width + TARGET_BYTES
+    return tokens.num_tokens * (TOKEN_NUMBER_BYTES + rotary + norm + loss)
+
+
+def tile_bytes(tokens: Tokens, precision: Precision) -> int:
+    """Returns the tile of logits in which log-probabilities and their gradients are computed; no vocabulary cuts it."""
+    return min(tokens.num_tokens, TOKEN_TILE) * VOCABULARY_TILE * precision.compute_bytes
+
+
+def patches_bytes(precision: Precision, *, num_patches: int, pixels_a_patch: int, patch_width: int) -> int:
+    """Returns what the vision tower's first convolution keeps where it trains: its input, and a copy of its weights."""
+    num_copied = patch_width * pixels_a_patch if precision.weight_copies else 0
+    return precision.compute_bytes * (num_patches * pixels_a_patch + num_copied)
+
+
+def projector_bytes(
+    projector: list[Parameter], trainable: set[str], precision: Precision, *, num_patches: int, patch_width: int
+) -> int:
+    """Returns at most what the map from vision to decoder keeps: a norm, and GELU between two linear maps."""
+    trains = any(parameter.name in trainable for parameter in projector)
+    norm = NORM_BYTES * patch_width + 4 + (precision.stream_bytes * patch_width if trains else 0)
+    a_patch = norm + (3 if trains else 1) * precision.compute_bytes * patch_width
+    weights = sum(parameter.num_elements for parameter in projector if len(parameter.shape) == 2)
+    return num_patches * a_patch + (precision.compute_bytes * weights if precision.weight_copies else 0)
+
+
+def flowing_bytes(layers: list[Layer], tokens: Tokens, precision: Precision) -> int:
+    """Returns at most what the gradients inside one layer take: three of the MLP's width, two of the stream's."""
+    widest = max(layers, key=lambda layer: layer.mlp_width)
+    a_token = 3 * precision.compute_bytes * widest.mlp_width + 2 * precision.stream_bytes * widest.width
+    return tokens.num_tokens * a_token

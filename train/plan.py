@@ -1,0 +1,318 @@
+"""What would a run need, before it is launched? Parameters, memory, disk and GPU-hours of every arm.
+
+    python -m train.plan --config configs/frankenstein_3b/necessity.yaml --num-gpus 2 --gpu h200-141gb
+    python -m train.plan --config configs/frankenstein_3b/grpo.yaml --layout_config configs/frankenstein_3b/config.json
+
+The configuration is a study's (every arm) or one of train.grpo (one arm; its flags, such as `--freeze mid`, apply).
+From `config.json` and safetensors headers alone: no weights are read, and nothing is written but `--json`.
+
+Known limits: weights, gradients and optimizer state are exact (tests count them in live runs); activations are counted
+on the CPU and untested on a GPU; memory lost to fragmentation is not in the plan. Gradients and activations are taken
+to stand together, as they do where a step has several passes; with one pass a step that is too much.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.layout import Layout, layout_from_config, read_model_config
+from tracking.command import did_you_mean, parse_arguments, run_command
+from tracking.product import write_text
+from train.forecast import GIB, MIB, Forecast, Lengths, Model, describe_model, forecast
+from train.freeze import FreezeArguments, FreezePlan, count_blocks, plan_freeze
+from train.recipe import Launch, Recipe, config_keys, make_recipe, read_launcher, training_fields
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from train.study import NecessityArguments
+
+DEFAULT_PROMPT_TOKENS = 1024
+DEFAULT_IMAGE_TOKENS = 1280
+"""The upper end of what Qwen2.5-VL's model card proposes for an image (256 to 1,280 tokens)."""
+GPUS = {
+    "a100-40gb": 40_960,
+    "a100-80gb": 81_920,
+    "h100-80gb": 81_559,
+    "h200-141gb": 143_771,
+    "rtx-4090-24gb": 24_564,
+}
+"""Name -> MiB of memory in all, as `nvidia-smi` reports it.
+
+A100 and H100: modal-labs/modal-client, pull request 2797; H200 and RTX 4090: listings in public issues.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments:
+    """On what the run is to go, and what is assumed of its data and speed."""
+
+    num_gpus: int | None = field(default=None, metadata={"help": "GPUs in all; the launcher's by default, else 1"})
+    gpu: str = field(
+        default="h100-80gb", metadata={"help": f"{', '.join(GPUS)}, or the GiB of one GPU's memory, such as 48"}
+    )
+    tokens_per_s: float | None = field(
+        default=None,
+        metadata={"help": "prompt and reply tokens a GPU takes through sampling and training, measured; for GPU-hours"},
+    )
+    prompt_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "length of a prompt at most, images included; by default max_prompt_tokens, else what vLLM's limit "
+            f"leaves, else {DEFAULT_PROMPT_TOKENS}"
+        },
+    )
+    image_tokens: int | None = field(
+        default=None, metadata={"help": f"of these, tokens of images; at most {DEFAULT_IMAGE_TOKENS} by default"}
+    )
+    deepspeed: str | None = field(default=None, metadata={"help": "DeepSpeed's JSON, instead of the configured one"})
+    json: str | None = field(default=None, metadata={"help": "also write the plan to this JSON file"})
+
+    def __post_init__(self) -> None:
+        memory_of(self.gpu)
+        for name in ("num_gpus", "tokens_per_s", "prompt_tokens"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be positive")
+
+
+def lengths_of(arguments: PlanArguments, recipe: Recipe, *, sees: bool) -> Lengths:
+    """Returns the length of the prompts that is planned for, and how much of it is image."""
+    prompt = arguments.prompt_tokens or recipe.prompt_limit or DEFAULT_PROMPT_TOKENS
+    images = min(prompt, DEFAULT_IMAGE_TOKENS) if arguments.image_tokens is None else arguments.image_tokens
+    images = images if sees else 0
+    if prompt < 1 or not 0 <= images <= prompt:
+        raise ValueError(
+            f"prompts of {prompt} tokens with {images} image tokens; expected prompt_tokens above 0, image_tokens not "
+            "above it, and vllm_max_model_length above max_completion_length"
+        )
+    return Lengths(prompt_tokens=prompt, image_tokens=images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArguments:
+    """Where the model of a single run is described."""
+
+    layout_config: str | None = field(
+        default=None, metadata={"help": "config.json used where the checkpoint is not at hand"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The whole plan: what is shared, and each arm's forecast."""
+
+    model: Model
+    recipe: Recipe
+    arguments: PlanArguments
+    lengths: Lengths
+    forecasts: dict[str, Forecast]
+    num_seeds: int
+    start: str
+
+    @property
+    def gpu_bytes(self) -> int:
+        return memory_of(self.arguments.gpu)
+
+    @property
+    def gpu_name(self) -> str:
+        return self.arguments.gpu if self.arguments.gpu in GPUS else f"a GPU of {self.arguments.gpu} GiB"
+
+
+def memory_of(gpu: str) -> int:
+    """Returns the bytes of a GPU named in the table, or given in GiB."""
+    if gpu in GPUS:
+        return GPUS[gpu] * MIB
+    if gpu.replace(".", "", 1).isdigit() and float(gpu) > 0:
+        return int(float(gpu) * GIB)
+    raise ValueError(
+        f"gpu {gpu!r} is unknown{did_you_mean(gpu, GPUS)} (expected {', '.join(GPUS)}, or a number of GiB)"
+    )
+
+
+def plan_study(study: "NecessityArguments", arguments: PlanArguments) -> Plan:
+    """Plans every arm of a study; the model is laid out once."""
+    from train.arms import parse_arms
+    from train.necessity import freeze_arguments
+
+    launch = read_launcher(study.launcher)
+    training, model_config, configured = _read_training(study.grpo_config)
+    arguments = replace(arguments, deepspeed=arguments.deepspeed or configured)
+    config = _study_config(study)
+    layout = layout_from_config(config)
+    whole = plan_freeze(layout, FreezeArguments(partition=study.partition, cuts=study.cuts))
+    freezes = {arm.name: freeze_arguments(study, arm) for arm in parse_arms(study.arms, whole.partition)}
+    model = describe_model(layout, config, _local(study.sft_checkpoint))
+    return _plan(
+        layout, model, freezes, training, model_config, arguments, launch,
+        num_seeds=len(study.seeds), start=study.sft_checkpoint or f"built by {study.sft_config}",
+    )  # fmt: skip
+
+
+def plan_run(
+    arguments: PlanArguments,
+    described: ModelArguments,
+    freeze: FreezeArguments,
+    model_config: "ModelConfig",
+    training: Any,
+) -> Plan:
+    """Plans one run of train.grpo."""
+    from models.loading import local_checkpoint
+
+    name = model_config.model_name_or_path
+    if not name and not described.layout_config:
+        raise ValueError("model_name_or_path is missing; expected it, or layout_config, the config.json of the model")
+    place = Path(described.layout_config) if described.layout_config else local_checkpoint(name, config_only=True)
+    config = read_model_config(place)
+    layout = layout_from_config(config)
+    model = describe_model(layout, config, _local(name))
+    chosen = ["train-only", *freeze.train_only] if freeze.train_only else ["freeze", *freeze.freeze]
+    freezes = {" ".join(chosen) if len(chosen) > 1 else "full": freeze}
+    return _plan(
+        layout, model, freezes, training, model_config, arguments, Launch(), num_seeds=1, start=str(name or place)
+    )
+
+
+def _plan(
+    layout: Layout,
+    model: Model,
+    freezes: dict[str, FreezeArguments],
+    training: Any,
+    model_config: "ModelConfig",
+    arguments: PlanArguments,
+    launch: Launch,
+    *,
+    num_seeds: int,
+    start: str,
+) -> Plan:
+    recipe = make_recipe(
+        training,
+        model_config,
+        launch=launch,
+        num_gpus=arguments.num_gpus,
+        deepspeed=arguments.deepspeed,
+        hidden_size=model.hidden_size,
+    )
+    lengths = lengths_of(arguments, recipe, sees=layout.num_vision_blocks > 0)
+    gpu_bytes = memory_of(arguments.gpu)
+    forecasts = {
+        name: forecast(_freeze_plan(layout, freeze, recipe), model, recipe, lengths, gpu_bytes=gpu_bytes)
+        for name, freeze in freezes.items()
+    }
+    return Plan(
+        model=model,
+        recipe=recipe,
+        arguments=arguments,
+        lengths=lengths,
+        forecasts=forecasts,
+        num_seeds=num_seeds,
+        start=start,
+    )
+
+
+def _freeze_plan(layout: Layout, freeze: FreezeArguments, recipe: Recipe) -> FreezePlan:
+    from train.adapters import plan_adapters
+
+    plan = plan_freeze(layout, freeze)
+    return plan_adapters(plan, freeze, recipe.model_config) if recipe.adapter_rank else plan
+
+
+def _study_config(study: "NecessityArguments") -> dict[str, Any]:
+    """Returns the configuration of the model that every arm starts from."""
+    from models.loading import local_checkpoint
+
+    if study.layout_config:
+        return read_model_config(Path(study.layout_config))
+    for name in (study.sft_checkpoint, study.base_checkpoint):
+        if name:
+            return read_model_config(local_checkpoint(name, config_only=True))
+    from models.pocket import PocketShape, build_config, build_tokenizer
+    from train.necessity import study_files
+
+    assert study.init_config is not None
+    values = study_files(study)[study.init_config]
+    shape = PocketShape(**{key: value for key, value in values.items() if key in PocketShape.__dataclass_fields__})
+    config: dict[str, Any] = build_config(shape, build_tokenizer()).to_dict()
+    return config
+
+
+def _local(name: str | None) -> Checkpoint | None:
+    """Opens a checkpoint that is a local folder, for its headers."""
+    return open_checkpoint(Path(name)) if name and Path(name).is_dir() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Configured:
+    """The one key of train.grpo's configuration that the command line of a plan has too."""
+
+    deepspeed: str | None = None
+
+
+def _read_training(config: str) -> tuple[Any, "ModelConfig", str | None]:
+    from trl import ModelConfig
+
+    training, model_config, _, configured = parse_arguments(
+        ["--config", config], training_fields(), ModelConfig, FreezeArguments, _Configured, description=__doc__
+    )
+    return training, model_config, configured.deepspeed
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """Returns the plan as plain values: per arm its blocks, its memory, its disk and its tokens."""
+    return {
+        "start": plan.start,
+        "gpu": plan.arguments.gpu,
+        "gpu_bytes": plan.gpu_bytes,
+        "num_gpus": plan.recipe.num_gpus,
+        "lengths": asdict(plan.lengths),
+        "completion_tokens": plan.recipe.completion_tokens,
+        "tokens_per_s": plan.arguments.tokens_per_s,
+        "num_seeds": plan.num_seeds,
+        "arms": {
+            name: {
+                "blocks": [asdict(count) for count in count_blocks(needs.plan)],
+                "num_adapter_elements": needs.num_adapter_elements,
+                "memory": [asdict(item) for item in needs.items],
+                "peak_bytes": needs.peak_bytes,
+                "peak_phase": needs.peak_phase,
+                "fits": needs.peak_bytes <= plan.gpu_bytes,
+                "disk": {**asdict(needs.disk), "kept_bytes": needs.disk.kept_bytes},
+                "num_tokens": needs.num_tokens,
+            }
+            for name, needs in plan.forecasts.items()
+        },
+    }
+
+
+def make_plan(argv: Sequence[str]) -> Plan:
+    """Parses a command line and plans what it names: a study, or one run."""
+    path = next((after for word, after in pairwise(argv) if word == "--config"), None)
+    path = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), path)
+    keys = config_keys(path)
+    if {"grpo_config", "arms"} & set(keys):
+        from train.study import NecessityArguments
+
+        study, arguments = parse_arguments(argv, NecessityArguments, PlanArguments, description=__doc__)
+        return plan_study(study, arguments)
+    from trl import ModelConfig
+
+    classes = (PlanArguments, ModelArguments, FreezeArguments, ModelConfig, training_fields())
+    return plan_run(*parse_arguments(argv, *classes, description=__doc__))
+
+
+def main(argv: list[str] | None = None) -> None:
+    from train.plan_tables import format_plan
+
+    plan = make_plan(sys.argv[1:] if argv is None else argv)
+    print(format_plan(plan))
+    if plan.arguments.json:
+        write_text(Path(plan.arguments.json), json.dumps(plan_as_json(plan), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,131 @@
+"""How is a plan read? Its tables: what trains, memory by phase, and all arms side by side."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tracking.tables import format_columns
+from train.forecast import GIB, MIB, Forecast, weight_width
+from train.freeze import count_blocks, format_freeze_table
+from train.memory import PHASES
+
+if TYPE_CHECKING:
+    from train.plan import Plan
+
+
+def format_plan(plan: "Plan") -> str:
+    """Returns the plan as a person reads it."""
+    lines = _header(plan)
+    for name, needs in plan.forecasts.items():
+        lines += ["", f"{name}:", format_freeze_table(needs.plan)]
+        if needs.num_adapter_elements:
+            lines.append(
+                f"LoRA: {needs.num_adapter_elements:,} parameters train, in adapters on the weights that train"
+            )
+        lines += ["", *_memory_table(plan, needs)]
+    lines += ["", *_summary_table(plan), *_totals(plan)]
+    return "\n".join(lines)
+
+
+def _header(plan: "Plan") -> list[str]:
+    recipe, lengths, layout = plan.recipe, plan.lengths, plan.model.layout
+    engine = recipe.engine
+    sharing = f"ZeRO-{engine.stage}" if engine.stage else "DDP" if engine.num_processes > 1 else "one process"
+    if engine.offload_optimizer:
+        sharing += ", optimizer state on the CPU"
+    if recipe.engine_bf16:
+        numbers = "bf16 weights, fp32 masters"
+    else:
+        numbers = f"{'fp32' if weight_width(plan.model, recipe) == 4 else 'bf16'} weights"
+        numbers += ", bf16 arithmetic" if recipe.autocast else ""
+    sampling = {None: "Transformers", "colocate": "vLLM on the same GPUs", "server": "a vLLM server"}[recipe.vllm_mode]
+    partition = next(iter(plan.forecasts.values())).plan.partition
+    return [
+        f"start: {plan.start}",
+        f"model: {layout.family.model_type}, {layout.num_layers} decoder layers, {layout.num_elements:,} parameters, "
+        f"embeddings {'tied to the head' if layout.tied else 'and head apart'}",
+        f"partition: {partition}",
+        f"GPUs: {recipe.num_gpus} x {plan.gpu_name} ({plan.gpu_bytes / GIB:.1f} GiB), {sharing}, {numbers}, "
+        f"gradient checkpointing {'on' if recipe.checkpointing else 'off'}"
+        + (f", LoRA rank {recipe.adapter_rank}" if recipe.adapter_rank else ""),
+        f"on each GPU: {recipe.sequences_per_pass} sequences a pass, {recipe.passes_per_step} passes a step, "
+        f"{recipe.sequences_per_generation} sequences a generation, by {sampling}",
+        f"assumed: every prompt {lengths.prompt_tokens:,} tokens long, {lengths.image_tokens:,} of them image, "
+        f"and every reply {recipe.completion_tokens:,}",
+    ]
+
+
+def _memory_table(plan: "Plan", needs: Forecast) -> list[str]:
+    unit, size = _unit(plan)
+    rows: list[tuple[str, ...]] = [(f"memory of a GPU, {unit}", *PHASES)]
+    for item in needs.items:
+        if not item.on_cpu and size(item.num_bytes) != size(0):
+            cells = (size(item.num_bytes) if phase in item.phases else "" for phase in PHASES)
+            rows.append((item.name, *cells))
+    rows.append(("in all", *(size(needs.phase_bytes(phase)) for phase in PHASES)))
+    lines = format_columns(rows, right=range(1, len(PHASES) + 1))
+    if needs.cpu_bytes:
+        parts = ", ".join(f"{item.name} {size(item.num_bytes)}" for item in needs.items if item.on_cpu)
+        lines.append(f"main memory of a process: {size(needs.cpu_bytes)} {unit} ({parts})")
+    left = plan.gpu_bytes - needs.peak_bytes
+    verdict = f"fits, {size(left)} {unit} left" if left >= 0 else f"does not fit, {size(-left)} {unit} too much"
+    lines.append(f"on {plan.gpu_name}: {verdict} (fullest in {needs.peak_phase})")
+    return lines
+
+
+def _summary_table(plan: "Plan") -> list[str]:
+    unit, size = _unit(plan)
+    rows: list[tuple[str, ...]] = [("arm", "trainable", "frozen", *PHASES, "fits", "checkpoint", "kept", "GPU-hours")]
+    for name, needs in plan.forecasts.items():
+        num_frozen = sum(count.num_elements - count.num_trainable_elements for count in count_blocks(needs.plan))
+        num_trainable = plan.model.layout.num_elements - num_frozen
+        if needs.num_adapter_elements:
+            num_trainable, num_frozen = needs.num_adapter_elements, plan.model.layout.num_elements
+        rows.append(
+            (
+                name,
+                f"{num_trainable:,}",
+                f"{num_frozen:,}",
+                *(size(needs.phase_bytes(phase)) for phase in PHASES),
+                "yes" if needs.peak_bytes <= plan.gpu_bytes else "NO",
+                size(needs.disk.checkpoint_bytes) if needs.disk.num_checkpoints else "none",
+                size(needs.disk.kept_bytes),
+                _hours(plan, needs),
+            )
+        )
+    caption = f"all arms; memory of a GPU, and disk for one checkpoint and for what a run keeps, in {unit}:"
+    return [caption, *format_columns(rows, right=(1, 2, 3, 4, 5, 7, 8, 9))]
+
+
+def _totals(plan: "Plan") -> list[str]:
+    unit, size = _unit(plan)
+    needs = list(plan.forecasts.values())
+    kept = plan.num_seeds * sum(each.disk.kept_bytes for each in needs)
+    written = max(each.disk.passing_bytes for each in needs)
+    num_runs = plan.num_seeds * len(needs)
+    lines = [
+        f"disk, arms x seeds = {len(needs)} x {plan.num_seeds}: {size(kept + written)} {unit}; checkpoints kept a run: "
+        f"{needs[0].disk.num_checkpoints}, beside final/, and one more while it is written"
+    ]
+    tokens, speed = needs[0].num_tokens, plan.arguments.tokens_per_s
+    if tokens is None:
+        lines.append("GPU-hours: max_steps is not given, so the number of tokens is unknown")
+    elif speed is None:
+        lines.append(f"GPU-hours: {tokens:,} tokens a run at most; give --tokens_per_s, as measured on one GPU")
+    else:
+        lines.append(
+            f"GPU-hours, arms x seeds: {num_runs * tokens / speed / 3600:,.0f}; {tokens:,} tokens a run at most, "
+            f"assuming {speed:,g} tokens/s a GPU in every arm"
+        )
+    return lines
+
+
+def _hours(plan: "Plan", needs: Forecast) -> str:
+    if needs.num_tokens is None or plan.arguments.tokens_per_s is None:
+        return "?"
+    return f"{needs.num_tokens / plan.arguments.tokens_per_s / 3600:,.0f}"
+
+
+def _unit(plan: "Plan") -> tuple[str, Callable[[int], str]]:
+    """Returns the unit in which the model's sizes are read, and how a number of bytes is written in it."""
+    name, divisor = ("GiB", GIB) if plan.model.stored_bytes >= GIB else ("MiB", MIB)
+    return name, lambda num_bytes: f"{num_bytes / divisor:,.2f}"
