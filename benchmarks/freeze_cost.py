@@ -114,7 +114,7 @@ def work_step_by_step(arm: str, *, checkpointing: bool, directory: Path) -> None
     settings = {
         "model_name_or_path": directory / "start" / "checkpoint", "prompts": directory / "prompts", "split": "rl",
         "output_dir": directory / f"{arm}-{checkpointing}", "max_steps": NUM_WARM_UP + NUM_ROUNDS, "use_cpu": True,
-        "per_device_train_batch_size": 32, "num_generations": 8, "max_completion_length": 24, "beta": 0.0,
+        "per_device_train_batch_size": 16, "num_generations": 8, "max_completion_length": 24, "beta": 0.0,
         "learning_rate": 1e-6, "save_strategy": "no", "report_to": "none", "bf16": False, "logging_steps": 10,
         "gradient_checkpointing": checkpointing,
     }  # fmt: skip
