@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: untrained checkpoints, one a session of each kind: pocket, Qwen2 and Qwen3-VL."""
+"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def pocket_tokenizer() -> Any:
 
 
 def decoder_sizes(tokenizer: Any) -> dict[str, Any]:
-    """A decoder of four narrow layers, as both families below have it."""
+    """A decoder of four narrow layers, as the families below have it."""
     token_id = tokenizer.convert_tokens_to_ids
     return {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
@@ -86,6 +86,45 @@ def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPath
         image_processor=Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=16 * 32 * 32),
         tokenizer=pocket_tokenizer,
         video_processor=Qwen3VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def qwen2_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2-VL with a head of its own, as its 7B model has it."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    directory = tmp_path_factory.mktemp("qwen2_vl") / "checkpoint"
+    token_id = pocket_tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+    config = Qwen2VLConfig(
+        text_config={**decoder_sizes(pocket_tokenizer), "rope_parameters": rope, "tie_word_embeddings": False},
+        vision_config={
+            "depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 2,
+            "initializer_range": INITIALIZER_RANGE,
+        },
+        tie_word_embeddings=False,
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = pocket_tokenizer.eos_token_id
+    model.generation_config.pad_token_id = pocket_tokenizer.pad_token_id
+    pixels = {"min_pixels": 28 * 28, "max_pixels": 16 * 28 * 28}
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        tokenizer=pocket_tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**pixels),
         chat_template=CHAT_TEMPLATE,
     )
     model.save_pretrained(directory)
