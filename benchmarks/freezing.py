@@ -204,14 +204,14 @@ def run_cases(cases: Sequence[Case], work: Path, device: str) -> None:
     for case in cases:
         resumed = case.run == "resumed"
         arguments = arguments_of(case, work, device)
-        with _released():
+        with released():
             try:
                 _train(arguments)
                 assert not resumed, f"{case.name}: was not stopped"
             except Preempted:
                 assert resumed, f"{case.name}: stopped without a signal"
         if resumed:
-            with _released():
+            with released():
                 _train(arguments)
         if is_main_process():
             print(f"done: {case.name}", flush=True)
@@ -225,7 +225,7 @@ def _train(arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _released() -> Iterator[None]:
+def released() -> Iterator[None]:
     """Gives back, after a run, what Accelerate and Transformers hold on to for a whole process."""
     from accelerate.state import AcceleratorState, GradientState
     from transformers.integrations import deepspeed

@@ -12,7 +12,9 @@ import difflib
 import dis
 import logging
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ EXIT_MISTAKE = 2
 EXIT_FAILED = 1
 EXIT_PREEMPTED = 75
 """`EX_TEMPFAIL` of sysexits.h: try again later."""
+MAIN_FIRST_S = 10.0
+"""How long a process that fails leaves the word to the main one."""
 
 
 class Preempted(SystemExit):
@@ -131,19 +135,36 @@ def run_command(main: Callable[[], None]) -> None:
     quiet_libraries()
     try:
         main()
-    except (ValueError, RuntimeError) as error:
-        if not _raised_by_us(error):
+    except Exception as error:
+        speaks = _may_speak()
+        if not isinstance(error, ValueError | RuntimeError) or not _raised_by_us(error):
             raise
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+        if speaks:
+            place = "" if is_main_process() else f" in process {os.environ['RANK']}"
+            print(f"error{place}: {error}", file=sys.stderr)
         raise SystemExit(EXIT_MISTAKE if isinstance(error, ValueError) else EXIT_FAILED) from error
     except Preempted as stop:
         if is_main_process():
             print(f"{stop}; the same command continues from there", file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        if is_main_process():
+            print("interrupted; the same command continues where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _may_speak() -> bool:
+    """True in the main process; another one waits, and speaks if it still lives then: it has failed alone.
+
+    Launchers end all processes as soon as one has ended. So the others neither cut the main one short nor repeat it.
+    """
+    if is_main_process():
+        return True
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run that saves itself may still hold it
+    time.sleep(MAIN_FIRST_S)
+    return True
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -40,7 +40,8 @@ def on_main_process(work: Callable[[], Result]) -> Result:
     """Calls `work` in the main process alone and returns its value in every process.
 
     Raises:
-        Exception: in every process, what `work` raised in the main one (a RuntimeError where that cannot be pickled).
+        Exception: in every process, what `work` raised in the main one (in the others a RuntimeError where that cannot
+            be pickled).
     """
     if not is_distributed():
         return work()
@@ -51,7 +52,9 @@ def on_main_process(work: Callable[[], Result]) -> Result:
         try:
             outcome[0] = work()
         except Exception as error:
-            outcome[1] = error if _can_travel(error) else RuntimeError(f"{type(error).__name__}: {error}")
+            told = error if _can_travel(error) else RuntimeError(f"{type(error).__name__}: {error}")
+            torch.distributed.broadcast_object_list([None, told], src=0)
+            raise
     torch.distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]

@@ -113,11 +113,13 @@ class GraphWitness:
         handle = layer.register_forward_hook(look)
 
     def _watch_parameter(self, name: str, parameter: "torch.nn.Parameter") -> None:
-        def look(gradient: "torch.Tensor") -> None:
+        def look(_: "torch.Tensor") -> None:
             self._waiting.pop(name, None)
             handle.remove()
 
-        handle = parameter.register_hook(look)
+        # The hook that DeepSpeed reduces gradients by; a tensor's own (register_hook) misses some under ZeRO-3 with
+        # torch 2.8.
+        handle = parameter.register_post_accumulate_grad_hook(look)
 
     def report(self) -> GraphReport:
         return GraphReport(

@@ -43,6 +43,16 @@ def ends_generation(step: int, training: "GRPOConfig") -> bool:
     return bool(step * training.gradient_accumulation_steps % microsteps_per_generation(training) == 0)
 
 
+def generations_of_one_kind(training: "GRPOConfig") -> int:
+    """Returns after how many batches of generations a step ends, too: only there may the kind of prompts change.
+
+    With optimizer state on the CPU, DeepSpeed (0.19.8) loses the vision tower's gradients of a step whose last pass has
+    no image.
+    """
+    passes = microsteps_per_generation(training)
+    return math.lcm(passes, int(training.gradient_accumulation_steps)) // passes
+
+
 def check_save_steps(training: "GRPOConfig") -> None:
     """Refuses checkpoints in the middle of a generation batch, whose rest a resumed run would lose."""
     if training.save_strategy != "steps":
@@ -111,7 +121,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         prompts=prompts,
         data_report=asdict(report),
         num_needed=math.ceil(training.max_steps / steps_per_generation) * prompts_per_generation,
-        batch_size=prompts_per_generation,
+        batch_size=generations_of_one_kind(training) * prompts_per_generation,
         is_divided=training.steps_per_generation > 1 or training.use_vllm,
         supervised=False,
         make_trainer=make_trainer,

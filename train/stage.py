@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt, prompts_fingerprint
 from models.loading import load_model, load_processor, resolved_revision
-from tracking.command import Preempted, is_main_process
-from tracking.processes import num_processes, on_main_process
+from tracking.command import Preempted
+from tracking.processes import num_processes, on_main_process, wait_for_all
 from tracking.product import write_text
 from tracking.records import RecordLog
 from tracking.run import RUN_FILE, Run, open_run, read_run
@@ -78,7 +78,7 @@ class Stage:
     num_needed: int
     """Prompts that the whole run consumes, repetitions included."""
     batch_size: int
-    """Prompts that all processes together take at a time."""
+    """Prompts that come together over all processes, all of one kind where that matters."""
     is_divided: bool = False
     """True where one process alone cannot take a batch of prompts with and without images."""
     supervised: bool
@@ -120,12 +120,18 @@ def check_windows(arguments: "TrainingArguments") -> None:
 
 
 def check_images(stage: Stage, start: Start) -> None:
-    """Refuses prompts with images for a text-only model, which would answer them without seeing."""
+    """Refuses prompts with images for a text-only model, and prompts without where the vision tower alone trains."""
     family, seeing = start.checkpoint.family, [prompt.id for prompt in stage.prompts if prompt.images]
     if family.text_only and seeing:
         raise ValueError(
             f"{len(seeing)} of {len(stage.prompts)} prompts of the split {stage.data.split} have images, the first is "
             f"{seeing[0]!r}, and {family.model_type} is a text-only model; name abilities without images"
+        )
+    trains = {start.plan.layout.parameters[name].region for name in start.plan.trainable}
+    if trains <= {"vision", "projector"} and len(seeing) < len(stage.prompts):
+        raise ValueError(
+            f"only {' and '.join(sorted(trains))} would train, and {len(stage.prompts) - len(seeing)} prompts have no "
+            "image to learn from; name abilities with images"
         )
 
 
@@ -147,10 +153,14 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
     check_batches(stage.training, start.plan, some_without_images=not all(p.images for p in stage.prompts))
     settings = stage_settings(stage, start)
     directory = Path(stage.training.output_dir)
-    with _open_shared_run(directory, stage.command, settings, overwrite=overwrite) as run:
-        if not run.finished:
-            run.note(start_revision=resolved_revision(start.name))
-            _train(stage, start, directory)
+    try:
+        with _open_shared_run(directory, stage.command, settings, overwrite=overwrite) as run:
+            if not run.finished:
+                run.note(start_revision=resolved_revision(start.name))
+                _train(stage, start, directory)
+    except Preempted:
+        wait_for_all()  # launchers end all processes as soon as one has ended, and the main one still notes it
+        raise
     return directory
 
 
@@ -194,23 +204,27 @@ def _open_shared_run(directory: Path, command: str, settings: dict[str, Any], *,
 
 
 def _train(stage: Stage, start: Start, directory: Path) -> None:
-    if is_main_process():
+    lora = stage.model_config.use_peft
+    checkpoints_dir = directory / CHECKPOINTS_DIR
+    logs: list[RecordLog] = []
+    """The main process's `records.jsonl` and `proofs.jsonl`."""
+
+    def begin() -> tuple[Path | None, dict[str, str]]:
         print(f"start: {start.name}\npartition: {start.plan.partition}\n{format_freeze_table(start.plan)}", flush=True)
         if stage.data_report is not None:
             write_text(directory / DATA_REPORT, json.dumps(stage.data_report, indent=1) + "\n")
-    lora = stage.model_config.use_peft
-    checkpoints_dir = directory / CHECKPOINTS_DIR
-    resume_from = on_main_process(lambda: last_checkpoint(checkpoints_dir))
-    resume_step = checkpoint_step(resume_from) if resume_from else 0
-    digests = on_main_process(lambda: frozen_digests(start.checkpoint, start.plan.frozen))
-    trainer, witness = _build_trainer(stage, start, checkpoints_dir / UNPROVED_DIR)
+        resume_from = last_checkpoint(checkpoints_dir)
+        resume_step = checkpoint_step(resume_from) if resume_from else 0
+        for name in ("records.jsonl", "proofs.jsonl"):
+            logs.append(stack.enter_context(RecordLog(directory / name)))
+            logs[-1].keep(lambda record: record["step"] <= resume_step)
+        return resume_from, frozen_digests(start.checkpoint, start.plan.frozen)
+
     with ExitStack() as stack:
-        log, proofs = None, None
-        if is_main_process():
-            log = stack.enter_context(RecordLog(directory / "records.jsonl"))
-            proofs = stack.enter_context(RecordLog(directory / "proofs.jsonl"))
-            for records in (log, proofs):
-                records.keep(lambda record: record["step"] <= resume_step)
+        resume_from, digests = on_main_process(begin)
+        log, proofs = logs or (None, None)
+        trainer, witness = _build_trainer(stage, start, checkpoints_dir / UNPROVED_DIR)
+        if log is not None:
             trainer.add_callback(MetricsRecorder(log))
         num_kept, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # pruned by CheckpointProof
         preemption = Preemption(stage.can_resume_at)
@@ -275,7 +289,9 @@ def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Watched
 def _order(stage: Stage) -> list[int]:
     """Returns the prompts of the whole run in their order, in batches of one kind where a batch is divided."""
     kinds = [bool(prompt.images) for prompt in stage.prompts]
-    mixed = len(set(kinds)) > 1 and (num_processes() > 1 or stage.is_divided)
+    # With optimizer state on the CPU, DeepSpeed (0.19.8) loses a tower's gradients if a step's last pass has no image.
+    divided = num_processes() > 1 or stage.is_divided or keeps_gradients(stage.training)
+    mixed = len(set(kinds)) > 1 and divided
     spare = 2 * stage.batch_size if mixed else 0
     seed, shuffle = stage.training.seed, stage.data.shuffle
     order = training_order(len(stage.prompts), stage.num_needed + spare, seed=seed, shuffle=shuffle)
