@@ -24,10 +24,10 @@ pocket: setup
 	$(BIN)/python -m train.necessity --config configs/pocket/necessity.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --durations=15
 
 lint: setup
 	$(BIN)/ruff check .
