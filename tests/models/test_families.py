@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -15,6 +16,7 @@ from models.families import FAMILIES, QWEN2, QWEN2_5_VL, QWEN3_VL, Family
 from models.layout import layout_from_config, layout_of
 from models.loading import load_model, load_processor
 
+TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 DECODER_PARTS = {
     "qwen2": {f"{letter}_proj.{kind}" for letter in "qkv" for kind in ("weight", "bias")},
     "qwen3_vl": {f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")},
@@ -132,8 +134,9 @@ def test_spellings_that_transformers_writes_and_loads_have_one_name(
     assert {name: bytes(start.data(name)) for name in start.tensors} == {
         name: bytes(respelt.data(name)) for name in respelt.tensors
     }
-    loaded = dict(load_model(respelt.directory).named_parameters())
-    assert all(torch.equal(start.tensor(name), loaded[name]) for name in start.tensors)
+    if ".model." not in changes[0][1] or TRANSFORMERS >= (5, 23):  # the doubled ones load from 5.23 on
+        loaded = dict(load_model(respelt.directory).named_parameters())
+        assert all(torch.equal(start.tensor(name), loaded[name]) for name in start.tensors)
     (tmp_path / "again").mkdir()
     write_like(tmp_path / "again", start=start, weights=respelt)
     again, original = (path / "model.safetensors" for path in (tmp_path / "again", start.directory))
