@@ -178,7 +178,7 @@ def test_a_connection_that_breaks_off_is_one_line_and_only_the_rest_is_fetched_a
 @pytest.mark.slow
 def test_the_command_killed_in_a_download_continues(hub: Hub, study: Path) -> None:
     places = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(hub.cache), "PYTHONPATH": str(REPOSITORY_ROOT)}
-    environment = {**os.environ, **places}
+    environment = {**os.environ, **places, "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-m", "models.fetch", *arguments(study)]
     hub.holds_at = "own/rows/resolve"
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
