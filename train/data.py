@@ -190,17 +190,21 @@ def training_order(num_prompts: int, num_needed: int, *, seed: int, shuffle: boo
 
 
 def build_dataset(
-    prompts: Sequence[Prompt], order: Sequence[int], arguments: DataArguments, *, with_response: bool
+    prompts: Sequence[Prompt],
+    order: Sequence[int],
+    arguments: DataArguments,
+    *,
+    with_response: bool,
+    text_only: bool = False,
 ) -> "Dataset":
     """Returns a conversational TRL dataset in the given order; images are opened when a row is read.
 
-    Without any image it has no column for them: TRL takes even empty lists for a sign that the model sees.
+    For a text-only model it has no column of images: TRL takes even empty lists for a sign that the model sees.
     """
     from datasets import Dataset, Image, List
 
     dataset = Dataset.from_list([_row(prompt, arguments, with_response=with_response) for prompt in prompts])
-    seeing = any(prompt.images for prompt in prompts)
-    dataset = dataset.cast_column("images", List(Image())) if seeing else dataset.remove_columns("images")
+    dataset = dataset.remove_columns("images") if text_only else dataset.cast_column("images", List(Image()))
     return dataset.select(order)
 
 

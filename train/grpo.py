@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt
+from eval.generation import tokenizer_of
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
@@ -107,7 +108,13 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
             reward_funcs=reward_functions,
             args=training,
             train_dataset=dataset,
-            eval_dataset=load_validation(ours.validation, ours.data, training, num_generations=num_generations),
+            eval_dataset=load_validation(
+                ours.validation,
+                ours.data,
+                training,
+                num_generations=num_generations,
+                text_only=tokenizer_of(processor) is processor,
+            ),
             processing_class=processor,
         )
         return trainer

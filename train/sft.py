@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.generation import tokenizer_of
 from tracking.command import is_main_process, parse_arguments, run_command
 from train.data import DataArguments, load_prompts
 from train.freeze import FreezeArguments
@@ -61,7 +62,13 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
             model,
             args=training,
             train_dataset=dataset,
-            eval_dataset=load_validation(ours.validation, ours.data, training, with_response=True),
+            eval_dataset=load_validation(
+                ours.validation,
+                ours.data,
+                training,
+                with_response=True,
+                text_only=tokenizer_of(processor) is processor,
+            ),
             processing_class=processor,
         )
         return trainer

@@ -279,7 +279,13 @@ def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Watched
         base.save_pretrained = partial(base.save_pretrained, save_original_format=False)
     witness = GraphWitness(model, start.plan, base=base)
     training.output_dir = str(save_dir)
-    dataset = build_dataset(stage.prompts, _order(stage), stage.data, with_response=stage.supervised)
+    dataset = build_dataset(
+        stage.prompts,
+        _order(stage),
+        stage.data,
+        with_response=stage.supervised,
+        text_only=start.checkpoint.family.text_only,
+    )
     trainer = stage.make_trainer(model, load_processor(start.checkpoint.directory), dataset)
     for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(callback)

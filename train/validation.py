@@ -35,6 +35,7 @@ def load_validation(
     *,
     num_generations: int = 1,
     with_response: bool = False,
+    text_only: bool = False,
 ) -> "dict[str, Dataset] | None":
     """Returns the evaluation sets a run asks for, None where it asks for none.
 
@@ -51,7 +52,12 @@ def load_validation(
     prompts = load_prompts(replace(data, split=arguments.validation_split), with_response=with_response)
     batch_size = prompts_per_eval_batch(training, num_generations)
     sets, notes = validation_sets(
-        prompts, data, batch_size=batch_size, max_prompts=arguments.validation_prompts, with_response=with_response
+        prompts,
+        data,
+        batch_size=batch_size,
+        max_prompts=arguments.validation_prompts,
+        with_response=with_response,
+        text_only=text_only,
     )
     if is_main_process():
         print("\n".join(notes), flush=True)
@@ -80,6 +86,7 @@ def validation_sets(
     batch_size: int,
     max_prompts: int | None = None,
     with_response: bool = False,
+    text_only: bool = False,
 ) -> "tuple[dict[str, Dataset], list[str]]":
     """Returns an evaluation set per ability, and what to say about prompts left out.
 
@@ -89,6 +96,7 @@ def validation_sets(
         batch_size: `prompts_per_eval_batch`.
         max_prompts: at most so many of each ability.
         with_response: for supervised training.
+        text_only: for a model without a vision tower.
 
     Raises:
         ValueError: where an ability has fewer prompts than one batch.
@@ -105,6 +113,6 @@ def validation_sets(
                 f"validation: {len(members)} prompts of {ability!r} (at most {max_prompts or 'all'}) do not fill one "
                 f"batch of {batch_size}; lower per_device_eval_batch_size"
             )
-        sets[ability] = build_dataset(members, order, data, with_response=with_response)
+        sets[ability] = build_dataset(members, order, data, with_response=with_response, text_only=text_only)
         notes.append(f"validation: {ability}, {len(order)} of {len(members)} prompts in batches of {batch_size}")
     return sets, notes

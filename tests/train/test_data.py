@@ -68,6 +68,8 @@ def test_a_prompt_without_response_cannot_be_trained_on(tiny_prompts: Path) -> N
 def test_prompts_without_any_picture_make_a_dataset_too(tiny_prompts: Path) -> None:
     data = DataArguments(prompts=str(tiny_prompts), split="rl", abilities=["reasoning"])
     dataset = build_dataset(load_prompts(data), [0, 3], data, with_response=False)
+    assert [row["images"] for row in dataset] == [[], []]
+    dataset = build_dataset(load_prompts(data), [0, 3], data, with_response=False, text_only=True)
     assert len(dataset) == 2
     assert "images" not in dataset.column_names  # with it TRL takes the model for one that sees
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from models.checkpoint import open_checkpoint
@@ -124,6 +125,23 @@ def test_final_is_written_as_the_start_is_and_loads(untrained: Path, start: Path
         assert {path.name for path in directory.iterdir()} == {path.name for path in untrained.iterdir()}
     assert load_model(run / "final").num_parameters() == load_model(untrained).num_parameters()
     assert type(load_processor(run / "final")) is type(load_processor(untrained))
+
+
+@pytest.mark.slow
+def test_every_ability_is_validated_while_training(
+    family: str, untrained: Path, tiny_prompts: Path, tmp_path: Path
+) -> None:
+    validation = {"validation_split": "test", "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    batches = {"per_device_eval_batch_size": 4, "num_generations_eval": 1}
+    main(flags(untrained, tiny_prompts, tmp_path / "grpo", GRPO, OF_FAMILY[family], validation, batches))
+    sft_batches = {"per_device_eval_batch_size": 4, "logging_steps": 1}
+    sft(flags(untrained, tiny_prompts, tmp_path / "sft", SFT, OF_FAMILY[family], validation, sft_batches))
+    abilities = ["reasoning"] if family == "qwen2" else ["reasoning", "vision"]
+    for ability in abilities:
+        (grpo_row,) = pd.read_csv(tmp_path / "grpo" / "metrics.csv").to_dict("records")
+        (sft_row,) = pd.read_csv(tmp_path / "sft" / "metrics.csv").to_dict("records")
+        assert grpo_row[f"eval_{ability}_num_prompts"] == 4 and grpo_row[f"eval_{ability}_rewards/accuracy/mean"] == 0
+        assert sft_row[f"eval_{ability}_num_prompts"] == 4 and sft_row[f"eval_{ability}_loss"] > 0
 
 
 @pytest.mark.slow
