@@ -26,7 +26,7 @@ from models.checkpoint import open_checkpoint
 from models.hub import CODE_FILES, Repository, list_files, parse_repository, snapshot
 from models.layout import layout_of
 from models.loading import CHECKPOINT_FILES, CHECKPOINT_IGNORED, local_checkpoint
-from tracking.command import parse_arguments, run_command
+from tracking.command import parse_arguments, read_yaml, run_command
 from tracking.product import write_text
 from tracking.records import Record, RecordLog
 from tracking.run import is_finished, open_run
@@ -106,16 +106,7 @@ def find_repositories(arguments: FetchArguments) -> dict[Repository, str]:
 
 def _named_in(path: Path) -> Iterator[tuple[Path, str, str, str | None]]:
     """Yields (file, key, name, revision) of each checkpoint and dataset in a YAML file and in those it names."""
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(f"--config {path}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected `name: value` lines, found {type(values).__name__}")
+    values = read_yaml(path)
     for key, value in values.items():
         names = value if isinstance(value, list) else [value]
         if key in CHECKPOINT_KEYS + DATASET_KEYS:

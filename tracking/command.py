@@ -109,10 +109,23 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
 
 
 def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
-    """Reads a configuration file.
+    """Reads a configuration file of known keys.
 
     Raises:
         ValueError: where it is missing, no YAML mapping, or has an unknown key.
+    """
+    config = read_yaml(path)
+    for key in config:
+        if key not in known and key != "env":
+            raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping, whatever its keys.
+
+    Raises:
+        ValueError: where the file is missing or holds something else.
     """
     import yaml
 
@@ -124,9 +137,6 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected `name: value` lines, found {type(config).__name__}")
-    for key in config:
-        if key not in known and key != "env":
-            raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(str(key), known)}")
     return config
 
 

@@ -93,12 +93,12 @@ class GraphWitness:
         """
         self._plan = plan
         self._carries_graph: dict[tuple[str, int], bool] = {}
-        self._waiting = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._num_awaited = len(self._waiting)
+        awaited = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._waiting = dict.fromkeys(awaited)
         for region, prefix in _stacks(plan.layout):
             for index in sorted({p.index for p in plan.layout if p.region == region and p.index is not None}):
                 self._watch_layer(base.get_submodule(f"{prefix}{index}"), (region, index))
-        for name, parameter in list(self._waiting.items()):
+        for name, parameter in awaited.items():
             self._watch_parameter(name, parameter)
 
     def _watch_layer(self, layer: "torch.nn.Module", place: tuple[str, int]) -> None:

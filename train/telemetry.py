@@ -25,14 +25,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from models.blocks import BLOCKS, REGIONS
+from train.adapters import PEFT_PREFIX
 from train.engine import zero_stage
 from train.freeze import FreezePlan
 
 if TYPE_CHECKING:
     import torch
-
-ADAPTED_PREFIX = "base_model.model."
-"""What PEFT puts before the canonical name of an adapted module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,7 @@ def is_measured(step: int, every: int, logging_steps: int = 1) -> bool:
 
 def block_of(name: str, plan: FreezePlan) -> str:
     """Returns the block or region of a parameter by its name in memory, an adapter's being that of its module."""
-    region, index, _ = plan.layout.family.place(name.removeprefix(ADAPTED_PREFIX))
+    region, index, _ = plan.layout.family.place(name.removeprefix(PEFT_PREFIX))
     if region != "llm":
         return region
     assert index is not None
