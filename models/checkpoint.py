@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
-from models.layout import CONFIG_FILE
+from models.layout import CONFIG_FILE, Layout, layout_from_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +148,23 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             f"{directory / INDEX_FILE}: names {lacking[0]!r}, which stands in no file ({len(lacking)} such)"
         )
     return Checkpoint(directory=directory, family=family, config=config, tensors=tensors)
+
+
+def stored_layout(checkpoint: Checkpoint) -> Layout:
+    """Returns the layout of the tensors that stand in a checkpoint's files, a tied head's duplicate left out.
+
+    Unlike `layout_of` it builds no model and needs no torch, and sees only what the files hold.
+    """
+    config = checkpoint.config
+    tied = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings"))
+    if type(tied) is not bool:  # older files leave it to the class's default; a model without a head of its own is tied
+        tied = not any(checkpoint.family.place(name)[0] == "head" for name in checkpoint.tensors)
+    shapes = {
+        name: stored.shape
+        for name, stored in checkpoint.tensors.items()
+        if not (tied and is_tied_duplicate(checkpoint, name))
+    }
+    return layout_from_shapes(checkpoint.family, shapes, tied=tied)
 
 
 def write_safetensors(

@@ -89,6 +89,7 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
         "--config", help="a YAML file with values for any of these arguments", default=argparse.SUPPRESS
     )
     known = {action.dest: action for action in parser._actions if action.dest not in ("config", "help")}
+    arguments = _gather_lists(arguments, {action.dest for action in known.values() if action.nargs in ("+", "*")})
     if "--config" in arguments:
         position = arguments.index("--config") + 1
         if position == len(arguments):
@@ -106,6 +107,23 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
         raise ValueError(f"unknown argument {unknown[0]!r}{did_you_mean(name, known)}")
     return tuple(parsed)
+
+
+def _gather_lists(arguments: list[str], lists: set[str]) -> list[str]:
+    """Joins the values of a list's flag that is given several times: `--donor a=A --donor b=B`."""
+    gathered: dict[str, list[str]] = {}
+    rest: list[str] = []
+    values = rest
+    for text in arguments:
+        if text.startswith("--"):
+            flag, separator, value = text.partition("=")
+            name = flag.lstrip("-").replace("-", "_")
+            values = gathered.setdefault(name, []) if name in lists else rest
+            if name in lists:
+                values.extend([value] if separator else [])
+                continue
+        values.append(text)
+    return [*rest, *(word for name, words in gathered.items() for word in (f"--{name}", *words))]
 
 
 def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:

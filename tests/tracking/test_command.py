@@ -265,3 +265,9 @@ def test_one_value_of_a_list_is_read_as_the_flag_reads_it(tmp_path: Path, text: 
     from_file, _ = parse("--config", write_config(tmp_path, f"output_dir: out\n{text}\n"))
     from_flag, _ = parse("--output-dir", "out", "--tasks", "count")
     assert from_file == from_flag == Arguments(output_dir="out", tasks=["count"])
+
+
+def test_a_lists_flag_may_be_repeated_and_overrides_the_file_as_a_whole(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "output_dir: out\ntasks: [read]\n")
+    arguments, _ = parse("--tasks", "count", "--config", config, "--seed", "2", "--tasks=see", "--tasks", "say", "more")
+    assert arguments == Arguments(output_dir="out", seed=2, tasks=["count", "see", "say", "more"])
