@@ -180,7 +180,8 @@ def prepare(work: Path) -> None:
 
 
 def _write_in_bf16(start: Any, directory: Path) -> None:
-    from models.checkpoint import WEIGHTS_FILE, cast_bytes, write_safetensors
+    from models.checkpoint import WEIGHTS_FILE, cast_bytes
+    from models.shards import write_safetensors
 
     shutil.copytree(start.directory, directory)
     entries = [(name, "BF16", start.tensors[name].shape) for name in start.tensors]

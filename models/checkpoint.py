@@ -2,25 +2,33 @@
 
 Headers are read without tensors; a tensor's bytes are a view of a memory map, in the dtype they are stored in. Names
 are mapped to one canonical spelling and the spelling on disk is remembered. Pickle files are refused: a model's weights
-are safetensors only.
-
-The file format (https://github.com/huggingface/safetensors): eight bytes, the header's length as a little-endian
-integer; the header, a JSON object from name to `dtype`, `shape` and `data_offsets`; the tensors' bytes.
+are safetensors only. What one such file holds is read by `models/shards.py`.
 """
 
 import hashlib
-import json
-import math
 import mmap
+import os
+import re
 import shutil
-import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
-from models.layout import CONFIG_FILE, Layout, layout_from_shapes
+from models.foreign import ADAPTER_CONFIG_FILE, SHARD, explain_folder
+from models.layout import CONFIG_FILE, Layout, is_tied, layout_from_shapes, read_model_config
+from models.shards import (
+    DTYPES,
+    FLOATING,
+    StoredTensor,
+    parse_json_object,
+    read_header,
+    same_bytes,
+    write_safetensors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -29,36 +37,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 COMPANION_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """Files of a checkpoint that are not weights: configuration, tokenizer, processor, chat template, index."""
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the reference implementation."""
-
-DTYPES = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-}
-"""Name in a safetensors header -> name in torch, bytes an element."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """Where one tensor stands on disk."""
-
-    name: str
-    """The canonical name."""
-    name_on_disk: str
-    file: Path
-    dtype: str
-    """As safetensors spells it, such as `BF16`."""
-    shape: tuple[int, ...]
-    offset: int
-    """Of the first byte, in the file."""
-    num_bytes: int
+FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +54,7 @@ class Checkpoint:
     def data(self, name: str) -> memoryview:
         """Returns a tensor's bytes as they stand on disk, without a copy."""
         stored = self.tensors[name]
-        if stored.file not in self._maps:
-            with stored.file.open("rb") as file:
-                self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return memoryview(self._maps[stored.file])[stored.offset : stored.offset + stored.num_bytes]
+        return memoryview(self._map(stored))[stored.offset : stored.offset + stored.num_bytes]
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Returns a tensor in its stored dtype and shape, as a copy."""
@@ -88,11 +64,42 @@ class Checkpoint:
         dtype = getattr(torch, DTYPES[stored.dtype][0])
         if not stored.num_bytes:
             return torch.empty(stored.shape, dtype=dtype)
-        return torch.frombuffer(bytearray(self.data(name)), dtype=dtype).reshape(stored.shape)
+        content = bytearray(self.data(name))
+        self.release(name)
+        return torch.frombuffer(content, dtype=dtype).reshape(stored.shape)
+
+    def view(self, name: str) -> "torch.Tensor":
+        """Returns a tensor in its stored dtype, flat and without a copy: for reading only, a write ends the process."""
+        import torch
+
+        stored = self.tensors[name]
+        dtype = getattr(torch, DTYPES[stored.dtype][0])
+        if not stored.num_bytes:
+            return torch.empty(0, dtype=dtype)
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+        return torch.frombuffer(self.data(name), dtype=dtype)
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that reading a tensor through `data` or `view` took; both stay valid.
+
+        What was read of a memory map counts as memory of the process until then, so that a long pass over a checkpoint
+        would look as large as the checkpoint.
+        """
+        stored = self.tensors[name]
+        first = stored.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map(stored).madvise(mmap.MADV_DONTNEED, first, stored.offset + stored.num_bytes - first)
+
+    def _map(self, stored: StoredTensor) -> mmap.mmap:
+        if stored.file not in self._maps:
+            with stored.file.open("rb") as file:
+                self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[stored.file]
 
     def sha256(self, name: str) -> str:
         """Returns the sha256 of a tensor's stored bytes."""
-        return hashlib.sha256(self.data(name)).hexdigest()
+        digest = hashlib.sha256(self.data(name)).hexdigest()
+        self.release(name)
+        return digest
 
     def fingerprint(self) -> str:
         """Tells a retrained checkpoint from an untouched one without reading all of it.
@@ -101,11 +108,17 @@ class Checkpoint:
         input has been replaced, no proof of equality.
         """
         digest = hashlib.sha256()
-        for name, stored in sorted(self.tensors.items()):
-            digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
-            data = self.data(name)
-            for start in (0, len(data) // 2, max(0, len(data) - 4096)):
-                digest.update(data[start : start + 4096])
+        with ExitStack() as stack:
+            opened: dict[Path, int] = {}
+            for name, stored in sorted(self.tensors.items()):
+                if stored.file not in opened:
+                    opened[stored.file] = stack.enter_context(stored.file.open("rb", buffering=0)).fileno()
+                    # A memory map would read 128 KiB around each sample: ten times as long from a cold disk.
+                    os.posix_fadvise(opened[stored.file], 0, 0, os.POSIX_FADV_RANDOM)
+                digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
+                for start in (0, stored.num_bytes // 2, max(0, stored.num_bytes - 4096)):
+                    size = min(4096, stored.num_bytes - start)
+                    digest.update(os.pread(opened[stored.file], size, stored.offset + start))
         return digest.hexdigest()
 
 
@@ -114,28 +127,30 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
     Raises:
         ValueError: naming the file, and the tensor where there is one: for a missing folder, configuration or shard, a
-            truncated file, an overlapping or misplaced tensor, an unknown dtype, a tensor that stands twice, an index
-            that disagrees with its files, or pickled weights.
+            truncated file, an overlapping or misplaced tensor, an unknown dtype or several, a tensor that stands twice
+            or fits nowhere, an index that disagrees with its files, and for pickled, quantised or adapter weights.
     """
     if not directory.is_dir():
         raise ValueError(
             f"checkpoint {directory} does not exist; expected a folder with {CONFIG_FILE} and safetensors files"
         )
-    config_path = directory / CONFIG_FILE
-    if not config_path.is_file():
-        raise ValueError(f"{config_path} does not exist; expected the model's configuration beside its weights")
-    config = _read_json(config_path)
-    if "model_type" not in config:
-        raise ValueError(f"{config_path} names no model_type; expected the configuration of a Transformers model")
+    config = read_model_config(directory)
     family = family_of(config["model_type"])
-    tensors: dict[str, StoredTensor] = {}
     indexed = _read_index(directory)
-    for path in _weight_files(directory, indexed, family):
-        for name_on_disk, stored in _read_header(path, family):
-            if indexed is not None and indexed.get(name_on_disk) != path.name:
-                raise ValueError(
-                    f"{path}: holds {name_on_disk!r}, which {INDEX_FILE} places in {indexed.get(name_on_disk)}"
-                )
+    paths = _weight_files(directory, indexed)
+    if (directory / ADAPTER_CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{directory} holds a whole model and an adapter ({ADAPTER_CONFIG_FILE}), which Transformers adds to it; "
+            "move the adapter to a folder of its own, or merge it"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for path in paths:
+        for found in read_header(path).tensors:
+            stored = replace(found, name=_canonical(found, family))
+            if indexed is not None and indexed.get(stored.name_on_disk) != path.name:
+                place = indexed.get(stored.name_on_disk)
+                says = f"which {INDEX_FILE} {f'places in {place}' if place else 'does not name'}"
+                raise ValueError(f"{path}: holds {stored.name_on_disk!r}, {says}")
             if stored.name in tensors:
                 raise ValueError(
                     f"{path}: tensor {stored.name!r} stands twice, also in {tensors[stored.name].file.name}"
@@ -147,7 +162,53 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         raise ValueError(
             f"{directory / INDEX_FILE}: names {lacking[0]!r}, which stands in no file ({len(lacking)} such)"
         )
-    return Checkpoint(directory=directory, family=family, config=config, tensors=tensors)
+    if not tensors:
+        raise ValueError(f"{paths[0]}: holds no tensor; it was saved without its weights")
+    checkpoint = Checkpoint(directory=directory, family=family, config=config, tensors=tensors)
+    _check_one_dtype(checkpoint)
+    return checkpoint
+
+
+def _canonical(found: StoredTensor, family: Family) -> str:
+    """Returns a stored tensor's canonical name, which has a place in its family."""
+    name = family.canonical(found.name_on_disk)
+    try:
+        family.place(name)
+    except ValueError as error:
+        raise ValueError(f"{found.file}: {error}{_explain_prefix(found.name_on_disk, family)}") from error
+    return name
+
+
+def _explain_prefix(name: str, family: Family) -> str:
+    """Says which wrapper's prefix stands before a name that would fit without it."""
+    parts = name.split(".")
+    for first in range(1, len(parts) - 1):
+        inner = ".".join(parts[first:])
+        try:
+            family.place(family.canonical(inner))
+        except ValueError:
+            continue
+        return f"; without {name.removesuffix(inner)!r} it would: save the model itself, not what wraps it"
+    return ""
+
+
+def _check_one_dtype(checkpoint: Checkpoint) -> None:
+    """Refuses weights of several floating dtypes, of which Transformers 5.23 would hold one."""
+    floating = [stored for stored in checkpoint.tensors.values() if stored.dtype in FLOATING]
+    counts = Counter(stored.dtype for stored in floating)
+    if len(counts) < 2:
+        return
+    usual, number = counts.most_common(1)[0]
+    odd = next(stored for stored in floating if stored.dtype != usual)
+    widest = DTYPES[max(counts, key=lambda dtype: (DTYPES[dtype][1], dtype))][0]
+    widest = "float32" if set(counts) == {"BF16", "F16"} else widest
+    raise ValueError(
+        f"{odd.file}: tensor {odd.name_on_disk!r} is {odd.dtype}, {number} of {len(floating)} tensors are {usual}; "
+        f"Transformers loads all in the dtype that {CONFIG_FILE} names and rounds the others without a word; "
+        "save it in one: "
+        f"{checkpoint.family.auto_class}.from_pretrained({str(checkpoint.directory)!r}, dtype={widest!r})"
+        ".save_pretrained(…)"
+    )
 
 
 def stored_layout(checkpoint: Checkpoint) -> Layout:
@@ -155,45 +216,13 @@ def stored_layout(checkpoint: Checkpoint) -> Layout:
 
     Unlike `layout_of` it builds no model and needs no torch, and sees only what the files hold.
     """
-    config = checkpoint.config
-    tied = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings"))
-    if type(tied) is not bool:  # older files leave it to the class's default; a model without a head of its own is tied
-        tied = not any(checkpoint.family.place(name)[0] == "head" for name in checkpoint.tensors)
+    tied = is_tied(checkpoint.config)
     shapes = {
         name: stored.shape
         for name, stored in checkpoint.tensors.items()
         if not (tied and is_tied_duplicate(checkpoint, name))
     }
     return layout_from_shapes(checkpoint.family, shapes, tied=tied)
-
-
-def write_safetensors(
-    path: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]], data: Callable[[str], bytes | memoryview]
-) -> None:
-    """Writes one safetensors file, a tensor at a time.
-
-    Args:
-        path: the file.
-        entries: (name on disk, dtype, shape) in the order they are to stand.
-        data: returns a tensor's bytes by its name on disk; asked once for each, in order.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, dtype, shape in entries:
-        num_bytes = math.prod(shape) * DTYPES[dtype][1]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
-        offset += num_bytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)))
-        file.write(encoded)
-        for name, dtype, shape in entries:
-            content = data(name)
-            assert len(content) == math.prod(shape) * DTYPES[dtype][1], (
-                f"{name}: {len(content)} bytes for {dtype} {shape}"
-            )
-            file.write(content)
 
 
 def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> None:
@@ -248,7 +277,7 @@ def is_tied_duplicate(checkpoint: Checkpoint, name: str) -> bool:
     """True for a stored head whose bytes are the embedding matrix's (ZeRO-1 and ZeRO-2 write one)."""
     embed = _embedding(checkpoint)
     is_head = checkpoint.family.place(name)[0] == "head"
-    return is_head and embed is not None and checkpoint.data(name) == checkpoint.data(embed)
+    return is_head and embed is not None and same_bytes(checkpoint.data(name), checkpoint.data(embed))
 
 
 def _embedding(checkpoint: Checkpoint) -> str | None:
@@ -265,118 +294,45 @@ def cast_bytes(checkpoint: Checkpoint, name: str, dtype: str) -> bytes | memoryv
     return target.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return value
-
-
 def _read_index(directory: Path) -> dict[str, str] | None:
     path = directory / INDEX_FILE
     if not path.is_file():
         return None
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = parse_json_object(path.read_bytes(), str(path)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(type(f) is str for f in weight_map.values()):
         raise ValueError(f"{path}: holds no weight_map; expected a file name for every tensor")
-    if (directory / WEIGHTS_FILE).is_file() and WEIGHTS_FILE not in weight_map.values():
-        raise ValueError(
-            f"{directory} holds both {WEIGHTS_FILE} and {INDEX_FILE}; Transformers loads the first and passes over the "
-            "second: remove the stale one"
-        )
+    for name, file in weight_map.items():
+        if not FILE_NAME.fullmatch(file):
+            raise ValueError(f"{path}: places {name!r} in {file!r}; expected a safetensors file in the same folder")
     return weight_map
 
 
-def _weight_files(directory: Path, indexed: dict[str, str] | None, family: Family) -> list[Path]:
+def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]:
+    """Returns the files that hold the weights; all are there, and no others that look as if they did."""
     names = sorted(set(indexed.values())) if indexed is not None else [WEIGHTS_FILE]
     for name in names:
         path = directory / name
         if path.is_file():
             continue
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link to {path.readlink()}, which does not exist; fetch the checkpoint again")
+        if path.exists():
+            raise ValueError(f"{path} is a folder; expected a safetensors file")
         if indexed is not None:
             raise ValueError(f"{directory / INDEX_FILE} names {name}, which does not exist")
-        pickled = sorted(file.name for file in directory.glob("*.bin"))
-        if pickled:
-            raise ValueError(
-                f"{directory} holds pickled weights ({pickled[0]}), which can run code; convert them once, where you "
-                f"trust them: {family.auto_class}.from_pretrained(...).save_pretrained(...)"
-            )
-        raise ValueError(f"{path} does not exist; expected {WEIGHTS_FILE} or shards with {INDEX_FILE}")
+        raise ValueError(
+            explain_folder(directory) or f"{path} does not exist; expected {WEIGHTS_FILE} or shards with {INDEX_FILE}"
+        )
+    if indexed is not None and (directory / WEIGHTS_FILE).is_file() and WEIGHTS_FILE not in names:
+        raise ValueError(
+            f"{directory} holds both {WEIGHTS_FILE} and {INDEX_FILE}; Transformers loads the first and passes over the "
+            "second: remove the stale one"
+        )
+    stale = sorted(path.name for path in directory.iterdir() if SHARD.fullmatch(path.name) and path.name not in names)
+    if stale:
+        says = f"{INDEX_FILE} does not name" if indexed is not None else "no index names"
+        raise ValueError(
+            f"{directory / stale[0]} is a shard that {says} ({len(stale)} such); Transformers passes over it: "
+            "remove it, or what makes it stale"
+        )
     return [directory / name for name in names]
-
-
-def _is_entry(entry: Any) -> bool:
-    def are_counts(values: Any) -> bool:
-        return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("dtype"), str)
-        and are_counts(entry.get("shape"))
-        and are_counts(entry.get("data_offsets"))
-        and len(entry["data_offsets"]) == 2
-    )
-
-
-def _read_header(path: Path, family: Family) -> Iterator[tuple[str, StoredTensor]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise ValueError(f"{path}: {size} bytes are too few for a safetensors file; it is truncated")
-        (header_bytes,) = struct.unpack("<Q", prefix)
-        if header_bytes > min(size - 8, MAX_HEADER_BYTES):
-            raise ValueError(
-                f"{path}: the header claims {header_bytes} bytes of a file of {size}; "
-                "the file is truncated or no safetensors file"
-            )
-        try:
-            header = json.loads(file.read(header_bytes))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: the header is not readable as JSON ({error}); the file is damaged") from error
-    if not isinstance(header, dict):
-        raise ValueError(
-            f"{path}: the header is a {type(header).__name__}; expected a JSON object; the file is damaged"
-        )
-    header.pop("__metadata__", None)
-    for name_on_disk, entry in header.items():
-        if not _is_entry(entry):
-            raise ValueError(
-                f"{path}: tensor {name_on_disk!r} has the header entry {entry!r}; expected a dtype, a shape and two "
-                "data_offsets; the file is damaged"
-            )
-    start = 8 + header_bytes
-    position = 0
-    for name_on_disk, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
-        first, last = entry["data_offsets"]
-        if dtype not in DTYPES:
-            raise ValueError(
-                f"{path}: tensor {name_on_disk!r} has the dtype {dtype}; supported are {', '.join(DTYPES)}"
-            )
-        expected = math.prod(shape) * DTYPES[dtype][1]
-        if first != position or last - first != expected:
-            raise ValueError(
-                f"{path}: tensor {name_on_disk!r} claims bytes {first} to {last}; "
-                f"expected {position} to {position + expected} for {dtype} {list(shape)}"
-            )
-        position = last
-        yield (
-            name_on_disk,
-            StoredTensor(
-                name=family.canonical(name_on_disk),
-                name_on_disk=name_on_disk,
-                file=path,
-                dtype=dtype,
-                shape=shape,
-                offset=start + first,
-                num_bytes=last - first,
-            ),
-        )
-    if start + position != size:
-        raise ValueError(
-            f"{path}: has {size} bytes, its header describes {start + position}; the file is truncated or damaged"
-        )

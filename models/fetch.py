@@ -2,11 +2,12 @@
 
     python -m models.fetch --config configs/frankenstein_3b/necessity.yaml [--dry-run]
 
-`--config` is the YAML of train.necessity, train.grpo, train.sft, eval.run or data_builders.build. It is searched, with
-the YAML files it names (`grpo_config: …`), for checkpoints (`model_name_or_path`, `base_checkpoint`, `sft_checkpoint`,
-`model`) and data (`prompts`, `source`); a folder that is here already needs no fetching. Of a checkpoint come
-safetensors, configuration and tokenizer, never pickled weights, never code; of a dataset all files but code. Where the
-cache stands, huggingface_hub decides (HF_HOME); on the nodes set HF_HUB_OFFLINE=1.
+`--config` is the YAML of train.necessity, train.grpo, train.sft, eval.run, analyze.deltas or data_builders.build, or a
+splice's recipe. It is searched, with the YAML files it names (`grpo_config: …`), for checkpoints (`model_name_or_path`,
+`base_checkpoint`, `sft_checkpoint`, `model`, `base`, `sft`, `rl`, `donors`) and data (`prompts`, `source`); a folder
+that is here already needs no fetching. Of a checkpoint come safetensors, configuration and tokenizer, never pickled
+weights, never code; of a dataset all files but code. Where the cache stands, huggingface_hub decides (HF_HOME); on the
+nodes set HF_HUB_OFFLINE=1.
 
 OUTPUT/fetched.json     per repository: the revision asked for, the commit it stands for, files and bytes
 """
@@ -23,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from models.checkpoint import open_checkpoint
+from models.completeness import check_complete
 from models.hub import CODE_FILES, Repository, list_files, parse_repository, snapshot
 from models.layout import layout_of
 from models.loading import CHECKPOINT_FILES, CHECKPOINT_IGNORED, local_checkpoint
@@ -33,7 +35,9 @@ from tracking.run import is_finished, open_run
 from tracking.tables import format_columns
 
 FETCHED_FILE = "fetched.json"
-CHECKPOINT_KEYS = ("model_name_or_path", "base_checkpoint", "sft_checkpoint", "model")
+CHECKPOINT_KEYS = (
+    "model_name_or_path", "base_checkpoint", "sft_checkpoint", "model", "base", "sft", "rl", "donors",
+)  # fmt: skip
 DATASET_KEYS = ("prompts", "source")
 REVISION_KEYS = {"source": "hub_revision"}
 """Key -> the key that says which revision its names mean, where they do not say so themselves."""
@@ -108,7 +112,9 @@ def _named_in(path: Path) -> Iterator[tuple[Path, str, str, str | None]]:
     """Yields (file, key, name, revision) of each checkpoint and dataset in a YAML file and in those it names."""
     values = read_yaml(path)
     for key, value in values.items():
-        names = value if isinstance(value, list) else [value]
+        names = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if key == "rl":  # NAME@SEED=CHECKPOINT
+            names = [str(name).rpartition("=")[2] for name in names]
         if key in CHECKPOINT_KEYS + DATASET_KEYS:
             revision = values.get(REVISION_KEYS.get(key, ""))
             yield from ((path, key, str(name), str(revision) if revision else None) for name in names if name)
@@ -204,7 +210,7 @@ def fetch(repository: Repository) -> Record:
         layout_of(local_checkpoint(str(repository), config_only=True))  # of a family we know, before the weights come
     folder = snapshot(repository, progress_bar=TerminalBar, **_wanted(repository))
     if repository.kind == "model":
-        open_checkpoint(folder)
+        check_complete(open_checkpoint(folder), layout_of(folder))
     _, files = list_files(replace(repository, revision=folder.name), **_wanted(repository))
     return {
         "key": f"{repository.kind}/{repository}",

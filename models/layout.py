@@ -4,7 +4,6 @@ The model is built on the meta device: no weights are read and no memory is take
 model costs.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from models.families import Family, family_of
+from models.foreign import explain_folder
+from models.shards import parse_json_object
 
 CONFIG_FILE = "config.json"
 
@@ -67,18 +68,45 @@ def read_model_config(path: Path) -> dict[str, Any]:
     """Reads a model's `config.json`, or the one in the given folder.
 
     Raises:
-        ValueError: where it is missing, malformed, or names no model type.
+        ValueError: where it is missing, malformed, of an unsupported family, or describes quantised weights.
     """
+    instead = explain_folder(path) if path.is_dir() else None
     path = path / CONFIG_FILE if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a checkpoint folder with a {CONFIG_FILE}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(config, dict) or "model_type" not in config:
+        raise ValueError(instead or f"{path} does not exist; expected a checkpoint folder with a {CONFIG_FILE}")
+    config = parse_json_object(path.read_bytes(), str(path))
+    if "model_type" not in config:
         raise ValueError(f"{path} names no model_type; expected the configuration of a Transformers model")
+    try:
+        family_of(config["model_type"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if config.get("quantization_config"):
+        method = config["quantization_config"]
+        raise ValueError(
+            f"{path}: describes quantised weights (quantization_config, "
+            f"{method.get('quant_method') if isinstance(method, dict) else method}); "
+            "expected the checkpoint they were made from"
+        )
     return config
+
+
+def config_value(config: dict[str, Any], *keys: str) -> Any:
+    """Returns a decoder's or tower's value: nested as Transformers 5 writes it, or flat as published ones have it."""
+    *sections, key = keys
+    for section in sections:
+        nested = config.get(section)
+        config = nested if isinstance(nested, dict) and key in nested else config
+    return config.get(key)
+
+
+def is_tied(config: dict[str, Any]) -> bool:
+    """True where the output head is the embedding matrix.
+
+    As Transformers 5.23 decides: the model's or its decoder's configuration says so; one that says nothing is untied.
+    """
+    text = config.get("text_config")
+    return any(part.get("tie_word_embeddings") is True for part in (config, text) if isinstance(part, dict))
 
 
 def layout_from_config(config: dict[str, Any]) -> Layout:

@@ -53,12 +53,21 @@ def resolved_revision(name: str) -> str | None:
 def load_model(
     directory: Path, *, dtype: "torch.dtype | str" = "auto", attn_implementation: str | None = None
 ) -> "PreTrainedModel":
-    """Loads a checkpoint's weights (safetensors only, no code from the checkpoint) into its family's class."""
+    """Loads a checkpoint's weights (safetensors only, no code from the checkpoint) into its family's class.
+
+    Raises:
+        ValueError: where Transformers found no weights for a parameter, which it would fill with random numbers.
+    """
     import transformers
 
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     auto_class = getattr(transformers, _family(directory).auto_class)
-    model: PreTrainedModel = auto_class.from_pretrained(directory, dtype=dtype, use_safetensors=True, **options)
+    model: PreTrainedModel
+    model, found = auto_class.from_pretrained(
+        directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{directory}: holds no weights for {missing[0]!r} ({len(missing)} such); it is not complete")
     return model
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.checkpoint import DTYPES, Checkpoint
+from models.checkpoint import Checkpoint
+from models.shards import DTYPES
 from tracking.command import did_you_mean
 from train.freeze import FreezeArguments, FreezePlan
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.checkpoint import DTYPES, Checkpoint
+from models.checkpoint import Checkpoint
+from models.shards import DTYPES
 from tracking.processes import num_processes
 from train.freeze import FreezePlan
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.checkpoint import DTYPES, Checkpoint
+from models.checkpoint import Checkpoint
 from models.layout import Layout
+from models.shards import DTYPES
 from train.activations import (
     Layer,
     Precision,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.blocks import BLOCKS, REGIONS, Partition, block_names, format_layers, make_partition, resolve
-from models.checkpoint import DTYPES, Checkpoint, cast_bytes
+from models.checkpoint import Checkpoint, cast_bytes
 from models.layout import Layout
+from models.shards import DTYPES
 from tracking.tables import format_columns
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from models.checkpoint import Checkpoint, is_tied_duplicate, open_checkpoint
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.completeness import check_complete
 from models.layout import layout_of
 from models.loading import local_checkpoint
 from train.adapters import plan_adapters
@@ -35,14 +36,7 @@ def open_start(config: "ModelConfig", freeze: FreezeArguments) -> Start:
         raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
     checkpoint = open_checkpoint(local_checkpoint(name))
     plan = plan_freeze(layout_of(checkpoint.directory), freeze)
-    missing = sorted(set(plan.layout.parameters) - set(checkpoint.tensors))
-    if missing:
-        raise ValueError(
-            f"{checkpoint.directory}: lacks {missing[0]!r} that its configuration asks for ({len(missing)} such)"
-        )
-    for extra in sorted(set(checkpoint.tensors) - set(plan.layout.parameters)):
-        if not is_tied_duplicate(checkpoint, extra):
-            raise ValueError(f"{checkpoint.directory}: has {extra!r}, for which its configuration has no place")
+    check_complete(checkpoint, plan.layout)
     if config.use_peft:
         plan = plan_adapters(plan, freeze, config)
     elif plan.layout.tied:

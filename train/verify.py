@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from models.checkpoint import check_same_tensors, open_checkpoint
+from models.completeness import check_complete
 from models.layout import layout_of
 from models.loading import local_checkpoint
 from tracking.command import parse_arguments, run_command
@@ -46,8 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     start = open_checkpoint(local_checkpoint(arguments.start))
     end = open_checkpoint(local_checkpoint(arguments.end))
     check_same_tensors(start, end)
+    layout = layout_of(start.directory)
+    for checkpoint in (start, end):
+        check_complete(checkpoint, layout)
     freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
-    plan = plan_freeze(layout_of(start.directory), freeze)
+    plan = plan_freeze(layout, freeze)
     changes = compare_tensors(start, end, plan)
     broken = broken_tensors(changes)
     print(f"partition: {plan.partition}")

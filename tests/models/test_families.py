@@ -11,10 +11,11 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from models.blocks import BLOCKS, REGIONS, block_names, make_partition, resolve
-from models.checkpoint import open_checkpoint, write_like, write_safetensors
+from models.checkpoint import open_checkpoint, write_like
 from models.families import FAMILIES, QWEN2, QWEN2_5_VL, QWEN3_VL, Family
 from models.layout import layout_from_config, layout_of
 from models.loading import load_model, load_processor
+from models.shards import write_safetensors
 
 TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 DECODER_PARTS = {
@@ -219,10 +220,3 @@ def test_qwen3_vl_sees_an_image(qwen3_vl_checkpoint: Path) -> None:
         for colour in ("red", "blue")
     ]
     assert not torch.allclose(*logits)
-
-
-def test_pickled_weights_are_refused_with_the_class_that_converts_them(qwen2_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes((qwen2_checkpoint / "config.json").read_bytes())
-    (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(ValueError, match=r"pickled weights.*AutoModelForCausalLM\.from_pretrained"):
-        open_checkpoint(tmp_path)

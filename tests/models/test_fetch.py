@@ -139,6 +139,22 @@ def test_the_shipped_study_of_the_paper_needs_two_checkpoints(monkeypatch: pytes
     assert {repository.kind for repository in needed} == {"model"}
 
 
+@pytest.mark.parametrize(
+    ("config", "needed"),
+    [
+        ("frankenstein_3b/deltas.yaml", ["Qwen/Qwen2.5-VL-3B-Instruct", "AIcell/Frankenstein-IN",
+                                         "AIcell/Frankenstein-RL", "AIcell/Frankenstein-RL-Frozen-Mid"]),
+        ("openmmreasoner_7b/deltas.yaml", ["Qwen/Qwen2.5-VL-7B-Instruct", "OpenMMReasoner/OpenMMReasoner-ColdStart",
+                                           "OpenMMReasoner/OpenMMReasoner-RL"]),
+        ("openmmreasoner_7b/splice.yaml", ["OpenMMReasoner/OpenMMReasoner-ColdStart",
+                                           "OpenMMReasoner/OpenMMReasoner-RL"]),
+    ],
+)  # fmt: skip
+def test_what_deltas_and_splices_read_is_found(config: str, needed: list[str]) -> None:
+    found = find_repositories(FetchArguments(study=str(REPOSITORY_ROOT / "configs" / config)))
+    assert [str(repository) for repository in found] == needed
+
+
 def test_a_grpo_configuration_and_flags_are_enough(hub: Hub, study: Path) -> None:
     main(["--config=grpo.yaml"])
     assert list(fetched(Path("outputs", "fetched", f"{study.parent.name}-grpo"))) == ["AIcell/IN"]
@@ -299,7 +315,7 @@ def test_a_cache_that_lost_or_moved_what_was_fetched_is_said(hub: Hub, study: Pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "--config .*study.yaml: no such file"),
+        (None, "study.yaml: no such file"),
         ("- a\n", "expected `name: value` lines, found list"),
         ("a: [", "not readable as YAML"),
         ("grpo_config: nowhere.yaml\n", "nowhere.yaml: no such file"),

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from models.families import QWEN2_5_VL
-from models.layout import layout_from_config, layout_from_shapes, layout_of
+from models.layout import is_tied, layout_from_config, layout_from_shapes, layout_of
 from tracking.command import REPOSITORY_ROOT
 
 FRANKENSTEIN_3B = REPOSITORY_ROOT / "configs" / "frankenstein_3b" / "config.json"
@@ -70,6 +70,17 @@ def test_flat_configuration_of_published_checkpoints_gives_the_same_layout() -> 
     assert layout_from_config(flat) == layout_from_config(nested)
 
 
+@pytest.mark.parametrize("text", [None, False, True])
+@pytest.mark.parametrize("top", [None, False, True])
+def test_tying_is_read_from_either_configuration_as_transformers_does(top: bool | None, text: bool | None) -> None:
+    config = small_config("qwen2_5_vl", tied=False)
+    for part, tied in ((config, top), (config["text_config"], text)):
+        part.pop("tie_word_embeddings", None)
+        if tied is not None:
+            part["tie_word_embeddings"] = tied
+    assert is_tied(config) == layout_from_config(config).tied
+
+
 def test_layout_takes_no_memory_and_leaves_the_random_state() -> None:
     config = small_config("qwen2_5_vl", tied=True)
     config["text_config"]["vocab_size"] = 50_000_000_000  # 3 TiB if it were real
@@ -105,7 +116,7 @@ def test_unsupported_family_names_the_supported_ones(tmp_path: Path, model_type:
         ('{"model_type": ', "is not readable as JSON"),
         ("", "is not readable as JSON"),
         ("\udcff", "is not readable as JSON"),
-        ('["qwen2_vl"]', "names no model_type"),
+        ('["qwen2_vl"]', "is a list; expected a JSON object"),
         ('{"hidden_size": 8}', "names no model_type"),
     ],
 )

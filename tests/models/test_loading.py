@@ -1,5 +1,6 @@
-"""Names on the hub, against a web server that answers as the hub does."""
+"""Names on the hub, against a web server that answers as the hub does; and what loading refuses."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from models.hub import Repository, hub_commit, snapshot
 from models.loading import load_model, local_checkpoint, resolved_revision
+from tests.models.damage import MISFITS
 
 Hub = Any
 """tests/models/conftest.py"""
@@ -175,3 +177,10 @@ def test_a_file_is_no_checkpoint(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "out" / "weights").touch()
     with pytest.raises(ValueError, match="checkpoint out/weights is a file; expected a folder"):
         local_checkpoint("out/weights")
+
+
+def test_weights_that_are_missing_are_not_made_up(pocket_checkpoint: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(pocket_checkpoint, tmp_path / "checkpoint"))
+    MISFITS["lost_tensor"][0](directory)
+    with pytest.raises(ValueError, match=r"holds no weights for '.*layers\.0\.mlp\.up_proj\.weight' \(1 such\)"):
+        load_model(directory)

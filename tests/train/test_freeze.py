@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models.blocks import resolve
-from models.checkpoint import Checkpoint, open_checkpoint, write_safetensors
+from models.checkpoint import Checkpoint, open_checkpoint
 from models.layout import Layout
 from models.loading import load_model
+from models.shards import write_safetensors
 from train.freeze import (
     FreezeArguments,
     apply_freeze,

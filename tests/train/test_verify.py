@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import open_checkpoint, write_safetensors
+from models.checkpoint import open_checkpoint
 from models.layout import Layout
+from models.shards import write_safetensors
 from train.freeze import FreezeArguments, plan_freeze
 from train.verify import EXIT_BREACH, main
 

@@ -1,0 +1,142 @@
+"""Does a checkpoint hold every tensor its model has, in its shape, and nothing else? Asked before expensive work.
+
+Transformers fills what is missing with random numbers and passes over what is too many, with a warning at most.
+"""
+
+from collections import Counter
+
+from models.checkpoint import INDEX_FILE, Checkpoint, is_tied_duplicate, stored_layout
+from models.layout import CONFIG_FILE, Layout, Parameter, config_value, is_tied
+from models.shards import FLOATING
+from tracking.command import did_you_mean
+
+
+def check_complete(checkpoint: Checkpoint, layout: Layout) -> None:
+    """Compares a checkpoint with its model's own parameters (`layout_of`); a tied duplicate of equal bytes may stand.
+
+    Raises:
+        ValueError: naming the file and the tensor that is missing, too many, or of another shape.
+    """
+    _check_tied_head(checkpoint, tied=layout.tied)
+    missing = [name for name in layout.parameters if name not in checkpoint.tensors]
+    extra = [
+        name
+        for name in checkpoint.tensors
+        if name not in layout.parameters and not (layout.tied and is_tied_duplicate(checkpoint, name))
+    ]
+    if missing:
+        raise ValueError(
+            f"{_place(checkpoint)}: lacks {missing[0]!r}, which {CONFIG_FILE} asks for "
+            f"({len(missing)} such){did_you_mean(missing[0], extra)}"
+        )
+    if extra:
+        raise ValueError(
+            f"{checkpoint.tensors[extra[0]].file}: holds {extra[0]!r}, for which {CONFIG_FILE} has no place "
+            f"({len(extra)} such){did_you_mean(extra[0], layout.parameters)}"
+        )
+    _check_floating(checkpoint, layout)
+    for parameter in layout:
+        _check_shape(checkpoint, parameter.name, parameter.shape, f"{CONFIG_FILE} asks for")
+
+
+def check_against_config(checkpoint: Checkpoint) -> None:
+    """Compares a checkpoint with the counts and widths that `config.json` states: without a model, and without torch.
+
+    It knows fewer shapes than `check_complete`, and no parameter that all layers lack.
+
+    Raises:
+        ValueError: naming the file and the tensor.
+    """
+    config, family = checkpoint.config, checkpoint.family
+    _check_tied_head(checkpoint, tied=is_tied(config))
+    layout = stored_layout(checkpoint)
+    _check_floating(checkpoint, layout)
+    optional = ("vision", "projector") * family.text_only + ("head",) * layout.tied
+    present = {parameter.region for parameter in layout}
+    for region, prefix in family.regions:
+        if region not in present and region not in optional:
+            raise ValueError(f"{_place(checkpoint)}: lacks {prefix + '*'!r}, the {region} of a {family.model_type}")
+    _check_stack(checkpoint, layout, "llm", config_value(config, *family.num_layers_key))
+    if family.num_vision_blocks_key:
+        _check_stack(checkpoint, layout, "vision", config_value(config, *family.num_vision_blocks_key))
+    section = family.num_layers_key[:-1]
+    hidden, vocabulary = (config_value(config, *section, key) for key in ("hidden_size", "vocab_size"))
+    shapes = {"embed": (vocabulary, hidden), "head": (vocabulary, hidden), "norm": (hidden,)}
+    for parameter in layout:
+        shape = shapes.get(parameter.region, ())
+        if shape and all(type(size) is int for size in shape):
+            _check_shape(checkpoint, parameter.name, shape, f"{CONFIG_FILE} asks for")
+
+
+def _check_floating(checkpoint: Checkpoint, layout: Layout) -> None:
+    """Refuses weights that are stored as integers: packed by a quantiser, or damaged."""
+    for name in layout.parameters:
+        stored = checkpoint.tensors[name]
+        if stored.dtype not in FLOATING:
+            raise ValueError(
+                f"{stored.file}: tensor {name!r} is {stored.dtype}; expected one of {', '.join(FLOATING)} "
+                "(quantised weights are not read: name the checkpoint they were made from)"
+            )
+
+
+def _check_tied_head(checkpoint: Checkpoint, *, tied: bool) -> None:
+    """Refuses a stored head that differs from the embedding matrix it is said to be.
+
+    Transformers 5.23 loads such a file untied, with a warning; whatever then compares, trains or splices the one tensor
+    would miss the other.
+    """
+    places = {checkpoint.family.place(name)[0]: name for name in checkpoint.tensors}
+    head = places.get("head")
+    if tied and head and "embed" in places and not is_tied_duplicate(checkpoint, head):
+        raise ValueError(
+            f"{checkpoint.tensors[head].file}: {head!r} differs from {places['embed']!r}, while {CONFIG_FILE} ties the "
+            "two (tie_word_embeddings); set it to false if both are meant, or remove the head"
+        )
+
+
+def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: object) -> None:
+    """Compares the layers of a stack with each other, and their number with the configuration's, where it has one."""
+    layers: dict[int, dict[str, Parameter]] = {}
+    for parameter in layout:
+        if parameter.region == region and parameter.index is not None:
+            layers.setdefault(parameter.index, {})[parameter.rest] = parameter
+    stack = {"llm": checkpoint.family.layers, "vision": checkpoint.family.vision_blocks}[region]
+    number = count if type(count) is int else len(layers)
+    absent = sorted(set(range(number)) - set(layers))
+    beyond = sorted(set(layers) - set(range(number)))
+    if absent:
+        raise ValueError(
+            f"{_place(checkpoint)}: lacks {f'{stack}{absent[0]}.*'!r} ({len(absent)} such), "
+            f"while {CONFIG_FILE} asks for {number} of these"
+        )
+    if beyond:
+        parameter = next(iter(layers[beyond[0]].values()))
+        raise ValueError(
+            f"{checkpoint.tensors[parameter.name].file}: holds {parameter.name!r}, while {CONFIG_FILE} asks for "
+            f"{number} of these, 0 to {number - 1}"
+        )
+    held = Counter(rest for layer in layers.values() for rest in layer)
+    usual = {rest: Counter(layer[rest].shape for layer in layers.values() if rest in layer) for rest in held}
+    for index, layer in sorted(layers.items()):
+        for rest, shapes in usual.items():
+            name = f"{stack}{index}.{rest}"
+            if rest in layer:
+                _check_shape(checkpoint, name, shapes.most_common(1)[0][0], "others of its kind have")
+                if held[rest] * 2 < len(layers):
+                    raise ValueError(
+                        f"{checkpoint.tensors[name].file}: holds {name!r}, which the other layers have not"
+                    )
+            elif held[rest] * 2 >= len(layers):
+                raise ValueError(f"{_place(checkpoint)}: lacks {name!r}, which the other layers have")
+
+
+def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], said: str) -> None:
+    stored = checkpoint.tensors[name]
+    if stored.shape != shape:
+        raise ValueError(f"{stored.file}: tensor {name!r} has the shape {list(stored.shape)}; {said} {list(shape)}")
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    """Returns the file that should name a tensor which stands in none."""
+    files = {stored.file for stored in checkpoint.tensors.values()}
+    return str(checkpoint.directory / INDEX_FILE if len(files) > 1 else next(iter(files)))
