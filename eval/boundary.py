@@ -32,8 +32,7 @@ from data_builders.prompts import Prompt, prompts_fingerprint, read_prompts, wri
 from eval.grading import CORRECT, UNSCORED, grade
 from eval.prompting import check_style
 from eval.statistics import wilson
-from models.checkpoint import open_checkpoint
-from models.loading import load_model, load_processor, local_checkpoint
+from eval.subject import Subject, open_subject
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 class BoundaryArguments:
     """Which prompts are tried, how often, and which are kept."""
 
-    model: str = field(metadata={"help": "checkpoint folder or hub id"})
+    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
     data: str = field(metadata={"help": "folder of a prompt set"})
     output_dir: str = field(metadata={"help": "where records, rates and the new prompt set are written"})
     split: str = field(default="rl", metadata={"help": "split of the prompt set"})
@@ -103,10 +102,10 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
         for image in prompt.images:
             if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
                 raise ValueError(f"prompt {prompt.id!r}: image {image!r} lies outside the prompt set {source}")
-    directory = local_checkpoint(arguments.model)
+    subject = open_subject(arguments.model)
     settings: dict[str, Any] = {
         "model": arguments.model,
-        "model_fingerprint": open_checkpoint(directory).fingerprint(),
+        "model_fingerprint": subject.fingerprint,
         "prompts": prompts_fingerprint(source, arguments.split),
         **{
             name: getattr(arguments, name)
@@ -121,10 +120,11 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
     with open_run(output_dir, command="eval.boundary", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
             return output_dir
+        run.note(**subject.facts)
         with RecordLog(output_dir / "records.jsonl") as log:
             wanted = {_key(prompt, number) for prompt, number in _replies(prompts, arguments)}
             log.append(*[record for record in earlier if record["key"] in wanted and record["key"] not in log])
-            _sample_all(arguments, directory, prompts, log)
+            _sample_all(arguments, subject, prompts, log)
             rates = rate_table(prompts, list(log), arguments)
         write_table(output_dir / "rates.csv", rates)
         summary = summary_table(rates)
@@ -168,17 +168,13 @@ def reply_seed(seed: int, prompt_id: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{number}".encode()).digest()[:8], "big") >> 1
 
 
-def _sample_all(arguments: BoundaryArguments, directory: Path, prompts: Sequence[Prompt], log: RecordLog) -> None:
-    import torch
-
+def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequence[Prompt], log: RecordLog) -> None:
     from eval.generation import SeededSampler, generate, greedy_settings, make_batches, render_prompt
 
     replies = _replies(prompts, arguments)
     if len(log) == len(replies):
         return
-    processor = load_processor(directory)
-    model = load_model(directory, dtype=arguments.dtype, attn_implementation=arguments.attn_implementation).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     settings = greedy_settings(model, processor, arguments.max_new_tokens)
     texts = {
         prompt.id: render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)

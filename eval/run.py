@@ -2,6 +2,7 @@
 
     python -m eval.run --model CHECKPOINT --tasks outputs/pocket/data:test --output-dir outputs/eval/sft
 
+The model is a checkpoint, or a recipe of `merge.splice` (a file ending in .yaml), whose splice is then made in memory.
 `records.jsonl` holds every response, `scores.csv` the accuracy per ability with its interval (Wilson, 95 %). A task is
 `FOLDER:SPLIT`, a prompt set as `data_builders/prompts.py` describes it. Batches are the same whether or not the command
 was killed and continued, so the answers are too.
@@ -16,8 +17,7 @@ from data_builders.prompts import Prompt, prompts_fingerprint, read_prompts
 from eval.grading import CORRECT, UNSCORED, grade, is_well_formed
 from eval.prompting import check_style
 from eval.statistics import wilson
-from models.checkpoint import open_checkpoint
-from models.loading import load_model, load_processor, local_checkpoint
+from eval.subject import Subject, open_subject
 from tracking.command import parse_arguments, run_command
 from tracking.progress import progress
 from tracking.records import Record, RecordLog
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class EvaluationArguments:
     """What is scored, and how."""
 
-    model: str = field(metadata={"help": "checkpoint folder or hub id"})
+    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
     tasks: list[str] = field(metadata={"help": "prompt sets as FOLDER:SPLIT"})
     output_dir: str = field(metadata={"help": "where records.jsonl and scores.csv are written"})
     prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
@@ -77,10 +77,10 @@ def evaluate(arguments: EvaluationArguments) -> Path:
     for split in splits:
         if splits.count(split) > 1:
             raise ValueError(f"two tasks have a split of the name {split!r}; evaluate them into two output directories")
-    directory = local_checkpoint(arguments.model)
+    subject = open_subject(arguments.model)
     settings: dict[str, Any] = {
         "model": arguments.model,
-        "model_fingerprint": open_checkpoint(directory).fingerprint(),
+        "model_fingerprint": subject.fingerprint,
         "tasks": {task.name: prompts_fingerprint(task.directory, task.name) for task in tasks},
         "prompt_style": arguments.prompt_style,
         "system_prompt": arguments.system_prompt,
@@ -93,20 +93,17 @@ def evaluate(arguments: EvaluationArguments) -> Path:
     with open_run(output_dir, command="eval.run", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
             return output_dir
+        run.note(**subject.facts)
         with RecordLog(output_dir / "records.jsonl") as log:
-            _answer_all(arguments, directory, tasks, log)
+            _answer_all(arguments, subject, tasks, log)
             write_table(output_dir / "scores.csv", score_table(list(log)))
     return output_dir
 
 
-def _answer_all(arguments: EvaluationArguments, directory: Path, tasks: list[Task], log: RecordLog) -> None:
-    import torch
-
+def _answer_all(arguments: EvaluationArguments, subject: Subject, tasks: list[Task], log: RecordLog) -> None:
     from eval.generation import generate, greedy_settings, make_batches, render_prompt
 
-    processor = load_processor(directory)
-    model = load_model(directory, dtype=arguments.dtype, attn_implementation=arguments.attn_implementation).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     settings = greedy_settings(model, processor, arguments.max_new_tokens)
     for task in tasks:
         texts = [

@@ -1,7 +1,7 @@
 """How does a product appear whole or not at all? Written under `.partial-NAME` beside its place, renamed when done.
 
 A reader never meets a half-written checkpoint, table or page under its final name: a killed writer leaves only a
-`.partial-…`, which the next writer of the same product removes.
+`.partial-…`, which the next writer of the same product removes, or continues where it knows what in it is whole.
 """
 
 import os
@@ -17,18 +17,24 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def partial_directory(path: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes `path` when the block ends without an error."""
+def partial_directory(path: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Yields an empty folder that becomes `path` when the block ends without an error.
+
+    Args:
+        path: where the product is to stand.
+        keep: yield what an earlier writer left, and leave it where the block fails; the caller knows what is whole.
+    """
     if path.exists():
         raise ValueError(f"{path} exists already; choose another output directory or remove it")
     partial = partial_path(path)
-    if partial.exists():
+    if partial.exists() and not keep:
         shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=keep)
     try:
         yield partial
     except Exception:
-        shutil.rmtree(partial)
+        if not keep:
+            shutil.rmtree(partial)
         raise
     for file in partial.rglob("*"):
         if file.is_file():

@@ -6,12 +6,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from data_builders.prompts import Prompt, read_prompts, write_prompts
+from eval.compare import main as compare
 from eval.generation import make_batches, render_prompt
 from eval.run import EvaluationArguments, evaluate, load_task, main
+from merge.recipe import read_recipe, recipe_from_dict
+from merge.splice import main as splice
 from models.loading import load_processor
+from models.pocket import PocketShape, write_pocket_checkpoint
 from train.data import DataArguments, build_dataset
 
 TEXT = {"ability": "reasoning", "answer_kind": "number"}
@@ -230,3 +235,61 @@ def test_a_task_without_a_split_or_named_twice_is_refused(pocket_checkpoint: Pat
         load_task("test")
     with pytest.raises(ValueError, match="is named twice"):
         EvaluationArguments(model=str(pocket_checkpoint), tasks=[f"{prompt_set}:test"] * 2, output_dir="out")
+
+
+@pytest.fixture
+def recipe(pocket_checkpoint: Path, tmp_path: Path) -> Path:
+    """Late layers and embeddings of another pocket model, mid ones halfway to it, and its chat template."""
+    other = tmp_path / "rl"
+    write_pocket_checkpoint(other, shape=PocketShape(), seed=1)
+    template = other / "chat_template.jinja"
+    template.write_text("{{- '<|im_start|>system\nAnswer .<|im_end|>\n' -}}" + template.read_text())
+    path = tmp_path / "recipe.yaml"
+    values = {
+        "donors": {"in": str(pocket_checkpoint), "rl": str(other)},
+        "blocks": {"early": "in", "mid": {"start": "in", "end": "rl", "alpha": 0.5}, "late": "rl"},
+        "rest": {"vision": "in", "projector": "in", "embed": "rl", "norm": "in", "head": "rl"},
+        "files": "rl",
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_recipe_is_answered_as_its_written_splice(recipe: Path, prompt_set: Path, tmp_path: Path) -> None:
+    splice(["--recipe", str(recipe), "--output_dir", str(tmp_path / "splice")])
+    written = evaluate(arguments(tmp_path / "splice" / "checkpoint", prompt_set, tmp_path / "written"))
+    live = evaluate(arguments(recipe, prompt_set, tmp_path / "live"))
+    for name in ("records.jsonl", "scores.csv"):
+        assert (live / name).read_bytes() == (written / name).read_bytes()
+    assert len({record["response"] for record in records(live)}) > 1
+    noted = json.loads((live / "run.json").read_text())["attempts"][0]["recipe"]
+    assert recipe_from_dict(noted) == read_recipe(recipe)
+    compare([f"live={live}", f"written={written}", "--baseline", "live", "--output-dir", str(tmp_path / "comparison")])
+    assert (tmp_path / "comparison" / "comparison.csv").is_file()
+    other = evaluate(arguments(recipe, prompt_set, tmp_path / "other", dtype="bfloat16"))
+    with pytest.raises(ValueError, match="evaluated with different dtype"):
+        compare([f"a={live}", f"b={other}", "--baseline", "a", "--output-dir", str(tmp_path / "unlike")])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("late: rl", "late: in"), ("alpha: 0.5", "alpha: 0.4"), ("files: rl", "files: in")]
+)
+def test_a_recipe_that_has_changed_is_not_continued(
+    recipe: Path, prompt_set: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    evaluate(arguments(recipe, prompt_set, tmp_path / "out"))
+    assert before in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(before, after))
+    with pytest.raises(ValueError, match="was made with model_fingerprint"):
+        evaluate(arguments(recipe, prompt_set, tmp_path / "out"))
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(
+    recipe: Path, prompt_set: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(recipe.read_text().replace("early: in", "llm:0: in"))
+    with pytest.raises(ValueError, match=r"no owner to decoder layers 1"):
+        evaluate(arguments(recipe, prompt_set, tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"gone\.yaml.*no such file"):
+        evaluate(arguments(tmp_path / "gone.yaml", prompt_set, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

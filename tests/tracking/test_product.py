@@ -35,6 +35,18 @@ def test_killed_directory_writer_leaves_only_a_partial_which_the_next_one_remove
     assert [entry.name for entry in path.iterdir()] == ["whole"]
 
 
+def test_kept_directory_is_continued_after_a_kill_and_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "final"
+    kill_while_writing("partial_directory", path)
+    with pytest.raises(RuntimeError, match="half way"), partial_directory(path, keep=True) as partial:
+        assert [entry.name for entry in partial.iterdir()] == ["half"]
+        (partial / "more").write_text("more")
+        raise RuntimeError("half way")
+    with partial_directory(path, keep=True) as partial:
+        assert sorted(entry.name for entry in partial.iterdir()) == ["half", "more"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["final"]
+
+
 def test_killed_file_writer_leaves_the_previous_file_untouched(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("before")

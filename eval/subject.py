@@ -1,0 +1,68 @@
+"""What is put to the test? A checkpoint, or the splice that a recipe (`*.yaml`) describes, made in memory."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.plan import SplicePlan, fingerprint, make_plan
+from merge.recipe import read_recipe, recipe_dict
+from models.checkpoint import open_checkpoint
+from models.loading import load_model, load_processor, local_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model to be tested; nothing of it is loaded until it is asked for."""
+
+    directory: Path
+    """The checkpoint, or for a recipe the donor whose configuration and processor count."""
+    fingerprint: str
+    """Changes with the weights, and for a recipe with its donor's files too."""
+    plan: SplicePlan | None = field(default=None, repr=False)
+    """Of a recipe."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` is to remember of it beside its name."""
+        return {} if self.plan is None else {"recipe": recipe_dict(self.plan.recipe)}
+
+    def load(
+        self, *, dtype: str, attn_implementation: str
+    ) -> tuple["PreTrainedModel", "ProcessorMixin | PreTrainedTokenizerBase"]:
+        """Returns the model, on the GPU where there is one, and its processor."""
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        processor = load_processor(self.directory)
+        if self.plan is not None:
+            from merge.live import LiveSplicer
+
+            return LiveSplicer(device=device, **options).splice(self.plan), processor
+        return load_model(self.directory, **options).eval().to(device), processor
+
+
+def open_subject(name: str) -> Subject:
+    """Returns what `--model` names: a checkpoint's folder or hub id, or a recipe's file.
+
+    Raises:
+        ValueError: where it names neither, or something damaged.
+    """
+    path = Path(name)
+    if path.suffix not in RECIPE_SUFFIXES or path.is_dir():
+        directory = local_checkpoint(name)
+        return Subject(directory=directory, fingerprint=open_checkpoint(directory).fingerprint())
+    plan = make_plan(read_recipe(path))
+    files = [(file.name, file.sha256) for file in plan.files]
+    return Subject(
+        directory=plan.donors[plan.recipe.files_donor].directory,
+        fingerprint=hashlib.sha256(json.dumps([fingerprint(plan), *files]).encode()).hexdigest(),
+        plan=plan,
+    )

@@ -1,0 +1,1 @@
+"""What if parts of a model came from elsewhere? Splices and transplants between checkpoints."""

@@ -1,0 +1,113 @@
+"""What does every exchange of thirds give? All 2³ patterns of two donors, or the paper's six, each a splice of its own.
+
+    python -m merge.all --donor in=IN --donor rl=RL --rest in --patterns paper --output-dir outputs/splices
+
+The first donor stands for the paper's IN, the second for its RL.
+
+OUTPUT/in-rl-rl/checkpoint/     and so on, each as `merge.splice` writes it
+OUTPUT/records.jsonl            a record for each finished pattern
+"""
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from merge.card import describe_plan
+from merge.plan import SplicePlan, fingerprint, make_plan
+from merge.recipe import parse_donors, recipe_from_pattern
+from merge.splice import check_place, check_room, parse_size, run_settings, write_splice
+from models.blocks import BLOCKS
+from tracking.command import parse_arguments, run_command
+from tracking.records import RecordLog
+from tracking.run import open_run
+
+PAPER_PATTERNS = ("ABB", "AAB", "BBA", "BAA", "ABA", "BAB")
+"""IN:RL:RL, IN:IN:RL, RL:RL:IN, RL:IN:IN, IN:RL:IN and RL:IN:RL, as Table 2 has them; the unmixed two are left out."""
+ALL_PATTERNS = tuple("".join(letters) for letters in product("AB", repeat=len(BLOCKS)))
+PATTERNS = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllArguments:
+    """Two donors, and which patterns of them are written."""
+
+    donor: list[str] = field(metadata={"help": "NAME=CHECKPOINT, folder or hub id; exactly two"})
+    rest: list[str] = field(metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"})
+    output_dir: str | None = field(default=None, metadata={"help": "a folder for each pattern is written here"})
+    patterns: str = field(default="paper", metadata={"help": "paper (six) or all (eight)"})
+    partition: str | None = field(default=None, metadata={"help": "thirds (the default) or paper"})
+    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    files: str | None = field(
+        default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "print the plans, write nothing"})
+    max_shard_size: str | None = field(
+        default=None, metadata={"help": "such as 5GB; by default the first donor's files are kept"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+
+def make_plans(arguments: AllArguments) -> dict[str, SplicePlan]:
+    """Returns folder name -> plan, for every pattern asked for."""
+    if arguments.patterns not in PATTERNS:
+        raise ValueError(f"--patterns {arguments.patterns!r} is unknown; expected {' or '.join(PATTERNS)}")
+    donors = parse_donors(arguments.donor)
+    if len(donors) != 2:
+        raise ValueError(f"--donor names {len(donors)} donors ({', '.join(donors)}); expected exactly two")
+    first, second = donors
+    max_shard_bytes = parse_size(arguments.max_shard_size)
+    plans: dict[str, SplicePlan] = {}
+    for letters in PATTERNS[arguments.patterns]:
+        pattern = [first if letter == "A" else second for letter in letters]
+        used = {first, *pattern, *(entry.rpartition("=")[2] for entry in arguments.rest), arguments.files}
+        recipe = recipe_from_pattern(
+            ":".join(pattern),
+            donors=[entry for name, entry in zip(donors, arguments.donor, strict=True) if name in used],
+            rest=arguments.rest,
+            partition=arguments.partition,
+            cuts=arguments.cuts,
+            files=arguments.files,
+        )
+        folder = "-".join(pattern)
+        if folder in plans:
+            raise ValueError(f"two patterns would stand in the folder {folder!r}; give the donors names without '-'")
+        plans[folder] = make_plan(recipe, max_shard_bytes=max_shard_bytes)
+    return plans
+
+
+def _weights(directory: Path) -> list[Path]:
+    """Returns the shards that an earlier attempt left."""
+    return list(directory.rglob("*.safetensors")) if directory.is_dir() else []
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(argv, AllArguments, description=__doc__)
+    plans = make_plans(arguments)
+    if arguments.dry_run:
+        for folder, plan in plans.items():
+            print("\n".join([f"{folder}:", *(f"    {line}".rstrip() for line in describe_plan(plan)), ""]))
+        return
+    if arguments.output_dir is None:
+        raise ValueError("--output-dir is missing; expected a folder for the splices, or --dry-run")
+    directory = Path(arguments.output_dir)
+    max_shard_bytes = parse_size(arguments.max_shard_size)
+    settings = {folder: run_settings(plan, max_shard_bytes) for folder, plan in plans.items()}
+    for plan in plans.values():
+        check_place(directory, plan)
+    with open_run(directory, command="merge.all", settings=settings, overwrite=arguments.overwrite) as run:
+        if not run.finished:
+            with RecordLog(directory / "records.jsonl") as log:
+                todo = {folder: plan for folder, plan in plans.items() if folder not in log}
+                written = sum(path.stat().st_size for folder in todo for path in _weights(directory / folder))
+                check_room(directory, sum(plan.num_bytes for plan in todo.values()) - written)
+                for folder, plan in todo.items():
+                    checkpoint = write_splice(plan, directory / folder, max_shard_bytes=max_shard_bytes)
+                    log.append({"key": folder, "fingerprint": fingerprint(plan)})
+                    print(f"checkpoint: {checkpoint}", flush=True)
+    for note in dict.fromkeys(note for plan in plans.values() for note in plan.notes):
+        print(f"note: {note}")
+    print(f"splices: {directory} ({', '.join(plans)})")
+
+
+if __name__ == "__main__":
+    run_command(main)

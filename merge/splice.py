@@ -1,0 +1,299 @@
+"""How does a recipe become a checkpoint? Byte ranges copied between safetensors files, bit for bit.
+
+    python -m merge.splice --pattern in:rl:rl --donor in=IN --donor rl=RL --rest in --output-dir outputs/in-rl-rl
+    python -m merge.splice --recipe recipe.yaml --output-dir outputs/splice [--dry-run]
+
+No tensor is decoded and torch is not imported, except for parts that a recipe computes (`merge/transplant.py`).
+
+OUTPUT/checkpoint/              loadable: weights, the files of one donor beside them, and
+OUTPUT/checkpoint/splice.json   owner, source and sha256 of every tensor, the recipe, the donors
+OUTPUT/checkpoint/README.md     the model card
+OUTPUT/records.jsonl            a record for each finished shard
+"""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from merge.card import describe_plan, render_card
+from merge.companions import CARD_FILE, SPLICE_FILE
+from merge.copying import ByteRange, Source, write_shard
+from merge.plan import ShardEntry, SplicePlan, make_plan
+from merge.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
+from models.checkpoint import INDEX_FILE
+from models.fetch import format_size
+from tracking.command import parse_arguments, run_command
+from tracking.product import partial_directory
+from tracking.records import RecordLog
+from tracking.run import git_state, open_run
+
+COMMAND = "merge.splice"
+CHECKPOINT_DIR = "checkpoint"
+FORMAT_VERSION = 1
+"""Of `splice.json`."""
+SUITE = "frankenstein-suite"
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+SPARE_BYTES = 16 * 2**20
+"""Room for the files beside the weights, kept free on top of what they take."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeArguments:
+    """Who owns what: a recipe file, or a pattern."""
+
+    recipe: str | None = field(default=None, metadata={"help": "YAML file with donors, blocks, rest"})
+    pattern: str | None = field(default=None, metadata={"help": "EARLY:MID:LATE instead, such as in:rl:rl"})
+    donor: list[str] = field(default_factory=list, metadata={"help": "NAME=CHECKPOINT, folder or hub id, for each"})
+    rest: list[str] = field(
+        default_factory=list, metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"}
+    )
+    partition: str | None = field(default=None, metadata={"help": "thirds (the default) or paper"})
+    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    files: str | None = field(
+        default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpliceArguments:
+    """Where the splice is written, and how."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "run directory; the splice is its checkpoint/"})
+    dry_run: bool = field(default=False, metadata={"help": "print the plan, write nothing"})
+    max_shard_size: str | None = field(
+        default=None, metadata={"help": "such as 5GB; by default the first donor's files are kept"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+
+def make_recipe(arguments: RecipeArguments) -> Recipe:
+    """Returns the recipe that the arguments name."""
+    if (arguments.recipe is None) == (arguments.pattern is None):
+        raise ValueError("expected either --recipe FILE, or --pattern EARLY:MID:LATE with --donor and --rest")
+    if arguments.recipe is None:
+        assert arguments.pattern is not None
+        return recipe_from_pattern(
+            arguments.pattern,
+            donors=arguments.donor,
+            rest=arguments.rest,
+            partition=arguments.partition,
+            cuts=arguments.cuts,
+            files=arguments.files,
+        )
+    for name in ("donor", "rest", "partition", "cuts", "files"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} goes with --pattern; with --recipe, say it in {arguments.recipe}")
+    return read_recipe(Path(arguments.recipe))
+
+
+def parse_size(text: str | None) -> int | None:
+    """Returns the bytes of `5GB` (decimal, as Transformers counts) or `5GiB`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if match is None or match[2].upper() not in UNITS or float(match[1]) * UNITS[match[2].upper()] < 1:
+        raise ValueError(
+            f"--max-shard-size {text!r} is no size; expected a number with MB, GB, MiB or GiB, such as 5GB"
+        )
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def write_splice(plan: SplicePlan, directory: Path, *, max_shard_bytes: int | None, overwrite: bool = False) -> Path:
+    """Writes a splice, or what an earlier attempt left to do of it, into a run directory.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        ValueError: for a place that is a donor's, a full disk, or a directory of something else.
+        RuntimeError: where a donor changes or the disk fills up meanwhile.
+    """
+    check_place(directory, plan)
+    checkpoint = directory / CHECKPOINT_DIR
+    versions = file_versions(plan)
+    settings = run_settings(plan, max_shard_bytes)
+    with open_run(directory, command=COMMAND, settings=settings, overwrite=overwrite) as run:
+        if run.finished or checkpoint.exists():
+            return checkpoint
+        with RecordLog(directory / "records.jsonl") as log, partial_directory(checkpoint, keep=True) as partial:
+            drop_unfinished(partial, log)
+            check_room(directory, sum(shard.num_bytes for shard in plan.shards if shard.file not in log))
+            try:
+                write_weights(plan, partial, log)
+                hashes = {name: sha256 for record in log for name, sha256 in record["sha256"].items()}
+                write_beside(plan, partial, describe_splice(plan, settings["donors"], hashes))
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                drop_unfinished(partial, log)  # leaves room for saying so in run.json
+                raise RuntimeError(f"{partial}: the disk is full; make room, and the same command continues") from error
+            if file_versions(plan) != versions:
+                raise RuntimeError(
+                    f"a donor of {directory} was changed while it was copied; start over with --overwrite"
+                )
+    return checkpoint
+
+
+def write_weights(plan: SplicePlan, partial: Path, log: RecordLog) -> None:
+    """Writes the shards that are not done, each with its record once it is on the disk."""
+    done = sum(shard.num_bytes for shard in plan.shards if shard.file in log)
+    bar = tqdm(total=plan.num_bytes, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+    with bar:
+        for shard in plan.shards:
+            if shard.file in log:
+                continue
+            sources = (source_of(plan, entry) for entry in shard.entries)
+            hashes = write_shard(partial / shard.file, shard.header, sources, advance=bar.update)
+            names = [entry.name_on_disk for entry in shard.entries]
+            sha256 = dict(zip(names, hashes, strict=True))
+            log.append({"key": shard.file, "num_bytes": shard.num_bytes, "sha256": sha256})
+
+
+def source_of(plan: SplicePlan, entry: ShardEntry) -> Source:
+    """Returns where a tensor's bytes come from."""
+    owner = plan.owners[entry.name]
+    if isinstance(owner, Blend):
+        from merge.transplant import blend_bytes
+
+        return blend_bytes(plan.donors, owner, entry.name, entry.dtype)
+    stored = plan.donors[owner].tensors[entry.name]
+    return ByteRange(stored.file, stored.offset, stored.num_bytes)
+
+
+def write_beside(plan: SplicePlan, partial: Path, description: dict[str, Any]) -> None:
+    """Writes everything that is not weights."""
+    if plan.index is not None:
+        (partial / INDEX_FILE).write_bytes(plan.index)
+    for file in plan.files:
+        content = (plan.donors[file.donor].directory / file.name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise RuntimeError(f"{file.name} of donor {file.donor} was changed meanwhile; start over with --overwrite")
+        (partial / file.name).parent.mkdir(exist_ok=True)
+        (partial / file.name).write_bytes(content)
+    (partial / SPLICE_FILE).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (partial / CARD_FILE).write_text(render_card(plan), encoding="utf-8")
+
+
+def describe_splice(plan: SplicePlan, donors: dict[str, Any], hashes: dict[str, str]) -> dict[str, Any]:
+    """Returns what `splice.json` says."""
+    tensors = {}
+    for shard in plan.shards:
+        for entry in shard.entries:
+            owner = plan.owners[entry.name]
+            stored = {donor: plan.donors[donor].tensors[entry.name] for donor in donors_of(owner)}
+            tensors[entry.name_on_disk] = {
+                "name": entry.name,
+                "file": shard.file,
+                "owner": owner_dict(owner),
+                "sources": [
+                    {"donor": donor, "file": source.file.name, "name": source.name_on_disk}
+                    for donor, source in stored.items()
+                ],
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "sha256": hashes[entry.name_on_disk],
+            }
+    return {
+        "format_version": FORMAT_VERSION,
+        "recipe": recipe_dict(plan.recipe),
+        "cuts": list(plan.partition.cuts),
+        "donors": {name: {"checkpoint": plan.recipe.donors[name], **facts} for name, facts in donors.items()},
+        "tied": plan.layout.tied,
+        "notes": list(plan.notes),
+        "files": {
+            file.name: {"donor": file.donor, "sha256": file.sha256, "others": file.others} for file in plan.files
+        },
+        "versions": {SUITE: importlib.metadata.version(SUITE), "python": platform.python_version()},
+        "git": git_state(),
+        "tensors": tensors,
+    }
+
+
+def run_settings(plan: SplicePlan, max_shard_bytes: int | None) -> dict[str, Any]:
+    """Returns everything that determines the written bytes."""
+    layout = hashlib.sha256()
+    for shard in plan.shards:
+        layout.update(shard.file.encode() + shard.header)
+    return {
+        "recipe": recipe_dict(plan.recipe),
+        "donors": {
+            name: {"revision": plan.revisions[name], "fingerprint": donor.fingerprint()}
+            for name, donor in plan.donors.items()
+        },
+        "files": {file.name: file.sha256 for file in plan.files},
+        "layout": layout.hexdigest(),
+        "max_shard_bytes": max_shard_bytes,
+    }
+
+
+def check_place(directory: Path, plan: SplicePlan) -> None:
+    """Refuses to write into a donor, or around one, where starting over would remove it."""
+    place = directory.resolve()
+    for name, donor in plan.donors.items():
+        folder = donor.directory.resolve()
+        if place.is_relative_to(folder) or folder.is_relative_to(place):
+            raise ValueError(
+                f"--output-dir {directory} and donor {name} ({donor.directory}) stand one inside the other; "
+                "choose a folder apart from the donors"
+            )
+
+
+def check_room(directory: Path, num_bytes: int) -> None:
+    """Refuses to begin what the disk cannot hold."""
+    free = shutil.disk_usage(next(path for path in (directory, *directory.absolute().parents) if path.exists())).free
+    if num_bytes + SPARE_BYTES > free:
+        raise ValueError(
+            f"{directory} has room for {format_size(free)}, and {format_size(num_bytes)} are to be written; "
+            "make room, or choose another disk"
+        )
+
+
+def drop_unfinished(partial: Path, log: RecordLog) -> None:
+    """Leaves of an earlier attempt the shards that have a record and their full size, and nothing else."""
+    log.keep(
+        lambda record: (
+            (partial / record["key"]).is_file() and (partial / record["key"]).stat().st_size == record["num_bytes"]
+        )
+    )
+    for path in list(partial.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in log:
+            path.unlink()
+
+
+def file_versions(plan: SplicePlan) -> dict[Path, tuple[int, int]]:
+    """Returns size and time of change of every donor's weights files."""
+    files = {stored.file for donor in plan.donors.values() for stored in donor.tensors.values()}
+    return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe_arguments, arguments = parse_arguments(argv, RecipeArguments, SpliceArguments, description=__doc__)
+    max_shard_bytes = parse_size(arguments.max_shard_size)
+    plan = make_plan(make_recipe(recipe_arguments), max_shard_bytes=max_shard_bytes)
+    if arguments.dry_run:
+        print("\n".join(describe_plan(plan)))
+        return
+    if arguments.output_dir is None:
+        raise ValueError("--output-dir is missing; expected a folder for the splice, or --dry-run")
+    checkpoint = write_splice(
+        plan, Path(arguments.output_dir), max_shard_bytes=max_shard_bytes, overwrite=arguments.overwrite
+    )
+    print("\n".join(f"note: {note}" for note in plan.notes))
+    print(f"checkpoint: {checkpoint}")
+
+
+if __name__ == "__main__":
+    run_command(main)
