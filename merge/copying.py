@@ -1,8 +1,8 @@
 """How do bytes get from donors into a shard, hashed on the way, in little memory?
 
-Source bytes are read into a few buffers that are used again and again; each is written and hashed, tensor by tensor, on
-a second thread (hashlib lets other threads run), so what is hashed is what was written. A third thread has the system
-write back what stands in its cache while copying goes on, so that the final sync finds little left.
+Source bytes are read into a few buffers that are used again and again. A second thread writes each, a third hashes it,
+tensor by tensor (system calls and hashlib let other threads run), so what is hashed is what is written. A fourth has
+the system write back what stands in its cache while copying goes on, so that the final sync finds little left.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-BUFFER_BYTES = 2 * 2**20
+BUFFER_BYTES = 8 * 2**20
+"""Measured, from and to one disk of 2 GB/s, on two cores: 1.3 GB/s, with 2 MiB 0.5 to 0.8."""
 NUM_BUFFERS = 4
-SYNC_BYTES = 32 * 2**20
+SYNC_BYTES = 64 * 2**20
 """Written between two requests to write back."""
 
 
@@ -52,9 +53,10 @@ def write_shard(
     hashes: list[hashlib._Hash] = []
     with ExitStack() as stack:
         target = stack.enter_context(path.open("wb", buffering=0))
+        writing = stack.enter_context(ThreadPoolExecutor(1))
         hashing = stack.enter_context(ThreadPoolExecutor(1))
         syncing = stack.enter_context(ThreadPoolExecutor(1))
-        pending: list[Future[None]] = []
+        sync: Future[None] | None = None
         buffers = Buffers(stack)
         unsynced = 0
         _write(target.fileno(), memoryview(header))
@@ -62,35 +64,45 @@ def write_shard(
             digest = hashlib.sha256()
             hashes.append(digest)
             for piece in buffers.read(source) if isinstance(source, ByteRange) else source:
-                buffers.hold(hashing.submit(digest.update, piece))
-                _write(target.fileno(), memoryview(piece))
+                written = writing.submit(_write, target.fileno(), memoryview(piece))
+                buffers.hold(written, hashing.submit(digest.update, piece))
                 advance(len(piece))
                 unsynced += len(piece)
-                if unsynced >= SYNC_BYTES and all(sync.done() for sync in pending):
-                    pending = [syncing.submit(os.fdatasync, target.fileno())]
+                if unsynced >= SYNC_BYTES and (sync is None or sync.done()):
+                    if sync is not None:
+                        sync.result()  # the system reports a failed write once
+                    sync = syncing.submit(os.fdatasync, target.fileno())
                     unsynced = 0
-        hashing.shutdown()
-        syncing.shutdown()
-        for done in pending:
-            done.result()
+        buffers.drain()
+        if sync is not None:
+            sync.result()
         os.fsync(target.fileno())
     return [digest.hexdigest() for digest in hashes]
 
 
 class Buffers:
-    """A ring of buffers; one is filled again once what was made of it is hashed."""
+    """A ring of buffers; one is filled again once what stood in it is written and hashed."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._files: dict[Path, int] = {}
         self._buffers: list[memoryview] = []
-        self._hashed: list[Future[None]] = []
+        self._held: list[tuple[Future[None], ...]] = []
 
-    def hold(self, hashed: Future[None]) -> None:
-        """Notes the hashing of the latest piece, and waits for the piece whose place in the ring is used next."""
-        self._hashed.append(hashed)
-        if len(self._hashed) >= NUM_BUFFERS:
-            self._hashed.pop(0).result()
+    def hold(self, *uses: Future[None]) -> None:
+        """Notes what is done with the latest piece, and waits for the piece whose place in the ring is used next."""
+        self._held.append(uses)
+        if len(self._held) >= NUM_BUFFERS:
+            self._release()
+
+    def drain(self) -> None:
+        """Waits for all pieces."""
+        while self._held:
+            self._release()
+
+    def _release(self) -> None:
+        for use in self._held.pop(0):
+            use.result()
 
     def read(self, source: ByteRange) -> Iterator[memoryview]:
         """Yields a byte range in pieces; each stays as it is until `hold` has been called for the last but three."""
