@@ -275,9 +275,10 @@ def _unmatched(one: Checkpoint, other: Checkpoint) -> list[str]:
 
 def is_tied_duplicate(checkpoint: Checkpoint, name: str) -> bool:
     """True for a stored head whose bytes are the embedding matrix's (ZeRO-1 and ZeRO-2 write one)."""
+    if checkpoint.family.place(name)[0] != "head":
+        return False
     embed = _embedding(checkpoint)
-    is_head = checkpoint.family.place(name)[0] == "head"
-    return is_head and embed is not None and same_bytes(checkpoint.data(name), checkpoint.data(embed))
+    return embed is not None and same_bytes(checkpoint.data(name), checkpoint.data(embed))
 
 
 def _embedding(checkpoint: Checkpoint) -> str | None:
