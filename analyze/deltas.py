@@ -1,153 +1,341 @@
-"""How large is the change, and where? Weight deltas between checkpoints, per tensor, layer and block.
+"""How large is the change, and where? Weight deltas between checkpoints, per tensor, layer, block and region.
 
+    python -m analyze.deltas --base BASE --sft SFT --rl RL --output-dir outputs/deltas
     python -m analyze.deltas --sft SFT --rl full@0=RL_A freeze-mid@0=RL_B --output-dir outputs/deltas
 
-Energy is the Frobenius norm of a difference (paper, section on weight updates); a layer's is the root of the sum of
-its tensors' squares. Tensors are read in their stored dtype, subtracted in fp32 and summed in fp64, one at a time, so
-any size of checkpoint fits in the memory of its largest tensor. A tensor that is bit-identical counts as exactly zero.
+Three checkpoints make two phases, `sft` (sft - base) and `rl` (rl - sft); any two make one. `--rl NAME@SEED=CHECKPOINT`
+names arms. What is measured (`--measures`, all of it by default):
+
+- energy: ‖Δ‖ (Frobenius), relative to ‖W_start‖, and rms; a layer's energy is the root of the sum of its tensors'
+  squares, so layers add up to the whole (paper, section on weight updates); alone it is as fast as summing the files;
+- floor: the share of changed elements, by how many ulps they moved, what rounding to the stored dtype alone would look
+  like, and a verdict per tensor (`analyze/floor.py`);
+- spectra: every singular value of every matrix, ranks, norms and decay (`analyze/spectra.py`; paper, Eq. 3);
+- null: the same for the same changes with signs and places shuffled;
+- geometry: cosine, common elements and angles between the leading subspaces of two phases' deltas.
+
+Stored values are exact in fp64, where they are subtracted and summed; spectra are those of the difference in fp32. A
+tensor that is bit-identical counts as exactly zero. A killed run goes on with the next tensor. Known limit: on two
+cores the spectra of a 7B model take about half an hour a phase, and the null as much again.
 """
 
-import math
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from analyze.change import Comparison, measure_many
+from analyze.delta_figures import DeltaTables, draw_all
+from analyze.delta_spectra import SpectralOptions, batches, cost, is_matrix, matrix_shape, measure_spectra
+from analyze.delta_tables import (
+    LABELS,
+    PLACE,
+    arm_table,
+    change_table,
+    decay_table,
+    matrix_table,
+    pair_table,
+    spectra_table,
+    summarise,
+    ulps_table,
+)
+from analyze.floor import ULP_LABELS
 from models.blocks import Partition, block_names, make_partition
 from models.checkpoint import Checkpoint, check_same_tensors, open_checkpoint
-from models.layout import Layout, layout_of
+from models.completeness import check_against_config, check_complete
+from models.layout import Layout, Parameter, layout_of
 from models.loading import local_checkpoint
-from tracking.command import parse_arguments, run_command
-from tracking.progress import progress
+from tracking.command import did_you_mean, parse_arguments, run_command
+from tracking.product import partial_file
+from tracking.progress import weighted_progress
 from tracking.records import Record, RecordLog
 from tracking.run import open_run
 from tracking.tables import write_table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SFT_PHASE = "sft"
+MEASURES = ("energy", "floor", "spectra", "null", "geometry")
+SFT_PHASE, RL_PHASE = "sft", "rl"
+MIN_ROWS_FOR_THREADS = 512
+"""On the shorter side of a matrix: below, threads wait for each other more than they work (three times slower)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaArguments:
-    """The checkpoints between which changes are measured."""
+    """The checkpoints between which changes are measured, and what is measured."""
 
     sft: str = field(metadata={"help": "the start of RL: folder or hub id"})
-    rl: list[str] = field(metadata={"help": "NAME=CHECKPOINT or NAME@SEED=CHECKPOINT, one or several"})
-    output_dir: str = field(metadata={"help": "where matrices.csv, layers.csv and blocks.csv are written"})
+    output_dir: str = field(metadata={"help": "where the tables and figures are written"})
+    rl: list[str] = field(
+        default_factory=list, metadata={"help": "CHECKPOINT, or NAME=CHECKPOINT or NAME@SEED=CHECKPOINT, several"}
+    )
     base: str | None = field(default=None, metadata={"help": "the start of SFT; adds the phase sft - base"})
+    measures: list[str] = field(
+        default_factory=lambda: list(MEASURES), metadata={"help": f"any of {', '.join(MEASURES)}"}
+    )
+    top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "only so many leading singular values, randomised, with an error estimate; exact by default, "
+            "and for geometry always"
+        },
+    )
+    subspace_rank: int = field(default=16, metadata={"help": "dimensions of the leading subspaces that are compared"})
     partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    seed: int = field(default=0, metadata={"help": "of the shuffled null"})
+    device: str = field(default="cpu", metadata={"help": "cpu, cuda or cuda:1"})
+    num_threads: int = field(default=0, metadata={"help": "threads on the CPU; 0 for one per core"})
     overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+    def __post_init__(self) -> None:
+        for name in self.measures:
+            if name not in MEASURES:
+                raise ValueError(f"measure {name!r} is unknown{did_you_mean(name, MEASURES)} ({', '.join(MEASURES)})")
+        if "null" in self.measures and "spectra" not in self.measures:
+            raise ValueError("measure 'null' is the spectrum of the shuffled change; expected 'spectra' beside it")
+        for name, least in (("top_k", 1), ("subspace_rank", 1), ("num_threads", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not self.rl and not self.base:
+            raise ValueError("only --sft is given; expected --rl, --base or both to compare it with")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One difference: end - start, under a name and, for an arm, a seed."""
+    """One difference, end - start, under a name and, for an arm, a seed."""
 
     name: str
     seed: str
-    start: Checkpoint
-    end: Checkpoint
+    start: int
+    """Its checkpoint's number among those that are open."""
+    end: int
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"phase": self.name, "seed": self.seed}
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.seed}" if self.seed else self.name
 
 
-def plan_phases(arguments: DeltaArguments) -> list[Phase]:
-    """Opens the checkpoints and pairs them up."""
-    sft = open_checkpoint(local_checkpoint(arguments.sft))
-    phases = []
-    if arguments.base:
-        phases.append(Phase(SFT_PHASE, "", open_checkpoint(local_checkpoint(arguments.base)), sft))
-    for entry in arguments.rl:
-        label, separator, checkpoint = entry.partition("=")
-        name, _, seed = label.partition("@")
-        if not separator or not name:
-            raise ValueError(f"--rl {entry!r} is no NAME=CHECKPOINT, such as full@0=outputs/arms/full-seed0/final")
-        phases.append(Phase(name, seed, sft, open_checkpoint(local_checkpoint(checkpoint))))
-    labels = [(phase.name, phase.seed) for phase in phases]
-    for name, seed in labels:
-        if labels.count((name, seed)) > 1:
-            raise ValueError(f"--rl names {name!r} with seed {seed!r} twice; expected each once")
-    for phase in phases:
-        check_same_tensors(phase.start, phase.end)
-    return phases
+@dataclass(frozen=True, kw_only=True)
+class DeltaPlan:
+    """What is compared with what."""
+
+    checkpoints: list[Checkpoint]
+    phases: list[Phase]
+    layout: Layout
+    partition: Partition
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Phases whose directions are compared: SFT's with each of RL's, and the first of RL's with the others."""
+        sft = [number for number, phase in enumerate(self.phases) if phase.end == 0]
+        rl = [number for number in range(len(self.phases)) if number not in sft]
+        return [*((first, second) for first in sft for second in rl), *((rl[0], second) for second in rl[1:])]
+
+    def place(self, parameter: Parameter) -> dict[str, Any]:
+        """Where a table files a tensor."""
+        return {
+            "block": block_names(parameter, self.partition),
+            "region": parameter.region,
+            "layer": parameter.index,
+            "tensor": parameter.name,
+        }
 
 
-def measure_tensor(phase: Phase, name: str) -> dict[str, float]:
-    """Returns the sums of squares of one tensor's change and of its start, and how many elements changed."""
+def measure_tensors(plan: DeltaPlan, arguments: DeltaArguments, log: RecordLog) -> None:
+    """Appends the record of every tensor that has none: the sums of all phases, and of all pairs of them."""
+    pending = [name for name in plan.layout.parameters if f"change/{name}" not in log]
+    comparison = Comparison(
+        checkpoints=plan.checkpoints,
+        phases=[(phase.start, phase.end) for phase in plan.phases],
+        pairs=plan.pairs if "geometry" in arguments.measures else [],
+        floor="floor" in arguments.measures,
+        counts=bool({"floor", "geometry"} & set(arguments.measures)),
+        device=arguments.device,
+    )
+    results = measure_many(comparison, pending, num_threads=arguments.num_threads or len(os.sched_getaffinity(0)))
+    sizes = [plan.layout.parameters[name].num_elements for name in pending]
+    for change in weighted_progress(results, sizes, label="energy"):
+        log.append(
+            {
+                "key": f"change/{change.name}",
+                "tensor": change.name,
+                "phases": [
+                    {name: value for name, value in asdict(phase).items() if value is not None}
+                    for phase in change.phases
+                ],
+                "pairs": [asdict(pair) for pair in change.pairs],
+            }
+        )
+
+
+def measure_matrices(plan: DeltaPlan, arguments: DeltaArguments, log: RecordLog) -> None:
+    """Appends the spectral record of every matrix that has none."""
     import torch
 
-    start, end = phase.start, phase.end
-    before = start.tensor(name)
-    identical = start.tensors[name].dtype == end.tensors[name].dtype and start.data(name) == end.data(name)
-    start_squares = float(before.float().double().square().sum())
-    if identical:
-        return {"delta_squares": 0.0, "start_squares": start_squares, "num_changed": 0}
-    delta = end.tensor(name).float() - before.float()
-    return {
-        "delta_squares": float(delta.double().square().sum()),
-        "start_squares": start_squares,
-        "num_changed": int(torch.count_nonzero(delta)),
-    }
+    num_threads = arguments.num_threads or len(os.sched_getaffinity(0))
+    options = SpectralOptions(
+        top_k=arguments.top_k,
+        with_null="null" in arguments.measures,
+        subspace_rank=arguments.subspace_rank if "geometry" in arguments.measures else None,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    phases = [(plan.checkpoints[phase.start], plan.checkpoints[phase.end]) for phase in plan.phases]
+    matrices = [parameter for parameter in plan.layout if is_matrix(parameter)]
+    pending = [parameter for parameter in matrices if f"spectra/{parameter.name}" not in log]
+    groups = list(batches(pending, arguments.device))
+    for group in weighted_progress(groups, [cost(group) for group in groups], label="spectra"):
+        torch.set_num_threads(num_threads if min(matrix_shape(group[0])) >= MIN_ROWS_FOR_THREADS else 1)
+        log.append(*measure_spectra(group, phases, plan.pairs, options))
 
 
-def measure_all(phases: list[Phase], layout: Layout, partition: Partition, log: RecordLog) -> None:
-    """Appends one record per phase and tensor, skipping those that are there."""
-    for phase in phases:
-        for parameter in progress(list(layout), label=f"{phase.name} {phase.seed}".strip(), unit="tensor"):
-            key = f"{phase.name}@{phase.seed}/{parameter.name}"
-            if key in log:
-                continue
-            record: Record = {
-                "key": key,
-                "phase": phase.name,
-                "seed": phase.seed,
-                "tensor": parameter.name,
-                "block": block_names(parameter, partition),
-                "region": parameter.region,
-                "layer": parameter.index,
-                "num_elements": parameter.num_elements,
-                **measure_tensor(phase, parameter.name),
-            }
-            log.append(record)
+def plan_phases(arguments: DeltaArguments) -> DeltaPlan:
+    """Opens the checkpoints, checks that they fit each other and their configuration, and pairs them up."""
+    checkpoints = [open_checkpoint(local_checkpoint(arguments.sft))]
+    phases = []
+    if arguments.base:
+        checkpoints.append(open_checkpoint(local_checkpoint(arguments.base)))
+        phases.append(Phase(SFT_PHASE, "", 1, 0))
+    for entry in arguments.rl:
+        label, separator, checkpoint = entry.partition("=")
+        if not separator and len(arguments.rl) == 1:
+            label, checkpoint = RL_PHASE, entry
+        name, _, seed = label.partition("@")
+        if not checkpoint or not name:
+            raise ValueError(
+                f"--rl {entry!r} is no NAME=CHECKPOINT, such as full@0=outputs/arms/full-seed0/final; "
+                "one checkpoint alone needs no name"
+            )
+        phases.append(Phase(name, seed, 0, len(checkpoints)))
+        checkpoints.append(open_checkpoint(local_checkpoint(checkpoint)))
+    names = [str(phase) for phase in phases]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice; expected each phase or arm once with each seed")
+    layout = layout_of(checkpoints[0].directory)
+    check_complete(checkpoints[0], layout)
+    for opened in checkpoints[1:]:
+        check_against_config(opened)
+        check_same_tensors(checkpoints[0], opened)
+        check_complete(opened, layout)
+    partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    return DeltaPlan(checkpoints=checkpoints, phases=phases, layout=layout, partition=partition)
 
 
-def summarise(records: list[Record], keys: list[str]) -> "pd.DataFrame":
-    """Returns energy, relative energy, rms and changed share, summed over the tensors of each group."""
-    import pandas as pd
+def check_device(device: str) -> None:
+    """Refuses a device that this machine has not."""
+    if device == "cpu":
+        return
+    import torch
 
-    table = pd.DataFrame(records)
-    sums = ["delta_squares", "start_squares", "num_changed", "num_elements"]
-    grouped = table.groupby(keys, sort=False, dropna=False)[sums].sum().reset_index()
-    result = grouped[keys].copy()
-    result["num_elements"] = grouped["num_elements"]
-    result["energy"] = grouped["delta_squares"].map(math.sqrt)
-    result["start_norm"] = grouped["start_squares"].map(math.sqrt)
-    result["relative_energy"] = (result["energy"] / result["start_norm"]).where(result["start_norm"] > 0)
-    result["rms"] = (grouped["delta_squares"] / grouped["num_elements"]).map(math.sqrt)
-    result["changed_frac"] = grouped["num_changed"] / grouped["num_elements"]
-    return result
+    valid = ["cpu"]
+    if torch.cuda.is_available():
+        valid += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if device not in valid:
+        raise ValueError(f"device {device!r} is not available; expected {' or '.join(valid)}")
+
+
+def change_rows(plan: DeltaPlan, log: Iterable[Record]) -> list[Record]:
+    """Returns a row per phase and tensor from the records, in the order of phases."""
+    records = {record["tensor"]: record for record in log if record["key"].startswith("change/")}
+    rows = []
+    for number, phase in enumerate(plan.phases):
+        for parameter in plan.layout:
+            shape = matrix_shape(parameter) if is_matrix(parameter) else (None, None)
+            rows.append(
+                phase.labels
+                | plan.place(parameter)
+                | dict(zip(("num_rows", "num_columns"), shape, strict=True))
+                | records[parameter.name]["phases"][number]
+            )
+    return rows
+
+
+def spectrum_rows(plan: DeltaPlan, log: Iterable[Record]) -> list[Record]:
+    """Returns a row per phase and matrix from the records, in the order of phases."""
+    records = {record["tensor"]: record for record in log if record["key"].startswith("spectra/")}
+    return [
+        phase.labels | plan.place(parameter) | records[parameter.name]["phases"][number]
+        for number, phase in enumerate(plan.phases)
+        for parameter in plan.layout
+        if parameter.name in records
+    ]
+
+
+def pair_rows(plan: DeltaPlan, log: Iterable[Record]) -> list[Record]:
+    """Returns a row per pair of phases and tensor: cosine, common elements and, of matrices, angles."""
+    by_key = {record["key"]: record for record in log}
+    rows = []
+    for number, (first, second) in enumerate(plan.pairs):
+        one, other = plan.phases[first], plan.phases[second]
+        labels = {"phase_a": one.name, "seed_a": one.seed, "phase_b": other.name, "seed_b": other.seed}
+        for parameter in plan.layout:
+            spectra = by_key.get(f"spectra/{parameter.name}")
+            rows.append(
+                labels
+                | plan.place(parameter)
+                | by_key[f"change/{parameter.name}"]["pairs"][number]
+                | (spectra["pairs"][number] if spectra else {})
+            )
+    return rows
+
+
+def write_tables(plan: DeltaPlan, measures: Sequence[str], log: Sequence[Record], directory: Path) -> DeltaTables:
+    """Writes every table that the measures allow."""
+    changes = change_rows(plan, log)
+    spectra = spectrum_rows(plan, log)
+    table = change_table(changes)
+    blocks = summarise(table, [*LABELS, "block"])
+    tables = DeltaTables(
+        matrices=matrix_table(table, spectra),
+        layers=summarise(table, [*LABELS, *PLACE]),
+        decay=decay_table(spectra) if spectra else None,
+        geometry=pair_table(pair_rows(plan, log)) if "geometry" in measures and plan.pairs else None,
+    )
+    write_table(directory / "matrices.csv", tables.matrices)
+    write_table(directory / "layers.csv", tables.layers)
+    write_table(directory / "blocks.csv", blocks)
+    write_table(directory / "regions.csv", summarise(table, [*LABELS, "region"]))
+    write_table(directory / "arms.csv", arm_table(blocks))
+    if "floor" in measures:
+        write_table(directory / "ulps.csv", ulps_table(changes, ULP_LABELS))
+    if tables.decay is not None:
+        write_table(directory / "decay.csv", tables.decay)
+        with partial_file(directory / "spectra.parquet") as partial:
+            spectra_table(spectra).to_parquet(partial, index=False)
+    if tables.geometry is not None:
+        write_table(directory / "geometry.csv", tables.geometry)
+    return tables
 
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, DeltaArguments, description=__doc__)
-    phases = plan_phases(arguments)
-    layout = layout_of(phases[0].start.directory)
-    partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    check_device(arguments.device)
+    plan = plan_phases(arguments)
     output_dir = Path(arguments.output_dir)
     settings = {
         "checkpoints": {
-            f"{phase.name}@{phase.seed}": [phase.start.fingerprint(), phase.end.fingerprint()] for phase in phases
+            str(phase): [plan.checkpoints[number].fingerprint() for number in (phase.start, phase.end)]
+            for phase in plan.phases
         },
-        "cuts": list(partition.cuts),
+        "cuts": list(plan.partition.cuts),
+        "measures": [name for name in MEASURES if name in arguments.measures],
+        **{name: getattr(arguments, name) for name in ("top_k", "subspace_rank", "seed")},
     }
     with open_run(output_dir, command="analyze.deltas", settings=settings, overwrite=arguments.overwrite) as run:
         if not run.finished:
             with RecordLog(output_dir / "records.jsonl") as log:
-                measure_all(phases, layout, partition, log)
-                records = list(log)
-            write_table(output_dir / "matrices.csv", summarise(records, ["phase", "seed", "block", "tensor"]))
-            write_table(output_dir / "layers.csv", summarise(records, ["phase", "seed", "block", "region", "layer"]))
-            write_table(output_dir / "blocks.csv", summarise(records, ["phase", "seed", "block"]))
+                measure_tensors(plan, arguments, log)
+                if "geometry" in arguments.measures and not plan.pairs:
+                    print("geometry compares two phases, here is one: left out")
+                if "spectra" in arguments.measures or ("geometry" in arguments.measures and plan.pairs):
+                    measure_matrices(plan, arguments, log)
+                tables = write_tables(plan, arguments.measures, list(log), output_dir)
+            draw_all(tables, output_dir / "figures")
     print(f"deltas: {output_dir / 'layers.csv'}")
 
 

@@ -89,7 +89,7 @@ def _forest(study: NecessityStudy, arms: list[str], values: Callable[[str], "pd.
         axes.set_yticks(range(len(arms)), arms)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.margins(x=0.12)
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -111,7 +111,7 @@ def draw_rewards(study: NecessityStudy) -> "Figure":
     axes.set_xlabel("GRPO step")
     axes.set_ylabel("share of sampled answers right")
     axes.legend(frameon=False, ncols=2, fontsize=9, loc="lower right")
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -158,7 +158,7 @@ def draw_deltas(study: NecessityStudy) -> "Figure":
         shown = [i for i, place in enumerate(places) if not isinstance(place, int) or place % step == 0]
         axes.set_xticks(shown, [labels[i] for i in shown], fontsize=8)
         axes.margins(x=0.01, y=0.18)
-        _plain(axes)
+        plain(axes)
     for axes in panels.flat[len(study.arms) :]:
         axes.set_visible(False)
     figure.supylabel("‖RL − SFT‖ / ‖SFT‖, %", fontsize=9.5)
@@ -192,7 +192,8 @@ def draw_all(study: NecessityStudy, directory: Path) -> dict[str, Path]:
     return paths
 
 
-def _plain(axes: "Axes") -> None:
+def plain(axes: "Axes") -> None:
+    """Draws axes without a box, over a faint grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=9)

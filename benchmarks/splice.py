@@ -11,8 +11,9 @@ in:rl:rl. The contenders take turns, in an order that shifts from round to round
 
 Before each, its earlier output is deleted, the disk is synchronised, and the page cache is dropped where this user may
 (/proc/sys/vm/drop_caches), else filled with the donors; what still had to be flushed after a contender is timed apart,
-as `sync_s`, and counts in the ratios `until_on_disk`. Ratios are taken within a round; their median stands with a 95 % bootstrap interval. Memory is sampled
-every 5 ms: `peak_rss_mib` counts file mappings in, `peak_anonymous_mib` leaves them out.
+as `sync_s`, and counts in the ratios `until_on_disk`. Ratios are taken within a round; their median stands with a 95 %
+bootstrap interval. Memory is sampled every 5 ms: `peak_rss_mib` counts file mappings in, `peak_anonymous_mib` leaves
+them out.
 
 Writes `benchmarks/results/splice.json`, with all measurements, and whether mergekit's decoder tensors equal ours.
 """

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from analyze.deltas import DeltaArguments
 from data_builders.build import TASKS, BuildArguments
 from eval.run import EvaluationArguments
+from merge.recipe import read_recipe
 from models.pocket import PocketArguments, PocketShape
 from tracking.command import REPOSITORY_ROOT, parse_arguments
 from train import grpo, sft
@@ -174,8 +176,20 @@ def test_the_trainer_fills_in_what_an_engine_file_leaves_open(path: Path, pocket
     assert zero.stage < 3 or zero.gather_16bit_weights_on_model_save
 
 
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem == "deltas"], ids=ids)
+def test_delta_configurations_parse(path: Path) -> None:
+    (arguments,) = parse_arguments(["--config", str(path)], DeltaArguments, description=None)
+    assert arguments.base and arguments.rl
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem == "splice"], ids=ids)
+def test_splice_recipes_are_read(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert set(recipe.blocks) == {"early", "mid", "late"}
+
+
 def test_every_configuration_is_covered_by_a_test() -> None:
-    covered = {"base", "sft", "data", "init", "eval"}
+    covered = {"base", "sft", "data", "init", "eval", "deltas", "splice"}
     others = set(CONFIGS) - set(STUDIES) - set(RECIPES) - set(LAUNCHERS)
     assert {path.stem for path in others} <= covered
     assert set(CONFIGS_DIR.rglob("*.json")) - set(ENGINES) == set(CONFIGS_DIR.rglob("config.json"))

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -17,6 +17,17 @@ Item = TypeVar("Item")
 def progress(items: Iterable[Item], *, label: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:
     """Passes items on, with a rate and a remaining time on a terminal and nothing elsewhere."""
     yield from tqdm(items, desc=label, total=total, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+
+def weighted_progress(items: Iterable[Item], weights: Sequence[float], *, label: str) -> Iterator[Item]:
+    """Passes items of unequal cost on, with a remaining time that counts each by its weight."""
+    style = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(
+        total=sum(weights), desc=label, bar_format=style, disable=not sys.stderr.isatty(), dynamic_ncols=True
+    ) as bar:
+        for item, weight in zip(items, weights, strict=True):
+            yield item
+            bar.update(weight)
 
 
 def format_duration(seconds: float) -> str:

@@ -196,6 +196,17 @@ class _Jobs:
         arguments = self.arguments
         ends = [f"{arm.name}@{seed}={self.checkpoints[label]}" for arm, seed, label in self.runs]
         cut = ("--cuts", *map(str, arguments.cuts)) if arguments.cuts else ("--partition", arguments.partition)
-        command = ("analyze.deltas", "--sft", self.checkpoints["sft"], "--rl", *ends, *cut)
+        # Spectra of all arms of a 7B model take hours on a CPU: asked for by whoever wants them.
+        command = (
+            "analyze.deltas",
+            "--sft",
+            self.checkpoints["sft"],
+            "--rl",
+            *ends,
+            "--measures",
+            "energy",
+            "floor",
+            *cut,
+        )
         needs = [label for _, _, label in self.runs]
         self._add("deltas", "deltas", self.out / "deltas", *command, needs=needs)

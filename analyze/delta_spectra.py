@@ -1,0 +1,179 @@
+"""What stands in a matrix's spectral record? Singular values of each phase, the null's, and angles between phases."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from analyze.geometry import Subspace, decompose, principal_angles, top_subspace
+from analyze.ranks import Spectrum, summarise_spectrum
+from analyze.spectra import as_matrix, matched_null, singular_values, singular_values_batched
+from models.checkpoint import Checkpoint
+from models.layout import Parameter
+from tracking.records import Record
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_ELEMENTS = 2**28
+"""Elements of the matrices that a GPU takes together: 1 GiB in fp32."""
+DIGITS = 9
+"""Of a stored singular value; a double's own error is below that for all that can be told from zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralOptions:
+    """What is computed of each matrix."""
+
+    top_k: int | None
+    with_null: bool
+    subspace_rank: int | None
+    """None leaves the angles out."""
+    seed: int
+    device: str
+
+
+def is_matrix(parameter: Parameter) -> bool:
+    """True for what has a spectrum worth the name: not for biases and norms."""
+    return len(parameter.shape) > 1
+
+
+def matrix_shape(parameter: Parameter) -> tuple[int, int]:
+    """Returns rows and columns of a weight as the spectrum sees it: a convolution's kernel with a row per output."""
+    return parameter.shape[0], math.prod(parameter.shape[1:])
+
+
+def cost(parameters: Sequence[Parameter]) -> float:
+    """Returns what the spectra of some matrices cost, in multiplications: the Gram matrix and its eigenvalues."""
+    total = 0.0
+    for parameter in parameters:
+        short, long = sorted(matrix_shape(parameter))
+        total += short * short * (long + 4 * short)
+    return total
+
+
+def batches(parameters: Sequence[Parameter], device: str) -> Iterator[list[Parameter]]:
+    """Yields the matrices that are decomposed together: one by one on a CPU, those of one shape on a GPU."""
+    if device == "cpu":
+        yield from ([parameter] for parameter in parameters)
+        return
+    groups: dict[tuple[int, ...], list[Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(parameter.shape, []).append(parameter)
+    for group in groups.values():
+        size = max(1, BATCH_ELEMENTS // group[0].num_elements)
+        yield from (group[first : first + size] for first in range(0, len(group), size))
+
+
+def measure_spectra(
+    parameters: Sequence[Parameter],
+    phases: Sequence[tuple[Checkpoint, Checkpoint]],
+    pairs: Sequence[tuple[int, int]],
+    options: SpectralOptions,
+) -> list[Record]:
+    """Returns a record for each of some matrices of one shape.
+
+    Args:
+        parameters: the matrices.
+        phases: (start, end) of each difference.
+        pairs: numbers of the phases whose leading subspaces are compared.
+        options: what is computed.
+    """
+    measured: list[list[dict[str, Any]]] = [[] for _ in parameters]
+    subspaces: list[list[Subspace | None]] = [[] for _ in parameters]
+    for number, (start, end) in enumerate(phases):
+        with_subspace = options.subspace_rank is not None and any(number in pair for pair in pairs)
+        deltas = [_delta(start, end, parameter.name) for parameter in parameters]
+        spectra: list[Spectrum]
+        if with_subspace and options.top_k is None and len(deltas) == 1:
+            assert options.subspace_rank is not None
+            spectrum, subspace = decompose(deltas[0], options.subspace_rank, device=options.device)
+            spectra = [spectrum]
+            subspaces[0].append(subspace)
+        else:
+            spectra = _spectra(deltas, options)
+            for own, delta in zip(subspaces, deltas, strict=True):
+                own.append(
+                    top_subspace(delta, options.subspace_rank, device=options.device)
+                    if with_subspace and options.subspace_rank is not None
+                    else None
+                )
+        norms = [float(delta.double().norm()) if options.top_k else None for delta in deltas]
+        nulls: list[Spectrum | None] = [None] * len(deltas)
+        if options.with_null:
+            nulls = [*_spectra(_shuffled(deltas, parameters, number, options), options)]
+        for own_phases, spectrum, null, norm in zip(measured, spectra, nulls, norms, strict=True):
+            own_phases.append(
+                {
+                    "method": spectrum.method,
+                    "num_values": spectrum.num_values,
+                    **_figures(spectrum, norm),
+                    "null": None if null is None else _figures(null, norm),
+                }
+            )
+    return [
+        {
+            "key": f"spectra/{parameter.name}",
+            "tensor": parameter.name,
+            "phases": own_phases,
+            "pairs": [_angles(own_subspaces[first], own_subspaces[second]) for first, second in pairs]
+            if options.subspace_rank is not None
+            else [],
+        }
+        for parameter, own_phases, own_subspaces in zip(parameters, measured, subspaces, strict=True)
+    ]
+
+
+def _delta(start: Checkpoint, end: Checkpoint, name: str) -> "torch.Tensor":
+    """Returns end - start in fp32 as a matrix, with one copy of it in memory."""
+    delta = end.view(name).float().clone() if end.tensors[name].dtype == "F32" else end.view(name).float()
+    delta.sub_(start.view(name))  # promoted to fp32 element by element: exact for what is stored in fewer bits
+    for checkpoint in (start, end):
+        checkpoint.release(name)
+    return as_matrix(delta.reshape(end.tensors[name].shape))
+
+
+def _spectra(deltas: Sequence["torch.Tensor"], options: SpectralOptions) -> list[Spectrum]:
+    if options.top_k is None and len(deltas) > 1:
+        return singular_values_batched(deltas, device=options.device)
+    return [singular_values(delta, top_k=options.top_k, device=options.device, seed=options.seed) for delta in deltas]
+
+
+def _shuffled(
+    deltas: list["torch.Tensor"], parameters: Sequence[Parameter], phase: int, options: SpectralOptions
+) -> list["torch.Tensor"]:
+    """Returns the matched nulls; each matrix has a seed of its own, whatever the order of work."""
+    nulls = []
+    for delta, parameter in zip(deltas, parameters, strict=True):
+        label = f"{options.seed}/{phase}/{parameter.name}"
+        seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:8], "big")
+        nulls.append(matched_null(delta, seed=seed))
+    deltas.clear()  # the largest matrix needs its memory back
+    return nulls
+
+
+def _figures(spectrum: Spectrum, frobenius_norm: float | None) -> dict[str, Any]:
+    summary = asdict(summarise_spectrum(spectrum, frobenius_norm=frobenius_norm))
+    del summary["log_decay"], summary["frobenius_norm"]
+    return {
+        "summary": summary,
+        "sigma": [float(f"{value:.{DIGITS}g}") for value in spectrum.values],
+        "sigma_error": [float(f"{value:.2g}") for value in spectrum.errors],
+    }
+
+
+def _angles(one: Subspace | None, other: Subspace | None) -> dict[str, Any]:
+    """Returns how two phases' leading directions lie to each other, on the side of outputs (left) and of inputs."""
+    assert one is not None and other is not None
+    result: dict[str, Any] = {"subspace_rank": min(one.k, other.k), "gap_a": one.gap, "gap_b": other.gap}
+    for side in ("left", "right"):
+        angles = principal_angles(getattr(one, side), getattr(other, side))
+        known = len(angles.angles) > 0
+        result |= {
+            f"{side}_overlap": angles.overlap if known else None,
+            f"{side}_chance": angles.random_overlap if known else None,
+            f"{side}_smallest_angle_deg": math.degrees(angles.angles[0]) if known else None,
+            f"{side}_largest_angle_deg": math.degrees(angles.angles[-1]) if known else None,
+        }
+    return result
