@@ -37,28 +37,28 @@ class Workspace(threading.local):
     """A thread's buffers, reused from chunk to chunk."""
 
     def __init__(self) -> None:
+        self._memory: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
         self._buffers: dict[object, Buffer] = {}
 
     def buffer(self, key: object, num_elements: int, device: str) -> Buffer:
         """Returns the buffer of that name and length; what stands in it is undefined."""
-        if key not in self._buffers or self._buffers[key].values.numel() != num_elements:
-            self._buffers[key] = _make_buffer(num_elements, device)
+        import torch
+
+        if key in self._buffers and self._buffers[key].values.numel() == num_elements:
+            return self._buffers[key]
+        num_padded = -(-num_elements // ROW_ELEMENTS) * ROW_ELEMENTS
+        if key not in self._memory or self._memory[key][0].numel() < num_padded:
+            numbers = torch.empty(num_padded, dtype=torch.float64, device=device)
+            self._memory[key] = numbers, torch.empty(num_padded, dtype=torch.bool, device=device)
+        numbers, flags = self._memory[key]
+        self._buffers[key] = _cut(numbers[:num_padded], flags[:num_elements])
         return self._buffers[key]
 
 
-def _make_buffer(num_elements: int, device: str) -> Buffer:
-    import torch
-
-    num_padded = -(-num_elements // ROW_ELEMENTS) * ROW_ELEMENTS
-    padded = torch.zeros(num_padded, dtype=torch.float64, device=device)
-    rows, mask = padded.view(-1, ROW_ELEMENTS), torch.zeros(num_elements, dtype=torch.bool, device=device)
-    on_cpu = padded.device.type == "cpu"
-    return Buffer(
-        values=padded[:num_elements],
-        padded=padded,
-        rows=rows.numpy() if on_cpu else rows,
-        mask=mask.numpy() if on_cpu else mask,
-    )
+def _cut(padded: "torch.Tensor", mask: "torch.Tensor") -> Buffer:
+    padded[mask.numel() :] = 0
+    rows = padded.view(-1, ROW_ELEMENTS)
+    return Buffer(values=padded[: mask.numel()], padded=padded, rows=as_array(rows), mask=as_array(mask))
 
 
 def dot(first: Buffer, second: Buffer) -> float:

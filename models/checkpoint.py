@@ -79,15 +79,16 @@ class Checkpoint:
         warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
         return torch.frombuffer(self.data(name), dtype=dtype)
 
-    def release(self, name: str) -> None:
-        """Gives back the memory that reading a tensor through `data` or `view` took; both stay valid.
+    def release(self, name: str, first_byte: int = 0, last_byte: int | None = None) -> None:
+        """Gives back the memory that reading a tensor, or some of its bytes, took; `data` and `view` stay valid.
 
         What was read of a memory map counts as memory of the process until then, so that a long pass over a checkpoint
         would look as large as the checkpoint.
         """
         stored = self.tensors[name]
-        first = stored.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map(stored).madvise(mmap.MADV_DONTNEED, first, stored.offset + stored.num_bytes - first)
+        last_byte = stored.num_bytes if last_byte is None else last_byte
+        first = (stored.offset + first_byte) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map(stored).madvise(mmap.MADV_DONTNEED, first, stored.offset + last_byte - first)
 
     def _map(self, stored: StoredTensor) -> mmap.mmap:
         if stored.file not in self._maps:
