@@ -1,6 +1,7 @@
 """Builds a data set from a seed: the same arguments give byte-identical files.
 
 python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
+python -m data_builders.build pocket_pairs --seed 0 --num_pairs 100 --output-dir outputs/pocket/pairs
 python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --output-dir outputs/rl/data
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_builders.pocket import PocketSizes, build_pocket_world
+from data_builders.pocket_pairs import PocketPairArguments, build_pocket_pairs
 from data_builders.rl import WORK_DIR, RlArguments, build_rl, describe
 from tracking.command import did_you_mean, parse_arguments, run_command
 from tracking.product import partial_directory
@@ -48,8 +50,13 @@ def build_pocket(directory: Path, output_dir: Path, sizes: PocketSizes, seed: in
     build_pocket_world(directory, sizes=sizes, seed=seed)
 
 
+def build_pairs(directory: Path, output_dir: Path, arguments: PocketPairArguments, seed: int) -> None:
+    build_pocket_pairs(directory, seed=seed, **asdict(arguments))
+
+
 TASKS: dict[str, Task] = {
     "pocket": Task(PocketSizes, build_pocket, asdict),
+    "pocket_pairs": Task(PocketPairArguments, build_pairs, asdict),
     "rl": Task(RlArguments, build_rl, describe),
 }
 

@@ -275,14 +275,19 @@ def split_of(content: str) -> str:
     raise AssertionError(f"bucket {bucket} is outside the shares {SPLIT_SHARES}")
 
 
+def content_of(scene: Scene | None, question: str) -> str:
+    """Returns what decides the split of a sample: the cells, where they are shown, and the question."""
+    cells = "|".join(f"{thing.colour} {thing.shape}" if thing else "-" for thing in scene or ())
+    return f"{cells}\n{question}"
+
+
 def draw_sample(ability: str, split: str, rng: random.Random) -> tuple[Scene | None, Question, str]:
     """Draws until the content's hash falls into the split; returns scene (none for text), question and content."""
     while True:
         scene = draw_scene(rng)
         question = QUESTIONS[ability](scene, rng)
         shown = None if ability == "reasoning" else scene
-        cells = "|".join(f"{thing.colour} {thing.shape}" if thing else "-" for thing in shown or ())
-        content = f"{cells}\n{question.text}"
+        content = content_of(shown, question.text)
         if split_of(content) == split:
             return shown, question, content
 

@@ -155,7 +155,8 @@ def main() -> None:
     import math_verify  # noqa: F401  (before the clock runs)
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # an asker that ignores it would hand that down
+    for inherited in (signal.SIGALRM, signal.SIGINT):  # an asker that ignores them (a shell's `&` does) hands that down
+        signal.signal(inherited, signal.SIG_DFL)
     print(READY.decode(), end="", flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, LIMIT_S)

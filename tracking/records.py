@@ -64,7 +64,7 @@ class RecordLog:
         for record in records:
             assert record["key"] not in self._records, f"record {record['key']!r} was written already"
             self._records[record["key"]] = record
-        self._file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        self._file.write(encode_records(records))
         self._file.flush()
 
     def keep(self, wanted: Callable[[Record], bool]) -> None:
@@ -73,9 +73,22 @@ class RecordLog:
         if len(kept) == len(self._records):
             return
         self._file.close()
-        write_text(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept.values()))
+        write_text(self.path, encode_records(kept.values()))
         self._records = kept
         self._file = self.path.open("a", encoding="utf-8")
+
+
+def encode_records(records: Iterable[Record]) -> str:
+    """Returns records as their file has them, one a line."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def read_finished(path: Path) -> list[Record]:
+    """Reads what a killed command left: every whole line; nothing where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn
+    return [json.loads(line) for line in lines]
 
 
 def read_records(path: Path) -> list[Record]:

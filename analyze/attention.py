@@ -1,0 +1,227 @@
+"""How much does a model look at its image while it reasons, and what has training changed in that, layer by layer?
+
+    python -m analyze.attention --models base=BASE sft=SFT rl=RL --tasks outputs/pocket/data:test \\
+        --output-dir outputs/attention
+    accelerate launch --num_processes 8 -m analyze.attention …
+
+The paper's attention shift (Eq. 1): the attention that the tokens of a reply give to the vision tokens, per layer and
+head, averaged over the reply; and where the rest of it goes. Each model is `NAME=CHECKPOINT` or `NAME@SEED=CHECKPOINT`
+(a folder, hub id, or a recipe's .yaml). Every model is measured on the same prompts in two modes:
+
+- teacher-forced: on the same text for all, so that only the models differ. `--reference` names it: a model, whose own
+  greedy answers are taken (the first one, by default), `response` for the prompts' stored ones, or a .jsonl file with
+  `id` and `response`, such as the records of `eval.run`;
+- own: on each model's own greedy answers, as in the wild. Here length and wording differ too: a longer reply has more
+  of itself to attend to. `vision_over_uniform` takes out what length alone does.
+
+D/attention.csv    means with t intervals: per model, mode, task, ability, part of the reply, layer and head
+D/shift.csv        paired differences between models per layer, with intervals and corrected p-values
+D/blocks.csv       the same, averaged over early, mid, late and all layers
+D/replies.csv      how many replies were measured, and how long they are; skipped.csv: what was not measured, and why
+D/controls.csv     see below; one that fails ends the command with exit status 1
+D/figures/; D/records.jsonl, a record a batch of replies, with every head's masses; D/answers/, greedy answers, graded
+
+Controls of every run: each query's masses sum to one; the same model measured twice differs by exactly nothing; its
+logits are those of plain SDPA; attention's output rebuilt from the measured weights is SDPA's; and in the
+teacher-forced mode all models read the same tokens.
+
+Means are over prompts, intervals 95 %. The matrices of attention are never held (`analyze/attention_mass.py`). Known
+limits: attention shows where a model looks, not what it uses. Greedy answers are tokenised anew from their text.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyze.attention_controls import TEACHER_FORCED, check_controls, control_table
+from analyze.attention_figures import AttentionTables, draw_all
+from analyze.attention_jobs import (
+    MODES,
+    OWN,
+    Reading,
+    answer_jobs,
+    check_reference,
+    given_replies,
+    load_questions,
+    measure_jobs,
+    open_contenders,
+    plan_units,
+    share_jobs,
+    unreadable_images,
+)
+from analyze.attention_tables import attention_table, collect, reply_table, shift_tables
+from data_builders.prompts import prompts_fingerprint
+from eval.prompting import check_style
+from models.blocks import Partition, make_partition
+from models.layout import layout_of
+from tracking.command import did_you_mean, is_main_process, parse_arguments, run_command
+from tracking.processes import on_main_process
+from tracking.records import Record
+from tracking.run import open_run
+from tracking.sharding import join_processes
+from tracking.tables import write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ANSWERS_DIR = "answers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionArguments:
+    """Which models read which replies, and what is compared."""
+
+    models: list[str] = field(metadata={"help": "NAME=MODEL or NAME@SEED=MODEL: a checkpoint, hub id or recipe each"})
+    tasks: list[str] = field(metadata={"help": "prompt sets as FOLDER:SPLIT"})
+    output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
+    baseline: list[str] = field(
+        default_factory=list,
+        metadata={"help": "names of the models that all others are compared with; the first model by default"},
+    )
+    modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": f"any of {', '.join(MODES)}"})
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "text of the teacher-forced mode: a model's NAME or NAME@SEED (its greedy answers; the first one's "
+            "by default), `response` (stored with the prompts), or a .jsonl file with id and response"
+        },
+    )
+    num_prompts: int | None = field(default=None, metadata={"help": "only the first so many prompts of each task"})
+    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
+    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    max_new_tokens: int = field(default=2048, metadata={"help": "longest greedy answer, in tokens"})
+    top_tokens: int = field(default=5, metadata={"help": "vision tokens that vision_top_share counts"})
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    batch_size: int = field(default=16, metadata={"help": "prompts at once; halved where memory does not hold them"})
+    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
+    overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+    def __post_init__(self) -> None:
+        check_style(self.prompt_style)
+        for name in ("max_new_tokens", "batch_size", "top_tokens", "num_prompts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        for mode in self.modes:
+            if mode not in MODES:
+                raise ValueError(f"mode {mode!r} is unknown{did_you_mean(mode, MODES)} (expected {' or '.join(MODES)})")
+
+
+def write_results(
+    output_dir: Path,
+    records: Sequence[Record],
+    *,
+    partition: Partition,
+    baselines: Sequence[str],
+    unreadable: dict[str, str],
+) -> "pd.DataFrame":
+    """Writes tables and figures; returns the table of controls."""
+    import pandas as pd
+
+    measured = [record for record in records if "control" not in record]
+    skipped = [
+        {name: record[name] for name in ("model", "seed", "mode", "task", "id")} | {"reason": record["skipped"]}
+        for record in measured
+        if "skipped" in record
+    ]
+    for key, reason in unreadable.items():
+        task, _, name = key.partition("/")
+        skipped.append({"model": "", "seed": "", "mode": "", "task": task, "id": name, "reason": reason})
+    columns = ["model", "seed", "mode", "task", "id", "reason"]
+    write_table(output_dir / "skipped.csv", pd.DataFrame(skipped, columns=columns))
+    controls = control_table(records)
+    write_table(output_dir / "controls.csv", controls)
+    write_table(output_dir / "replies.csv", reply_table(measured))
+    groups = collect(measured)
+    if not groups:
+        raise RuntimeError(f"no reply could be measured; see {output_dir / 'skipped.csv'}")
+    attention = attention_table(groups, partition)
+    write_table(output_dir / "attention.csv", attention)
+    shift, blocks = shift_tables(groups, partition, baselines=baselines)
+    write_table(output_dir / "shift.csv", shift)
+    write_table(output_dir / "blocks.csv", blocks)
+    draw_all(AttentionTables(attention=attention, shift=shift), output_dir / "figures")
+    return controls
+
+
+def measure_attention(arguments: AttentionArguments) -> Path:
+    """Measures all models and writes everything; returns the output directory.
+
+    Raises:
+        RuntimeError: where a control failed; the tables are written.
+    """
+    contenders = open_contenders(arguments.models)
+    labels = [contender.label for contender in contenders]
+    names = list(dict.fromkeys(label.name for label in labels))
+    baselines = arguments.baseline or names[:1]
+    for name in baselines:
+        if name not in names:
+            raise ValueError(f"baseline {name!r} is not among the models {', '.join(names)}{did_you_mean(name, names)}")
+    questions = load_questions(arguments.tasks, arguments.num_prompts)
+    named = arguments.reference or str(labels[0])
+    reference = check_reference(named, labels)
+    forced = TEACHER_FORCED in arguments.modes
+    replies = given_replies(named, questions) if forced and reference is None else {}
+    partition = make_partition(
+        layout_of(contenders[0].subject.directory).num_layers, partition=arguments.partition, cuts=arguments.cuts
+    )
+    settings: dict[str, Any] = {
+        "models": {str(contender.label): contender.subject.fingerprint for contender in contenders},
+        "tasks": {one.task: prompts_fingerprint(one.directory, one.task) for one in questions},
+        "baseline": baselines,
+        "modes": [mode for mode in MODES if mode in arguments.modes],
+        "reference": named if forced else None,
+        "replies_sha256": hashlib.sha256(json.dumps(replies).encode()).hexdigest() if replies else None,
+        "cuts": list(partition.cuts),
+        **{
+            name: getattr(arguments, name)
+            for name in (
+                "num_prompts",
+                "prompt_style",
+                "system_prompt",
+                "max_new_tokens",
+                "top_tokens",
+                "batch_size",
+                "dtype",
+            )
+        },
+    }
+    output_dir = Path(arguments.output_dir)
+    join_processes()
+    with open_run(output_dir, command="analyze.attention", settings=settings, overwrite=arguments.overwrite) as run:
+        if run.finished:
+            return output_dir
+        run.note(**{str(contender.label): contender.subject.facts for contender in contenders})
+        unreadable = unreadable_images(questions)
+        readable = [question for question in questions if question.key not in unreadable]
+        asked = [
+            contender for contender in contenders if OWN in arguments.modes or (forced and contender.label == reference)
+        ]
+        reading = Reading(**{one.name: getattr(arguments, one.name) for one in fields(Reading)})
+        answering = answer_jobs(asked, readable, reading)
+        answers = share_jobs(output_dir / ANSWERS_DIR, answering, asked, reading, title="answers") if answering else []
+        units = plan_units(contenders, readable, arguments.modes, reference, replies, answers)
+        jobs = measure_jobs(contenders, units, reading)
+        records = share_jobs(output_dir, jobs, contenders, reading, title="attention")
+        controls = on_main_process(
+            lambda: write_results(output_dir, records, partition=partition, baselines=baselines, unreadable=unreadable)
+        )
+        if unreadable and is_main_process():
+            print(f"{len(unreadable)} prompts have an unreadable image and were left out: {output_dir / 'skipped.csv'}")
+        check_controls(controls, output_dir)
+    return output_dir
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(argv, AttentionArguments, description=__doc__)
+    output_dir = measure_attention(arguments)
+    if is_main_process():
+        print(f"attention shift: {output_dir / 'shift.csv'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

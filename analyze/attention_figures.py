@@ -1,0 +1,263 @@
+"""What do the tables of `analyze.attention` look like? Figures over the decoder's depth, from the tables alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analyze.attention_tables import ALL, POOLED, SEGMENTS
+from analyze.delta_figures import phase_colour
+from analyze.figures import RESOLUTION_DPI, plain
+from tracking.product import partial_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SEGMENT_COLOURS = {
+    "vision": "#0072B2", "question": "#E69F00", "template": "#B8B8B8", "sink": "#6E6E6E", "earlier": "#7BCFA9",
+    "self": "#009E73",
+}  # fmt: skip
+SHIFTS = {
+    "vision": "image's share of attention, points",
+    "vision_over_uniform": "image's attention, % of an equal share",
+}
+"""The measures whose shift is drawn; the second is free of what a longer reply does by its length alone."""
+SEGMENT_LABELS = {"vision": "image", "earlier": "earlier reply", "self": "itself", "sink": "first token"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTables:
+    """The tables the figures are drawn from."""
+
+    attention: "pd.DataFrame"
+    shift: "pd.DataFrame"
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(self.attention["model"]))
+
+    @property
+    def modes(self) -> list[str]:
+        return list(dict.fromkeys(self.attention["mode"]))
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """The first layer of each block."""
+        return {
+            str(block): int(layer)
+            for block, layer in self.attention.groupby("block", sort=False)["layer"].min().items()
+        }
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.attention["layer"].max()) + 1
+
+    @property
+    def abilities(self) -> list[tuple[str, str]]:
+        """(task, ability) with images; the pooled ability only where it stands alone."""
+        seeing = self.attention[self.attention["measure"] == "vision"]
+        found = list(dict.fromkeys(zip(seeing["task"], seeing["ability"], strict=True)))
+        return [place for place in found if place[1] != ALL] or found
+
+    def means(self, measure: str, **where: str) -> "pd.DataFrame":
+        """Rows of the whole reply's means over heads of one measure."""
+        table = self.attention
+        chosen = (table["measure"] == measure) & (table["part"] == "reply") & (table["head"] == "mean")
+        for column, value in where.items():
+            chosen &= table[column] == value
+        return table[chosen]
+
+
+def draw_shift(tables: AttentionTables, against: str, measure: str) -> "Figure | None":
+    """Draws each model's change of attention to the image over depth with its interval; dots are significant."""
+    shift = tables.shift
+    chosen = (shift["measure"] == measure) & (shift["part"] == "reply") & (shift["against"] == against)
+    table = shift[chosen]
+    if table.empty:
+        return None
+    table = table[(table["seed"] == POOLED) | (table["num_seeds"] == 1) & ~_has_pooled(table)]
+    figure, panels = _grid(tables)
+    for (task, ability), row in zip(tables.abilities, panels, strict=True):
+        for mode, axes in zip(tables.modes, row, strict=True):
+            own = table[(table["task"] == task) & (table["ability"] == ability) & (table["mode"] == mode)]
+            for model, curve in own.groupby("model", sort=False):
+                colour = phase_colour(str(model), tables.models)
+                layers = curve["layer"]
+                axes.fill_between(
+                    layers, 100 * curve["low"], 100 * curve["high"], color=colour, alpha=0.15, linewidth=0
+                )
+                axes.plot(layers, 100 * curve["difference"], color=colour, linewidth=1.5, label=str(model))
+                sure = curve[curve["p_holm"] < 0.05]
+                axes.plot(sure["layer"], 100 * sure["difference"], "o", color=colour, markersize=4)
+            axes.axhline(0, color="#999999", linewidth=0.8)
+    figure.supylabel(f"{SHIFTS[measure]}, change from {against}", fontsize=9.5)
+    _legend(figure, panels, tables)
+    return figure
+
+
+def draw_vision(tables: AttentionTables) -> "Figure | None":
+    """Draws the attention on the image over depth, summed over its tokens, a line a model with its interval."""
+    table = tables.means("vision")
+    if table.empty:
+        return None
+    figure, panels = _grid(tables)
+    for (task, ability), row in zip(tables.abilities, panels, strict=True):
+        for mode, axes in zip(tables.modes, row, strict=True):
+            own = table[(table["task"] == task) & (table["ability"] == ability) & (table["mode"] == mode)]
+            for model, curves in own.groupby("model", sort=False):
+                colour = phase_colour(str(model), tables.models)
+                for _, curve in curves.groupby("seed", dropna=False):
+                    low, high = 100 * curve["low"], 100 * curve["high"]
+                    axes.fill_between(curve["layer"], low, high, color=colour, alpha=0.13, linewidth=0)
+                mean = 100 * curves.groupby("layer")["mean"].mean()
+                axes.plot(mean.index, mean, color=colour, linewidth=1.5, marker="o", markersize=3, label=str(model))
+            axes.set_ylim(bottom=0)
+    figure.supylabel("image's share of attention, %", fontsize=9.5)
+    _legend(figure, panels, tables)
+    return figure
+
+
+def draw_segments(tables: AttentionTables) -> "Figure | None":
+    """Draws where all of the attention goes over depth, a panel per model and ability, on the first mode's replies."""
+    import matplotlib.pyplot as plt
+
+    if not tables.abilities:
+        return None
+    figure, panels = plt.subplots(
+        len(tables.abilities), len(tables.models), sharex=True, sharey=True, squeeze=False, layout="constrained",
+        figsize=(max(5.0, 2.3 * len(tables.models) + 0.6), 0.9 + 2.1 * len(tables.abilities)),
+    )  # fmt: skip
+    for (task, ability), row in zip(tables.abilities, panels, strict=True):
+        for model, axes in zip(tables.models, row, strict=True):
+            where = {"task": task, "ability": ability, "model": model, "mode": tables.modes[0]}
+            heights = [100 * tables.means(name, **where).groupby("layer")["mean"].mean() for name in SEGMENTS]
+            axes.stackplot(
+                heights[0].index, *heights, colors=list(SEGMENT_COLOURS.values()), linewidth=0,
+                labels=[SEGMENT_LABELS.get(name, name) for name in SEGMENTS],
+            )  # fmt: skip
+            axes.set_title(f"{model}: {ability}", fontsize=9.5)
+            axes.set_ylim(0, 100)
+            axes.set_xlim(0, tables.num_layers - 1)
+            for start in list(tables.starts.values())[1:]:
+                axes.axvline(start - 0.5, color="#ffffff", linewidth=0.9, linestyle=":")
+    figure.supylabel(f"share of attention, % ({tables.modes[0]})", fontsize=9.5)
+    figure.supxlabel("decoder layer", fontsize=9.5)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8.5, ncols=len(SEGMENTS), loc="outside upper center")
+    return figure
+
+
+def draw_heads(tables: AttentionTables) -> "Figure | None":
+    """Draws the attention on the image per layer and head: of the first model, and the others' change from it."""
+    import matplotlib.pyplot as plt
+
+    table = tables.attention
+    table = table[(table["head"] != "mean") & (table["measure"] == "vision") & (table["mode"] == tables.modes[0])]
+    table = table[[place in tables.abilities for place in zip(table["task"], table["ability"], strict=True)]]
+    if table.empty:
+        return None
+    table = table.assign(head=table["head"].astype(int), total=100 * table["mean"] * table["n"])
+    maps: dict[str, np.ndarray] = {}  # [heads, layers], percent
+    for model in tables.models:
+        sums = table[table["model"] == model].pivot_table(
+            index="head", columns="layer", values=["total", "n"], aggfunc="sum"
+        )
+        maps[model] = sums["total"].to_numpy(float) / sums["n"].to_numpy(float)
+    first = tables.models[0]
+    others = [model for model in tables.models if model != first]
+    num_rows = -(-len(maps) // 3)
+    figure, panels = plt.subplots(
+        num_rows, min(3, len(maps)), squeeze=False, sharex=True, sharey=True, layout="constrained",
+        figsize=(3.3 * min(3, len(maps)) + 0.4, 0.9 + 2.4 * num_rows),
+    )  # fmt: skip
+    extreme = max((float(np.abs(maps[model] - maps[first]).max()) for model in others), default=0.0) or 1.0
+    for axes, model in zip(panels.flat, [first, *others], strict=False):
+        if model == first:
+            image = axes.imshow(maps[first], aspect="auto", origin="lower", cmap="viridis", vmin=0)
+        else:
+            change = maps[model] - maps[first]
+            image = axes.imshow(change, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-extreme, vmax=extreme)
+        axes.set_title(model if model == first else f"{model} − {first}", fontsize=9.5)
+        figure.colorbar(image, ax=axes, shrink=0.9).ax.tick_params(labelsize=7.5)
+        axes.tick_params(labelsize=8)
+        for start in list(tables.starts.values())[1:]:
+            axes.axvline(start - 0.5, color="#888888", linewidth=0.8, linestyle=":")
+    for axes in panels.flat[len(maps) :]:
+        axes.set_visible(False)
+    figure.supxlabel("decoder layer", fontsize=9.5)
+    figure.supylabel("head", fontsize=9.5)
+    figure.suptitle(f"image's share of attention, % and points ({tables.modes[0]})", fontsize=9.5)
+    return figure
+
+
+FIGURES: dict[str, Callable[[AttentionTables], "Figure | None"]] = {
+    "vision": draw_vision,
+    "segments": draw_segments,
+    "heads": draw_heads,
+}
+
+
+def draw_all(tables: AttentionTables, directory: Path) -> None:
+    """Draws as PNG every figure that the tables allow, and the shift from each baseline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = {name: draw(tables) for name, draw in FIGURES.items()}
+    against = list(dict.fromkeys(tables.shift["against"])) if len(tables.shift) else []
+    for measure in SHIFTS:
+        drawn |= {f"{measure}-shift-from-{name}": draw_shift(tables, name, measure) for name in against}
+    for name, figure in drawn.items():
+        if figure is None:
+            continue
+        with partial_file(directory / f"{name}.png") as partial:
+            figure.savefig(partial, dpi=RESOLUTION_DPI, format="png", metadata={"Software": None})
+        plt.close(figure)
+
+
+def _has_pooled(table: "pd.DataFrame") -> "pd.Series[bool]":
+    """Returns which rows belong to a comparison that is also given pooled over seeds."""
+    pooled = set(table["model"][table["seed"] == POOLED])
+    return table["model"].isin(pooled)
+
+
+def _grid(tables: AttentionTables) -> tuple["Figure", "list[list[Axes]]"]:
+    """Returns panels over depth: a row an ability, a column a mode."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        len(tables.abilities), len(tables.modes), sharex=True, sharey="row", squeeze=False, layout="constrained",
+        figsize=(4.6 * len(tables.modes), 1.0 + 2.3 * len(tables.abilities)),
+    )  # fmt: skip
+    step = max(1, round(tables.num_layers / 14))
+    for (task, ability), row in zip(tables.abilities, panels, strict=True):
+        several = len({name for name, _ in tables.abilities}) > 1
+        for mode, axes in zip(tables.modes, row, strict=True):
+            axes.set_title(f"{f'{task}, ' if several else ''}{ability}: {mode}", fontsize=9.5)
+            plain(axes)
+            _mark_blocks(axes, tables)
+            axes.set_xticks(range(0, tables.num_layers, step))
+    figure.supxlabel("decoder layer", fontsize=9.5)
+    return figure, panels.tolist()
+
+
+def _mark_blocks(axes: "Axes", tables: AttentionTables) -> None:
+    ends = [*list(tables.starts.values())[1:], tables.num_layers]
+    for (block, start), end in zip(tables.starts.items(), ends, strict=True):
+        if start:
+            axes.axvline(start - 0.5, color="#aaaaaa", linewidth=0.9, linestyle=":")
+        axes.text((start + end - 1) / 2, 0.985, block, ha="center", va="top", fontsize=7.5, color="#777777",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+
+
+def _legend(figure: "Figure", panels: "list[list[Axes]]", tables: AttentionTables) -> None:
+    found: dict[str, Any] = {}
+    for axes in (axes for row in panels for axes in row):
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(found.values()), list(found), frameon=False, fontsize=8.5, ncols=6, loc="outside upper center")

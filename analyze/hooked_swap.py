@@ -1,0 +1,122 @@
+"""What does a swap mean, step by step? The plain procedure: hidden states replaced by hooks, one `generate` a layer.
+
+The definition that the fast path (`analyze/prefix.py`) is held against, in tests, and that it is timed against, in
+`benchmarks/probes.py`. During the prefill the picture's hidden states at the first swapped layer's input become the
+source's; where the swapped layers end before the decoder does, the target's own are put back. Qwen3-VL's first layers
+add features of the picture to their outputs (deepstack): inside the swapped layers these are the source's too.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyze.prefix import ReadyPrompt
+
+
+def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
+    layers: Sequence[torch.nn.Module] = model.base_model.language_model.layers
+    return layers
+
+
+def model_inputs(model: Any, prompt: ReadyPrompt) -> dict[str, Any]:
+    """Returns a prompt as the model's own `forward` and `generate` take it; positions are left to them."""
+    inputs = {
+        "input_ids": prompt.input_ids[None],
+        "attention_mask": torch.ones_like(prompt.input_ids)[None],
+        "mm_token_type_ids": prompt.token_types[None],
+        "pixel_values": prompt.pixel_values,
+        "image_grid_thw": torch.tensor([prompt.grid]),
+    }
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+@torch.inference_mode()
+def picture_states(model: Any, prompt: ReadyPrompt) -> list[Float[Tensor, "pictured hidden"]]:
+    """Returns the hidden states of the picture's tokens at every decoder layer's input, from one full pass."""
+    pictured = (prompt.token_types == 1).to(model.device)
+    states: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        states.append(args[0][0, pictured])
+
+    handles = [layer.register_forward_pre_hook(keep) for layer in decoder_layers(model)]
+    try:
+        model(**model_inputs(model, prompt), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return states
+
+
+@contextmanager
+def swapped(
+    model: Any,
+    prompt: ReadyPrompt,
+    layers: range,
+    *,
+    own: Sequence[Float[Tensor, "pictured hidden"]],
+    source: Sequence[Float[Tensor, "pictured hidden"]],
+) -> Iterator[None]:
+    """Inside the block, the given layers see the source's picture when the prompt is read; decoding is left alone.
+
+    Args:
+        model: any supported model with a vision tower.
+        prompt: the target's.
+        layers: consecutive decoder layers; none is no swap.
+        own, source: the hidden states of both pictures at every layer's input.
+    """
+    replaced: dict[int, Tensor] = {}
+    if len(layers):
+        replaced[layers.start] = source[layers.start]
+        replaced |= {layer: source[layer] for layer in layers[1:] if layer <= num_deepstack_layers(model)}
+        if layers.stop < len(own):
+            replaced[layers.stop] = own[layers.stop]
+    pictured = prompt.token_types.nonzero().flatten().to(model.device)
+
+    def replacement(states: Tensor) -> Any:
+        def replace(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if args[0].shape[1] < len(prompt.input_ids):
+                return None  # a step of decoding
+            hidden = args[0].clone()
+            hidden[:, pictured] = states
+            return (hidden, *args[1:])
+
+        return replace
+
+    handles = [
+        decoder_layers(model)[layer].register_forward_pre_hook(replacement(states))
+        for layer, states in replaced.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def num_deepstack_layers(model: Any) -> int:
+    """Returns how many of the first decoder layers add features of the picture to their outputs."""
+    if model.config.model_type != "qwen3_vl":
+        return 0
+    return len(model.config.vision_config.deepstack_visual_indexes)
+
+
+def generate_swapped(
+    model: Any, target: ReadyPrompt, source: ReadyPrompt, swaps: Sequence[range], settings: dict[str, Any]
+) -> list[list[int]]:
+    """Returns the tokens that follow the target's prompt under each swap: one `generate` of a single row each."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(**settings)
+    own, other = picture_states(model, target), picture_states(model, source)
+    inputs = model_inputs(model, target)
+    replies = []
+    for layers in swaps:
+        with swapped(model, target, layers, own=own, source=other), torch.inference_mode():
+            output = model.generate(**inputs)
+        replies.append(output[0, len(target.input_ids) :].tolist())
+    return replies

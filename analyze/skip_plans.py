@@ -1,0 +1,90 @@
+"""Which parts of the decoder are left out in turn? Configurations, named by block expressions, and their plans.
+
+    none                 nothing: the model as it is, which every other configuration is compared with
+    layers               llm:0, llm:1, …: every decoder layer by itself
+    blocks               early, mid, late
+    attn, mlp            llm:0.attn, …: every layer's attention, or MLP, by itself
+
+A further configuration is any block expression of decoder layers (`models/blocks.py`), such as `llm:4-7` or `mid.attn`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from models.blocks import BLOCKS, PARTS, Partition, resolve
+from models.layout import Layout
+
+NONE = "none"
+KINDS = ("layers", "blocks", "attn", "mlp")
+NAMED = "named"
+"""The kind of a configuration that was asked for by its own expression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One way of leaving parts out."""
+
+    name: str
+    kind: str
+    omitted: frozenset[tuple[int, str]]
+    """(layer, `attn` or `mlp`) of each part."""
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted({layer for layer, _ in self.omitted})
+
+    def plan(self, num_layers: int) -> Bool[np.ndarray, "layers 2"]:
+        """Returns what is left out, attention before MLP."""
+        parts = list(PARTS)
+        plan = np.zeros((num_layers, len(parts)), dtype=bool)
+        for layer, part in self.omitted:
+            plan[layer, parts.index(part)] = True
+        return plan
+
+
+def make_configurations(asked: Sequence[str], layout: Layout, partition: Partition) -> list[Configuration]:
+    """Returns `none` and then what was asked for: kinds of configurations, or block expressions.
+
+    Raises:
+        ValueError: for an expression that is misspelt, names more than decoder layers, or stands twice.
+    """
+    layers = range(layout.num_layers)
+    expressions = {
+        "layers": [f"llm:{layer}" for layer in layers],
+        "blocks": list(BLOCKS),
+        "attn": [f"llm:{layer}.attn" for layer in layers],
+        "mlp": [f"llm:{layer}.mlp" for layer in layers],
+    }
+    named = [
+        (expression, word if word in expressions else NAMED)
+        for word in asked
+        if word != NONE
+        for expression in expressions.get(word, [word])
+    ]
+    names = [name for name, _ in named]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"configuration {repeated[0]!r} is asked for twice (in {' '.join(asked)}); name it once")
+    return [
+        Configuration(name=NONE, kind=NONE, omitted=frozenset()),
+        *(Configuration(name=name, kind=kind, omitted=_omitted(name, layout, partition)) for name, kind in named),
+    ]
+
+
+def _omitted(expression: str, layout: Layout, partition: Partition) -> frozenset[tuple[int, str]]:
+    chosen = [layout.parameters[name] for name in resolve([expression], layout, partition).names]
+    outside = sorted({parameter.region for parameter in chosen if parameter.region != "llm"})
+    if outside:
+        raise ValueError(
+            f"configuration {expression!r} names {outside[0]}, which has no skip connection to keep; expected decoder "
+            f"layers such as llm:4, llm:4-7.mlp or mid, or one of {', '.join(KINDS)}"
+        )
+    return frozenset(
+        (parameter.index, part)
+        for parameter in chosen
+        for part, prefixes in PARTS.items()
+        if parameter.index is not None and parameter.rest.startswith(prefixes)
+    )

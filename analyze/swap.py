@@ -1,0 +1,344 @@
+"""In which layers does a model look at the picture? Its vision tokens swapped for another picture's, layer by layer.
+
+    python -m analyze.swap --model CHECKPOINT --pairs outputs/pocket/pairs/data --output-dir outputs/swap
+    accelerate launch --num_processes 8 -m analyze.swap …
+
+Each pair asks one question about a target picture and holds a source picture with another answer (`data_builders/
+pairs.py`). With `--mode from` the model answers with the source's vision tokens in all layers >= k (the paper's code,
+appendix D), for every k; `only` swaps layer k alone, `window` the layers k … k + w - 1. All variants of several pairs
+run as one batch over composed caches (`analyze/prefix.py`), exactly equal to replacing hidden states by hooks.
+
+    rates.csv      per set, task, mode and layer: the paper's metric and the honest ones, with Wilson intervals
+    logprobs.csv   the same for the log-probabilities of both answers, which need no decoding
+    controls.csv   self-swap, full swap and no swap (`analyze/swapping.py`); one that fails fails the run
+    skipped.csv    pairs that were left out, and why; defects.csv: whatever else the preflight found in the pairs
+    records.jsonl  a record per pair and mode, with every reply
+
+Known limits: one picture a question, asked after it; both pictures need the same grid of vision tokens.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyze.swap_scores import BOX_SPACES, is_right, score
+from analyze.swap_tables import CONTROLS, control_table, logprob_table, rate_table
+from data_builders.pairs import Defect, Pair, pairs_fingerprint, preflight, read_pairs, summarise
+from eval.batching import BatchSize
+from eval.prompting import check_style
+from eval.subject import Subject, open_subject
+from models.blocks import Partition, make_partition
+from models.layout import layout_of
+from tracking.command import did_you_mean, is_main_process, parse_arguments, run_command
+from tracking.processes import on_main_process
+from tracking.progress import progress
+from tracking.records import Record
+from tracking.sharding import SharedLog, open_shared_run
+from tracking.tables import write_table
+
+if TYPE_CHECKING:
+    from analyze.prefix import Reply
+    from analyze.swapping import ReadyPair, SwappedPair
+
+MODE_NAMES = ("from", "only", "window")
+UNEQUAL_GRIDS = "unequal_grids"
+LOGPROB_DECIMALS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapArguments:
+    """What is swapped, in which model, and how it is asked."""
+
+    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
+    pairs: list[str] = field(metadata={"help": "folders of pairs (pairs.jsonl, or the published data.jsonl)"})
+    output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
+    mode: list[str] = field(
+        default_factory=lambda: ["from"], metadata={"help": "any of from (layers >= k), only (k) and window"}
+    )
+    window: int = field(default=4, metadata={"help": "layers in a window"})
+    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
+    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    answer_prefix: str = field(
+        default="", metadata={"help": "what a reply opens with before an answer's log-probability, such as <answer>"}
+    )
+    box_space: str | None = field(
+        default=None, metadata={"help": f"how the model writes boxes: {', '.join(BOX_SPACES)}; its family's by default"}
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "longest reply, in tokens"})
+    batch_size: int = field(
+        default=16, metadata={"help": "pairs swapped together at first; halved where memory runs out"}
+    )
+    dtype: str = field(default="float32", metadata={"help": "auto (as stored), float32 or bfloat16"})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2"})
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+    def __post_init__(self) -> None:
+        check_style(self.prompt_style)
+        for mode in self.mode:
+            if mode not in MODE_NAMES:
+                raise ValueError(f"mode {mode!r} is unknown{did_you_mean(mode, MODE_NAMES)} ({', '.join(MODE_NAMES)})")
+            if self.mode.count(mode) > 1:
+                raise ValueError(f"mode {mode!r} is named twice")
+        if self.box_space not in (None, *BOX_SPACES):
+            raise ValueError(f"box space {self.box_space!r} is unknown; expected one of {', '.join(BOX_SPACES)}")
+        for name in ("window", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet:
+    """One folder of pairs under the name that tables give it."""
+
+    name: str
+    directory: Path
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What one record is about: a pair in one mode."""
+
+    pair_set: PairSet
+    pair: Pair
+    mode: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.pair_set.name}/{self.pair.id}/{self.mode}"
+
+
+def load_sets(folders: Sequence[str]) -> list[PairSet]:
+    """Reads the sets; each is named after its folder, or after the run that built it.
+
+    Raises:
+        ValueError: where two have the same name, or one cannot be read.
+    """
+    sets: list[PairSet] = []
+    for folder in folders:
+        directory = Path(folder)
+        resolved = directory.resolve()
+        name = resolved.parent.name if resolved.name == "data" else resolved.name
+        for other in sets:
+            if other.name == name:
+                raise ValueError(f"{other.directory} and {directory} are both named {name!r}; swap them in two runs")
+        sets.append(PairSet(name=name, directory=directory, pairs=read_pairs(directory)))
+    return sets
+
+
+def swap(arguments: SwapArguments) -> Path:
+    """Runs the probe to its end and returns its output directory.
+
+    Raises:
+        RuntimeError: where a control failed; the tables are written all the same.
+    """
+    sets = load_sets(arguments.pairs)
+    subject = open_subject(arguments.model)
+    layout = layout_of(subject.directory)
+    if layout.family.text_only:
+        raise ValueError(
+            f"{arguments.model} is a {layout.family.model_type}, a text-only model; expected one that sees pictures"
+        )
+    partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    settings: dict[str, Any] = {
+        "model": arguments.model,
+        "model_fingerprint": subject.fingerprint,
+        "pairs": {pair_set.name: pairs_fingerprint(pair_set.directory) for pair_set in sets},
+        "modes": arguments.mode,
+        "window": arguments.window if "window" in arguments.mode else None,
+        "prompt_style": arguments.prompt_style,
+        "system_prompt": arguments.system_prompt,
+        "answer_prefix": arguments.answer_prefix,
+        "box_space": arguments.box_space,
+        "max_new_tokens": arguments.max_new_tokens,
+        "dtype": arguments.dtype,
+        "attn_implementation": arguments.attn_implementation,
+        "cuts": list(partition.cuts),
+    }
+    output_dir = Path(arguments.output_dir)
+    with open_shared_run(output_dir, command="analyze.swap", settings=settings, overwrite=arguments.overwrite) as run:
+        if run.finished:
+            return output_dir
+        run.note(**subject.facts)
+        defects = on_main_process(lambda: {each.name: preflight(each.directory, each.pairs) for each in sets})
+        fatal = {(name, defect.pair_id) for name, found in defects.items() for defect in found if defect.is_fatal}
+        units = [
+            Unit(pair_set=each, pair=pair, mode=mode)
+            for mode in arguments.mode
+            for each in sets
+            for pair in each.pairs
+            if (each.name, pair.id) not in fatal
+        ]
+        with SharedLog(output_dir, [unit.key for unit in units]) as log:
+            _measure(arguments, subject, units, log)
+            records = log.merge()
+        on_main_process(lambda: write_results(output_dir, sets, defects, records, partition))
+        check_controls(records)
+    return output_dir
+
+
+def _measure(arguments: SwapArguments, subject: Subject, units: Sequence[Unit], log: SharedLog) -> None:
+    """Appends the records of this process's share; a batch that was cut short is done again, and so the same."""
+    size = arguments.batch_size
+    by_mode = [[unit for unit in units if unit.mode == mode] for mode in arguments.mode]
+    batches = [same[start : start + size] for same in by_mode for start in range(0, len(same), size)]
+    pending = log.pending_groups([[unit.key for unit in batch] for batch in batches])
+    if not pending:
+        return
+    from eval.generation import greedy_settings
+
+    model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
+    settings = greedy_settings(model, processor, arguments.max_new_tokens)
+    together = BatchSize(size)
+    for number in progress(pending, label=f"{arguments.model}: swap", unit="batch"):
+        work = partial(swap_units, model, processor, arguments=arguments, settings=settings)
+        log.append(*(record for _, records in together.run(batches[number], work) for record in records))
+
+
+def swap_units(
+    model: Any, processor: Any, units: Sequence[Unit], *, arguments: SwapArguments, settings: dict[str, Any]
+) -> list[Record]:
+    """Returns the records of several units of one mode, swapped as one batch."""
+    from analyze.swapping import PairOptions, UnequalGridsError, open_pair, swap_pairs, swapped_layers
+
+    options = PairOptions(
+        style=arguments.prompt_style,
+        system_prompt=arguments.system_prompt,
+        answer_prefix=arguments.answer_prefix,
+        box_space=arguments.box_space,
+    )
+    ready, left_out = {}, {}
+    for unit in units:
+        try:
+            ready[unit.key] = open_pair(model, processor, unit.pair_set.directory, unit.pair, options)
+        except UnequalGridsError as error:
+            left_out[unit.key] = str(error)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    swaps = swapped_layers(units[0].mode, num_layers, arguments.window)
+    results = dict(zip(ready, swap_pairs(model, list(ready.values()), swaps, settings), strict=True)) if ready else {}
+    records = []
+    for unit in units:
+        record = {
+            "key": unit.key,
+            "set": unit.pair_set.name,
+            "id": unit.pair.id,
+            "task": unit.pair.task,
+            "mode": unit.mode,
+            "left_out": left_out.get(unit.key),
+        }
+        if unit.key in ready:
+            record |= pair_record(processor, ready[unit.key], results[unit.key])
+        records.append(record)
+    return records
+
+
+def pair_record(processor: Any, ready: "ReadyPair", result: "SwappedPair") -> Record:
+    """Returns what is kept of one pair in one mode: replies, scores, log-probabilities and controls."""
+    from eval.generation import tokenizer_of
+
+    def text(reply: "Reply") -> str:
+        return str(tokenizer_of(processor).decode(reply.tokens, skip_special_tokens=True))
+
+    pair, space = ready.pair, ready.space
+    plain_target, plain_source = text(result.plain_target), text(result.plain_source)
+    replies = [text(variant.reply) for variant in result.variants]
+    return {
+        "grid": ready.target.grid[1:],
+        "target_answer": pair.target_answer,
+        "source_answer": pair.source_answer,
+        "plain_target": plain_target,
+        "plain_source": plain_source,
+        "right": is_right(pair, replies[-1], space=space),
+        "controls": {
+            name: {"status": control.status}
+            | ({} if control.status == "equal" else {"expected": text(control.expected), "found": text(control.found)})
+            for name, control in result.controls.items()
+        },
+        "variants": [
+            {
+                "layer": layer,
+                "response": reply,
+                "num_tokens": len(variant.reply.tokens),
+                "finish_reason": variant.reply.finish_reason,
+                "logprob_target": round(variant.logprob_target, LOGPROB_DECIMALS),
+                "logprob_source": round(variant.logprob_source, LOGPROB_DECIMALS),
+                "scores": score(pair, unswapped=replies[-1], swapped=reply, source_reply=plain_source, space=space),
+            }
+            for layer, (variant, reply) in enumerate(zip(result.variants, replies, strict=True))
+        ],
+    }
+
+
+def write_results(
+    output_dir: Path,
+    sets: Sequence[PairSet],
+    defects: dict[str, list[Defect]],
+    records: Sequence[Record],
+    partition: Partition,
+) -> None:
+    """Writes every table, draws the figures, and says what was left out."""
+    import pandas as pd
+
+    from analyze.swap_figures import draw_all
+
+    swapped = [record for record in records if record["left_out"] is None]
+    rates, logprobs = rate_table(swapped, partition), logprob_table(swapped, partition)
+    write_table(output_dir / "rates.csv", rates)
+    write_table(output_dir / "logprobs.csv", logprobs)
+    write_table(output_dir / "controls.csv", control_table(swapped))
+    found = [{"set": name, **asdict(defect)} for name, own in defects.items() for defect in own]
+    defect_table = pd.DataFrame(found, columns=["set", *(entry.name for entry in fields(Defect))])
+    write_table(output_dir / "defects.csv", defect_table)
+    unequal = pd.DataFrame(
+        [
+            {"set": record["set"], "pair_id": record["id"], "kind": UNEQUAL_GRIDS, "text": record["left_out"]}
+            for record in records
+            if record["left_out"] is not None
+        ],
+        columns=["set", "pair_id", "kind", "text"],
+    ).drop_duplicates()  # a pair has a record a mode
+    fatal = defect_table[defect_table["is_fatal"].astype(bool)].drop(columns="is_fatal")
+    skipped = pd.concat([fatal, unequal], ignore_index=True)
+    write_table(output_dir / "skipped.csv", skipped)
+    for each in sets:
+        num_skipped = skipped.loc[skipped["set"] == each.name, "pair_id"].nunique()
+        print(f"{each.name}: {len(each.pairs) - num_skipped} of {len(each.pairs)} pairs swapped", file=sys.stderr)
+        for line in summarise(defects[each.name], len(each.pairs)):
+            print(f"  {line}", file=sys.stderr)
+    if swapped:
+        draw_all(rates, logprobs, output_dir / "figures")
+
+
+def check_controls(records: Sequence[Record]) -> None:
+    """Fails where a control did, on any pair.
+
+    Raises:
+        RuntimeError: naming the control and the first pair.
+    """
+    for control in CONTROLS:
+        failed = [
+            record["key"]
+            for record in records
+            if record["left_out"] is None and record["controls"][control]["status"] == "differs"
+        ]
+        if failed:
+            raise RuntimeError(
+                f"the control {control!r} failed on {failed[0]} ({len(failed)} such): {CONTROLS[control]}; the probe's "
+                "rates are not to be trusted, see controls.csv and records.jsonl"
+            )
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(argv, SwapArguments, description=__doc__)
+    output_dir = swap(arguments)
+    if is_main_process():
+        print(f"rates: {output_dir / 'rates.csv'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,272 @@
+"""What did the swap do to an answer? The paper's measure of each task, and beside it the ones that say where it went.
+
+A reply is read into an `Answer` and compared with what the pair says of its two pictures and with the unswapped reply:
+
+    paper            appendix D. ocr: the whole reply differs, thoughts included; counting: the count differs;
+                     grounding: IoU with the source's box above 0.5; recognition: it says No
+    changed          another answer than without a swap
+    moved_to_source  the source picture's answer
+    kept_target      the target picture's answer
+    as_source_reply  what the model itself replies to the source picture: true of all at a swap from layer 0
+    answered         an answer was found
+
+Answers are found and compared by the one grader (`eval/grading.py`): counting as numbers, the others as text. What it
+does not know is added here: numbers spelled as words where a reply has no digits, replies that open with Yes or No, and
+boxes, which are the same answer where their IoU is above 0.5. A reply without an answer is neither picture's, as in the
+grader, and differs from one that has an answer. None is what cannot be judged: several boxes in one reply, no answer
+with and without the swap, two pictures with the same answer.
+
+A model writes boxes in coordinates of its own (`BOX_SPACES`), which are mapped to the image's pixels. Which they are is
+assumed from the family (`FAMILY_BOX_SPACES`), never guessed from the numbers; a model trained on others needs them
+said. Known limit: x, y, width and height are read as two corners.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from data_builders.pairs import Box, Pair, box_area, box_text, intersection
+from eval.grading import KINDS, find_answer, parse_number
+
+MIN_IOU = 0.5
+"""Appendix D of the paper."""
+THOUSAND = 1000.0
+METRICS = ("paper", "changed", "moved_to_source", "kept_target", "as_source_reply", "answered")
+PAPER_METRICS = {
+    "ocr": "text differs",
+    "counting": "count differs",
+    "grounding": f"at the source's place (IoU > {MIN_IOU})",
+    "recognition": "says No",
+}
+"""The paper's metric of each task, in words for tables and figures."""
+
+ANSWER_KINDS = {"ocr": "text", "counting": "number", "grounding": "text", "recognition": "text"}
+"""Task -> the grader's kind; boxes apart."""
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def _resized_pixels(image_size: Size, resized_size: Size) -> Size:
+    return resized_size
+
+
+def _thousandths(image_size: Size, resized_size: Size) -> tuple[float, float]:
+    return THOUSAND, THOUSAND
+
+
+def _image_pixels(image_size: Size, resized_size: Size) -> Size:
+    return image_size
+
+
+BOX_SPACES: dict[str, Callable[[Size, Size], tuple[float, float]]] = {
+    "resized": _resized_pixels,
+    "thousand": _thousandths,
+    "image": _image_pixels,
+}
+"""Name -> width and height of the coordinates, from the size of the image and the size the model sees it in."""
+
+FAMILY_BOX_SPACES = {"qwen2_5_vl": "resized", "qwen2_vl": "thousand", "qwen3_vl": "thousand"}
+"""Qwen2-VL: thousandths of the image's sides (arXiv 2409.12191); Qwen2.5-VL: pixels of the image as the processor
+resizes it, Qwen3-VL: thousandths again (their makers in QwenLM/Qwen3-VL, issues 676, 866 and 1486)."""
+
+
+@dataclass(frozen=True)
+class BoxSpace:
+    """How far the coordinates in which a model writes boxes are stretched against the image's pixels."""
+
+    scale_x: float
+    scale_y: float
+
+    def to_image(self, box: Box) -> Box:
+        """Maps a model's box to the image's pixels."""
+        return box[0] / self.scale_x, box[1] / self.scale_y, box[2] / self.scale_x, box[3] / self.scale_y
+
+    def to_model(self, box: Box) -> Box:
+        """Maps a box in the image's pixels to what the model would write."""
+        return box[0] * self.scale_x, box[1] * self.scale_y, box[2] * self.scale_x, box[3] * self.scale_y
+
+
+IMAGE_SPACE = BoxSpace(1.0, 1.0)
+
+
+def box_space(space_name: str, *, image_size: Size, grid: tuple[int, int], patch_size: int) -> BoxSpace:
+    """Returns the map between a model's coordinates and an image's pixels.
+
+    Args:
+        space_name: one of `BOX_SPACES`; `FAMILY_BOX_SPACES` names a family's.
+        image_size: width and height of the image file.
+        grid: rows and columns of patches, as the processor's `image_grid_thw` has them after the time.
+        patch_size: the side of a patch in pixels.
+    """
+    if space_name not in BOX_SPACES:
+        raise ValueError(f"box space {space_name!r} is unknown; expected one of {', '.join(BOX_SPACES)}")
+    rows, columns = grid
+    width, height = BOX_SPACES[space_name](image_size, (columns * patch_size, rows * patch_size))
+    return BoxSpace(width / image_size[0], height / image_size[1])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reply answers; neither text nor box where it holds no answer."""
+
+    text: str | None = None
+    box: Box | None = None
+    """In the image's pixels."""
+    ambiguous: bool = False
+    """It holds several answers, so it cannot be judged."""
+
+    @property
+    def found(self) -> bool:
+        return self.text is not None or self.box is not None
+
+
+def answer_in(reply: str, pair: Pair, space: BoxSpace = IMAGE_SPACE) -> Answer:
+    """Finds the answer to a pair's question in a reply."""
+    if asks_for_box(pair):
+        boxes = find_boxes(reply)
+        return Answer(box=space.to_image(boxes[0])) if len(boxes) == 1 else Answer(ambiguous=len(boxes) > 1)
+    if pair.task == "recognition":
+        said = re.match(r"\W*(yes|no)\b", _final_part(reply), re.IGNORECASE)
+        return Answer(text=said.group(1)) if said else Answer()
+    if pair.task == "counting":
+        spellings = (reply, _spell_digits(reply))
+        numbers = (find_answer(spelling, "number") for spelling in spellings)
+        return Answer(text=next((found[0] for found in numbers if found and parse_number(found[0]) is not None), None))
+    found = find_answer(reply, "text")
+    return Answer(text=found[0]) if found else Answer()
+
+
+def asks_for_box(pair: Pair) -> bool:
+    """True for grounding pairs with boxes; one without them is answered by the name of a place."""
+    return pair.task == "grounding" and pair.target_box is not None
+
+
+def same_answer(first: Answer, second: Answer, pair: Pair) -> bool | None:
+    """Are two answers to a pair's question the same? False where one of them is missing, None where both are."""
+    if first.ambiguous or second.ambiguous or not (first.found or second.found):
+        return None
+    if first.box is not None and second.box is not None:
+        return iou(first.box, second.box) > MIN_IOU
+    if first.text is not None and second.text is not None:
+        return KINDS[ANSWER_KINDS[pair.task]](first.text, second.text)
+    return False
+
+
+def gold_answers(pair: Pair) -> tuple[Answer, Answer]:
+    """Returns the right answers about the target and about the source picture."""
+    if asks_for_box(pair):
+        return Answer(box=pair.target_box), Answer(box=pair.source_box)
+    return Answer(text=pair.target_answer), Answer(text=pair.source_answer)
+
+
+def gold_texts(pair: Pair, space: BoxSpace = IMAGE_SPACE) -> tuple[str, str]:
+    """Returns the right answers as the model would write them: boxes in its own coordinates."""
+    if pair.task != "grounding" or pair.target_box is None or pair.source_box is None:
+        return pair.target_answer, pair.source_answer
+    return box_text(space.to_model(pair.target_box)), box_text(space.to_model(pair.source_box))
+
+
+def can_move(pair: Pair) -> bool:
+    """False where both pictures have the same answer, so that nothing can be seen to move."""
+    return same_answer(*gold_answers(pair), pair) is False
+
+
+def is_right(pair: Pair, reply: str, *, space: BoxSpace = IMAGE_SPACE) -> bool | None:
+    """Is a reply about the target picture, without a swap, right? None where that cannot be judged."""
+    return same_answer(answer_in(reply, pair, space), gold_answers(pair)[0], pair)
+
+
+def score(
+    pair: Pair, *, unswapped: str, swapped: str, source_reply: str | None = None, space: BoxSpace = IMAGE_SPACE
+) -> dict[str, bool | None]:
+    """Judges one swapped reply by every metric; None where one cannot be judged, to be counted apart.
+
+    Args:
+        pair: what was asked.
+        unswapped: the model's reply about the target picture.
+        swapped: its reply with the source's vision in some layers.
+        source_reply: its reply about the source picture, where there is one.
+        space: how it writes boxes.
+    """
+    answer, before = answer_in(swapped, pair, space), answer_in(unswapped, pair, space)
+    target, source = gold_answers(pair)
+    same = same_answer(answer, before, pair)
+    changed = None if same is None else not same
+    return {
+        "paper": _paper_metric(pair, answer, changed, unswapped, swapped),
+        "changed": changed,
+        "moved_to_source": same_answer(answer, source, pair) if can_move(pair) else None,
+        "kept_target": same_answer(answer, target, pair) if can_move(pair) else None,
+        "as_source_reply": (
+            same_answer(answer, answer_in(source_reply, pair, space), pair) if source_reply is not None else None
+        ),
+        "answered": answer.found,
+    }
+
+
+def _paper_metric(pair: Pair, answer: Answer, changed: bool | None, unswapped: str, swapped: str) -> bool | None:
+    if pair.task == "ocr":
+        equal = KINDS["text"](swapped, unswapped)
+        return None if equal is None else not equal
+    if pair.task == "counting":
+        return changed
+    if pair.task == "recognition":
+        return same_answer(answer, Answer(text="No"), pair)
+    return same_answer(answer, gold_answers(pair)[1], pair)
+
+
+def iou(first: Box, second: Box) -> float:
+    """Returns the intersection of two boxes over their union; zero where neither has an area."""
+    shared = box_area(intersection(first, second))
+    union = box_area(first) + box_area(second) - shared
+    return shared / union if union > 0 else 0.0
+
+
+_LABEL = re.compile(
+    r"[\"'`]?\b(?:[xy](?:_?(?:[12]|min|max))|left|top|right|bottom)[\"'`]?\s*[:=]\s*"
+    r"|(?:top|bottom|upper|lower)[-_ ](?:left|right)(?:\s+corner)?(?:\s+(?:is|at))?\s*[:=]?\s*",
+    re.IGNORECASE,
+)
+"""The name of a coordinate or a corner: `x1=`, `"x_min":`, `top-left:`."""
+_NUMBER = r"(?<![\w.])-?\d+(?:\.\d+)?(?:\s?px)?(?!\w|\.\d)"
+_BETWEEN = r"(?:[,;()\[\]\s]|to\b|and\b|-(?=[\s(]))+"
+_RUN = re.compile(rf"{_NUMBER}(?:{_BETWEEN}{_NUMBER})*")
+"""Numbers with nothing but commas, brackets and blanks between them."""
+
+
+def find_boxes(reply: str) -> list[Box]:
+    """Returns the different boxes of a reply, in the model's coordinates: `x1,y1,x2,y2` in its usual spellings.
+
+    Four numbers with or without brackets, two corners in brackets, named coordinates, and Qwen's `bbox_2d`. Where the
+    reply says which part is its answer (by the grader's rules), only that part counts.
+    """
+    text = _LABEL.sub(" ", _final_part(reply))
+    boxes: dict[Box, None] = {}
+    for run in _RUN.finditer(text):
+        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", run.group())]
+        for start in range(0, len(numbers) - 3, 4) if len(numbers) % 4 == 0 else ():
+            left, top, right, bottom = numbers[start : start + 4]
+            if left < right and top < bottom:
+                boxes[left, top, right, bottom] = None
+    return list(boxes)
+
+
+def _final_part(reply: str) -> str:
+    """Returns what the grader takes as the answer where the reply marks one, else the reply without its thoughts."""
+    found = find_answer(reply, "text")
+    if found is not None and found[1] != "last sentence":
+        return found[0]
+    return reply.rpartition("</think>")[2]
+
+
+def _spell_digits(reply: str) -> str:
+    """Writes number words as digits, `one` only where it is the only such word: "three, the red one too" is 3."""
+    words = {word.casefold() for word in re.findall(r"[A-Za-z]+", reply)} & set(NUMBER_WORDS)
+    for word in words - {"one"} or words:
+        reply = re.sub(rf"\b{word}\b", str(NUMBER_WORDS.index(word)), reply, flags=re.IGNORECASE)
+    return reply

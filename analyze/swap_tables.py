@@ -1,0 +1,122 @@
+"""What do a swap's records say? Rates over depth with their intervals, log-probabilities, controls, left-out pairs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analyze.swap_scores import METRICS
+from eval.statistics import draw_crossed, percentile_interval, wilson
+from models.blocks import Partition
+from tracking.records import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUBSETS: dict[str, Callable[[Record], bool]] = {
+    "all": lambda record: True,
+    "right": lambda record: record["right"] is True,
+}
+"""Pairs that count: all of them, or those whose reply without a swap is right."""
+CONTROLS = {
+    "self-swap": "swapping in the target's own picture must change nothing",
+    "full swap": "a swap of all layers must give the model's reply to the source picture",
+    "no swap": "a swap of no layer must give the model's reply to the target picture",
+}
+"""Name -> what must hold for every pair."""
+STATUSES = ("equal", "tie", "differs")
+NO_LAYER = "none"
+"""The block of a swap from layer L."""
+NUM_RESAMPLES = 4000
+
+
+def rate_table(records: Sequence[Record], partition: Partition) -> "pd.DataFrame":
+    """Returns a row per set, task, mode, layer, metric and subset: the share of pairs, and how many are unscored."""
+    import pandas as pd
+
+    rows = []
+    for labels, subset, layer, group in _cells(records, partition):
+        for metric in METRICS:
+            scores = [record["variants"][layer]["scores"][metric] for record in group]
+            scored = [score for score in scores if score is not None]
+            rate = wilson(sum(scored), len(scored))
+            rows.append(
+                {
+                    **labels,
+                    "metric": metric,
+                    "subset": subset,
+                    "n": len(scored),
+                    "rate": rate.estimate,
+                    "low": rate.low,
+                    "high": rate.high,
+                    "num_unscored": len(scores) - len(scored),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def logprob_table(records: Sequence[Record], partition: Partition) -> "pd.DataFrame":
+    """Returns a row per set, task, mode, layer and subset: mean log-probabilities of both answers and their shift.
+
+    The shift is log p(source's answer) - log p(target's answer), less what that is without a swap, averaged over pairs
+    (bootstrap interval).
+    """
+    import pandas as pd
+
+    rows = []
+    for labels, subset, layer, group in _cells(records, partition):
+        if not group:
+            continue
+        target, source = (
+            np.array([[variant[f"logprob_{side}"] for variant in record["variants"]] for record in group])
+            for side in ("target", "source")
+        )  # [pairs, layers + 1]
+        lead = source - target
+        shift = lead[:, layer] - lead[:, -1]
+        resampled = draw_crossed(len(shift), 1, seed=0, num_resamples=NUM_RESAMPLES).samples @ shift
+        interval = percentile_interval(float(shift.mean()), resampled)
+        rows.append(
+            {
+                **labels,
+                "subset": subset,
+                "n": len(shift),
+                "logprob_target": float(target[:, layer].mean()),
+                "logprob_source": float(source[:, layer].mean()),
+                "shift": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def control_table(records: Sequence[Record]) -> "pd.DataFrame":
+    """Returns a row per set, task, mode and control: how many pairs passed it, tied within rounding, or failed."""
+    import pandas as pd
+
+    rows = []
+    for labels, group in _groups(records):
+        for control in CONTROLS:
+            statuses = [record["controls"][control]["status"] for record in group]
+            counts = {f"num_{status}": statuses.count(status) for status in STATUSES}
+            rows.append({**labels, "control": control, "n": len(statuses), **counts})
+    return pd.DataFrame(rows, columns=["set", "task", "mode", "control", "n", *(f"num_{name}" for name in STATUSES)])
+
+
+def _cells(records: Sequence[Record], partition: Partition) -> Iterator[tuple[dict[str, Any], str, int, list[Record]]]:
+    """Yields (labels, subset, layer, records) for every row of a table over depth."""
+    for labels, group in _groups(records):
+        for subset, counts in SUBSETS.items():
+            own = [record for record in group if counts(record)]
+            for layer in range(partition.num_layers + 1):
+                block = partition.block_of(layer) if layer < partition.num_layers else NO_LAYER
+                yield {**labels, "layer": layer, "block": block}, subset, layer, own
+
+
+def _groups(records: Sequence[Record]) -> Iterator[tuple[dict[str, Any], list[Record]]]:
+    keys = dict.fromkeys((record["set"], record["task"], record["mode"]) for record in records)
+    for set_name, task, mode in keys:
+        group = [
+            record for record in records if (record["set"], record["task"], record["mode"]) == (set_name, task, mode)
+        ]
+        yield {"set": set_name, "task": task, "mode": mode}, group

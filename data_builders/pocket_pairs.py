@@ -1,0 +1,201 @@
+"""Minimal pairs in the pocket world: two pictures that are equal to the pixel but for the one thing asked about.
+
+    counting   How many red objects are there ?       one object of that colour more, or fewer
+    sum        What is red + 2 * blue ?               one object of these colours more, or fewer
+    colour     What colour is the object in the … ?   the colour of that object
+    shape      What shape is the object in the … ?    the shape of that object
+    place      Where is the red circle ?              that object stands in another cell
+
+The questions are those the pocket model is trained on. Sums count as the task `counting` (a number is asked for),
+colour and shape as `ocr` (one word read off the picture), place as `grounding`, judged by the name of the place: the
+pocket vocabulary has neither letters to read nor coordinates, and no Yes and No, so `recognition` has no pairs. Both
+pictures of a pair, with its question, fall into the pocket world's test split by their hash: no pocket model has seen
+them in training.
+
+Only counting is built unless others are asked for: the pocket model counts well, works sums out after reinforcement
+learning, and hardly knows one cell from another; an answer that was a guess does not follow the picture.
+
+    python -m data_builders.build pocket_pairs --seed 0 --num_pairs 100 --output-dir outputs/pocket/pairs
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from data_builders.pairs import Pair, write_pairs
+from data_builders.pocket import (
+    MAX_REDRAWS,
+    Scene,
+    Thing,
+    content_of,
+    count_colours,
+    draw_expression,
+    draw_scene,
+    render,
+    split_of,
+    things_by_place,
+)
+from models.pocket import COLOURS, PLACES, SHAPES
+from tracking.command import did_you_mean
+
+SPLIT = "test"
+MIN_THINGS = 2
+"""No scene of the pocket world holds fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PocketPairArguments:
+    """Which pairs are built, and how many."""
+
+    num_pairs: int = field(default=100, metadata={"help": "pairs of each kind"})
+    kinds: list[str] = field(
+        default_factory=lambda: ["counting"], metadata={"help": "some of counting, sum, colour, shape and place"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_pairs < 1:
+            raise ValueError(f"num_pairs is {self.num_pairs}; it must be at least 1")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ValueError(
+                    f"kind {kind!r} is unknown; expected some of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+                )
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kinds are {self.kinds}; expected at least one, and none twice")
+
+
+class Drawn(NamedTuple):
+    """Two scenes with one question and its answers."""
+
+    question: str
+    target: Scene
+    source: Scene
+    target_answer: str
+    source_answer: str
+
+
+def with_cells(scene: Scene, changes: dict[int, Thing | None]) -> Scene:
+    """Returns the scene with other contents in some of its cells."""
+    return tuple(changes.get(cell, thing) for cell, thing in enumerate(scene))
+
+
+def draw_counting(scene: Scene, rng: random.Random) -> Drawn | None:
+    """Takes one object away; half of the time the fuller scene is the target. None where too few would be left."""
+    things = {cell: thing for cell, thing in enumerate(scene) if thing is not None}
+    if len(things) <= MIN_THINGS:
+        return None
+    cell, thing = rng.choice(sorted(things.items()))
+    target, source = scene, with_cells(scene, {cell: None})
+    if rng.random() < 0.5:
+        target, source = source, target
+    target_answer, source_answer = (str(count_colours(drawn)[thing.colour]) for drawn in (target, source))
+    return Drawn(f"How many {thing.colour} objects are there ?", target, source, target_answer, source_answer)
+
+
+def draw_sum(scene: Scene, rng: random.Random) -> Drawn | None:
+    """Takes one object of an expression away, as `draw_counting`; None where too few or a negative value is left."""
+    things = {cell: thing for cell, thing in enumerate(scene) if thing is not None}
+    expression = draw_expression(count_colours(scene), rng)
+    named = [cell for cell, thing in things.items() if thing.colour in (expression.first, expression.second)]
+    if len(things) <= MIN_THINGS or not named:
+        return None
+    target, source = scene, with_cells(scene, {rng.choice(named): None})
+    if rng.random() < 0.5:
+        target, source = source, target
+    values = [expression.value(count_colours(drawn)) for drawn in (target, source)]
+    if min(values) < 0:
+        return None
+    return Drawn(f"What is {expression} ?", target, source, str(values[0]), str(values[1]))
+
+
+def draw_colour(scene: Scene, rng: random.Random) -> Drawn:
+    """Gives one object another colour."""
+    place, thing = rng.choice(list(things_by_place(scene).items()))
+    other = rng.choice([colour for colour in COLOURS if colour != thing.colour])
+    changed = with_cells(scene, {PLACES.index(place): replace(thing, colour=other)})
+    return Drawn(f"What colour is the object in the {place} ?", scene, changed, thing.colour, other)
+
+
+def draw_shape(scene: Scene, rng: random.Random) -> Drawn:
+    """Gives one object another shape."""
+    place, thing = rng.choice(list(things_by_place(scene).items()))
+    other = rng.choice([shape for shape in SHAPES if shape != thing.shape])
+    changed = with_cells(scene, {PLACES.index(place): replace(thing, shape=other)})
+    return Drawn(f"What shape is the object in the {place} ?", scene, changed, thing.shape, other)
+
+
+def draw_place(scene: Scene, rng: random.Random) -> Drawn | None:
+    """Moves the only object of its colour and shape to a free cell; None where the scene has no such object."""
+    things = things_by_place(scene)
+    names = [f"{thing.colour} {thing.shape}" for thing in things.values()]
+    unique = [(place, name) for place, name in zip(things, names, strict=True) if names.count(name) == 1]
+    if not unique:
+        return None
+    place, name = rng.choice(unique)
+    other = rng.choice([free for free in PLACES if free not in things])
+    moved = with_cells(scene, {PLACES.index(place): None, PLACES.index(other): things[place]})
+    return Drawn(f"Where is the {name} ?", scene, moved, place, other)
+
+
+class Kind(NamedTuple):
+    """One kind of pair."""
+
+    task: str
+    """Of the paper's tasks, the nearest."""
+    draw: Callable[[Scene, random.Random], Drawn | None]
+
+
+KINDS: dict[str, Kind] = {
+    "counting": Kind("counting", draw_counting),
+    "sum": Kind("counting", draw_sum),
+    "colour": Kind("ocr", draw_colour),
+    "shape": Kind("ocr", draw_shape),
+    "place": Kind("grounding", draw_place),
+}
+
+
+def draw_pair(kind: str, rng: random.Random) -> Drawn:
+    """Draws until both scenes, with the question, fall into the held-out split."""
+    while True:
+        drawn = KINDS[kind].draw(draw_scene(rng), rng)
+        if drawn is not None and all(
+            split_of(content_of(scene, drawn.question)) == SPLIT for scene in (drawn.target, drawn.source)
+        ):
+            return drawn
+
+
+def build_pocket_pairs(directory: Path, *, kinds: Sequence[str], num_pairs: int, seed: int) -> None:
+    """Writes the pairs of each kind, with their images, into an existing folder; no pair stands in it twice."""
+    (directory / "images").mkdir()
+    pairs = []
+    for kind in kinds:
+        seen: set[frozenset[str]] = set()
+        for index in range(num_pairs):
+            rng = random.Random(f"{seed}/pairs/{kind}/{index}")
+            for _ in range(MAX_REDRAWS):
+                drawn = draw_pair(kind, rng)
+                contents = frozenset(content_of(scene, drawn.question) for scene in (drawn.target, drawn.source))
+                if contents not in seen:
+                    break
+            else:
+                raise ValueError(f"{kind}: no further distinct pair after {index}; ask for fewer")
+            seen.add(contents)
+            identifier = f"{kind}-{index:06d}"
+            names = {side: f"images/{identifier}-{side}.png" for side in ("target", "source")}
+            for side, scene in (("target", drawn.target), ("source", drawn.source)):
+                render(scene).save(directory / names[side])
+            pairs.append(
+                Pair(
+                    id=identifier,
+                    task=KINDS[kind].task,
+                    question=drawn.question,
+                    target_image=names["target"],
+                    source_image=names["source"],
+                    target_answer=drawn.target_answer,
+                    source_answer=drawn.source_answer,
+                    meta={"kind": kind},
+                )
+            )
+    write_pairs(directory, pairs)

@@ -1,0 +1,60 @@
+"""How many units fit the device at once? As many as were asked for, fewer where memory runs out."""
+
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BatchSize:
+    """How many items are worked on together; halved for good when the device's memory does not hold them."""
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"batch size is {size}; it must be at least 1")
+        self.size = size
+
+    def run(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> Iterator[tuple[Sequence[Item], Sequence[Result]]]:
+        """Yields each batch with its results, in order.
+
+        Raises:
+            RuntimeError: torch's own, where a single item does not fit.
+        """
+        done = 0
+        while done < len(items):
+            batch = items[done : done + self.size]
+            try:
+                results = work(batch)
+            except RuntimeError as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
+                    raise
+                self.size = len(batch) // 2
+                results = None
+            if results is None:  # outside the handler, whose error would hold on to the memory
+                print(
+                    f"out of memory with {len(batch)} at once, going on with {self.size}", file=sys.stderr, flush=True
+                )
+                _release()
+                continue
+            yield batch, results
+            done += len(batch)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True for what torch raises where memory runs out: on a GPU a class of its own, on a CPU only words (2.15)."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _release() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,189 @@
+"""Minimal pairs in the pocket world: nothing differs but what is asked, and all of it is held out."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_builders import build
+from data_builders.pairs import Pair, preflight, read_pairs
+from data_builders.pocket import CELL_PIXELS, GRID, RGB, content_of, draw_sample, split_of
+from data_builders.pocket_pairs import KINDS, draw_pair
+from eval.grading import is_gradable
+from models.pocket import PLACES, build_tokenizer
+
+NUM_PAIRS = 40
+
+
+@pytest.fixture(scope="module")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("pairs")
+    build.main(["pocket_pairs", "--num_pairs", str(NUM_PAIRS), "--kinds", *KINDS, "--output-dir", str(output_dir)])
+    return output_dir / "data"
+
+
+def cells_of(path: Path) -> dict[str, np.ndarray]:
+    """Returns the pixels of each cell."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return {
+        place: pixels[
+            (cell // GRID) * CELL_PIXELS : (cell // GRID + 1) * CELL_PIXELS,
+            (cell % GRID) * CELL_PIXELS : (cell % GRID + 1) * CELL_PIXELS,
+        ]
+        for cell, place in enumerate(PLACES)
+    }
+
+
+def colour_in(cell: np.ndarray) -> str | None:
+    """Returns the colour in the middle of a cell, None where it is empty."""
+    middle = cell[CELL_PIXELS // 2, CELL_PIXELS // 2]
+    near = [colour for colour, rgb in RGB.items() if np.abs(middle - np.array(rgb)).sum() < 60]
+    return near[0] if near else None
+
+
+def of_kind(directory: Path, kind: str) -> list[Pair]:
+    pairs = [pair for pair in read_pairs(directory) if pair.meta == {"kind": kind}]
+    assert len(pairs) == NUM_PAIRS
+    return pairs
+
+
+def changed_places(directory: Path, pair: Pair) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    target, source = cells_of(directory / pair.target_image), cells_of(directory / pair.source_image)
+    return {
+        place: (target[place], source[place]) for place in PLACES if not np.array_equal(target[place], source[place])
+    }
+
+
+def count(directory: Path, image: str, colour: str) -> int:
+    return sum(colour_in(cell) == colour for cell in cells_of(directory / image).values())
+
+
+def test_a_counting_pair_differs_in_one_cell_that_is_empty_in_one_picture(pairs_folder: Path) -> None:
+    fuller_targets = 0
+    for pair in of_kind(pairs_folder, "counting"):
+        (cells,) = changed_places(pairs_folder, pair).values()
+        colours = [colour_in(cell) for cell in cells]
+        asked = re.fullmatch(r"How many (\w+) objects are there \?", pair.question)
+        assert asked
+        assert sorted(colours, key=str) == sorted([None, asked.group(1)], key=str)
+        counts = [count(pairs_folder, image, asked.group(1)) for image in (pair.target_image, pair.source_image)]
+        assert [pair.target_answer, pair.source_answer] == [str(number) for number in counts]
+        fuller_targets += counts[0] > counts[1]
+    assert 0.2 * NUM_PAIRS < fuller_targets < 0.8 * NUM_PAIRS
+
+
+def test_a_sum_follows_the_one_object_that_is_missing(pairs_folder: Path) -> None:
+    for pair in of_kind(pairs_folder, "sum"):
+        assert len(changed_places(pairs_folder, pair)) == 1
+        expression = pair.question.removeprefix("What is ").removesuffix(" ?")
+        for image, answer in ((pair.target_image, pair.target_answer), (pair.source_image, pair.source_answer)):
+            counted = {colour: count(pairs_folder, image, colour) for colour in RGB}
+            written = re.sub("|".join(RGB), lambda match, counted=counted: str(counted[match.group()]), expression)  # type: ignore[misc]
+            assert re.fullmatch(r"[\d+*\- ]+", written)
+            assert str(eval(written)) == answer
+        assert pair.target_answer != pair.source_answer
+
+
+def test_a_colour_pair_differs_in_the_colour_of_the_object_that_is_asked_about(pairs_folder: Path) -> None:
+    for pair in of_kind(pairs_folder, "colour"):
+        ((place, cells),) = changed_places(pairs_folder, pair).items()
+        assert pair.question == f"What colour is the object in the {place} ?"
+        assert [colour_in(cell) for cell in cells] == [pair.target_answer, pair.source_answer]
+        background = cells[0][0, 0]  # no object reaches the corner of its cell
+        outlines = [(cell != background).any(axis=-1) for cell in cells]
+        assert np.array_equal(*outlines)
+
+
+def test_a_shape_pair_differs_in_one_object_which_keeps_its_colour(pairs_folder: Path) -> None:
+    for pair in of_kind(pairs_folder, "shape"):
+        ((place, cells),) = changed_places(pairs_folder, pair).items()
+        assert pair.question == f"What shape is the object in the {place} ?"
+        assert len({colour_in(cell) for cell in cells}) == 1
+        assert pair.target_answer != pair.source_answer
+
+
+def test_a_place_pair_moves_one_object_as_it_is_to_an_empty_cell(pairs_folder: Path) -> None:
+    for pair in of_kind(pairs_folder, "place"):
+        changed = changed_places(pairs_folder, pair)
+        assert set(changed) == {pair.target_answer, pair.source_answer}
+        asked = re.fullmatch(r"Where is the (\w+) \w+ \?", pair.question)
+        assert asked
+        before, after = changed[pair.target_answer], changed[pair.source_answer]
+        assert colour_in(before[0]) == colour_in(after[1]) == asked.group(1)
+        assert colour_in(before[1]) is colour_in(after[0]) is None
+        assert np.array_equal(before[0], after[1])
+        assert np.array_equal(before[1], after[0])
+
+
+def test_the_pairs_are_sound_distinct_and_in_the_pocket_vocabulary(pairs_folder: Path) -> None:
+    pairs = read_pairs(pairs_folder)
+    assert preflight(pairs_folder, pairs) == []
+    assert {pair.task for pair in pairs} == {"counting", "ocr", "grounding"}
+    tokenizer = build_tokenizer()
+    for pair in pairs:
+        for text in (pair.question, pair.target_answer, pair.source_answer):
+            assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+        kind = "number" if pair.task == "counting" else "text"
+        assert is_gradable(pair.target_answer, kind)
+        assert is_gradable(pair.source_answer, kind)
+    shown = {
+        (pair.question, *sorted((pairs_folder / name).read_bytes() for name in (pair.target_image, pair.source_image)))
+        for pair in pairs
+    }
+    assert len(shown) == len(pairs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_pictures_of_a_pair_are_held_out(kind: str) -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        drawn = draw_pair(kind, rng)
+        for scene in (drawn.target, drawn.source):
+            assert 2 <= sum(thing is not None for thing in scene) <= 6
+            assert split_of(content_of(scene, drawn.question)) == "test"
+
+
+def test_content_is_what_the_pocket_world_hashes() -> None:
+    rng = random.Random(0)
+    for _ in range(20):
+        scene, question, content = draw_sample("vision", "rl", rng)
+        assert scene is not None
+        assert content_of(scene, question.text) == content
+
+
+def test_the_same_seed_builds_the_same_bytes_and_another_one_others(tmp_path: Path) -> None:
+    manifests = []
+    for number, seed in enumerate(("3", "3", "4")):
+        directory = tmp_path / str(number)
+        build.main(["pocket_pairs", "--seed", seed, "--num_pairs", "6", "--output-dir", str(directory)])
+        manifests.append(json.loads((directory / "data" / "manifest.json").read_text()))
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["arguments"] == {"seed": 3, "num_pairs": 6, "kinds": ["counting"]}
+    assert set(manifests[0]["files"]) >= {"pairs.jsonl", "images/counting-000005-source.png"}
+    assert manifests[0]["files"]["pairs.jsonl"] != manifests[2]["files"]["pairs.jsonl"]
+    assert len(read_pairs(tmp_path / "0" / "data")) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_pairs", "0"], "num_pairs is 0; it must be at least 1"),
+        (["--kinds", "colours"], "kind 'colours' is unknown; .* did you mean 'colour'"),
+        (["--kinds", "sum", "sum"], "expected at least one, and none twice"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(tmp_path: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build.main(["pocket_pairs", *flags, "--output-dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_pairs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only = draw_pair("counting", random.Random(0))
+    monkeypatch.setitem(KINDS, "counting", KINDS["counting"]._replace(draw=lambda scene, rng: only))
+    with pytest.raises(ValueError, match="counting: no further distinct pair after 1; ask for fewer"):
+        build.main(["pocket_pairs", "--num_pairs", "3", "--output-dir", str(tmp_path / "out")])
