@@ -79,13 +79,8 @@ def claim_table(num_samples: int, measured: Sequence[Measured]) -> "pd.DataFrame
 
 
 def _measurement(claim: Claim, measured: Sequence[Measured]) -> Difference | None:
-    found = [difference for source in measured if (difference := source.difference(claim)) is not None]
-    if len(found) > 1:
-        raise ValueError(
-            f"{claim.model} against {claim.against} ({claim.recipe}, {claim.ability}) stands in {len(found)} of the "
-            "scores; expected one: give --scores RECIPE=FILE, or judge them one by one"
-        )
-    return found[0] if found else None
+    """Returns what the first of the tables says that measured a claim."""
+    return next((found for source in measured if (found := source.difference(claim)) is not None), None)
 
 
 def _columns(difference: Difference | None, prefix: str) -> dict[str, Any]:

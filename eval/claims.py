@@ -44,7 +44,10 @@ class ClaimsArguments:
     output_dir: str = field(metadata={"help": "where claims.csv, statements.csv and claims.html are written"})
     scores: list[str] = field(
         default_factory=list,
-        metadata={"help": "DIR/scores.csv of eval.compare, or RECIPE=DIR/scores.csv; none: the paper's own numbers"},
+        metadata={
+            "help": "DIR/scores.csv of eval.compare, or RECIPE=DIR/scores.csv; of a comparison that stands in several "
+            "the first counts; none: the paper's own numbers"
+        },
     )
     num_samples: int = field(
         default=ABILITY_SIZE,

@@ -2,10 +2,10 @@
 
     python -m models.fetch --config configs/frankenstein_3b/necessity.yaml [--dry-run]
 
-`--config` is the YAML of train.necessity, train.grpo, train.sft, eval.run, analyze.deltas or data_builders.build, or a
-splice's recipe. It is searched, with the YAML files it names (`grpo_config: …`), for checkpoints (`model_name_or_path`,
-`base_checkpoint`, `sft_checkpoint`, `model`, `base`, `sft`, `rl`, `donors`) and data (`prompts`, `source`); a folder
-that is here already needs no fetching. Of a checkpoint come safetensors, configuration and tokenizer, never pickled
+`--config` is a study, the YAML of any command, or a splice's recipe. It is searched, with the YAML files it names
+(`grpo_config: …`, `pairs: [ocr:…]`), for checkpoints (`model_name_or_path`, `base_checkpoint`, `sft_checkpoint`,
+`model`, `describe_model`, `base`, `sft`, `rl`, `donors`) and data (`prompts`, `source`, `datasets`); a folder that is
+here already needs no fetching. Of a checkpoint come safetensors, configuration and tokenizer, never pickled
 weights, never code; of a dataset all files but code. Where the cache stands, huggingface_hub decides (HF_HOME); on the
 nodes set HF_HUB_OFFLINE=1.
 
@@ -36,13 +36,13 @@ from tracking.tables import format_columns
 
 FETCHED_FILE = "fetched.json"
 CHECKPOINT_KEYS = (
-    "model_name_or_path", "base_checkpoint", "sft_checkpoint", "model", "base", "sft", "rl", "donors",
+    "model_name_or_path", "base_checkpoint", "sft_checkpoint", "model", "describe_model", "base", "sft", "rl", "donors",
 )  # fmt: skip
-DATASET_KEYS = ("prompts", "source")
+DATASET_KEYS = ("prompts", "source", "datasets")
 REVISION_KEYS = {"source": "hub_revision"}
 """Key -> the key that says which revision its names mean, where they do not say so themselves."""
-FILE_KEYS = "_config"
-"""How the keys end that name further YAML files of a study."""
+YAML_SUFFIXES = (".yaml", ".yml")
+"""How values end that name a further file, by itself or as TASK:FILE."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 """Endings of a single file's name, which is none of a repository."""
@@ -108,8 +108,14 @@ def find_repositories(arguments: FetchArguments) -> dict[Repository, str]:
     return found
 
 
-def _named_in(path: Path) -> Iterator[tuple[Path, str, str, str | None]]:
-    """Yields (file, key, name, revision) of each checkpoint and dataset in a YAML file and in those it names."""
+def _named_in(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str, str, str | None]]:
+    """Yields (file, key, name, revision) of each checkpoint and dataset in a YAML file and in those it names.
+
+    Raises:
+        ValueError: where a file is missing or malformed, or names one of those that name it.
+    """
+    if path in above:
+        raise ValueError(f"{above[-1]} names {path}, which names it; expected files that end somewhere")
     values = read_yaml(path)
     for key, value in values.items():
         names = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
@@ -117,9 +123,12 @@ def _named_in(path: Path) -> Iterator[tuple[Path, str, str, str | None]]:
             names = [str(name).rpartition("=")[2] for name in names]
         if key in CHECKPOINT_KEYS + DATASET_KEYS:
             revision = values.get(REVISION_KEYS.get(key, ""))
-            yield from ((path, key, str(name), str(revision) if revision else None) for name in names if name)
-        elif str(key).endswith(FILE_KEYS) and isinstance(value, str) and value.endswith((".yaml", ".yml")):
-            yield from _named_in(Path(value))
+            for name in map(str, filter(None, names)):
+                if not name.endswith(YAML_SUFFIXES):
+                    yield path, key, name, str(revision) if revision else None
+        for name in map(str, names):
+            if name.endswith(YAML_SUFFIXES):
+                yield from _named_in(Path(name.rpartition(":")[2]), (*above, path))
 
 
 def plan_fetch(repositories: dict[Repository, str]) -> tuple[list[Planned], list[str]]:

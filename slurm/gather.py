@@ -5,32 +5,62 @@
 Of the words `NAME=PATH` and `….csv` those are left out whose path in the study is not there, or whose command has not
 finished, and a `--reference` of which nothing is left. What was left out is printed and stands in `S/missing/NAME.txt`,
 a line each, where the report finds it; the file is empty where nothing is missing. Where something else is missing than
-before, the tables are made anew.
+before, or an input was made anew since, so are the tables.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from tracking.command import run_command
 from tracking.product import write_text
-from tracking.run import RUN_FILE, is_finished
+from tracking.run import RUN_FILE, is_finished, read_run
 
 REFERENCE = "--reference"
 """The second model that eval.compare compares all others with; it can do without."""
 
 
+def source_of(path: Path, study: Path) -> Path | None:
+    """Returns the output directory of the study's command that left this path; None where there is none."""
+    if path.is_relative_to(study):
+        for folder in (path, *path.parents):
+            if (folder / RUN_FILE).is_file():
+                return folder
+            if folder == study:
+                break
+    return None
+
+
 def is_there(path: Path, study: Path) -> bool:
     """True for what a finished command of the study left, and for all that lies outside of the study."""
-    if not path.is_relative_to(study):
-        return True
-    for folder in (path, *path.parents):
-        if (folder / RUN_FILE).is_file():
-            return is_finished(folder)
-        if folder == study:
-            break
-    return path.exists()
+    source = source_of(path, study)
+    if source is not None:
+        return is_finished(source)
+    return not path.is_relative_to(study) or path.exists()
+
+
+def is_outdated(command: Sequence[str], study: Path) -> bool:
+    """True where an input has ended after the tables were begun."""
+    output = Path(command[list(command).index("--output_dir") + 1])
+    if not (output / RUN_FILE).is_file():
+        return False
+    begun = min(attempt["start"] for attempt in read_run(output)["attempts"])
+    sources = {source_of(path_of(word), study) for word in command if is_input(word)} - {None, output}
+    ends = [read_run(source)["attempts"][-1]["end"] for source in sources if source is not None]
+    return any(datetime.fromisoformat(end) > datetime.fromisoformat(begun) for end in ends if end)
+
+
+def is_input(word: str) -> bool:
+    """True for NAME=PATH and for a table."""
+    return not word.startswith("-") and ("=" in word or word.endswith(".csv"))
+
+
+def path_of(word: str) -> Path:
+    """Returns the path of an input."""
+    return Path(word.rpartition("=")[2])
 
 
 def split_inputs(command: list[str], study: Path) -> tuple[list[str], list[str]]:
@@ -38,9 +68,7 @@ def split_inputs(command: list[str], study: Path) -> tuple[list[str], list[str]]
     kept: list[str] = []
     missing: list[str] = []
     for word in command:
-        path = Path(word.rpartition("=")[2])
-        is_input = not word.startswith("-") and ("=" in word or word.endswith(".csv"))
-        (missing if is_input and not is_there(path, study) else kept).append(word)
+        (missing if is_input(word) and not is_there(path_of(word), study) else kept).append(word)
     if REFERENCE in kept:
         place = kept.index(REFERENCE)
         if kept[place + 1] not in {name_of(word) for word in kept if "=" in word}:
@@ -67,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     write_text(listed, text)
     for word in missing:
         print(f"missing, and left out: {word}", flush=True)
-    if changed:
+    if changed or is_outdated(command, arguments.study):
         command.append("--overwrite")
     os.execv(sys.executable, [sys.executable, "-m", *command])
 

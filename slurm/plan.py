@@ -296,7 +296,7 @@ class _Plan:
 
     def _add_claims(self, recipe: str) -> None:
         prefix = "" if recipe == "own" else f"{recipe}="
-        sources = ("splice_comparison", "ability_comparison")
+        sources = ("ability_comparison", "splice_comparison")  # the first counts where both compare; it has all seeds
         scores = [f"{prefix}{self.out}/{name}/scores.csv" for name in sources]
         self._add_gathering("claims", ("eval.claims", "--scores", *scores), sources)
 

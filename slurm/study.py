@@ -51,6 +51,9 @@ class StudyArguments:
     tasks: list[str] = field(
         default_factory=list, metadata={"help": "tasks of `abilities`; study:SPLIT are the study's own prompts"}
     )
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "hub data sets that these tasks read, for models.fetch"}
+    )
     sample_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `samples`"})
     skip_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `skip`"})
     attention_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `attention`"})

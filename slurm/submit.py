@@ -20,6 +20,7 @@ from slurm.study import StudyJob
 from tracking.command import REPOSITORY_ROOT
 from tracking.product import write_text
 from tracking.run import git_state, is_finished
+from tracking.schedule import settled
 
 PLAN_FILE = "plan.json"
 
@@ -88,7 +89,8 @@ def unfinished(jobs: Sequence[StudyJob]) -> list[StudyJob]:
 
     A stage is submitted whole, since its tasks wait for tasks of the same number; a finished one ends in seconds.
     """
-    open_stages = {job.stage for job in jobs if not is_finished(Path(job.output_dir))}
+    done = settled(jobs)
+    open_stages = {job.stage for job in jobs if job.name not in done}
     left = [job for job in jobs if job.stage in open_stages]
     names = {job.name for job in left}
     return [

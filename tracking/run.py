@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
@@ -58,7 +58,14 @@ class Run:
 
 
 @contextmanager
-def open_run(directory: Path, *, command: str, settings: Mapping[str, Any], overwrite: bool = False) -> Iterator[Run]:
+def open_run(
+    directory: Path,
+    *,
+    command: str,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+    found: Collection[str] = (),
+) -> Iterator[Run]:
     """Opens an output directory for a command.
 
     Args:
@@ -66,6 +73,7 @@ def open_run(directory: Path, *, command: str, settings: Mapping[str, Any], over
         command: the module's name, such as `eval.run`.
         settings: everything that determines the result, and nothing else (no paths of outputs, no worker counts).
         overwrite: remove what an earlier run left there.
+        found: names of what other commands may have laid there before.
 
     Yields:
         The run. Where `run.finished`, the caller has nothing to do.
@@ -76,7 +84,7 @@ def open_run(directory: Path, *, command: str, settings: Mapping[str, Any], over
     """
     resolved: dict[str, Any] = _plain(settings)
     directory = directory.resolve() if directory.is_symlink() else directory
-    _check_directory(directory)
+    _check_directory(directory, found)
     directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory):
         previous = _read_state(directory)
@@ -194,11 +202,12 @@ def _read_state(directory: Path) -> dict[str, Any] | None:
     return state
 
 
-def _check_directory(directory: Path) -> None:
+def _check_directory(directory: Path, found: Collection[str]) -> None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output-dir {directory} is a file; expected a folder")
     if directory.is_dir() and not (directory / RUN_FILE).exists():
-        ours = {LOCK_FILE, partial_path(directory / RUN_FILE).name}  # all that a command killed at its start leaves
+        left_at_the_start = (LOCK_FILE, partial_path(directory / RUN_FILE).name)
+        ours = {*left_at_the_start, *found}
         foreign = [
             entry.name
             for entry in directory.iterdir()

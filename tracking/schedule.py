@@ -1,8 +1,8 @@
 """How do many commands run on one machine? Side by side as the cores allow, each a process of its own, resumable.
 
-A job is a command with an output directory; one whose directory says `finished` is not run again. Jobs end with the
-process that started them, so a killed study leaves nobody writing. After a failure nothing new is started, or, with
-`keep_going`, everything that does not need what failed.
+A job is a command with an output directory; one whose directory says `finished` is not run again, unless it gathers
+what others left and one of those runs again. Jobs end with the process that started them, so a killed study leaves
+nobody writing. After a failure nothing new is started; with `keep_going` goes on what does not need what failed.
 """
 
 import ctypes
@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tracking.command import EXIT_PREEMPTED, Preempted
 from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
@@ -48,6 +49,25 @@ class Job:
         """The command as a person would type it."""
         first = "python" if self.command[0] == sys.executable else self.command[0]
         return shlex.join((first, *self.command[1:]))
+
+
+class Placed(Protocol):
+    """A job as far as its place among others goes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def output_dir(self) -> str | Path: ...
+    @property
+    def after(self) -> tuple[str, ...]: ...
+
+
+def settled(jobs: Collection[Placed]) -> set[str]:
+    """Returns the jobs that are finished and come after nothing that is not: there is nothing new for them to take."""
+    finished = {job.name for job in jobs if is_finished(Path(job.output_dir))}
+    while stale := {job.name for job in jobs if job.name in finished and set(job.after) - finished}:
+        finished -= stale
+    return finished
 
 
 @dataclass
@@ -113,7 +133,7 @@ class Schedule:
             entry.process.terminate()
 
     def _run(self) -> dict[str, float]:
-        finished = {job.name for job in self._jobs if is_finished(job.output_dir)}
+        finished = settled(self._jobs)
         waiting = [job for job in self._jobs if job.name not in finished]
         running = self._running
         failed = self._failed
@@ -226,7 +246,8 @@ class Schedule:
         return self._log_dir / f"{job.name}.log"
 
     def _describe_failure(self, job: Job) -> str:
-        lines = self._log_path(job).read_text(errors="replace").splitlines()
+        said = self._log_path(job).read_text(errors="replace")
+        lines = said[max(0, said.rfind(f"$ {job.shell}\n")) :].splitlines()  # of this attempt
         tail = "\n".join(f"    {line}" for line in lines[-NUM_LOG_LINES:])
         return f"{job.name} failed; the end of {self._log_path(job)}:\n{tail}"
 

@@ -224,7 +224,10 @@ def run_study(study: Study) -> Path:
     expected = parse_expected(arguments.expected_s)
     report = directory / "report.html"
     settings = study_settings(arguments)
-    with open_run(directory, command="train.necessity", settings=settings, overwrite=arguments.overwrite) as run:
+    parts = {job.output_dir.relative_to(directory).parts[0] for job in study.jobs} if arguments.collect else ()
+    with open_run(
+        directory, command="train.necessity", settings=settings, overwrite=arguments.overwrite, found=parts
+    ) as run:
         if run.finished:
             return report
         num_parallel = arguments.num_parallel or len(os.sched_getaffinity(0))

@@ -69,6 +69,8 @@ class NecessityArguments:
             raise ValueError("base_config is given without init_config, from which it starts")
         if bool(self.prompts) == bool(self.data_task):
             raise ValueError("expected either prompts, a folder, or data_task with data_config")
+        if self.collect and self.overwrite:
+            raise ValueError("overwrite would remove what collect takes together; leave one of them out")
         if not self.seeds:
             raise ValueError("seeds is empty; expected at least one, such as 0 1")
         for seed in self.seeds:

@@ -211,11 +211,18 @@ def test_models_of_ones_own_stand_beside_every_recipe_and_are_corrected_for_once
     assert sorted(one["measured_p_holm"]) == pytest.approx(sorted(holm(np.array(everything))[:3]))
 
 
-def test_a_claim_measured_twice_an_unknown_recipe_and_other_tables_are_refused(tmp_path: Path) -> None:
+def test_of_a_claim_measured_twice_the_first_table_counts(tmp_path: Path) -> None:
+    first = write_comparison(tmp_path / "a", {("vision", "rl", "sft"): 0.1})
+    second = write_comparison(tmp_path / "b", {("vision", "rl", "sft"): 0.2, ("vision", "in-rl-rl", "sft"): 0.3})
+    table = claim_table(100, [read_measured(str(scores), list(RECIPES)) for scores in (first, second)])
+    own = table[(table["table"] == "2") & (table["ability"] == "vision") & (table["recipe"] == "MMR1")]
+    found = own.set_index(["model", "against"])["measured_difference"].dropna()
+    assert found["rl", "in"] == pytest.approx(0.1) and found["in-rl-rl", "in"] == pytest.approx(0.3)
+
+
+def test_an_unknown_recipe_and_other_tables_are_refused(tmp_path: Path) -> None:
     scores = write_comparison(tmp_path / "c", {("vision", "rl", "sft"): 0.1})
     out = ["--output-dir", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="stands in 2 of the scores"):
-        main(["--scores", str(scores), f"MMR1={scores}", *out])
     with pytest.raises(ValueError, match="no recipe 'MMR2', only OpenMMReasoner, MMR1"):
         main(["--scores", f"MMR2={scores}", *out, "--overwrite"])
     with pytest.raises(ValueError, match="has no column 'model'"):

@@ -148,11 +148,26 @@ def test_the_shipped_study_of_the_paper_needs_two_checkpoints(monkeypatch: pytes
                                            "OpenMMReasoner/OpenMMReasoner-RL"]),
         ("openmmreasoner_7b/splice.yaml", ["OpenMMReasoner/OpenMMReasoner-ColdStart",
                                            "OpenMMReasoner/OpenMMReasoner-RL"]),
+        ("frankenstein_3b/abilities.yaml", ["Qwen/Qwen2.5-VL-7B-Instruct"]),
     ],
 )  # fmt: skip
 def test_what_deltas_and_splices_read_is_found(config: str, needed: list[str]) -> None:
     found = find_repositories(FetchArguments(study=str(REPOSITORY_ROOT / "configs" / config)))
     assert [str(repository) for repository in found] == needed
+
+
+def test_files_that_a_study_names_for_a_task_or_by_themselves_are_followed(study: Path) -> None:
+    (study.parent / "swap.yaml").write_text("describe_model: own/describer\n")
+    (study.parent / "pairs.yaml").write_text("source: own/pictures\n")
+    whole = {"necessity": "necessity.yaml", "swap": "swap.yaml", "pairs": ["recognition:pairs.yaml"],
+             "datasets": ["own/bench@main"], "tasks": ["bench"]}  # fmt: skip
+    (study.parent / "study.yaml").write_text(yaml.dump(whole))
+    found = {str(each): each.kind for each in find_repositories(FetchArguments(study="study.yaml"))}
+    assert found == {"Qwen/base": "model", "AIcell/IN": "model", "own/rows": "dataset", "own/describer": "model",
+                     "own/pictures": "dataset", "own/bench@main": "dataset"}  # fmt: skip
+    (study.parent / "swap.yaml").write_text("necessity: study.yaml\n")
+    with pytest.raises(ValueError, match=r"swap.yaml names study.yaml, which names it"):
+        find_repositories(FetchArguments(study="study.yaml"))
 
 
 def test_a_grpo_configuration_and_flags_are_enough(hub: Hub, study: Path) -> None:

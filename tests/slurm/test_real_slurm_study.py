@@ -1,21 +1,34 @@
-"""A study on a real Slurm: one arm fails and holds up nobody, and what gathers says what is missing."""
+"""A whole study on a real Slurm: an arm fails and holds up nobody, the page says so, and it is completed."""
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.slurm.real_slurm import RealSlurm
+from tests.slurm.real_slurm import MEMORY_PER_NODE_MB, RealSlurm
 from tests.train.test_study_end_to_end import write_configs
 from tracking.command import REPOSITORY_ROOT
-from tracking.run import is_finished
+from tracking.run import is_finished, read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 BROKEN = "freeze-mid-seed1"
 WHOLE = ("full-seed0", "full-seed1", "freeze-mid-seed0")
+SMALLER: dict[str, dict[str, Any]] = {
+    "pairs": {"num_pairs": 8},
+    "swap": {},
+    "skip": {"max_problems": 8},
+    "attention": {"num_prompts": 8},
+    "all_deltas": {},
+    "abilities": {},
+    "samples": {"num_samples": 4},
+}
+"""Configuration of a probe -> what a test's study has less of."""
 STUDIES = sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))
 
 
@@ -23,33 +36,70 @@ def command(slurm: RealSlurm, module: str, *words: object, check: bool = True) -
     return slurm.run(sys.executable, "-m", module, *map(str, words), check=check)
 
 
-def test_a_study_in_which_an_arm_fails_goes_on_with_the_others_and_says_what_is_missing(
+def write_study(folder: Path, cluster: Path) -> Path:
+    """Writes a whole pocket study small enough for a test: necessity, every probe, splices, samples and claims."""
+    folder.mkdir()
+    shipped = REPOSITORY_ROOT / "configs" / "pocket"
+    study = yaml.safe_load((shipped / "study.yaml").read_text())
+    for name, changes in SMALLER.items():
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load((shipped / f"{name}.yaml").read_text()), **changes}))
+        study[name] = str(path)
+    changes = {
+        "output_dir": str(folder / "study"),
+        "necessity": str(write_configs(folder / "necessity")),
+        "cluster": str(cluster),
+        "pairs": [f"pocket_pairs:{study['pairs']}"],
+        "probed": ["sft", "full"],
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**study, **changes}))
+    return path
+
+
+def gaps(study: Path) -> list[str]:
+    """Returns what the page lists as missing."""
+    page = (study / "report.html").read_text()
+    start = page.find('<div class="missing"><p><b>Missing.</b>')
+    return re.findall(r"<li><b>([^<]+)</b>", page[start : page.index("</details>", start)]) if start >= 0 else []
+
+
+def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_launch_completes_it(
     slurm: RealSlurm, cluster_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    study = tmp_path / "study"
-    config = tmp_path / "study.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "output_dir": str(study),
-                "necessity": str(write_configs(tmp_path / "configs")),
-                "cluster": str(cluster_file(max_parallel=2)),
-            }
-        )
-    )
+    config = write_study(tmp_path / "settings", cluster_file(memory=f"{MEMORY_PER_NODE_MB // 2}M"))
+    study = tmp_path / "settings" / "study"
     command(slurm, "slurm.launch", "--config", config)
     in_the_way = study / "necessity" / "arms" / BROKEN / "notes.txt"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("no run of this suite")
-    slurm.wait_until_idle(within_s=400)
+    slurm.wait_until_idle(within_s=900)
     shown = command(slurm, "slurm.status", study)
     for label in WHOLE:
-        assert is_finished(study / "necessity" / "arms" / label), shown
-        assert is_finished(study / "necessity" / "eval" / label), shown
-    assert not (study / "necessity" / "eval" / BROKEN / "run.json").exists(), shown
-    assert BROKEN in (study / "missing" / "comparison.txt").read_text()
-    assert "freeze-mid" in (study / "necessity" / "comparison" / "scores.csv").read_text()  # by its other seed
+        for folder in ("necessity/arms", "necessity/eval", "abilities", "samples"):
+            assert is_finished(study / folder / label), shown
+    for folder in ("swap/sft", "skip/full-seed0", "attention", "all_deltas", "splices", "splice_comparison", "claims"):
+        assert is_finished(study / folder), shown
     assert "holds 'notes.txt' but no run.json" in shown
+    assert not (study / "necessity" / "eval" / BROKEN / "run.json").exists(), shown
+    tables = ("comparison", "ability_comparison", "support")
+    for table in tables:
+        assert "freeze-mid@1" in (study / "missing" / f"{table}.txt").read_text()
+    assert "freeze-mid" in (study / "necessity" / "comparison" / "scores.csv").read_text()  # by its other seed
+    missing = {BROKEN, *(f"{kind}-{BROKEN}" for kind in ("eval", "abilities", "samples")), "necessity", *tables}
+    assert missing <= set(gaps(study)), gaps(study)
+    begun = read_run(study / "swap" / "sft")["attempts"]
+
+    in_the_way.unlink()
+    command(slurm, "slurm.launch", "--config", config)
+    slurm.wait_until_idle(within_s=600)
+    shown = command(slurm, "slurm.status", study)
+    number = len(json.loads((study / "plan.json").read_text())["jobs"])
+    assert f"{number} of {number} jobs are finished" in shown
+    assert {path.name: path.read_text() for path in (study / "missing").iterdir() if path.read_text()} == {}
+    assert gaps(study) == []
+    assert "Not answered" not in (study / "report.html").read_text()
+    assert read_run(study / "swap" / "sft")["attempts"] == begun  # what was finished stays
 
 
 @pytest.mark.parametrize("config", STUDIES, ids=[path.parent.name for path in STUDIES])

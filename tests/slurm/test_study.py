@@ -1,9 +1,12 @@
 """Which jobs a study has, what each waits for, and what is made of what there is."""
 
+import ast
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from slurm.plan import plan_study
 from slurm.settings import read_settings
 from slurm.stages import Stage, make_stages
 from slurm.study import StudyArguments, StudyJob
+from slurm.submit import unfinished
 from tracking.command import REPOSITORY_ROOT
 from tracking.run import open_run
 
@@ -201,31 +205,50 @@ def test_gathering_leaves_out_what_is_missing_and_nothing_else(tmp_path: Path) -
         assert lost == [*missing, *([] if reference == "full" else ["--reference mid"])]
 
 
-def test_tables_are_made_anew_when_something_else_is_missing(tmp_path: Path) -> None:
+def test_tables_are_made_anew_when_their_inputs_are_others(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import pathlib, sys; pathlib.Path('words').write_text(repr(sys.argv[1:]))")
+    output = ["--output_dir", str(tmp_path / "table")]
 
-    def gather() -> tuple[str, str]:
-        command = [
-            "slurm.gather",
-            "--study",
-            str(tmp_path),
-            "--name",
-            "t",
-            "program",
-            f"a={tmp_path}/a",
-            f"b={tmp_path}/b",
-        ]
-        environment = {"PYTHONPATH": f"{REPOSITORY_ROOT}:{tmp_path}", "PATH": ""}
-        subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
-        return (tmp_path / "words").read_text(), (tmp_path / "missing" / "t.txt").read_text()
+    def gather() -> tuple[list[str], str]:
+        command = ["--study", tmp_path, "--name", "t", "program", f"a={tmp_path}/a", f"b={tmp_path}/b", *output]
+        subprocess.run(
+            [sys.executable, "-m", "slurm.gather", *map(str, command)],
+            cwd=tmp_path, env={"PYTHONPATH": f"{REPOSITORY_ROOT}:{tmp_path}", "PATH": ""}, check=True,
+            capture_output=True,
+        )  # fmt: skip
+        finish(tmp_path / "table")
+        words = ast.literal_eval((tmp_path / "words").read_text())
+        return words, (tmp_path / "missing" / "t.txt").read_text()
 
+    a, b = f"a={tmp_path}/a", f"b={tmp_path}/b"
     finish(tmp_path / "a")
-    assert gather() == (repr([f"a={tmp_path}/a"]), f"b={tmp_path}/b\n")
-    assert gather() == (repr([f"a={tmp_path}/a"]), f"b={tmp_path}/b\n")
+    assert gather() == ([a, *output], f"{b}\n")
+    assert gather() == ([a, *output], f"{b}\n")
     finish(tmp_path / "b")
-    assert gather() == (repr([f"a={tmp_path}/a", f"b={tmp_path}/b", "--overwrite"]), "")
-    assert gather() == (repr([f"a={tmp_path}/a", f"b={tmp_path}/b"]), "")
+    assert gather() == ([a, b, *output, "--overwrite"], "")
+    shutil.rmtree(tmp_path / "table")
+    assert gather() == ([a, b, *output], "")
+    assert gather() == ([a, b, *output], "")
+    run = json.loads((tmp_path / "b" / "run.json").read_text())
+    run["attempts"][-1]["end"] = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+    (tmp_path / "b" / "run.json").write_text(json.dumps(run))
+    assert gather() == ([a, b, *output, "--overwrite"], "")
+
+
+def test_what_gathers_runs_again_when_it_comes_after_something_that_does(tmp_path: Path) -> None:
+    def job(name: str, *after: str) -> StudyJob:
+        return StudyJob(
+            name=name, kind=name, stage=name, index=0, command=(name,), output_dir=str(tmp_path / name), after=after
+        )
+
+    jobs = [job("arm"), job("other"), job("table", "arm", "other"), job("claims", "table"), job("lone", "other")]
+    for each in jobs:
+        finish(Path(each.output_dir))
+    assert unfinished(jobs) == []
+    shutil.rmtree(tmp_path / "arm")
+    left = {each.name: each.after for each in unfinished(jobs)}
+    assert left == {"arm": (), "table": ("arm",), "claims": ("table",)}
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from analyze.swap import SwapArguments
 from eval.descriptions import DescriptionArguments
 from eval.run import EvaluationArguments
 from eval.sampling import SamplingArguments
+from eval.tasks import TASKS
+from models.fetch import FetchArguments, find_repositories
 from slurm.settings import read_settings
 from slurm.study import StudyArguments
 from tracking.command import REPOSITORY_ROOT, parse_arguments
@@ -57,3 +59,16 @@ def test_models_of_a_study_are_asked_as_they_are_trained(path: Path, monkeypatch
     trained = style(yaml.safe_load(Path(study.necessity).read_text())["grpo_config"])
     for config in (study.abilities, study.samples, study.skip, study.attention):
         assert config is not None and style(config) == trained, config
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.stem)
+def test_what_a_study_reads_of_the_hub_is_what_is_fetched_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY_ROOT)
+    study = read_settings(StudyArguments, path)
+    benchmarks = [TASKS[task] for task in {*study.tasks, *study.sample_tasks} if task in TASKS]
+    assert sorted(study.datasets) == sorted(f"{each.repo}@{each.revision}" for each in benchmarks)
+    found = find_repositories(FetchArguments(study=str(path)))
+    assert {str(each) for each in found if each.kind == "dataset"} == set(study.datasets)
+    by_kind = {key: find_repositories(FetchArguments(study=str(config))) for key, config in vars(study).items()
+               if key in GIVEN and config}  # fmt: skip
+    assert all(set(named) <= set(found) for named in by_kind.values())

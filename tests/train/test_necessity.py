@@ -142,3 +142,17 @@ def test_a_plan_made_for_another_model_is_refused(study: dict[str, Any], pocket_
     with pytest.raises(ValueError, match="is not shaped like the model of the plan"):
         run({**study, "layout_config": str(other)})
     assert not Path(study["output_dir"]).exists()
+
+
+def test_what_other_jobs_left_is_taken_together_and_nothing_else(study: dict[str, Any]) -> None:
+    directory = Path(study["output_dir"])
+    (directory / "arms" / "full-seed0").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="jobs are not finished: full-seed0, "):
+        run(study, "--collect", "true")
+    assert json.loads((directory / "run.json").read_text())["status"] == "failed"
+    with pytest.raises(ValueError, match="overwrite would remove what collect takes together"):
+        run(study, "--collect", "true", "--overwrite", "true")
+    (directory / "run.json").unlink()
+    (directory / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"holds 'notes.txt' but no run.json"):
+        run(study, "--collect", "true")
