@@ -5,7 +5,7 @@ output directory of its own, below the study's:
 
     necessity/        data, models, arms and evaluations, as train.necessity lays them out
     pairs/, swap/, skip/, attention/, deltas/           the probes
-    abilities/, samples/, support/                      what each model can do, once and in many draws
+    descriptions/, abilities/, samples/, support/       what each model can do, once and in many draws
     splices/, splice_abilities/, splice_comparison/     what each part of it carries over
     claims/, report.html                                the paper's claims, and the page to read
 
@@ -52,6 +52,9 @@ class _Plan:
             "necessity", ("train.necessity", "--config", arguments.necessity, "--collect", "true"),
             after=[job["name"] for job in self.necessity["jobs"]],
         )  # fmt: skip
+        if arguments.described:
+            command = ("data_builders.pocket_descriptions", "--data", self.necessity["prompts"])
+            self._add("descriptions", (*command, "--split", arguments.described), needs=[self.prompts_job])
         if arguments.abilities:
             self._add_evaluations("abilities", arguments.abilities, arguments.tasks)
             self._add_comparison("ability_comparison", self._models("abilities"), "abilities")
@@ -201,19 +204,21 @@ class _Plan:
     def _add_evaluations(self, kind: str, config: str, tasks: Sequence[str]) -> None:
         for model in [*self._phases(), *self.labels]:
             trained, index = self._place(model)
-            command = (
-                "eval.run",
-                "--config",
-                config,
-                "--model",
-                self._checkpoint(model),
-                "--tasks",
-                *self._tasks(tasks),
-            )
-            self._add(
-                f"{kind}-{model}", command, kind=kind, stage=kind if trained else f"{kind}_start", index=index,
-                directory=f"{self.out}/{kind}/{model}", needs=[self.prompts_job, model],
+            self._add_evaluation(
+                f"{kind}-{model}", kind, config, self._checkpoint(model), tasks, needs=[model], index=index,
+                stage=kind if trained else f"{kind}_start", directory=f"{self.out}/{kind}/{model}",
             )  # fmt: skip
+
+    def _add_evaluation(
+        self, name: str, kind: str, config: str, model: str, tasks: Sequence[str], *, needs: Sequence[str], **place: Any
+    ) -> None:
+        """Adds what a model is asked; `abilities` with the descriptions, where the study makes some."""
+        command = ["eval.run", "--config", config, "--model", model, "--tasks", *self._tasks(tasks)]
+        needs = [self.prompts_job, *needs]
+        if kind == "abilities" and self.arguments.described:
+            command += ["--descriptions", f"{self.out}/descriptions/descriptions.jsonl"]
+            needs.append("descriptions")
+        self._add(name, command, kind=kind, needs=needs, **place)
 
     def _add_comparison(self, name: str, models: Sequence[str], folder: str) -> None:
         roles = ["--baseline", "sft"]
@@ -268,17 +273,10 @@ class _Plan:
         )
         self._add("splices", (*command, *self.cut), needs=["sft", rl])
         for index, pattern in enumerate(patterns):
-            asked = (
-                "eval.run",
-                "--config",
-                str(arguments.abilities),
-                "--model",
-                f"{self.out}/splices/{pattern}/checkpoint",
-            )
-            self._add(
-                f"splice-{pattern}", (*asked, "--tasks", *self._tasks(arguments.tasks)), kind="abilities",
-                stage="splice_abilities", index=index, directory=f"{self.out}/splice_abilities/{pattern}",
-                needs=["splices", self.prompts_job],
+            self._add_evaluation(
+                f"splice-{pattern}", "abilities", str(arguments.abilities), f"{self.out}/splices/{pattern}/checkpoint",
+                arguments.tasks, needs=["splices"], stage="splice_abilities", index=index,
+                directory=f"{self.out}/splice_abilities/{pattern}",
             )  # fmt: skip
         unmixed = [f"{name}={self.out}/abilities/{model}" for name, model in (("in", "sft"), ("rl", rl))]
         base = [f"base={self.out}/abilities/base"] if "base" in self._phases() else []

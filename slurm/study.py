@@ -51,6 +51,10 @@ class StudyArguments:
     tasks: list[str] = field(
         default_factory=list, metadata={"help": "tasks of `abilities`; study:SPLIT are the study's own prompts"}
     )
+    described: str | None = field(
+        default=None,
+        metadata={"help": "split of the study's own pocket prompts whose pictures are put into words for `abilities`"},
+    )
     datasets: list[str] = field(
         default_factory=list, metadata={"help": "hub data sets that these tasks read, for models.fetch"}
     )
@@ -98,6 +102,7 @@ class StudyArguments:
             ("skip_tasks", "skip", "what is asked"),
             ("attention_tasks", "attention", "what is asked"),
             ("tasks", "abilities", "what is asked"),
+            ("abilities", "described", "what reads the descriptions"),
             ("sample_tasks", "samples", "what is asked"),
             ("abilities", "splices", "how spliced models are evaluated"),
             ("splices", "claims", "the models of which the paper's Table 2 speaks"),

@@ -95,13 +95,13 @@ def test_an_arm_waits_for_its_own_predecessor_and_tables_for_nobodys_success() -
     stages = stages_of(plan_study(arguments, necessity(arguments.output_dir)), arguments)
     assert [task.name for task in stages["train"].job.tasks] == [f"{arm}-seed{seed}" for arm in ARMS for seed in SEEDS]
     assert waits(stages["train"]) == {"afterok:data", "afterok:sft"}
-    for name in ("evaluate", "abilities", "samples"):
-        assert waits(stages[name]) == {"aftercorr:train", "afterok:data"}
+    for name, described in (("evaluate", set()), ("abilities", {"afterok:descriptions"}), ("samples", set())):
+        assert waits(stages[name]) == {"aftercorr:train", "afterok:data", *described}
         assert [task.index for task in stages[name].job.tasks] == [0, 1, 2, 3]
     assert waits(stages["skip"]) == {"afterok:data", "afterok:train_0"}
     assert waits(stages["swap"]) == {"afterok:pairs", "afterok:train_0"}
     assert waits(stages["splices"]) == {"afterok:sft", "afterok:train_0"}
-    assert waits(stages["splice_abilities"]) == {"afterok:data", "afterok:splices"}
+    assert waits(stages["splice_abilities"]) == {"afterok:data", "afterok:splices", "afterok:descriptions"}
     assert waits(stages["attention"]) == {"afterany:data", "afterany:base", "afterany:sft", "afterany:train_0"}
     for name in ("comparison", "deltas", "ability_comparison", "support", "splice_comparison", "claims", "necessity"):
         assert all(wait.kind == "afterany" for wait in stages[name].waits), name
@@ -177,7 +177,7 @@ def test_costs_count_replies_by_hand() -> None:
     assert costs.gpu_hours(jobs["freeze-mid-seed0"]) is None
     assert costs.num_replies(jobs["swap-sft"]) == 100 * 2 * 7  # pairs x modes x (layers and none)
     assert costs.num_replies(jobs["skip-sft"]) == 100 * (2 + 6 + 3)  # controls, layers, blocks
-    assert costs.num_replies(jobs["abilities-sft"]) == 100 * 2  # given and black
+    assert costs.num_replies(jobs["abilities-sft"]) == 100 * 3  # given, black, described
     assert costs.num_replies(jobs["samples-sft"]) == 10 * 16
     assert costs.gpu_hours(jobs["samples-sft"]) == 10 * 16 * 32 / 10 / 3600
 
