@@ -24,7 +24,6 @@ SMALLER: dict[str, dict[str, Any]] = {
     "swap": {},
     "skip": {"max_problems": 8},
     "attention": {"num_prompts": 8},
-    "all_deltas": {},
     "abilities": {},
     "samples": {"num_samples": 4},
 }
