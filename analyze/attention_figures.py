@@ -10,8 +10,8 @@ import numpy as np
 
 from analyze.attention_records import ALL, SEGMENTS
 from analyze.attention_tables import POOLED
-from analyze.delta_figures import phase_colour
 from analyze.depth_figures import LABEL_SIZE, blocks_of, common_legend, mark_boundaries, mark_depth, save_figures
+from analyze.figures import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ def draw_shift(tables: AttentionTables, against: str, measure: str) -> "Figure |
         for mode, axes in zip(tables.modes, row, strict=True):
             own = table[(table["task"] == task) & (table["ability"] == ability) & (table["mode"] == mode)]
             for model, curve in own.groupby("model", sort=False):
-                colour = phase_colour(str(model), tables.models)
+                colour = model_colour(str(model), tables.models)
                 layers = curve["layer"]
                 axes.fill_between(
                     layers, 100 * curve["low"], 100 * curve["high"], color=colour, alpha=0.15, linewidth=0
@@ -108,7 +108,7 @@ def draw_vision(tables: AttentionTables) -> "Figure | None":
         for mode, axes in zip(tables.modes, row, strict=True):
             own = table[(table["task"] == task) & (table["ability"] == ability) & (table["mode"] == mode)]
             for model, curves in own.groupby("model", sort=False):
-                colour = phase_colour(str(model), tables.models)
+                colour = model_colour(str(model), tables.models)
                 for _, curve in curves.groupby("seed", dropna=False):
                     low, high = 100 * curve["low"], 100 * curve["high"]
                     axes.fill_between(curve["layer"], low, high, color=colour, alpha=0.13, linewidth=0)

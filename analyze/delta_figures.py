@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyze.figures import RESOLUTION_DPI, arm_colour, plain
+from analyze.figures import RESOLUTION_DPI, model_colour, plain
 from models.blocks import BLOCKS
 from tracking.product import partial_file
 
@@ -171,7 +171,7 @@ def draw_geometry(tables: DeltaTables) -> "Figure | None":
     chances = []
     for pair in pairs:
         first, second = pair.split(" · ")
-        colour, linestyle = phase_colour(second, tables.phases), "-" if first == tables.phases[0] else ":"
+        colour, linestyle = model_colour(second, tables.phases), "-" if first == tables.phases[0] else ":"
         own = cosines[cosines["pair"] == pair]
         _line(panels[0], tables, own, "cosine", pair, colour=colour, linestyle=linestyle)
         if with_subspaces:
@@ -278,7 +278,7 @@ def _line(
     logarithmic = axes.get_yscale() == "log"
     heights = [values.get(place, nothing) for place in places]
     heights = [nothing if logarithmic and height == 0 else height for height in heights]
-    colour = colour or phase_colour(label, tables.phases)
+    colour = colour or model_colour(label, tables.phases)
     for region in FORWARD_ORDER:  # a line is not drawn across regions
         own = [position for position, place in enumerate(places) if place[0] == region]
         axes.plot(
@@ -286,11 +286,6 @@ def _line(
             marker=marker if region in SHADES else "D" if marker else "_", markersize=3.2,
             label=label if region == "llm" else None,
         )  # fmt: skip
-
-
-def phase_colour(phase: str, phases: list[str]) -> str:
-    """Returns an arm's colour as other figures have it; SFT's own change is brown."""
-    return {"sft": "#A6761D", "rl": "#222222"}.get(phase) or arm_colour(phase, phases)
 
 
 def _mark_zeros(axes: "Axes", tables: DeltaTables, column: str) -> None:
@@ -308,7 +303,7 @@ def _mark_zeros(axes: "Axes", tables: DeltaTables, column: str) -> None:
         offset = (order - (len(tables.phases) - 1) / 2) * 0.12
         axes.plot(
             [position + offset for position in sorted(zeros)], [bottom] * len(zeros), linestyle="", marker="|",
-            markersize=9, markeredgewidth=2, color=phase_colour(phase, tables.phases), clip_on=False, zorder=5,
+            markersize=9, markeredgewidth=2, color=model_colour(phase, tables.phases), clip_on=False, zorder=5,
         )  # fmt: skip
     axes.set_ylim(bottom=bottom)
     if (tables.layers[column] == 0).any():

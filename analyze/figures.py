@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ARM_COLOURS = {
+MODEL_COLOURS = {
+    "base": "#999999",
+    "sft": "#A6761D",
+    "rl": "#222222",
     "full": "#222222",
     "freeze-early": "#0072B2",
     "freeze-mid": "#D55E00",
@@ -20,15 +23,15 @@ ARM_COLOURS = {
     "only-late": "#7BCFA9",
 }
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
-OTHER_COLOURS = ("#CC79A7", "#8C6BB1", "#A6761D", "#666666")
+OTHER_COLOURS = ("#CC79A7", "#8C6BB1", "#B22222", "#4D4D8F")
 REGION_LABELS = {"vision": "vision", "projector": "proj.", "embed": "embed", "norm": "norm", "head": "head"}
 RESOLUTION_DPI = 160
 
 
-def arm_colour(arm: str, arms: list[str]) -> str:
-    """Returns the colour of an arm, the same in every figure."""
-    others = [name for name in arms if name not in ARM_COLOURS]
-    return ARM_COLOURS.get(arm) or OTHER_COLOURS[others.index(arm) % len(OTHER_COLOURS)]
+def model_colour(model: str, models: list[str]) -> str:
+    """Returns the colour of an arm or another model, the same in every figure."""
+    others = [name for name in dict.fromkeys(models) if name not in MODEL_COLOURS]
+    return MODEL_COLOURS.get(model) or OTHER_COLOURS[others.index(model) % len(OTHER_COLOURS)]
 
 
 def draw_gains(study: NecessityStudy) -> "Figure":
@@ -79,7 +82,7 @@ def _forest(study: NecessityStudy, arms: list[str], values: Callable[[str], "pd.
                 axes.text(0.5, position, "not given: no certain gain", transform=axes.get_yaxis_transform(),
                           ha="center", va="center", fontsize=7.5, color="#777777", style="italic")  # fmt: skip
                 continue
-            colour = arm_colour(arm, study.arms)
+            colour = model_colour(arm, study.arms)
             axes.plot([low, high], [position, position], color=colour, linewidth=2.2, solid_capstyle="round")
             axes.plot(middle, position, "o", color=colour, markersize=6.5)
         axes.set_title(ability, fontsize=10.5, fontweight="bold")
@@ -103,7 +106,7 @@ def draw_rewards(study: NecessityStudy) -> "Figure":
             [run.metrics.set_index("step")[column].dropna() for run in study.runs if run.arm == arm], axis=1
         )
         smooth = curves.rolling(3, min_periods=1, center=True).mean()
-        colour = arm_colour(arm, study.arms)
+        colour = model_colour(arm, study.arms)
         axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15, linewidth=0)
         axes.plot(smooth.index, smooth.mean(axis=1), color=colour, linewidth=1.8, label=arm)
     axes.set_xlabel("GRPO step")
@@ -142,7 +145,7 @@ def draw_deltas(study: NecessityStudy) -> "Figure":
             else:
                 heights.append(float(own[own["region"] == place]["relative_energy"].iloc[0]))
         positions = list(range(len(places)))
-        axes.bar(positions, [100 * height for height in heights], color=arm_colour(arm, study.arms), width=0.72)
+        axes.bar(positions, [100 * height for height in heights], color=model_colour(arm, study.arms), width=0.72)
         for position, height in zip(positions, heights, strict=True):
             if height == 0:
                 axes.axvspan(position - 0.5, position + 0.5, color="#e6e6e6", zorder=0, linewidth=0)

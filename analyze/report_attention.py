@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from analyze.attention_controls import TEACHER_FORCED
 from analyze.report_inputs import Output
-from analyze.report_parts import LEVEL, Part, Table, change, corrected, files_as_figures, listed, share
+from analyze.report_parts import LEVEL, Part, Table, change, corrected, files_as_figures, listed, model_name, share
 from eval.formatting import interval, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
@@ -15,29 +15,33 @@ START = "sft"
 
 def attention_part(outputs: Sequence[Output]) -> Part:
     """Where models look."""
-    findings, rows, figures, controls = [], [], [], []
+    findings: list[str] = []
+    rows, figures, controls = [], [], []
     for output in outputs:
         table = read_table(output.directory / "attention.csv")
         own = table[
             (table["measure"] == VISION) & (table["mode"] == TEACHER_FORCED) & (table["part"] == "reply")
             & (table["head"].astype(str) == "mean") & (table["ability"] != "all")
         ]  # fmt: skip
+        peaks: dict[str, dict[str, list[str]]] = {}
         for (ability, name, seed), group in own.groupby(["ability", "model", "seed"], sort=False, dropna=False):
-            model = name if seed != seed else f"{name}, seed {int(float(str(seed)))}"
+            model = model_name(str(name), seed)
             most = group.nlargest(1, "mean").iloc[0]
             where = f"layer {int(most['layer'])} ({most['block']})"
-            findings.append(
-                f"{model}, {ability}: attention to the picture is greatest in {where}, "
-                f"{share(most['mean'], most['low'], most['high'])} of all attention (n = {int(most['n'])})."
-            )
+            peak = share(most["mean"], most["low"], most["high"])
+            peaks.setdefault(f"{ability} (n = {int(most['n'])})", {}).setdefault(where, []).append(f"{model} ({peak})")
             means = group.groupby("block", sort=False)["mean"].mean()
-            rows.append([str(ability), str(model), str(int(most["n"])), *(percent(means[block]) for block in BLOCKS),
-                         f"{where}: {share(most['mean'], most['low'], most['high'])}"])  # fmt: skip
+            rows.append([str(ability), model, str(int(most["n"])), *(percent(means[block]) for block in BLOCKS),
+                         f"{where}: {peak}"])  # fmt: skip
+        for head, models in peaks.items():
+            places = [f"in {where} for {listed(said)}" for where, said in models.items()]
+            findings.append(f"{head}: greatest {', '.join(places)}.")
         caption = "Share of a reply’s attention that goes to the vision tokens, per layer, with 95 % intervals."
         figures += files_as_figures(output.directory, {"vision": caption})
         controls += attention_controls(output)
     return Part(
         title="Attention to the picture",
+        answer=" ".join(findings),
         what="For every layer, how much of the attention of the reply’s tokens falls on vision tokens, averaged over "
         "heads and tokens (the paper’s Eq. 1). Teacher-forced: all models read the same reply, so that only weights "
         "differ.",

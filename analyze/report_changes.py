@@ -15,6 +15,7 @@ from analyze.report_parts import (
     files_as_figures,
     inline_drawing,
     listed,
+    model_name,
     share,
 )
 from eval.formatting import MINUS, NOTHING, interval, percent, points, probability
@@ -71,6 +72,7 @@ def delta_part(outputs: Sequence[Output]) -> Part:
                 columns=("change", "block", "size, %", "× floor", "elements, %", "tensors"),
                 rows=rows,
                 num_words=2,
+                folded=len(rows) > 24,
             )
         ],
         controls=[
@@ -125,8 +127,7 @@ def _floor_cells(row: Any) -> list[str]:
 def _phase_name(phase: Any, seed: Any) -> str:
     if phase == START_PHASE:
         return f"sft {MINUS} base"
-    label = phase if seed != seed or seed == "" else f"{phase}, seed {int(float(seed))}"
-    return f"{label} {MINUS} sft"
+    return f"{model_name(phase, seed)} {MINUS} sft"
 
 
 def ability_part(outputs: Sequence[Output]) -> Part:
@@ -168,8 +169,8 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
         for ability, own in against.groupby("ability", sort=False):
             by_arm = own.set_index("arm")
             trained = by_arm.drop(index="base", errors="ignore")
-            findings.append(f"{ability}: {_ability_finding(by_arm, baseline, reference)}")
-            answers.append(f"{ability}: {_ability_finding(trained, baseline, reference)}")
+            findings.append(_ability_finding(ability, by_arm, baseline, reference))
+            answers.append(_ability_answer(ability, trained, baseline, reference))
         for _, row in chosen.iterrows():
             rows.append([
                 row["ability"], row["metric"], f"{row['arm']} {MINUS} {row['against']}", str(int(row["n"])),
@@ -219,36 +220,55 @@ def _metric(pooled: "pd.DataFrame", ability: str) -> str:
     return ACCURACY if own.empty else ABILITY
 
 
-def _ability_finding(own: "pd.DataFrame", baseline: str, reference: str | None) -> str:
-    sentences = []
+def _ability_finding(ability: str, own: "pd.DataFrame", baseline: str, reference: str | None) -> str:
+    """Says all differences of an ability from the baseline."""
+    parts = []
     if reference in own.index:
-        sentences.append(f"{reference} {MINUS} {baseline} {difference_words(own.loc[reference])}.")
-    others = own.drop(index=[name for name in (reference, "base") if name in own.index])
+        parts.append(f"{reference} {MINUS} {baseline} is {difference_words(own.loc[reference])}")
+    others = _others(own, reference)
     beyond = others[others["p_holm"] < LEVEL]
-    if len(others):
-        what = "models" if len(others) > 1 else "model"
-        if beyond.empty:
-            largest = others["detectable"].max()
-            sentences.append(
-                f"Of {len(others)} other {what} none differs from {baseline} beyond noise at n = "
-                f"{int(others['n'].max())}"
-                + (f" (one of {points(largest, sign=False)} points would be found four times in five)."
-                   if largest == largest else ".")
-            )  # fmt: skip
-        else:
-            named = [f"{arm} {change(row['difference'], row['low'], row['high'])}" for arm, row in beyond.iterrows()]
-            sentences.append(f"Of {len(others)} other {what} beyond chance: {listed(named)}.")
+    if len(others) and beyond.empty:
+        largest = others["detectable"].max()
+        found = f" ({points(largest, sign=False)} points would be found four times in five)"
+        parts.append(f"{_counted(0, others)} beyond noise{found if largest == largest else ''}")
+    elif len(others):
+        named = [f"{arm} {change(row['difference'], row['low'], row['high'])}" for arm, row in beyond.iterrows()]
+        parts.append(f"{_counted(len(beyond), others)} beyond chance: {listed(named)}")
     if "base" in own.index and reference != "base":
-        sentences.append(f"base {MINUS} {baseline} {difference_words(own.loc['base'])}.")
-    return " ".join(sentences)
+        parts.append(f"base {MINUS} {baseline} is {difference_words(own.loc['base'])}")
+    return f"{ability} (n = {int(own['n'].max())}): {'; '.join(parts)}."
+
+
+def _ability_answer(ability: str, own: "pd.DataFrame", baseline: str, reference: str | None) -> str:
+    """Says the same in brief, for the summary."""
+    parts = []
+    if reference in own.index:
+        row: Any = own.loc[reference]
+        verdict = "beyond chance" if row["p_holm"] < LEVEL else "no difference beyond noise"
+        change_ = change(row["difference"], row["low"], row["high"])
+        parts.append(f"{reference} {MINUS} {baseline} is {change_}, {verdict}")
+    others = _others(own, reference)
+    beyond = others[others["p_holm"] < LEVEL].sort_values("difference")
+    if len(others):
+        ends = [f"{points(beyond.iloc[end]['difference'])} ({beyond.index[end]})" for end in (0, -1) if len(beyond)]
+        said = "" if beyond.empty else f", {' to '.join(dict.fromkeys(ends))}"
+        parts.append(f"{_counted(len(beyond), others)} beyond {'chance' if len(beyond) else 'noise'}{said}")
+    return f"{ability}: {'; '.join(parts)}."
+
+
+def _others(own: "pd.DataFrame", reference: str | None) -> "pd.DataFrame":
+    return own.drop(index=[name for name in (reference, "base") if name in own.index])
+
+
+def _counted(number: int, others: "pd.DataFrame") -> str:
+    what = "splices" if set(others.index) <= set(HYBRIDS) else "other models" if len(others) > 1 else "other model"
+    return f"{number or 'none'} of {len(others)} {what}"
 
 
 def difference_words(row: Any) -> str:
     """Says a difference with its interval and whether it is one."""
-    head = f"is {change(row['difference'], row['low'], row['high'])}, {corrected(row['p_holm'])}"
-    if row["p_holm"] < LEVEL:
-        return f"{head}, beyond chance (n = {int(row['n'])})"
-    return f"{head}: no difference beyond noise at n = {int(row['n'])}"
+    head = f"{change(row['difference'], row['low'], row['high'])}, {corrected(row['p_holm'])}"
+    return head if row["p_holm"] < LEVEL else f"{head}: no difference beyond noise"
 
 
 def _kept(row: Any) -> str:
@@ -262,9 +282,8 @@ def _kept(row: Any) -> str:
 def _score_rows(scores: "pd.DataFrame") -> list[list[str]]:
     rows = []
     for _, row in scores.iterrows():
-        seed = "" if row["seed"] != row["seed"] or row["seed"] == "" else f", seed {int(float(row['seed']))}"
         rows.append([
-            f"{row['model']}{seed}", str(row["ability"]), str(int(row["n"])),
+            model_name(str(row["model"]), row["seed"]), str(row["ability"]), str(int(row["n"])),
             share(row["accuracy"], row["low"], row["high"]),
             share(row["ability_score"], row["ability_low"], row["ability_high"])
             if row["ability_score"] == row["ability_score"] else NOTHING,

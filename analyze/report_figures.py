@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from analyze.depth_figures import LABEL_SIZE, blocks_of, common_legend, mark_depth
-from analyze.figures import plain
+from analyze.figures import model_colour, plain
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-PALETTE = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 SHIFT = 0.09
 """Between the models' points of one layer, so that none hides another."""
 
@@ -31,6 +30,7 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
         num_rows, num_columns, figsize=(9.2, 0.9 + 2.7 * num_rows), squeeze=False, sharex=True, layout="constrained"
     )
     models = list(dict.fromkeys(model for own in panels.values() for model in own))
+    arms = [model.partition(" (seed")[0] for model in models]
     used = []
     for axes, (title, own) in zip(grid.flat, panels.items(), strict=False):
         for model, table in own.items():
@@ -38,7 +38,7 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
             places = table["layer"].astype(float) + (number - (len(models) - 1) / 2) * SHIFT
             axes.errorbar(
                 places, table["value"], yerr=[table["value"] - table["low"], table["high"] - table["value"]],
-                color=PALETTE[number % len(PALETTE)], marker="o", markersize=4, linewidth=1.4, capsize=2, label=model,
+                color=model_colour(arms[number], arms), marker="o", markersize=4, linewidth=1.4, capsize=2, label=model,
             )  # fmt: skip
         axes.axhline(0, color="#999999", linewidth=0.8, zorder=0)
         axes.set_title(title, fontsize=LABEL_SIZE)
@@ -47,6 +47,8 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
         used.append(axes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
+    for axes in used[-num_columns:]:
+        axes.tick_params(labelbottom=True)
     figure.supylabel(label, fontsize=LABEL_SIZE)
     figure.supxlabel(below, fontsize=LABEL_SIZE)
     common_legend(figure, used)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyze.depth_figures import save_figures
-from analyze.figures import FIGURES, arm_colour
+from analyze.figures import FIGURES, model_colour
 from analyze.report_inputs import Output
 from analyze.report_parts import inline_file
 from analyze.study import ArmRun, NecessityStudy
@@ -132,7 +132,7 @@ def answers(study: NecessityStudy) -> list[str]:
         if "full" not in rows.index:
             continue
         full: Any = rows.loc["full"]
-        sentence = f"{ability}: full RL {MINUS} sft is {points(full['difference'])} points "
+        sentence = f"{ability}, accuracy: full RL {MINUS} sft is {points(full['difference'])} points "
         sentence += f"{interval(full['low'], full['high'])}, corrected p = {probability(full['p_holm'])}"
         kept = [f"{arm} {gain_kept(row)}" for arm, row in rows.iterrows() if arm not in NOT_ARMS and gain_kept(row)]
         sentences.append(f"{sentence}; of this gain keep {', '.join(kept)}." if kept else f"{sentence}.")
@@ -226,7 +226,7 @@ def arm_rows(study: NecessityStudy) -> list[dict[str, Any]]:
         rows.append(
             {
                 "arm": arm,
-                "colour": arm_colour(arm, study.arms),
+                "colour": model_colour(arm, study.arms),
                 "freezes": " ".join([*run.proof["freeze"], *run.proof["always_freeze"]]) or "nothing",
                 "trainable": f"{run.num_trainable:,}",
                 "share": f"{100 * run.num_trainable / run.num_elements:.0f}",

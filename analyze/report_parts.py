@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,13 @@ def share(value: float, low: float, high: float) -> str:
 def change(value: float, low: float, high: float) -> str:
     """Formats a difference with its interval: `+1.2 points [−1.4, +3.8]`."""
     return f"{points(value)} points {interval(low, high)}".rstrip()
+
+
+def model_name(label: str, seed: Any = None) -> str:
+    """Returns a model as the page names it: `full (seed 0)` of `full-seed0`, or of an arm and its seed."""
+    if seed is not None and seed == seed and seed != "":
+        return f"{label} (seed {int(float(seed))})"
+    return re.sub(r"-seed(\d+)$", r" (seed \1)", label)
 
 
 def corrected(p: float) -> str:

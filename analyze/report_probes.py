@@ -13,6 +13,7 @@ from analyze.report_parts import (
     Table,
     inline_drawing,
     listed,
+    model_name,
     share,
 )
 from analyze.swap_scores import PAPER_METRICS
@@ -31,7 +32,7 @@ def model_names(outputs: Sequence[Output]) -> dict[str, Output]:
     """Returns name -> output of a probe that is run a model at a time; the folder is named after the model."""
     last = [output.directory.resolve().name for output in outputs]
     return {
-        name if last.count(name) == 1 else str(output.directory): output
+        model_name(name) if last.count(name) == 1 else str(output.directory): output
         for name, output in zip(last, outputs, strict=True)
     }
 
@@ -40,7 +41,8 @@ def swap_part(outputs: Sequence[Output]) -> Part:
     """What the vision swap says."""
     named = model_names(outputs)
     tables = {name: read_table(output.directory / "rates.csv") for name, output in named.items()}
-    findings, rows, panels = [], [], {}
+    findings: list[str] = []
+    rows, panels = [], {}
     halves: dict[str, list[str]] = {}
     for set_name, task, mode in _keys(tables.values(), ["set", "task", "mode"]):
         lines = {
@@ -50,9 +52,10 @@ def swap_part(outputs: Sequence[Output]) -> Part:
         }
         for name, own in lines.items():
             rows += [_swap_row(set_name, task, mode, name, own, tables[name])]
-            findings.append(_swap_finding(task, mode, name, own))
             if mode == "from" and (end := _half_gone(own)) is not None:
-                halves.setdefault(f"{task}: before layer {end}", []).append(name)
+                place = f"{task}: more than half of what moves an answer is read in {_layers_before(end)}"
+                halves.setdefault(place, []).append(name)
+        findings += _from_findings(task, lines) if mode == "from" else _most_findings(task, mode, lines)
         if lines:
             panels[f"{set_name}, {task}: {MODE_WORDS[mode]}"] = {
                 name: own.assign(**{key: 100 * own[column] for key, column in _POINTS.items()})
@@ -68,11 +71,7 @@ def swap_part(outputs: Sequence[Output]) -> Part:
         figures.append(Figure(source=inline_drawing(draw_depth(panels, "pairs, %", "k")), caption=caption))
     return Part(
         title="Vision swap",
-        answer="more than half of what another picture changes is read, "
-        + "; ".join(f"{place} ({listed(models)})" for place, models in halves.items())
-        + "."
-        if halves
-        else "",
+        answer=_read_where(halves),
         what="A question about a target picture is asked while the vision tokens of a source picture, for which the "
         "answer is another, are put in from some layer on. Where the answer still follows the source, the layers that "
         "see it still read the picture; where it stays with the target, reading was over before.",
@@ -117,27 +116,47 @@ def _swap_row(set_name: str, task: str, mode: str, name: str, own: "pd.DataFrame
     ]  # fmt: skip
 
 
-def _swap_finding(task: str, mode: str, name: str, own: "pd.DataFrame") -> str:
-    n = int(own["n"].max())
-    layers = own[own["block"] != "none"]
-    if mode != "from":
-        best = layers.nlargest(1, "rate").iloc[0]
-        return (
-            f"{name}, {task}, swapped {MODE_WORDS[mode]}: most answers move at k = {int(best['layer'])} "
-            f"({best['block']}), {_share(best)} of n = {n}."
-        )
-    first = layers.iloc[0]
-    head = f"{name}, {task}: with the source’s picture in all layers {_share(first)} of n = {n} answers move to it"
-    end = _half_gone(own)
-    if end is None:
-        return f"{head}; at no k has this fallen to half of that, or it is too rare to say."
-    row = own[own["layer"] == end].iloc[0]
-    kept = 0 if row["layer"] == 1 else f"0–{int(row['layer']) - 1}"
-    kept = f"layer{'s' if row['layer'] > 1 else ''} {kept}"
-    return (
-        f"{head}; once {kept} keep{'s' if row['layer'] == 1 else ''} the target’s picture, {_share(row)} do. More than "
-        f"half of what moves the answer is read in {kept}."
-    )
+def _read_where(halves: Mapping[str, Sequence[str]]) -> str:
+    """Says where more than half of what moves an answer is read, in which models."""
+    return "; ".join(f"{place} ({listed(models)})" for place, models in halves.items()) + ("." if halves else "")
+
+
+def _from_findings(task: str, lines: Mapping[str, "pd.DataFrame"]) -> Iterator[str]:
+    """Says up to where the picture is read, models of which the same holds together."""
+    ends = {name: _half_gone(own) for name, own in lines.items()}
+    for end in dict.fromkeys(ends.values()):
+        rates = []
+        for name in [name for name in lines if ends[name] == end]:
+            first, n = lines[name].iloc[0], int(lines[name]["n"].max())
+            after = "" if end is None else f", then {_share(lines[name].set_index('layer').loc[end])}"
+            rates.append(f"{name} {_share(first)}{after} (n = {n})")
+        if end is None:
+            yield (
+                f"{task}: at no k is the share of answers that move fallen to half, or they are too rare to say; with "
+                f"the source’s picture in all layers {'; '.join(rates)}."
+            )
+        else:
+            kept = _layers_before(end)
+            yield (
+                f"{task}: more than half of what moves the answer is read in {kept}. Answers that move with the "
+                f"source’s picture in all layers, and once {kept} {'keep' if end > 1 else 'keeps'} the target’s: "
+                f"{'; '.join(rates)}."
+            )
+
+
+def _most_findings(task: str, mode: str, lines: Mapping[str, "pd.DataFrame"]) -> Iterator[str]:
+    """Says in which layer a swap moves most answers, models of which the same holds together."""
+    rates: dict[str, list[str]] = {}
+    for name, own in lines.items():
+        best = own[own["block"] != "none"].nlargest(1, "rate").iloc[0]
+        place = f"k = {int(best['layer'])} ({best['block']})"
+        rates.setdefault(place, []).append(f"{name} {_share(best)} (n = {int(own['n'].max())})")
+    for place, said in rates.items():
+        yield f"{task}, swapped {MODE_WORDS[mode]}: most answers move at {place}: {'; '.join(said)}."
+
+
+def _layers_before(end: int) -> str:
+    return "layer 0" if end == 1 else f"layers 0–{end - 1}"
 
 
 def _half_gone(own: "pd.DataFrame") -> int | None:
@@ -163,21 +182,31 @@ def skip_part(outputs: Sequence[Output]) -> Part:
     tables = {name: read_table(output.directory / "rates.csv") for name, output in named.items()}
     findings, panels = [], {}
     rows: list[list[str]] = []
+    block_rows: list[list[str]] = []
     worst: dict[str, list[str]] = {}
     for task, ability in _keys(tables.values(), ["task", "ability"]):
         lines: dict[str, Any] = {}
+        costs: dict[str, list[str]] = {}
         for name, table in tables.items():
             own = table[(table["task"] == task) & (table["ability"] == ability)]
             if own.empty:
                 continue
-            findings.append(_skip_finding(ability, name, own))
             rows += _skip_rows(ability, name, own)
+            block_rows += _block_rows(ability, name, own)
             layers = own[own["kind"] == "layers"].sort_values("layer")
             if not layers.empty:
                 row = layers.nlargest(1, "drop").iloc[0]
-                worst.setdefault(f"{int(row['layer'])} ({row['block']})", []).append(f"{ability} of {name}")
+                place = f"{int(row['layer'])} ({row['block']})"
+                worst.setdefault(place, []).append(f"{ability} of {name}")
+                needed = layers[(layers["p_holm"] < LEVEL) & (layers["drop"] > 0)]
+                costs.setdefault(place, []).append(
+                    f"{name} {_lost(row)}, with {len(needed)} of {len(layers)} layers beyond chance"
+                )
                 columns = {"value": "drop", "low": "drop_low", "high": "drop_high"}
                 lines[name] = layers.assign(**{key: 100 * layers[column] for key, column in columns.items()})
+        findings += [
+            f"{ability}: the costliest single layer is {place}: {'; '.join(said)}." for place, said in costs.items()
+        ]
         if lines:
             panels[f"{task}: {ability}"] = lines
     figures = []
@@ -198,13 +227,20 @@ def skip_part(outputs: Sequence[Output]) -> Part:
         figures=figures,
         tables=[
             Table(
+                caption="Percent right with nothing left out, and points lost without a whole block, paired on the "
+                "same problems, with 95 % intervals; *: beyond chance (McNemar, corrected).",
+                columns=("ability", "model", "n", "accuracy", *BLOCKS),
+                rows=block_rows,
+                num_words=2,
+            ),
+            Table(
                 caption="Accuracy lost, paired on the same problems; p-values exact (McNemar), corrected over the rows "
                 "of a kind (Holm).",
                 columns=("ability", "model", "left out", "n", "accuracy", "lost", "95 % interval", "p, corrected"),
                 rows=rows,
                 num_words=3,
                 folded=len(rows) > 24,
-            )
+            ),
         ],
         controls=[_skip_controls(name, output.directory) for name, output in named.items()],
         limits=(
@@ -222,22 +258,17 @@ def _costliest(worst: Mapping[str, Sequence[str]]) -> str:
     return f"the costliest single layer is {'; '.join(places)}." if places else ""
 
 
-def _skip_finding(ability: str, name: str, own: "pd.DataFrame") -> str:
-    whole = own[own["kind"] == "none"].iloc[0]
-    sentence = f"{name}, {ability}: {_share(whole, 'accuracy')} right with nothing left out (n = {int(whole['n'])})."
-    blocks = own[own["kind"] == "blocks"]
+def _block_rows(ability: str, name: str, own: "pd.DataFrame") -> Iterator[list[str]]:
+    """Yields what a model loses without each block, where blocks were left out."""
+    blocks = own[own["kind"] == "blocks"].set_index("configuration")
     if not blocks.empty:
-        costs = [f"{row['configuration']} {_lost(row)}" for _, row in blocks.iterrows()]
-        sentence += f" Accuracy lost without a whole block: {listed(costs)}."
-    layers = own[own["kind"] == "layers"]
-    if not layers.empty:
-        worst = layers.nlargest(1, "drop").iloc[0]
-        needed = layers[(layers["p_holm"] < LEVEL) & (layers["drop"] > 0)]
-        sentence += (
-            f" Of single layers the costliest is {int(worst['layer'])} ({worst['block']}), {_lost(worst)}; for "
-            f"{len(needed)} of {len(layers)} the loss is beyond chance."
-        )
-    return sentence
+        whole = own[own["kind"] == "none"].iloc[0]
+        lost = [_lost(blocks.loc[block]).replace(" points", "") + _star(blocks.loc[block]) for block in BLOCKS]
+        yield [ability, name, str(int(whole["n"])), _share(whole, "accuracy"), *lost]
+
+
+def _star(row: Any) -> str:
+    return "*" if row["p_holm"] < LEVEL else ""
 
 
 def _lost(row: Any) -> str:

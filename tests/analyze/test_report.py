@@ -103,10 +103,22 @@ def page_of(*directories: Path) -> str:
 
 def test_a_swap_is_told_with_its_rates_intervals_and_controls(tmp_path: Path) -> None:
     page = page_of(swap_output(tmp_path / "sft", {0: 99, 1: 60, 2: 4, 3: 0}))
-    assert "sft, counting: with the source’s picture in all layers 99.0 % [94.6, 99.8] of n = 100 answers move" in page
-    assert "More than half of what moves the answer is read in layers 0–1." in page
-    assert "counting: before layer 2 (sft)" in page
+    assert "counting: more than half of what moves the answer is read in layers 0–1." in page
+    assert "once layers 0–1 keep the target’s: sft 99.0 % [94.6, 99.8], then 4.0 %" in page and "(n = 100)" in page
+    assert "counting: more than half of what moves an answer is read in layers 0–1 (sft)" in page
     assert "self-swap 100 of 100; 0 pairs left out" in page
+
+
+def test_models_of_which_the_same_holds_are_told_together(tmp_path: Path) -> None:
+    moved = {
+        "base": {0: 99, 1: 3, 2: 0, 3: 0},
+        "sft": {0: 98, 1: 60, 2: 0, 3: 0},
+        "full-seed0": {0: 97, 1: 2, 2: 0, 3: 0},
+    }
+    page = page_of(*(swap_output(tmp_path / name, rates) for name, rates in moved.items()))
+    read = "counting: more than half of what moves an answer is read in"
+    assert f"{read} layer 0 (base and full (seed 0)); {read} layers 0–1 (sft)." in page
+    assert "once layer 0 keeps the target’s: base 99.0 %" in page and "; full (seed 0) 97.0 %" in page
 
 
 def test_a_swap_that_moves_few_answers_is_not_said_to_be_read_anywhere(tmp_path: Path) -> None:
@@ -118,8 +130,8 @@ def test_a_skipped_layer_is_told_with_the_loss_and_its_interval(tmp_path: Path) 
     page = page_of(skip_output(tmp_path / "sft", 10, 0.004))
     drop = paired_interval(10, 0, 50)
     said = f"20.0 points [+{100 * drop.low:.1f}, +{100 * drop.high:.1f}]"
-    assert f"the costliest is 0 (early), {said}; for 3 of 3 the loss is beyond chance" in page
-    assert "for 0 of 3 the loss is beyond chance" in page_of(skip_output(tmp_path / "rl", 2, 0.9))
+    assert f"the costliest single layer is 0 (early): sft {said}, with 3 of 3 layers beyond chance." in page
+    assert "with 0 of 3 layers beyond chance" in page_of(skip_output(tmp_path / "rl", 2, 0.9))
 
 
 def test_a_difference_within_noise_is_called_none_and_never_an_effect(tmp_path: Path) -> None:
@@ -128,11 +140,13 @@ def test_a_difference_within_noise_is_called_none_and_never_an_effect(tmp_path: 
         {"arm": "full", "ability": "reasoning", "difference": 0.33, "low": 0.28, "high": 0.38, "p_holm": 4e-4},
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
-    assert (
-        "vision: full − sft is +1.2 points [−1.4, +3.8], corrected p = 1.000: no difference beyond noise at n = 500"
-        in page
+    nothing = (
+        "vision (n = 500): full − sft is +1.2 points [−1.4, +3.8], corrected p = 1.000: no difference beyond noise."
     )
-    assert "reasoning: full − sft is +33.0 points [+28.0, +38.0], corrected p = 4.0e−04, beyond chance" in page
+    assert nothing in page
+    assert "reasoning (n = 500): full − sft is +33.0 points [+28.0, +38.0], corrected p = 4.0e−04." in page
+    assert "vision: full − sft is +1.2 points [−1.4, +3.8], no difference beyond noise." in page
+    assert "reasoning: full − sft is +33.0 points [+28.0, +38.0], beyond chance." in page
 
 
 def test_splices_answer_whether_it_transfers(tmp_path: Path) -> None:
@@ -142,7 +156,10 @@ def test_splices_answer_whether_it_transfers(tmp_path: Path) -> None:
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
     transfer = page[page.index("3. Does it transfer?") : page.index("4. Is it necessary?")]
-    assert "Of 2 other models beyond chance: in-rl-rl +5.0 points [+1.0, +9.0]." in transfer
+    assert "1 of 2 splices beyond chance: in-rl-rl +5.0 points [+1.0, +9.0]." in transfer
+    assert (
+        "full − sft is +5.0 points [+1.0, +9.0], beyond chance; 1 of 2 splices beyond chance, +5.0 (in-rl-rl)." in page
+    )
 
 
 def test_what_a_study_planned_and_did_not_get_is_told(tmp_path: Path) -> None:
@@ -181,7 +198,7 @@ def test_what_a_study_planned_and_did_not_get_is_told(tmp_path: Path) -> None:
     assert "samples-freeze-mid-seed1 : not run, since freeze-mid-seed1 is missing" in page
     assert "ability_comparison : made without freeze-mid@1" in page
     assert "ability_comparison: made without freeze-mid@1" in page[page.index("2. What did RL change? In") :]
-    assert "with the source’s picture in all layers 99.0 %" in page
+    assert "sft 99.0 % [94.6, 99.8], then 4.0 %" in page
 
 
 def test_a_table_that_is_gone_is_a_gap_and_not_the_end(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "pairs": {"num_pairs": 8},
     "swap": {},
     "skip": {"max_problems": 8},
-    "attention": {"num_prompts": 8},
+    "attention": {"num_prompts": 8, "baseline": ["sft"]},
     "abilities": {},
     "samples": {"num_samples": 4},
 }
