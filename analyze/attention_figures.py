@@ -11,7 +11,7 @@ import numpy as np
 from analyze.attention_records import ALL, SEGMENTS
 from analyze.attention_tables import POOLED
 from analyze.depth_figures import LABEL_SIZE, blocks_of, common_legend, mark_boundaries, mark_depth, save_figures
-from analyze.figures import model_colour
+from eval.colours import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyze.figures import RESOLUTION_DPI, model_colour, plain
+from analyze.figures import RESOLUTION_DPI, plain
+from eval.colours import model_colour
 from models.blocks import BLOCKS
 from tracking.product import partial_file
 

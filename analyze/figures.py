@@ -4,34 +4,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from analyze.study import NecessityStudy
+from eval.colours import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MODEL_COLOURS = {
-    "base": "#999999",
-    "sft": "#A6761D",
-    "rl": "#222222",
-    "full": "#222222",
-    "freeze-early": "#0072B2",
-    "freeze-mid": "#D55E00",
-    "freeze-late": "#009E73",
-    "only-early": "#56B4E9",
-    "only-mid": "#E69F00",
-    "only-late": "#7BCFA9",
-}
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
-OTHER_COLOURS = ("#CC79A7", "#8C6BB1", "#B22222", "#4D4D8F")
 REGION_LABELS = {"vision": "vision", "projector": "proj.", "embed": "embed", "norm": "norm", "head": "head"}
 RESOLUTION_DPI = 160
-
-
-def model_colour(model: str, models: list[str]) -> str:
-    """Returns the colour of an arm or another model, the same in every figure."""
-    others = [name for name in dict.fromkeys(models) if name not in MODEL_COLOURS]
-    return MODEL_COLOURS.get(model) or OTHER_COLOURS[others.index(model) % len(OTHER_COLOURS)]
 
 
 def draw_gains(study: NecessityStudy) -> "Figure":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyze.report_inputs import Output
-from analyze.report_parts import Figure, Part, Table, change, corrected, inline_file
+from analyze.report_parts import Figure, Part, Table, change, corrected, inline_file, listed
 from eval.claim_tables import UNMEASURED
 from eval.claims import display_model
 from eval.formatting import NOTHING, interval, points, probability
@@ -23,27 +23,37 @@ SUPPORT_WORDS = {
 
 def support_part(outputs: Sequence[Output]) -> Part:
     """What many samples say."""
-    findings, answers, rows, figures = [], [], [], []
+    findings: list[str] = []
+    answers, rows, figures, baselines = [], [], [], []
     for output in outputs:
         changes = read_table(output.directory / "changes.csv")
-        for (ability, model), own in changes.groupby(["ability", "model"], sort=False):
-            curve = own[own["metric"] == PASS].sort_values("k")
-            one, last = curve.iloc[0], curve.iloc[-1]
-            verdict = str(one["verdict"])
-            findings.append(
-                f"{model} − {one['against']}, {ability} (n = {int(one['n'])}): "
-                f"{change(one['value'], one['low'], one['high'])} at k = {int(one['k'])}, "
-                f"{change(last['value'], last['low'], last['high'])} at k = {int(last['k'])}; "
-                f"{SUPPORT_WORDS.get(verdict, verdict)}."
-            )
-            if model in REWARDED:
-                answers.append(f"{model} − {one['against']}, {ability}: {SUPPORT_WORDS.get(verdict, verdict)}")
-            votes = own[own["metric"] == MAJORITY]
-            majority = votes.iloc[0] if len(votes) else None
-            rows.append([
-                str(ability), f"{model} − {one['against']}", verdict, f"{int(one['n'])} × {int(one['num_seeds'])}",
-                _cell(one), _cell(last), NOTHING if majority is None else _cell(majority),
-            ])  # fmt: skip
+        baselines += [name for name in dict.fromkeys(map(str, changes["against"])) if name not in baselines]
+        for ability, per_ability in changes.groupby("ability", sort=False):
+            others: dict[str, list[str]] = {}
+            for model in dict.fromkeys(map(str, per_ability["model"])):
+                own = per_ability[per_ability["model"] == model]
+                curve = own[own["metric"] == PASS].sort_values("k")
+                one, last = curve.iloc[0], curve.iloc[-1]
+                verdict, against = str(one["verdict"]), one["against"]
+                words = SUPPORT_WORDS.get(verdict, verdict)
+                if model in REWARDED or per_ability["model"].nunique() == 1:
+                    findings.append(
+                        f"{ability} (n = {int(one['n'])}): {model} − {against} is "
+                        f"{change(one['value'], one['low'], one['high'])} at k = {int(one['k'])}, "
+                        f"{change(last['value'], last['low'], last['high'])} at k = {int(last['k'])}; {words}."
+                    )
+                else:
+                    others.setdefault(words, []).append(model)
+                if model in REWARDED:
+                    answers.append(f"{model} − {against}, {ability}: {words}")
+                votes = own[own["metric"] == MAJORITY]
+                rows.append([
+                    str(ability), model, verdict, f"{int(one['n'])} × {int(one['num_seeds'])}", _cell(one),
+                    _cell(last), NOTHING if votes.empty else _cell(votes.iloc[0]),
+                ])  # fmt: skip
+            if others:
+                said = [f"{listed(models)}: {words}" for words, models in others.items()]
+                findings.append(f"{ability}, the other models: {'; '.join(said)}.")
         figures += [
             Figure(source=inline_file(path), caption="pass@k over k, and its difference to the start; 95 % intervals.")
             for path in sorted((output.directory / "figures").glob("support*.png"))
@@ -58,9 +68,10 @@ def support_part(outputs: Sequence[Output]) -> Part:
         figures=figures,
         tables=[
             Table(
-                caption="Differences in points with 95 % intervals over prompts and seeds: at one try, at all, and of "
-                "the majority’s answer. The verdicts follow from the intervals, uncorrected for their number.",
-                columns=("ability", "models", "verdict", "n × seeds", "k = 1", "k at most", "majority"),
+                caption=f"Differences from {listed(baselines)} in points with 95 % intervals over prompts and seeds: "
+                "at one try, at all, and of the majority’s answer. The verdicts follow from the intervals, uncorrected "
+                "for their number.",
+                columns=("ability", "model", "verdict", "n × seeds", "k = 1", "k at most", "majority"),
                 rows=rows,
                 num_words=3,
             )
@@ -99,8 +110,8 @@ def claims_part(outputs: Sequence[Output]) -> Part:
         for number, own in claims.groupby("table", sort=False):
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts().items())
             counts.append(
-                f"Table {number}: {len(own)} comparisons, {verdicts}. Of the paper’s own differences "
-                f"{int(own['exceeds_noise'].sum())} exceed the noise of their sample sizes."
+                f"Table {number}: {len(own)} comparisons, {verdicts}. Of the paper’s own differences those that exceed "
+                f"the noise of their sample sizes: {int(own['exceeds_noise'].sum())}."
             )
     return Part(
         title="Statements",

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from analyze.depth_figures import LABEL_SIZE, blocks_of, common_legend, mark_depth
-from analyze.figures import model_colour, plain
+from analyze.figures import plain
+from eval.colours import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyze.depth_figures import save_figures
-from analyze.figures import FIGURES, model_colour
+from analyze.figures import FIGURES
 from analyze.report_inputs import Output
 from analyze.report_parts import inline_file
 from analyze.study import ArmRun, NecessityStudy
+from eval.colours import model_colour
 from eval.compare import COLUMNS
 from eval.formatting import MINUS, interval, percent, points, probability
 from tracking.run import read_run
@@ -291,7 +292,7 @@ def necessity_values(output: Output) -> dict[str, Any]:
         },
         "attempt": attempt,
         "num_attempts": len(study.run["attempts"]),
-        "command": "python -m train.necessity " + shlex.join(attempt["argv"][1:]),
+        "command": "python -m train.necessity " + shlex.join(attempt["argv"][1:]).replace(" --collect true", ""),
         "settings": study.run["settings"],
         "files": {
             path: yaml.safe_dump(values, sort_keys=False)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.colours import model_style
 from tracking.product import partial_file
 
 if TYPE_CHECKING:
@@ -11,9 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PASS = "pass@k"
-COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#7BCFA9")
-"""Okabe and Ito's palette first, which colour-blind readers can tell apart; further models take it again, dashed."""
-BASELINE_COLOUR = "#999999"
 RESOLUTION_DPI = 160
 PANEL_INCHES = (3.4, 2.7)
 BAND_ALPHA = 0.13
@@ -35,14 +33,15 @@ def draw(support: "pd.DataFrame", changes: "pd.DataFrame", baseline: str, direct
             2, len(abilities), figsize=(width * len(abilities) + 0.6, 2 * height + 0.6), sharex=True, squeeze=False,
             layout="constrained",
         )  # fmt: skip
-        styles = line_styles(list(own["model"].unique()), baseline)
+        models = list(own["model"].unique())
+        styles = {model: model_style(model, models) for model in models}
         for column, ability in enumerate(abilities):
             above, below = panels[0][column], panels[1][column]
             above.set_title(ability, fontsize=10)
             _curves(above, own[own["ability"] == ability], styles)
             if len(changed):
                 _curves(below, changed[changed["ability"] == ability], styles)
-            below.axhline(0, color=BASELINE_COLOUR, linewidth=1.2)
+            below.axhline(0, color="#bbbbbb", linewidth=1.2)
             _log_axis(below, sorted(map(int, own["k"].unique())))
         panels[0][0].set_ylabel("pass@k, %", fontsize=9.5)
         panels[1][0].set_ylabel(f"less {baseline}, points", fontsize=9.5)
@@ -53,15 +52,6 @@ def draw(support: "pd.DataFrame", changes: "pd.DataFrame", baseline: str, direct
         with partial_file(directory / f"support-{task.replace('/', '-')}.png") as partial:
             figure.savefig(partial, dpi=RESOLUTION_DPI, format="png", metadata={"Software": None})
         plt.close(figure)
-
-
-def line_styles(models: Sequence[str], baseline: str) -> dict[str, tuple[str, str]]:
-    """Returns colour and line of each model: no two are alike up to twenty models beside the baseline."""
-    others = [name for name in models if name != baseline]
-    return {baseline: (BASELINE_COLOUR, "-")} | {
-        name: (COLOURS[place % len(COLOURS)], "-" if place < len(COLOURS) else "--")
-        for place, name in enumerate(others)
-    }
 
 
 def _curves(axes: "Axes", rows: "pd.DataFrame", styles: dict[str, tuple[str, str]]) -> None:

@@ -141,7 +141,7 @@ def sbatch_options(job: ClusterJob, cluster: Cluster, *, root: Path) -> Iterator
 
 def words(command: Sequence[str], indent: int = 0) -> str:
     """Returns a command as the inside of a bash array: on one line where it fits, else a flag a line."""
-    line = shlex.join(command)
+    line = " ".join(map(_quoted, command))
     if len(line) <= LINE - indent - len("command=()"):
         return line
     space = " " * indent
@@ -155,12 +155,18 @@ def flags(command: Sequence[str]) -> str:
 
 def _lines(command: Sequence[str], width: int) -> list[str]:
     lines: list[str] = []
-    for word in map(shlex.quote, command):
+    for word in map(_quoted, command):
         if not lines or word.startswith("--") or len(lines[-1]) + 1 + len(word) > width:
             lines.append(word)
         else:
             lines[-1] += f" {word}"
     return lines
+
+
+def _quoted(word: str) -> str:
+    """Returns a word as bash reads it; in an array NAME=VALUE could be taken for an index."""
+    quoted = shlex.quote(word)
+    return f"'{word}'" if quoted == word and "=" in word else quoted
 
 
 def _times(memory: str, number: int) -> str:

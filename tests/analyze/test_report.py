@@ -237,7 +237,7 @@ def test_a_support_that_was_narrowed_is_told(tmp_path: Path) -> None:
     ]  # fmt: skip
     page = page_of(finish(tmp_path / "support", "eval.support", {"changes.csv": pd.DataFrame(rows)}))
     assert (
-        "full − sft, vision (n = 100): +10.0 points [+8.0, +12.0] at k = 1, −5.0 points [−7.0, −3.0] at k = 16; "
+        "vision (n = 100): full − sft is +10.0 points [+8.0, +12.0] at k = 1, −5.0 points [−7.0, −3.0] at k = 16; "
         "sharpened: better at one try, worse at all of them" in page
     )
 
