@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 START_PHASE = "sft"
 UNDEFINED = float("nan")
+METRIC_WORDS = {ACCURACY: "accuracy", ABILITY: "by the paper’s definition"}
 
 
 def has_splices(output: Output) -> bool:
@@ -135,9 +136,9 @@ def ability_part(outputs: Sequence[Output]) -> Part:
     return _comparison_part(
         outputs,
         title="In what it can do",
-        what="Every model answers the same held-out prompts, greedily. Where the paper defines an ability by answers "
-        "under several conditions (right with the picture and wrong without, or right from a description too), that "
-        "definition counts; else plain accuracy.",
+        what="Every model answers the same held-out prompts, greedily. Accuracy is the share of right answers. The "
+        "paper defines two abilities otherwise: vision is right with the picture and wrong with a black one, "
+        "vision-to-reasoning right with the picture and right from a description of it (Eqs. 4 to 6).",
     )
 
 
@@ -164,13 +165,13 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
         comparison, scores = read_table(directory / "comparison.csv"), read_table(directory / "scores.csv")
         baseline, reference = output.settings["baseline"], output.settings.get("reference")
         pooled = comparison[comparison["seed"].astype(str) == "pooled"]
-        chosen = pooled[[row["metric"] == _metric(pooled, row["ability"]) for _, row in pooled.iterrows()]]
+        chosen = _measured(pooled)
         against = chosen[chosen["against"] == baseline]
-        for ability, own in against.groupby("ability", sort=False):
+        for label, own in against.groupby("label", sort=False):
             by_arm = own.set_index("arm")
             trained = by_arm.drop(index="base", errors="ignore")
-            findings.append(_ability_finding(ability, by_arm, baseline, reference))
-            answers.append(_ability_answer(ability, trained, baseline, reference))
+            findings.append(_ability_finding(str(label), by_arm, baseline, reference))
+            answers.append(_ability_answer(str(label), trained, baseline, reference))
         for _, row in chosen.iterrows():
             rows.append([
                 row["ability"], row["metric"], f"{row['arm']} {MINUS} {row['against']}", str(int(row["n"])),
@@ -178,12 +179,12 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
                 points(row["detectable"], sign=False), "" if row["arm"] in (reference, "base") else _kept(row),
             ])  # fmt: skip
         score_rows += _score_rows(scores)
-        if not against.empty:
+        for metric, own in against.groupby("metric", sort=False):
             caption = (
-                f"Difference from {baseline} on the same prompts, points, 95 % intervals over prompts and training "
-                "seeds; orange: beyond chance after correction (Holm)."
+                f"{METRIC_WORDS[str(metric)].capitalize()}: difference from {baseline} on the same prompts, points, "
+                "95 % intervals over prompts and training seeds; orange: beyond chance after correction (Holm)."
             )
-            drawing = draw_differences(against, list(dict.fromkeys(against["arm"])), f"model − {baseline}, points")
+            drawing = draw_differences(own, list(dict.fromkeys(own["arm"])), f"model − {baseline}, points")
             figures.append(Figure(source=inline_drawing(drawing), caption=caption))
     return Part(
         title=title,
@@ -214,10 +215,19 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
     )  # fmt: skip
 
 
-def _metric(pooled: "pd.DataFrame", ability: str) -> str:
-    """Returns the paper's ability where it was asked, else accuracy."""
-    own = pooled[(pooled["ability"] == ability) & (pooled["metric"] == ABILITY) & (pooled["n"] > 0)]
-    return ACCURACY if own.empty else ABILITY
+def _measured(pooled: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the rows of accuracy, and of the paper's definition where that is another, with a label each."""
+    import pandas as pd
+
+    kept = []
+    for ability, own in pooled[pooled["n"] > 0].groupby("ability", sort=False):
+        accuracy, defined = own[own["metric"] == ACCURACY], own[own["metric"] == ABILITY]
+        if list(defined["difference"]) in ([], list(accuracy["difference"])):
+            kept.append(accuracy.assign(label=ability))
+        else:
+            kept += [rows.assign(label=f"{ability}, {METRIC_WORDS[metric]}")
+                     for metric, rows in ((ACCURACY, accuracy), (ABILITY, defined))]  # fmt: skip
+    return pd.concat(kept) if kept else pooled.iloc[:0].assign(label="")
 
 
 def _ability_finding(ability: str, own: "pd.DataFrame", baseline: str, reference: str | None) -> str:

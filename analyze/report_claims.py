@@ -5,7 +5,7 @@ from typing import Any
 
 from analyze.report_inputs import Output
 from analyze.report_parts import Figure, Part, Table, change, corrected, inline_file, listed
-from eval.claim_tables import UNMEASURED
+from eval.claim_tables import CONTRADICTED, SUPPORTED, UNMEASURED
 from eval.claims import display_model
 from eval.formatting import NOTHING, interval, points, probability
 from eval.support import MAJORITY, PASS
@@ -98,7 +98,7 @@ def claims_part(outputs: Sequence[Output]) -> Part:
                 row["statement"], f"{display_model(row['model'])} − {display_model(row['against'])}", row["verdict"],
                 _difference(row, ""), _difference(row, "measured_"), probability(row["measured_p_holm"]),
             ])  # fmt: skip
-            if row["measured_difference"] == row["measured_difference"]:
+            if row["verdict"] in (SUPPORTED, CONTRADICTED):
                 measured = change(row["measured_difference"], row["measured_low"], row["measured_high"])
                 findings.append(
                     f"“{row['statement']}”: {row['verdict']}; measured here {measured}, "

@@ -149,6 +149,19 @@ def test_a_difference_within_noise_is_called_none_and_never_an_effect(tmp_path: 
     assert "reasoning: full − sft is +33.0 points [+28.0, +38.0], beyond chance." in page
 
 
+def test_accuracy_stands_beside_the_papers_definition_where_they_differ(tmp_path: Path) -> None:
+    both = {"arm": "full", "low": -0.01, "high": 0.09, "p_holm": 0.2}
+    rows = [
+        {**both, "ability": ability, "metric": metric, "difference": difference}
+        for ability, difference, defined in (("vision", 0.04, 0.03), ("reasoning", 0.02, 0.02))
+        for metric, difference in (("accuracy", difference), ("ability", defined))
+    ]
+    page = page_of(comparison_output(tmp_path / "comparison", rows))
+    assert "vision, accuracy (n = 500): full − sft is +4.0 points" in page
+    assert "vision, by the paper’s definition (n = 500): full − sft is +3.0 points" in page
+    assert "reasoning (n = 500): full − sft is +2.0 points" in page and "reasoning, by the paper" not in page
+
+
 def test_splices_answer_whether_it_transfers(tmp_path: Path) -> None:
     rows = [
         {"arm": arm, "ability": "vision", "difference": 0.05, "low": 0.01, "high": 0.09, "p": p, "p_holm": p}
