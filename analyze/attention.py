@@ -81,7 +81,7 @@ class AttentionArguments:
     """Which models read which replies, and what is compared."""
 
     models: list[str] = field(metadata={"help": "NAME=MODEL or NAME@SEED=MODEL: a checkpoint, hub id or recipe each"})
-    tasks: list[str] = field(metadata={"help": "FOLDER:SPLIT of a prompt set, gsm8k:FILE or math500:FILE, several"})
+    tasks: list[str] = field(metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several"})
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     baseline: list[str] = field(
         default_factory=list,

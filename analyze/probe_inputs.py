@@ -1,8 +1,7 @@
 """What is a probe given, and is it sound? Its problems and options, checked before a model is loaded.
 
-A task is `FOLDER:SPLIT` of a prompt set (`data_builders/prompts.py`), or `gsm8k:FILE` or `math500:FILE`
-(`data_builders/reasoning_sets.py`). Problems with an image that cannot be decoded are found here too: they are listed
-and left out, and the rest goes on.
+A task is any that `eval.run` takes: `FOLDER:SPLIT` of a prompt set, or a benchmark such as `gsm8k:FILE` (`eval/tasks`).
+Problems with an image that cannot be decoded are found here too: they are listed and left out, and the rest goes on.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from typing import Any
 
 from data_builders.images import DECODING_ERRORS
 from data_builders.prompts import Prompt
-from data_builders.reasoning_sets import FORMATS, read_reasoning_set, reasoning_set_fingerprint
 from eval.grading import KINDS
-from eval.run import Task, load_task
+from eval.run import load_task
 from models.layout import Layout
 from tracking.command import did_you_mean
 from tracking.progress import progress
@@ -63,10 +61,10 @@ def load_problems(
     problems: list[Problem] = []
     fingerprints: dict[str, str] = {}
     for name in named:
-        task, fingerprint = _read_task(name)
+        task = load_task(name)
         if task.name in fingerprints:
             raise ValueError(f"two tasks have the name {task.name!r}; probe them into two output directories")
-        fingerprints[task.name] = fingerprint
+        fingerprints[task.name] = task.fingerprint
         chosen = [prompt for prompt in task.prompts if not abilities or prompt.ability in abilities]
         if not chosen:
             raise ValueError(f"task {name} has no prompts of {', '.join(abilities)}; name other abilities")
@@ -78,17 +76,6 @@ def load_problems(
                 )
             problems.append(Problem(task=task.name, directory=task.directory, prompt=prompt))
     return problems, fingerprints
-
-
-def _read_task(name: str) -> tuple[Task, str]:
-    kind, _, file = name.partition(":")
-    if kind in FORMATS:
-        path = Path(file)
-        prompts = read_reasoning_set(kind, path)
-        fingerprint = reasoning_set_fingerprint(path)
-        return Task(name=kind, directory=path.parent, prompts=prompts, fingerprint=fingerprint), fingerprint
-    task = load_task(name)
-    return task, task.fingerprint
 
 
 def unreadable_images(problems: Sequence[Problem]) -> dict[str, str]:

@@ -69,7 +69,7 @@ class SkipArguments:
     """What is left out of which model, and on which problems."""
 
     model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
-    tasks: list[str] = field(metadata={"help": "FOLDER:SPLIT of a prompt set, gsm8k:FILE or math500:FILE, several"})
+    tasks: list[str] = field(metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several"})
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     configurations: list[str] = field(
         default_factory=lambda: list(KINDS),

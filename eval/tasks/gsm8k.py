@@ -1,14 +1,27 @@
-"""GSM8K test: 1,319 word problems of grade school (arXiv 2110.14168). Columns `question`, `answer`, which ends in
-`#### GOLD`. Ids are the line numbers, as `data_builders/reasoning_sets.py` gives them.
+"""GSM8K test: 1,319 word problems of grade school (arXiv 2110.14168). Columns `question`, `answer`: a worked solution
+that ends in `#### GOLD`, a number. Ids are the line numbers, so every model meets the same problem under the same id.
 """
 
-from data_builders.reasoning_sets import FORMATS
-from eval.tasks.benchmark import Benchmark
+from data_builders.prompts import Prompt
+from eval.tasks.benchmark import Benchmark, Row
+
+
+def read(row: Row, number: str) -> Prompt:
+    """Returns a row's prompt.
+
+    Raises:
+        ValueError: where the answer is no solution with its result.
+    """
+    solution, mark, gold = row["answer"].rpartition("####")
+    if not mark or not solution.strip():
+        raise ValueError("answer has no '#### GOLD' after a solution")
+    return Prompt(id=number, ability="reasoning", question=row["question"], answer=gold.strip(), answer_kind="number")
+
 
 GSM8K = Benchmark(
     repo="openai/gsm8k",
     revision="e53f048856ff4f594e959d75785d2c2d37b678ee",
     files=("main/test-*.parquet", "test.jsonl", "gsm8k_test.jsonl"),
     columns=("question", "answer"),
-    read=FORMATS["gsm8k"],
+    read=read,
 )

@@ -2,13 +2,23 @@
 `problem`, `solution`, `answer`, `subject`, `level`. Ids are the line numbers.
 """
 
-from data_builders.reasoning_sets import FORMATS
-from eval.tasks.benchmark import Benchmark
+from data_builders.prompts import Prompt
+from eval.tasks.benchmark import Benchmark, Row
+
+
+def read(row: Row, number: str) -> Prompt:
+    """Returns a row's prompt."""
+    meta: Row = {name: row[name] for name in ("subject", "level") if name in row}
+    return Prompt(
+        id=number, ability="reasoning", question=row["problem"], answer=row["answer"], answer_kind="math",
+        meta=meta or None,
+    )  # fmt: skip
+
 
 MATH500 = Benchmark(
     repo="HuggingFaceH4/MATH-500",
     revision="ff5b20257d8185524591543f8ff5993951537bb8",
     files=("test.jsonl", "math500_test.jsonl"),
     columns=("problem", "answer"),
-    read=FORMATS["math500"],
+    read=read,
 )

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from data_builders.prompts import Prompt, prompts_fingerprint, write_prompts
-from data_builders.reasoning_sets import read_reasoning_set
 from eval.grading import CORRECT, INCORRECT, grade
 from eval.tasks import TASKS, open_task
 from eval.tasks.mathverse import listed_choices
@@ -114,10 +113,8 @@ def test_mathvista_testmini_measures_vision_and_vision_to_reasoning_and_every_go
 
 
 @pytest.mark.parametrize(("name", "num_prompts"), [("gsm8k", 1319), ("math500", 500)])
-def test_sets_of_text_are_the_prompts_that_the_probes_read(name: str, num_prompts: int, tmp_path: Path) -> None:
-    path = published(f"{name}_test.jsonl")
-    task = open_task(f"{name}:{path}", cache_dir=tmp_path)
-    assert task.prompts == read_reasoning_set(name, path)
+def test_sets_of_text_are_whole(name: str, num_prompts: int, tmp_path: Path) -> None:
+    task = open_task(f"{name}:{published(f'{name}_test.jsonl')}", cache_dir=tmp_path)
     assert len(task.prompts) == num_prompts
     assert {prompt.ability for prompt in task.prompts} == {"reasoning"}
 

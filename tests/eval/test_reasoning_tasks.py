@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_builders.prompts import Prompt
-from data_builders.reasoning_sets import read_reasoning_set
 from eval.grading import grade, parse_number
+from eval.tasks import open_task
 from tracking.command import REPOSITORY_ROOT
 
 SHARED = REPOSITORY_ROOT.parent / "shared" / "data"
@@ -16,7 +16,7 @@ FILES = {"gsm8k": SHARED / "gsm8k_test.jsonl", "math500": SHARED / "math500_test
 def problems(name: str) -> list[Prompt]:
     if not FILES[name].is_file():
         pytest.skip(f"{FILES[name]} is not here: the published problems are no part of the repository")
-    return read_reasoning_set(name, FILES[name])
+    return open_task(f"{name}:{FILES[name]}", cache_dir=Path("unused")).prompts
 
 
 def test_every_gsm8k_gold_is_a_number_and_right_after_hashes() -> None:
@@ -46,12 +46,12 @@ def test_every_math_500_gold_is_right_in_a_box() -> None:
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("gsm8k", '{"question": "a", "answer": "5"}', "1: no line of gsm8k .*#### GOLD"),
-        ("gsm8k", '{"problem": "a", "answer": "5"}', "1: no line of gsm8k"),
-        ("gsm8k", '{"question": "a", "answer": "5\\n#### "}', "1: no line of gsm8k .*answer is ''"),
-        ("math500", '{"question": "a", "answer": "5"}', "'problem' is missing"),
-        ("math500", "[1]", "1: no line of math500"),
-        ("math500", '{"problem": ', "1: no line of math500"),
+        ("gsm8k", '{"question": "a", "answer": "5"}', "row 1: answer has no '#### GOLD'"),
+        ("gsm8k", '{"problem": "a", "answer": "5"}', "has no column 'question'; a row has problem, answer"),
+        ("gsm8k", '{"question": "a", "answer": "5\\n#### "}', "row 1: .*answer is ''"),
+        ("math500", '{"question": "a", "answer": "5"}', "has no column 'problem'"),
+        ("math500", "[1]", r"set\.jsonl"),
+        ("math500", '{"problem": ', r"set\.jsonl"),
         ("math500", "", "is empty"),
     ],
 )
@@ -59,6 +59,6 @@ def test_what_is_no_line_of_a_set_is_refused(name: str, line: str, message: str,
     path = tmp_path / "set.jsonl"
     path.write_text(line)
     with pytest.raises(ValueError, match=message):
-        read_reasoning_set(name, path)
+        open_task(f"{name}:{path}", cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"gone\.jsonl does not exist"):
-        read_reasoning_set(name, tmp_path / "gone.jsonl")
+        open_task(f"{name}:{tmp_path / 'gone.jsonl'}", cache_dir=tmp_path)
