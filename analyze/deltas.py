@@ -89,6 +89,8 @@ class DeltaArguments:
 
     def __post_init__(self) -> None:
         for name in self.measures:
+            if name is None:
+                raise ValueError('measures holds an empty value; in YAML the measure is written in quotes: "null"')
             if name not in MEASURES:
                 raise ValueError(f"measure {name!r} is unknown{did_you_mean(name, MEASURES)} ({', '.join(MEASURES)})")
         if "null" in self.measures and "spectra" not in self.measures:

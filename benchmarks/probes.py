@@ -234,6 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-rounds", type=int, default=5, help="turns of each way")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args(argv)
+    if arguments.num_rounds < 2:
+        parser.error(f"--num-rounds is {arguments.num_rounds}; an interval needs at least 2")
     quiet_libraries()
     rows = measure(arguments)
     shape = SHAPES[arguments.shape]

@@ -27,13 +27,8 @@ class RecordLog:
                 for number, line in enumerate(file, start=1):
                     if not line.endswith(b"\n"):
                         break
-                    try:
-                        record = json.loads(line)
-                        key = record["key"]
-                    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-                        raise ValueError(
-                            f"{path}:{number}: not a record ({error}); remove the line, or start over with --overwrite"
-                        ) from error
+                    record = _parse(path, number, line)
+                    key = record["key"]
                     if key in self._records:
                         raise ValueError(f"{path}:{number}: key {key!r} stands twice; start over with --overwrite")
                     self._records[key] = record
@@ -88,24 +83,34 @@ def read_finished(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn
-    return [json.loads(line) for line in lines]
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def read_records(path: Path) -> list[Record]:
     """Reads a finished record file.
 
     Raises:
-        ValueError: where the file is missing or a line is torn.
+        ValueError: where the file is missing, or a line is torn or no record.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected the records of a finished command")
-    with path.open(encoding="utf-8", newline="\n") as lines:  # a reply may hold other line breaks, such as U+2028
-        return list(_parse(path, lines))
+    with path.open("rb") as lines:  # as bytes: a reply may hold other line breaks, such as U+2028
+        records = []
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                raise ValueError(f"{path}:{number}: torn record; run the command that wrote it again")
+            records.append(_parse(path, number, line))
+    return records
 
 
-def _parse(path: Path, lines: Iterable[str]) -> Iterator[Record]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: torn record; run the command that wrote it again") from error
+def _parse(path: Path, number: int, line: bytes) -> Record:
+    """Returns the record of a line, which has a key."""
+    try:
+        record: Record = json.loads(line)
+        record["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{path}:{number}: not a record ({found}); remove the line, or start over with --overwrite"
+        ) from error
+    return record

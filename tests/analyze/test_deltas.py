@@ -151,6 +151,13 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_null_without_quotes_is_told_from_the_measure(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "deltas.yaml").write_text("measures: [spectra, null]\n")
+    words = ["--config", tmp_path / "deltas.yaml", "--sft", models["sft"], "--rl", models["full"]]
+    with pytest.raises(ValueError, match="in YAML the measure is written in quotes"):
+        main([*map(str, words), "--output_dir", str(tmp_path / "out")])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_gpu_that_is_not_there_is_said_before_anything_is_written(models: dict[str, Path], tmp_path: Path) -> None:
     words = ("--sft", models["sft"], "--rl", models["full"], "--device", "cuda")

@@ -1,12 +1,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tracking.command import REPOSITORY_ROOT
-from tracking.records import RecordLog, read_records
+from tracking.records import RecordLog, read_finished, read_records
 
 
 def write_log(path: Path, *keys: str) -> None:
@@ -51,21 +52,6 @@ def test_line_torn_inside_a_character_is_dropped(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     with RecordLog(path) as log:
         assert [record["key"] for record in log] == ["a"]
-
-
-def test_damaged_line_in_the_middle_is_refused_by_number(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    path.write_text('{"key": "a"}\n{"key": \n{"key": "c"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"records\.jsonl:2: not a record .*--overwrite"):
-        RecordLog(path)
-
-
-@pytest.mark.parametrize("line", ['{"name": "a"}', "[1, 2]", "3"])
-def test_line_without_a_key_is_refused(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "records.jsonl"
-    path.write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"records\.jsonl:1: not a record"):
-        RecordLog(path)
 
 
 def test_key_that_stands_twice_in_the_file_is_refused(tmp_path: Path) -> None:
@@ -136,3 +122,12 @@ def test_reading_a_torn_file_names_the_line(tmp_path: Path) -> None:
     path.write_text(json.dumps({"key": "a"}) + '\n{"key": "b', encoding="utf-8")
     with pytest.raises(ValueError, match=r"records\.jsonl:2: torn record"):
         read_records(path)
+
+
+@pytest.mark.parametrize("line", [b"[1]", b'{"no": "key"}', b'{"key": "a"', b'{"key": "\xff"}', b"7"])
+@pytest.mark.parametrize("read", [read_records, read_finished, RecordLog])
+def test_a_line_that_is_no_record_is_named(read: Callable[[Path], object], line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"key": "first"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"records\.jsonl:2: not a record \(.+\); remove the line"):
+        read(path)
