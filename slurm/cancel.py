@@ -6,25 +6,19 @@ python -m slurm.cancel outputs/pocket_study
 import argparse
 from pathlib import Path
 
-from slurm.queueing import latest_launch, queue_states, read_launch, run_slurm
+from slurm.queueing import cancel_queued, latest_launch
 from tracking.command import run_command
 
 
 def cancel(study: Path) -> int:
-    """Cancels the jobs of a study's last launch, and returns how many were in the queue.
+    """Cancels the jobs of a study, and returns how many were in the queue.
 
     Raises:
         ValueError: where nothing was launched from this folder.
     """
-    folder = latest_launch(study)
-    if folder is None:
+    if latest_launch(study) is None:
         raise ValueError(f"{study} holds no launch; expected the output_dir of slurm.launch")
-    (folder / "cancelled").touch()  # a job that is being stopped does not requeue itself then
-    ids = [identifier for entry in read_launch(folder) for identifier in entry.ids]
-    waiting = queue_states(ids)
-    if waiting:
-        run_slurm("scancel", *sorted({name.partition("_")[0] for name in waiting}))
-    return len(waiting)
+    return cancel_queued(study)
 
 
 def main(argv: list[str] | None = None) -> None:

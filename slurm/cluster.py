@@ -8,6 +8,8 @@ import re
 from dataclasses import asdict, dataclass, field
 
 from slurm.settings import check_one_line, read_pairs
+from slurm.study import KINDS
+from tracking.command import did_you_mean
 
 DEFAULT = "default"
 """The entry of `time` that holds for all kinds of job without their own."""
@@ -52,19 +54,25 @@ class Cluster:
 
     def __post_init__(self) -> None:
         check_one_line(asdict(self))
-        for name, least in (("gpus_per_node", 0), ("cpus_per_gpu", 1), ("cpus", 1), ("max_attempts", 1)):
+        limits = {"gpus_per_node": 0, "cpus_per_gpu": 1, "cpus": 1, "max_attempts": 1, "max_parallel": 0}
+        for name, least in limits.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.container and " " in self.container[0]:
+            words = ", ".join(self.container[0].split())
+            raise ValueError(f"container begins with the one word {self.container[0]!r}; expected [{words}]")
         if not 10 <= self.signal_s <= 65535:
             raise ValueError(f"signal_s is {self.signal_s}; sbatch takes up to 65535, and less than 10 saves nothing")
         for name in ("memory", "memory_per_gpu"):
             value = getattr(self, name)
             if value is not None and not MEMORY.fullmatch(value):
                 raise ValueError(f"{name} is {value!r}; expected a number with K, M, G or T, such as 64G")
-        limits = self.limits
-        if DEFAULT not in limits:
+        times = self.limits
+        if DEFAULT not in times:
             raise ValueError(f"time has no {DEFAULT}=…; expected it for all kinds of job without their own")
-        for kind, limit in limits.items():
+        for kind, limit in times.items():
+            if kind not in (DEFAULT, *KINDS):
+                raise ValueError(f"time {kind}={limit} is for no kind of job{did_you_mean(kind, KINDS)}")
             if not TIME.fullmatch(limit):
                 raise ValueError(f"time {kind}={limit}; expected [DAYS-]HH:MM[:SS], such as 1-12:00:00")
             if seconds_of(limit) <= self.signal_s:
@@ -81,6 +89,10 @@ class Cluster:
     def limit(self, kind: str) -> str:
         """Returns the time limit of a kind of job."""
         return self.limits.get(kind, self.limits[DEFAULT])
+
+    def longest_s(self, kind: str) -> int:
+        """Returns how long a job of a kind can work in all its attempts together, in seconds."""
+        return self.max_attempts * (seconds_of(self.limit(kind)) - self.signal_s)
 
 
 OWN_OPTIONS = (

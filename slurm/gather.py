@@ -10,9 +10,11 @@ before, or an input was made anew since, so are the tables.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 from tracking.command import run_command
@@ -21,6 +23,7 @@ from tracking.run import RUN_FILE, is_finished, read_run
 
 REFERENCE = "--reference"
 """The second model that eval.compare compares all others with; it can do without."""
+OUTPUT = "--output_dir"
 
 
 def source_of(path: Path, study: Path) -> Path | None:
@@ -44,7 +47,7 @@ def is_there(path: Path, study: Path) -> bool:
 
 def is_outdated(command: Sequence[str], study: Path) -> bool:
     """True where an input has ended after the tables were begun."""
-    output = Path(command[list(command).index("--output_dir") + 1])
+    output = output_of(command)
     if not (output / RUN_FILE).is_file():
         return False
     begun = min(attempt["start"] for attempt in read_run(output)["attempts"])
@@ -60,16 +63,32 @@ def is_input(word: str) -> bool:
 
 def path_of(word: str) -> Path:
     """Returns the path of an input."""
-    return Path(word.rpartition("=")[2])
+    return Path(word.rpartition("=")[2]).absolute()
+
+
+def output_of(command: Sequence[str]) -> Path:
+    """Returns the output directory of a command.
+
+    Raises:
+        ValueError: where it names none.
+    """
+    for word, following in pairwise(command):
+        if word == OUTPUT:
+            return Path(following).absolute()
+    raise ValueError(f"the command is {shlex.join(command)!r}; expected MODULE … {OUTPUT} DIR")
 
 
 def split_inputs(command: list[str], study: Path) -> tuple[list[str], list[str]]:
-    """Returns the command without the inputs that are missing, and those."""
+    """Returns the command without the inputs that are missing, and those.
+
+    Args:
+        study: its folder, an absolute path.
+    """
     kept: list[str] = []
     missing: list[str] = []
     for word in command:
         (missing if is_input(word) and not is_there(path_of(word), study) else kept).append(word)
-    if REFERENCE in kept:
+    if REFERENCE in kept[:-1]:
         place = kept.index(REFERENCE)
         if kept[place + 1] not in {name_of(word) for word in kept if "=" in word}:
             missing.append(" ".join(kept[place : place + 2]))
@@ -88,14 +107,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="of this job, for the list of what is missing")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="module and arguments, with --output_dir")
     arguments = parser.parse_args(argv)
-    command, missing = split_inputs(arguments.command, arguments.study)
-    listed = arguments.study / "missing" / f"{arguments.name}.txt"
+    study = arguments.study.absolute()
+    if not study.is_dir():
+        raise ValueError(f"--study {study} does not exist; expected the folder of a study")
+    output_of(arguments.command)
+    command, missing = split_inputs(arguments.command, study)
+    listed = study / "missing" / f"{arguments.name}.txt"
     text = "".join(f"{word}\n" for word in missing)
     changed = listed.is_file() and listed.read_text(encoding="utf-8") != text
     write_text(listed, text)
     for word in missing:
         print(f"missing, and left out: {word}", flush=True)
-    if changed or is_outdated(command, arguments.study):
+    if changed or is_outdated(command, study):
         command.append("--overwrite")
     os.execv(sys.executable, [sys.executable, "-m", *command])
 

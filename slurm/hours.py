@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.settings import read_pairs
 from slurm.study import TRAINING, StudyArguments, StudyJob, run_module
 from tracking.command import read_yaml
 
@@ -50,10 +49,7 @@ class Costs:
         self._arguments = arguments
         self._num_layers: int = necessity["num_layers"]
         self._training = training
-        self._sizes = {
-            task: int(number)
-            for task, number in read_pairs(arguments.num_prompts, name="num_prompts", example="study:test=1000").items()
-        }
+        self._sizes = arguments.prompt_numbers()
         self._own = f"{necessity['prompts']}:"
         self._arms = {run["label"]: run["arm"] for run in necessity["runs"]}
 
@@ -64,31 +60,31 @@ class Costs:
         if job.kind in TRAINING:
             return None
         replies = self.num_replies(job)
-        longest = self._option(job, "max_new_tokens")
-        tokens = None if replies is None or longest is None else replies * int(longest)
+        longest = self._number(job, "max_new_tokens")
+        tokens = None if replies is None or longest is None else replies * longest
         return _hours(tokens, self._arguments.reply_tokens_per_s)
 
     def num_replies(self, job: StudyJob) -> int | None:
         """Returns how many replies a job writes; None where the number of prompts is not known."""
         if job.kind == "swap":
             pairs = [self._num_pairs(text) for text in self._arguments.pairs]
-            modes = self._option(job, "mode") or ["from"]
+            modes = self._list(job, "mode") or ["from"]
             return None if None in pairs else sum(map(int, filter(None, pairs))) * len(modes) * (self._num_layers + 1)
         prompts = self._num_prompts(job)
         if prompts is None:
             return None
         if job.kind == "skip":
             per_kind = {"layers": self._num_layers, "attn": self._num_layers, "mlp": self._num_layers, "blocks": 3}
-            kinds = self._option(job, "configurations") or list(per_kind)
+            kinds = self._list(job, "configurations") or list(per_kind)
             return prompts * (2 + sum(per_kind.get(kind, 1) for kind in kinds))
         if job.kind == "attention":
             models = [word for word in job.command if "=" in word]
             return prompts * len(models) * ATTENTION_PASSES
-        conditions = NUM_CONDITIONS if self._option(job, "abilities") else len(self._option(job, "conditions") or [0])
-        return prompts * conditions * int(self._option(job, "num_samples") or 1)
+        conditions = NUM_CONDITIONS if self._option(job, "abilities") else len(self._list(job, "conditions")) or 1
+        return prompts * conditions * (self._number(job, "num_samples") or 1)
 
     def _num_prompts(self, job: StudyJob) -> int | None:
-        most = self._option(job, "max_problems") or self._option(job, "num_prompts")
+        most = self._number(job, "max_problems") or self._number(job, "num_prompts")
         counts = [self._num_of(task) for task in _words_of(job, "--tasks")]
         if None in counts:
             return None
@@ -108,13 +104,28 @@ class Costs:
         return None
 
     def _num_pairs(self, text: str) -> int | None:
-        number = read_yaml(Path(text.partition(":")[2])).get("num_pairs")
-        return None if number is None else int(number)
+        return _whole(Path(text.partition(":")[2]), "num_pairs")
 
     def _option(self, job: StudyJob, name: str) -> Any:
         """Returns what a job's configuration file says."""
         configs = _words_of(job, "--config")
         return read_yaml(Path(configs[0])).get(name) if configs else None
+
+    def _list(self, job: StudyJob, name: str) -> list[Any]:
+        value = self._option(job, name)
+        return value if isinstance(value, list) else [] if value is None else [value]
+
+    def _number(self, job: StudyJob, name: str) -> int | None:
+        configs = _words_of(job, "--config")
+        return _whole(Path(configs[0]), name) if configs else None
+
+
+def _whole(config: Path, name: str) -> int | None:
+    """Returns a whole number of a configuration file; None where it has none."""
+    value = read_yaml(config).get(name)
+    if value is not None and type(value) is not int:
+        raise ValueError(f"{config}: {name} is {value!r}; expected a whole number")
+    return value
 
 
 def _words_of(job: StudyJob, flag: str) -> list[str]:

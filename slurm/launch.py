@@ -14,18 +14,16 @@ Each launch has a folder of its own in the study's:
 """
 
 import argparse
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from slurm.planned import Study, format_plan, plan_as_json, read_study
+from slurm.planned import Study, format_plan, read_study, write_plan
 from slurm.queueing import read_launch
 from slurm.settings import read_settings
 from slurm.study import StudyArguments
-from slurm.submit import PLAN_FILE, check_folder, check_with_sbatch, submit
-from tracking.command import run_command
-from tracking.product import write_text
+from slurm.submit import check_with_sbatch, sole_launch, submit
+from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.schedule import Schedule
 
 
@@ -35,16 +33,15 @@ def run_local(study: Study) -> None:
     Raises:
         RuntimeError: where jobs failed; all that does not need them was run.
     """
-    check_folder(study)
-    study.directory.mkdir(parents=True, exist_ok=True)
-    write_text(study.directory / PLAN_FILE, json.dumps(plan_as_json(study), indent=1) + "\n")
-    Schedule(
-        [job.local() for job in study.jobs],
-        num_parallel=study.arguments.num_parallel or len(os.sched_getaffinity(0)),
-        log_dir=study.directory / "logs",
-        expected_s={**study.necessity["expected_s"], **study.arguments.expected()},
-        keep_going=True,
-    ).run()
+    with sole_launch(study):
+        write_plan(study)
+        Schedule(
+            [job.local() for job in study.jobs],
+            num_parallel=study.arguments.num_parallel or len(os.sched_getaffinity(0)),
+            log_dir=study.directory / "logs",
+            expected_s={**study.necessity["expected_s"], **study.arguments.expected()},
+            keep_going=True,
+        ).run()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     how.add_argument("--test-only", action="store_true", help="ask sbatch whether it would take the jobs")
     how.add_argument("--local", action="store_true", help="run here, without Slurm")
     flags = parser.parse_args(argv)
+    if not Path.cwd().samefile(REPOSITORY_ROOT):
+        raise ValueError(f"started in {Path.cwd()}; relative paths and jobs begin in {REPOSITORY_ROOT}: cd there first")
     arguments = read_settings(StudyArguments, flags.config)
     given = {name: getattr(flags, name) for name in ("cluster", "output_dir") if getattr(flags, name) is not None}
     study = read_study(replace(arguments, **given))

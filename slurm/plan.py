@@ -18,8 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm.study import OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
+from slurm.study import GATHER, KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
 from tracking.command import did_you_mean
+
+DATA_DIR = "data"
+"""Where `data_builders.build` leaves its product in its output directory."""
 
 
 def plan_study(arguments: StudyArguments, necessity: dict[str, Any]) -> list[StudyJob]:
@@ -92,6 +95,7 @@ class _Plan:
         launcher: Sequence[str] = ("python", "-m"),
     ) -> None:
         """Adds a job; of those it waits for, the ones that the study runs itself."""
+        assert name not in self.jobs and (kind or name) in KINDS, (name, kind)
         place = directory or f"{self.out}/{name}"
         flag = () if command[0] == "analyze.report" or "--output_dir" in command else ("--output_dir", place)
         self.jobs[name] = StudyJob(
@@ -111,11 +115,17 @@ class _Plan:
         folder = Path(self.necessity["prompts"])
         if any(job["name"] == "data" for job in self.necessity["jobs"]):
             raise ValueError(f"prompts is {text}, but {self.arguments.necessity} builds its own; leave it out")
+        if folder.name != DATA_DIR:
+            raise ValueError(
+                f"{self.arguments.necessity} reads {folder}; expected a folder …/{DATA_DIR}, as it is built"
+            )
         command = ("data_builders.build", task, "--config", config)
         self._add("prompts", command, kind="data", directory=str(folder.parent))
 
     def _add_pairs(self, position: int, task: str, config: str) -> None:
         name = Path(config).stem if Path(config).stem != "pairs" else task
+        if f"pairs-{name}" in self.jobs:
+            raise ValueError(f"pairs names two sets {name!r}; give their files different names")
         command = ("data_builders.build", task, "--config", config)
         self._add(
             f"pairs-{name}", command, kind="pairs", stage="pairs", index=position, directory=f"{self.out}/pairs/{name}"
@@ -142,7 +152,7 @@ class _Plan:
         )  # fmt: skip
 
     def _gathered(self, name: str, command: Sequence[str]) -> tuple[str, ...]:
-        return ("slurm.gather", "--study", self.out, "--name", name, *command)
+        return (GATHER, "--study", self.out, "--name", name, *command)
 
     def _add_gathering(self, name: str, command: Sequence[str], after: Sequence[str], kind: str | None = None) -> None:
         """Adds a job that takes what there is."""
@@ -183,6 +193,8 @@ class _Plan:
         for model in models:
             if model not in known:
                 raise ValueError(f"probed {model!r} is no model of the study{did_you_mean(model, known)}")
+        if len(set(models)) < len(models):
+            raise ValueError(f"probed is {', '.join(models)}; expected each model once")
         return [known[model] for model in models]
 
     def _rl(self) -> str:
@@ -236,7 +248,7 @@ class _Plan:
 
     def _add_swap(self, config: str, model: str) -> None:
         pairs = [job for job in self.jobs.values() if job.kind == "pairs"]
-        folders = [f"{job.output_dir}/data" for job in pairs]
+        folders = [f"{job.output_dir}/{DATA_DIR}" for job in pairs]
         command = ("analyze.swap", "--config", config, "--model", self._checkpoint(model), "--pairs", *folders)
         self._add_probe("swap", model, command, [job.name for job in pairs])
 
@@ -254,6 +266,8 @@ class _Plan:
     def _add_deltas(self, config: str) -> None:
         base = ("--base", self._checkpoint("base")) if "base" in self._phases() else ()
         ends = [f"{self._entry(model)}={self._checkpoint(model)}" for model in self._probed() if model in self.labels]
+        if not ends:
+            raise ValueError(f"deltas is given, but probed, {', '.join(self._probed())}, has no arm; add one")
         command = ("analyze.deltas", "--config", config, *base, "--sft", self._checkpoint("sft"), "--rl", *ends)
         after = ["base", "sft", *(model for model in self._probed() if model in self.labels)]
         name = "all_deltas"

@@ -1,5 +1,6 @@
 """What will be submitted, on which GPUs, and what will it cost? A study read, planned and printed, without weights."""
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,7 +13,10 @@ from slurm.plan import plan_study
 from slurm.settings import read_settings
 from slurm.stages import Stage, make_stages
 from slurm.study import StudyArguments, StudyJob, read_necessity
+from tracking.product import write_text
 from tracking.tables import format_columns
+
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +78,49 @@ def plan_as_json(study: Study) -> dict[str, Any]:
     return {"study": asdict(study.arguments), "runs": study.necessity["runs"], "jobs": jobs}
 
 
+def write_plan(study: Study) -> None:
+    """Writes down every job of a study."""
+    write_text(study.directory / PLAN_FILE, json.dumps(plan_as_json(study), indent=1) + "\n")
+
+
+def read_plan(directory: Path) -> list[dict[str, Any]]:
+    """Returns the jobs that a study's folder says it has.
+
+    Raises:
+        ValueError: where it says nothing, or nothing legible.
+    """
+    path = directory / PLAN_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected the output_dir of slurm.launch")
+    try:
+        jobs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+        if all({"name", "stage", "index", "command", "output_dir"} <= job.keys() for job in jobs):
+            return jobs
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{path} is damaged; restore it, or choose another output_dir")
+
+
 def format_plan(study: Study) -> str:
     """Returns the plan as a person reads it: what is submitted, on what, for how long, after what."""
     costs = Costs(study.arguments, study.necessity, study.training)
     with_gpus = study.cluster.gpus_per_node > 0
     rows = [("job", "tasks", "shape", "nodes x GPUs", "limit", "GPU-hours" if with_gpus else "expected", "after")]
-    total, unknown = 0.0, []
+    total, unknown, too_long = 0.0, [], []
     for stage in study.stages(study.jobs, str(study.directory / "slurm" / "1")):
         job = stage.job
+        limit = study.cluster.limit(job.kind)
         if with_gpus:
-            hours = [costs.gpu_hours(each) for each in stage.jobs] if job.gpus else [0.0]
-            if None in hours:
+            hours = [costs.gpu_hours(each) for each in stage.jobs] if job.gpus else []
+            known = [value for value in hours if value is not None]
+            if len(known) < len(hours):
                 unknown.append(job.name)
-            known = sum(value for value in hours if value is not None)
-            total += known
-            cost = "–" if not job.gpus else "?" if None in hours else f"{known:,.1f}"
+            total += sum(known)
+            cost = "–" if not hours else "?" if len(known) < len(hours) else f"{sum(known):,.1f}"
+            task_h = max(known, default=0.0) / (job.nodes * max(1, job.gpus))
+            if task_h * 3600 > study.cluster.longest_s(job.kind):
+                attempts = study.cluster.max_attempts
+                too_long.append(f"{job.name}: up to {task_h:,.0f} h a task, {attempts} attempts of {limit} are less")
         else:
             seconds = {**study.necessity["expected_s"], **study.arguments.expected()}
             each_s = seconds.get(job.kind)
@@ -96,7 +128,6 @@ def format_plan(study: Study) -> str:
             cost = "?" if each_s is None else f"{each_s * len(job.tasks):,.0f} s"
         gpus = job.gpus + job.server_gpus
         size = f"{job.nodes} x {gpus}" if gpus else f"{job.nodes} x –"
-        limit = study.cluster.limit(job.kind)
         rows.append((job.name, str(len(job.tasks)), job.shape, size, limit, cost, _describe_waits(stage)))
     lines = [
         f"study: {study.directory}, {len(study.jobs)} jobs in {len(rows) - 1} submissions",
@@ -113,6 +144,8 @@ def format_plan(study: Study) -> str:
         )
         if unknown:
             lines.append(f"not in it: {', '.join(unknown)} (steps, a speed or the number of prompts is unknown)")
+        if too_long:
+            lines += ["longer than the cluster's settings allow (time, max_attempts):", *(f"  {it}" for it in too_long)]
     else:
         lines.append(f"expected: {total / 60:,.0f} minutes of work, side by side as the machines allow")
     return "\n".join(lines)

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-QUEUE_FORMAT = "%i|%T|%r|%M|%L"
+QUEUE_FORMAT = "%i|%T|%M|%L|%r|%o"
+JOBS_FILE = "jobs.json"
+CANCELLED_FILE = "cancelled"
+"""In a launch's folder: a job that is being stopped does not requeue itself."""
+BRACKETS = re.compile(r"(?P<job>\d+)_\[(?P<tasks>[\d,-]+)(?:%\d+)?\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,11 @@ class State:
     elapsed: str = ""
     left: str = ""
     """Time until its limit."""
+    script: str = ""
+
+    @property
+    def is_ending(self) -> bool:
+        return self.state == "COMPLETING"
 
 
 def latest_launch(study: Path) -> Path | None:
@@ -48,11 +58,18 @@ def latest_launch(study: Path) -> Path | None:
 
 
 def read_launch(folder: Path) -> list[Submitted]:
-    """Reads what a launch submitted."""
-    path = folder / "jobs.json"
+    """Reads what a launch submitted.
+
+    Raises:
+        ValueError: where the file is damaged.
+    """
+    path = folder / JOBS_FILE
     if not path.is_file():
         return []
-    return [Submitted(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    try:
+        return [Submitted(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is damaged; remove it: jobs in the queue are found by their scripts") from None
 
 
 def run_slurm(*command: str) -> str:
@@ -70,15 +87,36 @@ def run_slurm(*command: str) -> str:
     return done.stdout
 
 
-def queue_states(ids: Sequence[str]) -> dict[str, State]:
-    """Returns the states of what is in the queue, by Slurm's names of the tasks."""
-    wanted = set(ids)
+def queue_states(study: Path) -> dict[str, State]:
+    """Returns the states of a study's jobs in the queue, by Slurm's names of the tasks.
+
+    A job belongs to the study that has its script, also where a launch was killed before it wrote the number down.
+    """
+    launch = latest_launch(study)
+    known = {identifier for entry in (read_launch(launch) if launch else []) for identifier in entry.ids}
+    launches = (study / "slurm").resolve()
     states = {}
     for line in run_slurm("squeue", "--noheader", "--array", "--me", f"--format={QUEUE_FORMAT}").splitlines():
-        name, state, reason, elapsed, left = line.strip().split("|")
-        if name.partition("_")[0] in wanted:
-            states[name] = State(state=state, reason=reason, elapsed=elapsed, left=left)
+        name, state, elapsed, left, reason, script = line.strip().split("|", 5)
+        is_launched = Path(script).parent.name == "scripts" and Path(script).resolve().is_relative_to(launches)
+        if is_launched or name.partition("_")[0] in known:
+            states[name] = State(state=state, reason=reason, elapsed=elapsed, left=left, script=script)
     return states
+
+
+def cancel_queued(study: Path) -> int:
+    """Takes a study's jobs out of the queue and returns how many there were; what is ending already may end."""
+    waiting = {name for name, state in queue_states(study).items() if not state.is_ending}
+    launch = latest_launch(study)
+    if waiting and launch is not None:
+        mark = launch / CANCELLED_FILE
+        mark.touch()
+        try:
+            run_slurm("scancel", *sorted({name.partition("_")[0] for name in waiting}))
+        except BaseException:
+            mark.unlink()
+            raise
+    return len(waiting)
 
 
 def past_states(ids: Sequence[str]) -> dict[str, State]:
@@ -87,8 +125,18 @@ def past_states(ids: Sequence[str]) -> dict[str, State]:
     if not ids or shutil.which("sacct") is None:
         return {}
     done = subprocess.run([*command, ",".join(ids)], capture_output=True, text=True, check=False)
-    states = {}
+    states: dict[str, State] = {}
     for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        name, state, elapsed = line.split("|")
-        states[name] = State(state=state.split()[0], elapsed=elapsed)
+        names, state, elapsed = line.split("|")
+        states |= dict.fromkeys(task_names(names), State(state=state.split()[0], elapsed=elapsed))
     return states
+
+
+def task_names(names: str) -> list[str]:
+    """Returns the tasks of what sacct has in one line where none of them was started: `7_[0-2,5%2]`."""
+    found = BRACKETS.fullmatch(names)
+    if found is None:
+        return [names]
+    ends = [part.partition("-") for part in found["tasks"].split(",")]
+    indices = [index for first, _, last in ends for index in range(int(first), int(last or first) + 1)]
+    return [f"{found['job']}_{index}" for index in indices]

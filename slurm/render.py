@@ -69,6 +69,11 @@ class ClusterJob:
         return len(self.tasks) > 1
 
     @property
+    def own(self) -> str:
+        """How its script names itself to Slurm: SLURM_JOB_ID of an array's task could be the array's own number."""
+        return '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if self.is_array else '"$SLURM_JOB_ID"'
+
+    @property
     def processes(self) -> int:
         """Processes of all nodes together."""
         return self.nodes * max(1, self.gpus)

@@ -3,15 +3,17 @@
 Flags are few here, and TRL, whose parser the other commands use, takes seconds to import: a plan should not wait.
 """
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from tracking.command import read_config
+from tracking.command import did_you_mean, read_config
 
 Settings = TypeVar("Settings")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:
@@ -21,7 +23,10 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
         ValueError: for an unknown, missing or ill-typed key, in a line that names the file.
     """
     known: list[Any] = list(fields(kind))  # type: ignore[arg-type]
-    values = read_config(path, [entry.name for entry in known])
+    names = [entry.name for entry in known]
+    values = read_config(path, names)
+    if "env" in values:  # what TRL's parser knows in every file
+        raise ValueError(f"{path}: unknown key 'env'{did_you_mean('env', names)}")
     hints = get_type_hints(kind)
     missing = [
         entry.name
@@ -54,6 +59,15 @@ def read_pairs(entries: list[str], *, name: str, example: str) -> dict[str, str]
     return pairs
 
 
+def read_numbers(entries: list[str], *, name: str, expected: str, example: str) -> dict[str, float]:
+    """Parses KEY=NUMBER entries; each key once, no number below 0."""
+    pairs = read_pairs(entries, name=name, example=example)
+    for key, value in pairs.items():
+        if not NUMBER.fullmatch(value):
+            raise ValueError(f"{name} {key}={value}; expected {expected}, such as {example}")
+    return {key: float(value) for key, value in pairs.items()}
+
+
 def check_one_line(values: Mapping[str, Any]) -> None:
     """Refuses text that would end a line of a script, or begin a directive of sbatch."""
     for name, value in values.items():
@@ -73,6 +87,6 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return [_typed(element, entry, name) for entry in entries]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or value == "":
         raise ValueError(f"{name} is {value!r}; expected {'a text' if hint is str else hint.__name__}")
     return value

@@ -140,6 +140,8 @@ def _gpus(kind: str, arguments: StudyArguments, cluster: Cluster, arm_gpus: int)
         if arguments.vllm_gpus and kind == "arm":
             raise ValueError("vllm_gpus is given, but the cluster has no GPUs; leave it out")
         return arguments.arm_nodes if kind == "arm" else 1, 0, 0
+    if arguments.arm_nodes > 1:
+        raise ValueError(f"arm_nodes is {arguments.arm_nodes}, but the cluster has GPUs; expected arm_gpus instead")
     if kind in INFERENCE:
         wanted, server = arguments.probe_gpus, 0
     elif kind in TRAINING:

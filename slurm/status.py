@@ -8,15 +8,17 @@ study that ran with `--local`.
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slurm.queueing import State, Submitted, latest_launch, past_states, queue_states, read_launch
-from slurm.submit import PLAN_FILE
-from tracking.command import run_command
+from slurm.planned import read_plan
+from slurm.queueing import CANCELLED_FILE, State, Submitted, latest_launch, past_states, queue_states, read_launch
+from tracking.command import REPOSITORY_ROOT, run_command
+from tracking.ownership import BEAT_S, CLAIM_FILE
 from tracking.progress import PROGRESS_FILE, format_duration
 from tracking.run import RUN_FILE, read_run
 from tracking.tables import format_columns
@@ -46,21 +48,18 @@ def study_status(study: Path) -> list[TaskStatus]:
     Raises:
         ValueError: where the folder holds no study.
     """
-    plan = study / PLAN_FILE
-    if not plan.is_file():
-        raise ValueError(f"{plan} does not exist; expected the output_dir of slurm.launch")
-    jobs = json.loads(plan.read_text(encoding="utf-8"))["jobs"]
+    jobs = read_plan(study)
     folder = latest_launch(study)
     submitted = read_launch(folder) if folder else []
-    ids = [identifier for entry in submitted for identifier in entry.ids]
-    queued = queue_states(ids) if ids else {}
-    past = past_states([identifier for identifier in ids if not any(_belongs(name, identifier) for name in queued)])
+    queued = queue_states(study) if folder else {}
+    past = past_states([identifier for entry in submitted for identifier in entry.ids])
     stages = {entry.name: entry for entry in submitted}
     return [_task_status(job, study, folder, stages.get(job["stage"]), queued, past) for job in jobs]
 
 
-def _belongs(name: str, identifier: str) -> bool:
-    return name.partition("_")[0] == identifier
+def _is_script_of(job: Mapping[str, Any], name: str, state: State) -> bool:
+    """True for a job's task in the queue whose number no launch wrote down."""
+    return Path(state.script).stem == job["stage"] and name.partition("_")[2] in ("", str(job["index"]))
 
 
 def _task_status(
@@ -72,13 +71,18 @@ def _task_status(
     past: Mapping[str, State],
 ) -> TaskStatus:
     names = submitted.task_ids(job["index"]) if submitted else []
-    directory = Path(job["output_dir"])
+    names += [name for name, state in queued.items() if name not in names and _is_script_of(job, name, state)]
+    directory = REPOSITORY_ROOT / job["output_dir"]
     current = next((queued[name] for name in names if name in queued), None)
     state = state_of(directory, current, next((past[name] for name in reversed(names) if name in past), None))
     attempt = _number(folder / "attempts" / job["name"]) if folder else 0
     if state == "not run" and attempt:  # it was started, and left before it wrote anything
         state = "failed"
-    log = folder / "logs" / f"{job['name']}.{attempt}.log" if folder else study / "logs" / f"{job['name']}.log"
+    logs = [study / "logs" / f"{job['name']}.log"]
+    logs += [folder / "logs" / f"{job['name']}.{attempt}.log"] if folder else []
+    log = max(logs, key=lambda path: path.stat().st_mtime if path.is_file() else 0)
+    if state == "stopped" and current is None and folder is not None and log.is_relative_to(folder):
+        state = "stopped" if (folder / CANCELLED_FILE).exists() else "failed"  # it has had its last attempt
     done, left = progress_of(directory, running=state == "RUNNING")
     if current is not None and state == "RUNNING":
         left = f"{left}, limit in {current.left}" if left else f"limit in {current.left}"
@@ -89,7 +93,7 @@ def _task_status(
 
 def state_of(directory: Path, queued: State | None, past: State | None) -> str:
     """Returns a job's state: the queue's word, else what its own files say, else the accounting's."""
-    if queued is not None and queued.state != "COMPLETING":
+    if queued is not None and not queued.is_ending:
         return queued.state
     if directory.is_file():  # a page: it is there, or it is not
         return "finished"
@@ -99,10 +103,22 @@ def state_of(directory: Path, queued: State | None, past: State | None) -> str:
             return "finished"
         if past is not None and past.state != "COMPLETED":
             return past.state
+        if status == "running" and _is_alive(directory):
+            return "RUNNING"
         return "stopped" if status in ("running", "interrupted") else status
     if past is not None:
         return "finished" if past.state == "COMPLETED" else past.state
     return "not run"
+
+
+def _is_alive(directory: Path) -> bool:
+    """True where a process outside of Slurm has shown itself lately, as it does while it writes a directory."""
+    path = directory / CLAIM_FILE
+    try:
+        age_s, claim = time.time() - path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return age_s < 3 * BEAT_S and claim["job"] is None
 
 
 def progress_of(directory: Path, *, running: bool) -> tuple[str, str]:
@@ -155,7 +171,7 @@ def format_status(tasks: Sequence[TaskStatus]) -> str:
 
 
 def _number(path: Path) -> int:
-    return int(path.read_text()) if path.is_file() else 0
+    return int(path.read_text().strip() or 0) if path.is_file() else 0
 
 
 def main(argv: list[str] | None = None) -> None:

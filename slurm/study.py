@@ -11,19 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.settings import check_one_line, read_pairs
-from tracking.command import REPOSITORY_ROOT
+from slurm.settings import check_one_line, read_numbers
+from tracking.command import REPOSITORY_ROOT, did_you_mean, read_yaml
 from tracking.schedule import Job
 
 PAPER_PATTERNS = ("in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "rl-in-rl")
 ALL_PATTERNS = ("in-in-in", "in-in-rl", "in-rl-in", "in-rl-rl", "rl-in-in", "rl-in-rl", "rl-rl-in", "rl-rl-rl")
 SPLICES = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 """The folders that merge.all writes for the donors `in` and `rl`."""
+GATHER = "slurm.gather"
 OWN_PROMPTS = "study"
 """Stands for the folder of the study's own prompts where tasks are named."""
 TRAINING = ("base", "sft", "arm")
 INFERENCE = ("eval", "abilities", "samples", "swap", "skip", "attention")
 """Kinds of job that get GPUs where there are any."""
+KINDS = (
+    "data", "init", *TRAINING, "eval", "compare", "deltas", "necessity", "pairs", "descriptions", "abilities",
+    "samples", "support", "swap", "skip", "attention", "splices", "claims", "report",
+)  # fmt: skip
+"""Every kind of job; jobs of a kind take about equally long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +98,16 @@ class StudyArguments:
 
     def __post_init__(self) -> None:
         check_one_line(vars(self))
-        for name, least in (("arm_nodes", 1), ("probe_gpus", 1), ("vllm_gpus", 0), ("num_parallel", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_output_dir(self.output_dir)
+        limits = {"arm_gpus": 1, "arm_nodes": 1, "probe_gpus": 1, "vllm_gpus": 0, "num_parallel": 0}
+        for name, least in limits.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        for name in ("training_tokens_per_s", "reply_tokens_per_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
         if self.splices is not None and self.splices not in SPLICES:
             raise ValueError(f"splices is {self.splices!r}; expected {' or '.join(SPLICES)}")
         for wanted, given, reason in (
@@ -105,14 +118,27 @@ class StudyArguments:
             ("abilities", "described", "what reads the descriptions"),
             ("sample_tasks", "samples", "what is asked"),
             ("abilities", "splices", "how spliced models are evaluated"),
+            ("splice_rest", "splices", "whose regions splices have"),
             ("splices", "claims", "the models of which the paper's Table 2 speaks"),
+            ("vllm_gpus", "vllm_options", "the GPUs of the server"),
+            *(("probed", kind, "the models that are looked into") for kind in ("swap", "skip", "attention")),
         ):
             if getattr(self, given) and not getattr(self, wanted):
                 raise ValueError(f"{given} is given without {wanted}, {reason}")
         for path in self.config_files():
             if not Path(path).is_file():
                 raise ValueError(f"{path} does not exist; expected a configuration file")
-        self.expected()
+            read_yaml(Path(path))
+        for entry in self.splice_rest:
+            if entry.rpartition("=")[2] not in ("in", "rl"):
+                raise ValueError(f"splice_rest {entry!r}; expected in, rl, or REGION=in or REGION=rl each")
+        for option in self.vllm_options:
+            if option.startswith("--") and " " in option:
+                raise ValueError(f"vllm_options {option!r} is one word; expected [{', '.join(option.split())}]")
+        for kind in self.expected():
+            if kind not in KINDS:
+                raise ValueError(f"expected_s {kind!r} is no kind of job{did_you_mean(kind, KINDS)}")
+        self.prompt_numbers()
 
     def config_files(self) -> list[str]:
         """Returns every configuration that the study itself names."""
@@ -122,11 +148,22 @@ class StudyArguments:
 
     def expected(self) -> dict[str, float]:
         """Kind of job -> seconds."""
-        pairs = read_pairs(self.expected_s, name="expected_s", example="arm=80")
-        try:
-            return {kind: float(seconds) for kind, seconds in pairs.items()}
-        except ValueError as error:
-            raise ValueError(f"expected_s: {error}; expected KIND=SECONDS, such as arm=80") from error
+        return read_numbers(self.expected_s, name="expected_s", expected="KIND=SECONDS", example="arm=80")
+
+    def prompt_numbers(self) -> dict[str, int]:
+        """Task -> number of its prompts."""
+        numbers = read_numbers(self.num_prompts, name="num_prompts", expected="TASK=N", example="study:test=1000")
+        return {task: int(number) for task, number in numbers.items()}
+
+
+def check_output_dir(text: str) -> None:
+    """Refuses a folder that would not be the one that is meant."""
+    if not text.strip():
+        raise ValueError("output_dir is empty; expected a folder, such as outputs/my_study")
+    if text.startswith(("~", "$")):
+        raise ValueError(f"output_dir {text!r} is taken as it stands; write the folder out")
+    if "=" in text:
+        raise ValueError(f"output_dir {text!r} holds =, which separates NAME=PATH in commands; choose another name")
 
 
 def split_task(text: str) -> tuple[str, str]:
@@ -154,6 +191,11 @@ class StudyJob:
     after: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ("python", "-m")
     """What starts it outside a cluster."""
+
+    @property
+    def gathers(self) -> bool:
+        """True where it takes what there is of others, and is made anew where that has changed."""
+        return self.command[0] == GATHER
 
     def local(self) -> Job:
         """Returns it as a job of this machine."""

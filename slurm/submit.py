@@ -3,26 +3,29 @@
 Launched again, a study submits what is not finished, and waits for nothing that is.
 """
 
+import fcntl
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from slurm.cluster import Cluster
-from slurm.planned import Study, plan_as_json
-from slurm.queueing import Submitted, latest_launch, queue_states, read_launch, run_slurm
+from slurm.planned import PLAN_FILE, Study, plan_as_json, read_plan, write_plan
+from slurm.queueing import JOBS_FILE, Submitted, cancel_queued, latest_launch, queue_states, run_slurm
 from slurm.render import render
 from slurm.stages import Stage
 from slurm.study import StudyJob
 from tracking.command import REPOSITORY_ROOT
-from tracking.product import write_text
-from tracking.run import git_state, is_finished
+from tracking.product import partial_path, write_text
+from tracking.run import LOCK_FILE, git_state, is_finished
 from tracking.schedule import settled
-
-PLAN_FILE = "plan.json"
 
 
 def write_launch(study: Study, folder: Path, stages: Sequence[Stage]) -> None:
@@ -34,12 +37,13 @@ def write_launch(study: Study, folder: Path, stages: Sequence[Stage]) -> None:
         copy = folder / "configs" / ("__".join(path.parts[-3:]) if path.is_absolute() else "__".join(path.parts))
         shutil.copyfile(path, copy)
     write_text(folder / "study.json", json.dumps(asdict(study.arguments), indent=1) + "\n")
-    write_text(folder / "code.json", json.dumps(git_state(), indent=1) + "\n")
-    changes = subprocess.run(
-        ["git", "-C", str(REPOSITORY_ROOT), "diff", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if changes.stdout:
-        write_text(folder / "uncommitted.patch", changes.stdout)
+    code = git_state()
+    write_text(folder / "code.json", json.dumps(code, indent=1) + "\n")
+    if code["dirty"]:
+        command = ["git", "-C", str(REPOSITORY_ROOT), "diff", "HEAD"]
+        changes = subprocess.run(command, capture_output=True, text=True, check=True)
+        if changes.stdout:  # files that git does not know are no change to it
+            write_text(folder / "uncommitted.patch", changes.stdout)
 
 
 def write_scripts(study: Study, stages: Sequence[Stage], *, root: Path) -> None:
@@ -56,32 +60,58 @@ def submit(study: Study) -> Path:
         RuntimeError: where sbatch refuses a job; those submitted before it are taken back.
     """
     check_folder(study)
-    jobs = unfinished(study.jobs)
-    earlier = latest_launch(study.directory)
-    number = 1 if earlier is None else int(earlier.name) + 1
-    if earlier is not None:
-        waiting = queue_states([identifier for job in read_launch(earlier) for identifier in job.ids])
+    run_slurm("sbatch", "--version")  # before anything is written
+    with sole_launch(study):
+        waiting = queue_states(study.directory)
         if waiting:
             raise ValueError(
-                f"{len(waiting)} jobs of {earlier} are still in the queue; wait for them, or: python -m slurm.cancel "
-                f"{study.directory}"
+                f"{len(waiting)} jobs of {study.directory} are still in the queue; wait for them, or: "
+                f"python -m slurm.cancel {shlex.quote(str(study.directory))}"
             )
-    folder = study.directory / "slurm" / str(number)
-    stages = study.stages(jobs, str(folder))
-    write_launch(study, folder, stages)
-    write_text(study.directory / PLAN_FILE, json.dumps(plan_as_json(study), indent=1) + "\n")
-    submitted: dict[str, Submitted] = {}
-    try:
-        for stage in stages:
-            submitted[stage.job.name] = _submit_stage(stage, study.cluster, submitted)
-            records = [asdict(entry) for entry in submitted.values()]
-            write_text(folder / "jobs.json", json.dumps(records, indent=1) + "\n")
-    except BaseException:
-        ids = [identifier for entry in submitted.values() for identifier in entry.ids]
-        if ids:
-            run_slurm("scancel", *ids)
-        raise
+        earlier = latest_launch(study.directory)
+        folder = study.directory / "slurm" / str(1 if earlier is None else int(earlier.name) + 1)
+        stages = study.stages(unfinished(study.jobs), str(folder))
+        write_plan(study)
+        try:
+            write_launch(study, folder, stages)
+            submitted: dict[str, Submitted] = {}
+            for stage in stages:
+                _submit_stage(stage, study.cluster, submitted, folder)
+        except BaseException as error:
+            _take_back(study.directory, folder, error)
+            raise
     return folder
+
+
+def _take_back(study: Path, folder: Path, error: BaseException) -> None:
+    """Undoes a launch that failed: cancels what it submitted; where that is nothing, removes what it wrote."""
+    if (folder / JOBS_FILE).is_file() or not isinstance(error, Exception):
+        try:
+            cancel_queued(study)
+        except (ValueError, RuntimeError) as refusal:
+            raise RuntimeError(
+                f"{error}; and what was submitted is still in the queue ({refusal}): "
+                f"python -m slurm.cancel {shlex.quote(str(study))}"
+            ) from error
+    if not (folder / JOBS_FILE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def sole_launch(study: Study) -> Iterator[None]:
+    """Makes the study's folder, and keeps every other launch out of it meanwhile.
+
+    Raises:
+        ValueError: where the folder holds another study or something else, or where another launch has it.
+    """
+    check_folder(study)
+    study.directory.mkdir(parents=True, exist_ok=True)
+    with (study.directory / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{study.directory} is being launched by another process; wait for it") from None
+        yield
 
 
 def unfinished(jobs: Sequence[StudyJob]) -> list[StudyJob]:
@@ -105,37 +135,54 @@ def unfinished(jobs: Sequence[StudyJob]) -> list[StudyJob]:
 
 def check_folder(study: Study) -> None:
     """Refuses a folder that holds something else, or the jobs of another study."""
-    path = study.directory / PLAN_FILE
+    directory = study.directory
+    nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"output_dir {directory}: {nearest} is a file; expected a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir {directory}: {nearest} may not be written; choose another output_dir")
+    path = directory / PLAN_FILE
     if not path.is_file():
-        if study.directory.is_dir() and any(study.directory.iterdir()):
-            raise ValueError(f"{study.directory} holds files but no {PLAN_FILE}; choose another output_dir")
+        left_at_the_start = {LOCK_FILE, partial_path(path).name}
+        if directory.is_dir() and {entry.name for entry in directory.iterdir()} - left_at_the_start:
+            raise ValueError(f"{directory} holds files but no {PLAN_FILE}; choose another output_dir")
         return
-    before = {job["name"]: job["command"] for job in json.loads(path.read_text(encoding="utf-8"))["jobs"]}
+    before = {job["name"]: job["command"] for job in read_plan(directory)}
     now = {job["name"]: job["command"] for job in plan_as_json(study)["jobs"]}
-    for name in before.keys() & now.keys():
-        if before[name] != now[name] and is_finished(Path({job.name: job for job in study.jobs}[name].output_dir)):
+    for job in study.jobs:
+        changed = before.get(job.name, now[job.name]) != now[job.name]
+        if changed and not job.gathers and is_finished(Path(job.output_dir)):
             raise ValueError(
-                f"{study.directory} has a finished {name} of another command; choose another output_dir, or remove "
-                f"{ {job.name: job for job in study.jobs}[name].output_dir }"
+                f"{directory} has a finished {job.name} of another command; choose another output_dir, or remove "
+                f"{job.output_dir}"
             )
 
 
-def _submit_stage(stage: Stage, cluster: Cluster, submitted: Mapping[str, Submitted]) -> Submitted:
-    """Submits a job, and where it may not requeue itself its successors."""
+def _submit_stage(stage: Stage, cluster: Cluster, submitted: dict[str, Submitted], folder: Path) -> None:
+    """Submits a job, and where it may not requeue itself its successors; writes down each number at once."""
     waits = dependency(stage, submitted)
     ids: list[str] = []
     for _ in range(1 if cluster.requeue else cluster.max_attempts):
         after = f"afterany:{ids[-1]}" if ids else waits
         flags = [f"--dependency={after}", "--kill-on-invalid-dep=yes"] if after else []
-        said = run_slurm("sbatch", "--parsable", *flags, stage.job.script)
-        ids.append(said.strip().partition(";")[0])
-    return Submitted(
-        name=stage.job.name,
-        ids=ids,
-        is_array=stage.job.is_array,
-        waits=waits,
-        tasks=[{"index": task.index, "name": task.name, "directory": task.directory} for task in stage.job.tasks],
-    )
+        ids.append(_number_in(run_slurm("sbatch", "--parsable", *flags, stage.job.script)))
+        submitted[stage.job.name] = Submitted(
+            name=stage.job.name,
+            ids=ids,
+            is_array=stage.job.is_array,
+            waits=waits,
+            tasks=[{"index": task.index, "name": task.name, "directory": task.directory} for task in stage.job.tasks],
+        )
+        records = [asdict(entry) for entry in submitted.values()]
+        write_text(folder / JOBS_FILE, json.dumps(records, indent=1) + "\n")
+
+
+def _number_in(said: str) -> str:
+    """Returns the job's number from the last line that sbatch printed: NUMBER or NUMBER;CLUSTER."""
+    found = re.search(r"(?:^|\n)(\d+)(?:;.*)?$", said.rstrip())
+    if found is None:
+        raise RuntimeError(f"sbatch --parsable printed {said!r}; expected the number of a job")
+    return found[1]
 
 
 def dependency(stage: Stage, submitted: Mapping[str, Submitted]) -> str:

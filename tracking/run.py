@@ -73,7 +73,7 @@ def open_run(
         command: the module's name, such as `eval.run`.
         settings: everything that determines the result, and nothing else (no paths of outputs, no worker counts).
         overwrite: remove what an earlier run left there.
-        found: names of what other commands may have laid there before.
+        found: names of what other commands may have laid there before, which is never removed.
 
     Yields:
         The run. Where `run.finished`, the caller has nothing to do.
@@ -90,7 +90,7 @@ def open_run(
         previous = _read_state(directory)
         if previous is not None and overwrite:
             if is_main_process():
-                _empty(directory)
+                _empty(directory, found)
             previous = None
         if previous is not None:
             _check_same(directory, previous, command, resolved)
@@ -236,9 +236,9 @@ def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str,
         yield prefix, before, now
 
 
-def _empty(directory: Path) -> None:
+def _empty(directory: Path, kept: Collection[str]) -> None:
     for entry in directory.iterdir():
-        if entry.name in (LOCK_FILE, CLAIM_FILE):
+        if entry.name in (LOCK_FILE, CLAIM_FILE, *kept):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

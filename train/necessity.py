@@ -35,6 +35,8 @@ from train.arms import Arm, parse_arms
 from train.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
 from train.study import NecessityArguments, arm_label, plan_jobs
 
+LOG_DIR = "logs"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -224,9 +226,14 @@ def run_study(study: Study) -> Path:
     expected = parse_expected(arguments.expected_s)
     report = directory / "report.html"
     settings = study_settings(arguments)
-    parts = {job.output_dir.relative_to(directory).parts[0] for job in study.jobs} if arguments.collect else ()
+    # What was taken together is always taken together anew: arms may have come, or been trained again.
+    parts = {job.output_dir.relative_to(directory).parts[0] for job in study.jobs} if arguments.collect else set()
     with open_run(
-        directory, command="train.necessity", settings=settings, overwrite=arguments.overwrite, found=parts
+        directory,
+        command="train.necessity",
+        settings=settings,
+        overwrite=arguments.overwrite or arguments.collect,
+        found=[*parts, LOG_DIR] if arguments.collect else [],
     ) as run:
         if run.finished:
             return report
@@ -234,7 +241,7 @@ def run_study(study: Study) -> Path:
         if arguments.collect:
             collect(study)
             return report
-        schedule = Schedule(study.jobs, num_parallel=num_parallel, log_dir=directory / "logs", expected_s=expected)
+        schedule = Schedule(study.jobs, num_parallel=num_parallel, log_dir=directory / LOG_DIR, expected_s=expected)
         run.note(seconds_per_job=schedule.run())
         copy_tables(directory)
         write_report([directory], report)

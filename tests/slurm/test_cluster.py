@@ -36,6 +36,12 @@ def test_shipped_clusters_are_read(path: Path) -> None:
         ({"time": ["default=01:00", "default=02:00"]}, "each key once"),
         ({"signal_s": 70000}, "signal_s is 70000"),
         ({"memory": "lots"}, "memory is 'lots'; expected a number with K, M, G or T"),
+        ({"max_parallel": -1}, "max_parallel is -1; it must be at least 0"),
+        ({"time": ["default=01:00", "amr=02:00"]}, "time amr=02:00 is for no kind of job; did you mean 'arm'"),
+        (
+            {"container": ["apptainer exec x.sif"]},
+            r"one word 'apptainer exec x.sif'; expected \[apptainer, exec, x.sif\]",
+        ),
         ({"max_attempts": 0}, "max_attempts is 0; it must be at least 1"),
     ],
 )
@@ -52,6 +58,8 @@ def test_mistakes_are_named(change: dict[str, object], message: str) -> None:
         ("time: [default=01:00:00]\ngpus_per_node: true\n", "gpus_per_node is True; expected int"),
         ("time: [default=01:00:00]\ngpus_per_node: 0\nacount: x\n", "unknown key 'acount'; did you mean 'account'"),
         ("time: [default=01:00:00]\ngpus_per_node: 0\naccount: 17\n", "account is 17; expected a text"),
+        ("time: [default=01:00:00]\ngpus_per_node: 0\naccount: ''\n", "account is ''; expected a text"),
+        ("time: [default=01:00:00]\ngpus_per_node: 0\nenv: [a]\n", "unknown key 'env'"),
     ],
 )
 def test_mistakes_in_a_file_name_it(tmp_path: Path, text: str, message: str) -> None:

@@ -1,6 +1,8 @@
 """What a launch writes, what it submits again, and the same study without Slurm."""
 
 import json
+import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +10,17 @@ from typing import Any
 
 import pytest
 
+from slurm.cancel import cancel
 from slurm.cluster import Cluster
 from slurm.hours import TrainingPlan
-from slurm.planned import Study, format_plan, plan_as_json
-from slurm.queueing import Submitted
+from slurm.launch import main
+from slurm.planned import PLAN_FILE, Study, format_plan, plan_as_json
+from slurm.queueing import Submitted, read_launch
 from slurm.settings import read_settings
-from slurm.study import StudyArguments, StudyJob
-from slurm.submit import PLAN_FILE, check_folder, dependency, unfinished, write_launch
-from tracking.command import REPOSITORY_ROOT
+from slurm.status import format_status, study_status
+from slurm.study import GATHER, StudyArguments, StudyJob
+from slurm.submit import check_folder, dependency, sole_launch, submit, unfinished, write_launch
+from tracking.command import REPOSITORY_ROOT, Preempted
 from tracking.run import open_run
 from tracking.schedule import Schedule
 
@@ -123,6 +128,159 @@ def test_a_finished_job_of_another_command_is_refused_by_name(study: Study) -> N
     check_folder(study)
     with pytest.raises(ValueError, match="has a finished a of another command"):
         check_folder(replace(study, jobs=changed))
+
+
+def test_a_table_of_other_models_is_made_anew_and_not_refused(study: Study) -> None:
+    def with_table(*words: str) -> Study:
+        jobs = [replace(job, command=(GATHER, *words)) if job.name == "table" else job for job in study.jobs]
+        return replace(study, jobs=jobs)
+
+    study.directory.mkdir()
+    (study.directory / PLAN_FILE).write_text(json.dumps(plan_as_json(with_table("a=A"))))
+    finish(study, "table")
+    check_folder(with_table("a=A", "b=B"))
+
+
+def test_a_damaged_plan_is_named(study: Study) -> None:
+    study.directory.mkdir()
+    for left in ("", "[]", '{"jobs": 3}', '{"jobs": [{"name": "a"}]}'):
+        (study.directory / PLAN_FILE).write_text(left)
+        for command in (lambda: check_folder(study), lambda: study_status(study.directory)):
+            with pytest.raises(ValueError, match=r"plan\.json is damaged; restore it"):
+                command()
+
+
+def test_an_output_dir_that_is_a_file_or_in_one_is_refused(study: Study, tmp_path: Path) -> None:
+    study.directory.write_text("a note")
+    for place in (study.directory, study.directory / "deep" / "down"):
+        changed = replace(study, arguments=replace(study.arguments, output_dir=str(place)))
+        with pytest.raises(ValueError, match="my study is a file; expected a folder"):
+            check_folder(changed)
+    assert study.directory.read_text() == "a note"
+
+
+def test_a_launch_killed_before_its_plan_was_written_is_launched_again(study: Study) -> None:
+    with sole_launch(study):
+        (study.directory / f".partial-{PLAN_FILE}").touch()
+    check_folder(study)
+
+
+def test_of_two_launches_at_once_one_is_refused(study: Study) -> None:
+    with (
+        sole_launch(study),
+        pytest.raises(ValueError, match="is being launched by another process"),
+        sole_launch(study),
+    ):
+        pass
+
+
+def test_from_another_folder_nothing_is_launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"relative paths and jobs begin in {REPOSITORY_ROOT}: cd there first"):
+        main(["--config", "study.yaml", "--dry-run"])
+
+
+STANDINS = """#!/bin/bash
+name=$(basename "$0")
+[[ $1 == --version ]] && exit
+echo "$name $*" >>"$SLURM_STANDINS/calls"
+number=$(grep -c ^sbatch "$SLURM_STANDINS/calls")
+case $name in
+sbatch)
+    if ((number == $(cat "$SLURM_STANDINS/refused"))); then
+        echo "sbatch: error: Invalid account" >&2
+        exit 1
+    fi
+    echo "$number|PENDING|0:00|1:00:00|None|$PWD/${*: -1}" | sed "s|$PWD//|/|" >>"$SLURM_STANDINS/queue"
+    printf 'Welcome to the cluster\\n%s;cluster\\n' "$number"
+    ;;
+squeue) cat "$SLURM_STANDINS/queue" ;;
+scancel) true >"$SLURM_STANDINS/queue" ;;
+esac
+"""
+
+
+@pytest.fixture
+def standins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's clients as scripts: `queue` is what is in the queue, `refused` which call of sbatch fails."""
+    folder = tmp_path / "standins"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "scancel"):
+        (folder / name).write_text(STANDINS)
+        (folder / name).chmod(0o755)
+    for name, text in {"queue": "", "calls": "", "refused": "0"}.items():
+        (folder / name).write_text(text)
+    monkeypatch.setenv("SLURM_STANDINS", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_without_slurm_a_launch_writes_nothing(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"sbatch is not found; run this on a login node .* or launch with --local"):
+        submit(study)
+    assert not study.directory.exists()
+
+
+def test_a_launch_of_which_sbatch_takes_nothing_leaves_no_launch(study: Study, standins: Path) -> None:
+    (standins / "refused").write_text("1")
+    with pytest.raises(RuntimeError, match="Invalid account"):
+        submit(study)
+    assert list((study.directory / "slurm").iterdir()) == []
+    (standins / "refused").write_text("0")
+    assert [entry.ids for entry in read_launch(submit(study))] == [["2"], ["3"], ["4"], ["5"], ["6"]]
+
+
+def test_a_launch_that_sbatch_refuses_in_the_middle_is_taken_back_whole(study: Study, standins: Path) -> None:
+    """With successors, the middle of a chain as well."""
+    (standins / "refused").write_text("6")
+    with pytest.raises(RuntimeError, match="Invalid account"):
+        submit(replace(study, cluster=replace(CLUSTER, requeue=False, max_attempts=4)))
+    assert (standins / "calls").read_text().endswith("scancel 1 2 3 4 5\n")
+    assert (study.directory / "slurm" / "1" / "cancelled").exists()
+
+
+def test_what_is_in_the_queue_is_found_though_no_launch_wrote_its_number_down(study: Study, standins: Path) -> None:
+    folder = submit(study)
+    (folder / "jobs.json").unlink()
+    (standins / "queue").open("a").write("9|RUNNING|0:10|1:00|None|/home/me/other/slurm/1/scripts/data.sh\n")
+    with pytest.raises(
+        ValueError, match=r"5 jobs of .* are still in the queue; wait for them, or: python -m slurm.can"
+    ):
+        submit(study)
+    assert {task.name: task.state for task in study_status(study.directory)} == dict.fromkeys(
+        (job.name for job in study.jobs), "PENDING"
+    )
+    assert cancel(study.directory) == 5
+    assert "scancel 1 2 3 4 5\n" in (standins / "calls").read_text()
+    assert cancel(study.directory) == 0
+
+
+def test_what_has_had_its_last_attempt_counts_as_failed_unless_it_was_cancelled(study: Study, standins: Path) -> None:
+    folder = submit(study)
+    (standins / "queue").write_text("")
+    with pytest.raises(Preempted), open_run(study.directory / "a", command="test", settings={}):
+        raise Preempted("stopped after step 7")
+    (folder / "attempts" / "a").write_text("5\n")
+    (folder / "attempts" / "b").write_text("")  # a disk was full
+    (folder / "logs" / "a.5.log").write_text("the fifth time\n")
+    shown = format_status(study_status(study.directory))
+    assert re.search(r"\ba +failed +attempt 5", shown) and "the fifth time" in shown
+    (folder / "cancelled").touch()
+    assert re.search(r"\ba +stopped +attempt 5", format_status(study_status(study.directory)))
+
+
+def test_a_cancel_that_slurm_does_not_hear_changes_nothing(
+    study: Study, standins: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = submit(study)
+    (standins / "scancel").write_text("#!/bin/bash\necho no controller >&2; exit 1")
+    with pytest.raises(RuntimeError, match="no controller"):
+        cancel(study.directory)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="squeue is not found"):
+        cancel(study.directory)
+    assert not (folder / "cancelled").exists()
 
 
 def test_the_plan_shows_every_submission_and_what_it_waits_for(study: Study) -> None:

@@ -79,6 +79,32 @@ def test_a_requeued_job_and_one_at_its_time_limit_end_as_an_undisturbed_one(
         pd.testing.assert_frame_equal(ours.loc[whole], theirs.loc[whole])
 
 
+LAUNCHER = """#!/bin/bash
+[[ -e {folder}/saved$SLURM_NODEID ]] && exit
+trap 'sleep 1; touch {folder}/saved$SLURM_NODEID; exit 75' TERM
+touch {folder}/ready$SLURM_NODEID
+for _ in {{1..600}}; do sleep 0.1; done
+"""
+
+
+def test_ahead_of_the_time_limit_all_nodes_save_themselves(
+    slurm: RealSlurm, submit: Callable[..., str], cluster_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The launcher of each node is a stand-in, which needs a second to save."""
+    (tmp_path / "bin").mkdir()
+    launcher = tmp_path / "bin" / "accelerate"
+    launcher.write_text(LAUNCHER.format(folder=tmp_path))
+    launcher.chmod(0o755)
+    cluster = cluster_file(environment=[f"export PATH={tmp_path}/bin:$PATH"])
+    number = submit("arm", ["train.grpo"], tmp_path / "arm", cluster, shape="nodes", nodes=2)
+    slurm.wait(lambda: len(list(tmp_path.glob("ready?"))) == 2, within_s=60, what="both nodes run")
+    slurm.run("scancel", "--batch", "--signal=USR1", number)
+    ended = slurm.wait_until_idle(within_s=120)
+    said = (tmp_path / "slurm" / "logs" / "arm.1.log").read_text()
+    assert {path.name for path in tmp_path.glob("saved?")} == {"saved0", "saved1"}, said
+    assert ended[number] == "COMPLETED", said
+
+
 def test_two_nodes_train_one_model_with_zero(
     slurm: RealSlurm,
     submit: Callable[..., str],

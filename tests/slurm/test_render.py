@@ -98,35 +98,50 @@ def test_values_with_line_breaks_or_directives_are_refused() -> None:
 
 SLURM_STANDINS = """#!/bin/bash
 echo "$(basename "$0") $*" >>calls
-[[ $(basename "$0") == squeue ]] && echo "${QUEUE_STATE:-RUNNING}"
-exit 0
+case $(basename "$0") in
+squeue) [[ -n $QUEUE_STATE ]] && echo "$QUEUE_STATE" ;;
+scontrol) [[ -z $NO_REQUEUE ]] ;;
+curl) touch ready; exit 1 ;;
+vllm | accelerate) exec sleep 30 ;;
+esac
 """
 NASTY = """a 'quoted' "b" $(touch owned) `touch owned` ; touch owned & \\ * ~ !"""
 
 
 def run_script(
-    folder: Path, program: str, *, cluster: Cluster = CLUSTER, send: int | None = None, state: str = "RUNNING"
+    folder: Path,
+    program: str,
+    *,
+    shape: str = "cpu",
+    cluster: Cluster = CLUSTER,
+    send: int | None = None,
+    state: str = "RUNNING",
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a rendered script whose module is a program of ours; Slurm's commands write down their calls."""
+    """Runs a rendered script whose module is a program of ours; the commands around it write down their calls.
+
+    Args:
+        state: what squeue says of the job; empty where it fails.
+    """
     (folder / "program.py").write_text(program)
     (folder / "bin").mkdir(exist_ok=True)
-    for name in ("squeue", "scontrol"):
+    for name in ("squeue", "scontrol", "curl", "vllm", "accelerate"):
         (folder / "bin" / name).write_text(SLURM_STANDINS)
         (folder / "bin" / name).chmod(0o755)
     for name in ("logs", "attempts", "ended"):
         (folder / "launch" / name).mkdir(parents=True, exist_ok=True)
     task = Task(name="it's one", index=0, command=("program", NASTY), directory="out")
-    job = replace(make_job("cpu"), tasks=(task,), folder="launch")
+    job = replace(make_job(shape), tasks=(task,), folder="launch")
     lines = [line for line in cluster.environment if not line.startswith("source")]
-    script = render(job, replace(cluster, environment=lines, container=[]), root=folder).replace(
-        "sleep 60", "sleep 0.1"
-    )
+    script = render(job, replace(cluster, environment=lines, container=[]), root=folder)
+    script = script.replace("sleep 60", "sleep 0.1").replace("sleep 5", "sleep 0.1")
     (folder / "job.sh").write_text(script)
     environment = {
         **os.environ,
         "PATH": f"{folder}/bin:{os.environ['PATH']}",
         "SLURM_JOB_ID": "7",
         "QUEUE_STATE": state,
+        **variables,
     }
     process = subprocess.Popen(
         ["bash", "job.sh"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -177,6 +192,21 @@ def test_a_job_that_slurm_is_ending_by_itself_is_not_requeued(tmp_path: Path, st
     done = run_script(tmp_path, SAVES_ITSELF, send=signal.SIGTERM, state=state)
     assert (tmp_path / "saved").exists() and "requeue" not in calls(tmp_path)
     assert done.returncode == 75
+
+
+def test_a_controller_that_does_not_answer_costs_no_requeue(tmp_path: Path) -> None:
+    run_script(tmp_path, "raise SystemExit(75)", state="")
+    assert "scontrol requeue 7" in calls(tmp_path)
+
+
+def test_a_refused_requeue_is_told_with_the_way_out(tmp_path: Path) -> None:
+    done = run_script(tmp_path, "raise SystemExit(75)", NO_REQUEUE="1")
+    assert done.returncode == 75 and "need requeue: false" in done.stdout
+
+
+def test_a_signal_while_vllm_starts_is_not_lost(tmp_path: Path) -> None:
+    run_script(tmp_path, "", shape="vllm", send=signal.SIGUSR1, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
+    assert "scontrol requeue 7" in calls(tmp_path)
 
 
 def test_a_cancelled_study_is_not_requeued(tmp_path: Path) -> None:

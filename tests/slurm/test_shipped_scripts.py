@@ -1,6 +1,6 @@
 """Every script of every shipped study, as it is submitted: the golden ones, and what bash and shellcheck say of them.
 
-After a wanted change: REWRITE_GOLDEN=1 python -m pytest -m slow tests/slurm/test_shipped_scripts.py, then read the diff.
+After a wanted change: REWRITE_GOLDEN=1 python -m pytest -m slow tests/slurm/test_shipped_scripts.py, and read the diff.
 """
 
 import os

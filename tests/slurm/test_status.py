@@ -1,13 +1,15 @@
 """Where a study stands, read from what Slurm and the commands left."""
 
 import json
+import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slurm.queueing import State
+from slurm.queueing import State, task_names
 from slurm.status import format_status, main, progress_of, state_of, study_status, worked_s
 from tracking.command import Preempted
 from tracking.run import open_run
@@ -70,9 +72,9 @@ def test_a_study_that_ran_here_is_shown_as_a_tree(tmp_path: Path, capsys: pytest
     (tmp_path / "swap").mkdir()
     (tmp_path / "swap" / "records.jsonl").write_text("{}\n" * 1200)
     jobs: list[dict[str, Any]] = [
-        {"name": "a", "stage": "train", "index": 0, "output_dir": str(tmp_path / "arms" / "a")},
-        {"name": "b", "stage": "train", "index": 1, "output_dir": str(tmp_path / "arms" / "b")},
-        {"name": "swap", "stage": "swap", "index": 0, "output_dir": str(tmp_path / "swap")},
+        {"name": "a", "stage": "train", "index": 0, "command": [], "output_dir": str(tmp_path / "arms" / "a")},
+        {"name": "b", "stage": "train", "index": 1, "command": [], "output_dir": str(tmp_path / "arms" / "b")},
+        {"name": "swap", "stage": "swap", "index": 0, "command": [], "output_dir": str(tmp_path / "swap")},
     ]
     (tmp_path / "plan.json").write_text(json.dumps({"jobs": jobs}))
     (tmp_path / "logs").mkdir()
@@ -83,6 +85,26 @@ def test_a_study_that_ran_here_is_shown_as_a_tree(tmp_path: Path, capsys: pytest
     assert "1,200 records" in told and "1 of 3 jobs are finished" in told
     assert "out of memory" in told
     assert format_status(study_status(tmp_path)).splitlines() == told.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [("7", ["7"]), ("7_3", ["7_3"]), ("7_[1-3,5%2]", ["7_1", "7_2", "7_3", "7_5"]), ("7_[0]", ["7_0"])],
+)
+def test_tasks_that_were_never_started_are_told_apart_in_the_accounting(names: str, expected: list[str]) -> None:
+    assert task_names(names) == expected
+
+
+def test_what_runs_here_is_running_and_what_was_killed_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with open_run(tmp_path / "out", command="test", settings={}):
+        assert state_of(tmp_path / "out", None, None) == "RUNNING"
+        long_ago = time.time() - 600
+        os.utime(tmp_path / "out" / ".owner", (long_ago, long_ago))
+        assert state_of(tmp_path / "out", None, None) == "stopped"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with open_run(tmp_path / "slurm", command="test", settings={}):
+        assert state_of(tmp_path / "slurm", None, None) == "stopped"  # the queue would know it
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from slurm.cluster import Cluster
+from slurm.gather import main as gather_main
 from slurm.gather import split_inputs
 from slurm.hours import Costs, TrainingPlan
 from slurm.plan import plan_study
@@ -154,6 +155,17 @@ def test_jobs_get_the_gpus_they_need() -> None:
         ({"swap": "configs/pocket/swop.yaml"}, "configs/pocket/swop.yaml does not exist"),
         ({"output_dir": "a\nb"}, "holds a line break"),
         ({"expected_s": ["arm=long"]}, "expected KIND=SECONDS"),
+        ({"expected_s": ["amr=3"]}, "expected_s 'amr' is no kind of job; did you mean 'arm'"),
+        ({"num_prompts": ["study:test=all"]}, "num_prompts study:test=all; expected TASK=N"),
+        ({"training_tokens_per_s": 0.0}, "training_tokens_per_s is 0.0; it must be above 0"),
+        ({"output_dir": " "}, "output_dir is empty"),
+        ({"output_dir": "~/study"}, "'~/study' is taken as it stands; write the folder out"),
+        ({"output_dir": "seed=1"}, "'seed=1' holds =, which separates NAME=PATH"),
+        ({"arm_gpus": 0}, "arm_gpus is 0; it must be at least 1"),
+        ({"probed": []}, "swap is given without probed"),
+        ({"splice_rest": ["vision=sft"]}, "splice_rest 'vision=sft'; expected in, rl"),
+        ({"vllm_gpus": 1, "vllm_options": ["--max-model-len 6144"]}, r"expected \[--max-model-len, 6144\]"),
+        ({"skip": "README.md"}, "README.md: not readable as YAML"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
@@ -165,6 +177,30 @@ def test_a_model_that_is_not_in_the_study_is_refused() -> None:
     arguments = pocket(probed=["sft", "freeze-mod"])
     with pytest.raises(ValueError, match=r"'freeze-mod' is no model of the study; did you mean 'freeze-mid'"):
         plan_study(arguments, necessity(arguments.output_dir))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pairs": ["ocr:configs/pairs/ocr.yaml"] * 2}, "pairs names two sets 'ocr'; give their files different names"),
+        ({"probed": ["sft", "sft"]}, "probed is sft, sft; expected each model once"),
+        ({"probed": ["base", "sft"]}, "deltas is given, but probed, base, sft, has no arm"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(change: dict[str, Any], message: str) -> None:
+    arguments = pocket(**change)
+    with pytest.raises(ValueError, match=message):
+        plan_study(arguments, necessity(arguments.output_dir))
+
+
+def test_one_mode_is_counted_as_a_list_of_one_is(tmp_path: Path) -> None:
+    config = tmp_path / "swap.yaml"
+    for text in ("mode: from", "mode: [from]"):
+        config.write_text(text)
+        arguments = pocket(swap=str(config))
+        plan = necessity(arguments.output_dir)
+        jobs = {job.name: job for job in plan_study(arguments, plan)}
+        assert Costs(arguments, plan, TrainingPlan(num_gpus=2, tokens={})).num_replies(jobs["swap-sft"]) == 100 * 7
 
 
 def test_costs_count_replies_by_hand() -> None:
@@ -203,6 +239,23 @@ def test_gathering_leaves_out_what_is_missing_and_nothing_else(tmp_path: Path) -
         kept, lost = split_inputs([*there, *missing, "--reference", reference], tmp_path)
         assert kept == [*there, *(["--reference", "full"] if reference == "full" else [])]
         assert lost == [*missing, *([] if reference == "full" else ["--reference mid"])]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the command is ''; expected MODULE … --output_dir DIR"),
+        (["eval.compare", "a=b"], "the command is 'eval.compare a=b'; expected MODULE … --output_dir DIR"),
+        (["eval.compare", "--output_dir"], "expected MODULE … --output_dir DIR"),
+    ],
+)
+def test_gathering_without_a_folder_for_the_table_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gather_main(["--study", str(tmp_path), "--name", "t", *words])
+    with pytest.raises(ValueError, match="does not exist; expected the folder of a study"):
+        gather_main(["--study", str(tmp_path / "typo"), "--name", "t", *words])
+    assert list(tmp_path.iterdir()) == []
+    assert split_inputs(["eval.compare", "--reference"], tmp_path) == (["eval.compare", "--reference"], [])
 
 
 def test_tables_are_made_anew_when_their_inputs_are_others(tmp_path: Path) -> None:
@@ -261,6 +314,8 @@ def test_shipped_studies_are_planned_without_weights_or_network(path: Path) -> N
     for name in ("train", "evaluate", "swap", "skip", "attention", "splices", "support", "claims", "report"):
         assert f"\n{name} " in told
     assert "GPU-hours: at most" in told or "minutes of work" in told
+    # 1,500 steps with replies of 28,696 tokens at most: weeks, and 20 attempts of a day are fewer
+    assert ("longer than the cluster's settings allow" in told) == (path.parent.stem == "openmmreasoner_7b")
 
 
 def test_the_plan_of_a_necessity_study_is_plain_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,10 @@ def test_what_other_jobs_left_is_taken_together_and_nothing_else(study: dict[str
     assert json.loads((directory / "run.json").read_text())["status"] == "failed"
     with pytest.raises(ValueError, match="overwrite would remove what collect takes together"):
         run(study, "--collect", "true", "--overwrite", "true")
+    (directory / "arms" / "full-seed0" / "kept").touch()
+    with pytest.raises(RuntimeError, match="jobs are not finished: full-seed5, "):
+        run({**study, "seeds": [5]}, "--collect", "true")  # another seed has come: what was there stays
+    assert (directory / "arms" / "full-seed0" / "kept").exists()
     (directory / "run.json").unlink()
     (directory / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"holds 'notes.txt' but no run.json"):

@@ -105,11 +105,14 @@ fi
 # What was stopped goes back into the queue, where it continues; unless Slurm has ended the job by itself already.
 if ((interrupted && attempt < 5)) && [[ ! -e $slurm/cancelled ]]; then
     own="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-    if [[ $(squeue --noheader --jobs="$own" --format=%T) == RUNNING ]]; then
+    if ! state=$(squeue --noheader --jobs="$own" --format=%T) || [[ $state == RUNNING ]]; then
         echo "$name was stopped in attempt $attempt and is requeued" >&3
         trap - USR1 TERM
-        scontrol requeue "$own"
-        sleep 60 # until Slurm ends this attempt
+        if scontrol requeue "$own"; then
+            sleep 60 # until Slurm ends this attempt
+        else
+            echo "Slurm refused; where it always does, the cluster's settings need requeue: false" >&3
+        fi
     fi
 fi
 if ((status != 0)); then

@@ -52,17 +52,18 @@ echo "$name, attempt $attempt, job $SLURM_JOB_ID on $(hostname), $(date)"
 # Ahead of the time limit Slurm sends USR1, on preemption TERM. Both reach the command as TERM, on which it saves itself.
 stopped=0
 pid=
-trap 'stopped=1; [[ -z $pid ]] || kill -TERM "$pid"' USR1 TERM
+trap 'stopped=1; [[ -z $pid ]] || scancel --signal=TERM "$SLURM_JOB_ID"' USR1 TERM
 
 source .venv/bin/activate
 
 # A launcher on each of 2 nodes, one process a GPU; the launchers meet at the first node (c10d).
+# They get TERM by scancel: srun would end them at once on it.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=595 # they leave their processes time to save
 # shellcheck disable=SC2016 # each node puts its own number in; the first one is the host, whatever names they go by
-srun --kill-on-bad-exit=1 apptainer exec --nv 'a b.sif' bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" \
-    --rdzv_conf "is_host=$((SLURM_NODEID == 0))" "$@"' launcher \
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" apptainer exec --nv 'a b.sif' bash -c \
+    'exec accelerate launch --machine_rank "$SLURM_NODEID" --rdzv_conf "is_host=$((SLURM_NODEID == 0))" "$@"' launcher \
     --config_file configs/accelerate/nodes.yaml --num_machines 2 --num_processes 16 \
     --rdzv_backend c10d --main_process_ip "$head" --main_process_port "$port" -m "${command[@]}" &
 pid=$!

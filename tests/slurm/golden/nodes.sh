@@ -47,17 +47,18 @@ echo "$name, attempt $attempt, job $SLURM_JOB_ID on $(hostname), $(date)"
 # Ahead of the time limit Slurm sends USR1, on preemption TERM. Both reach the command as TERM, on which it saves itself.
 stopped=0
 pid=
-trap 'stopped=1; [[ -z $pid ]] || kill -TERM "$pid"' USR1 TERM
+trap 'stopped=1; [[ -z $pid ]] || scancel --signal=TERM "$SLURM_JOB_ID"' USR1 TERM
 
 source .venv/bin/activate
 
 # A launcher on each of 2 nodes, one process a GPU; the launchers meet at the first node (c10d).
+# They get TERM by scancel: srun would end them at once on it.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=595 # they leave their processes time to save
 # shellcheck disable=SC2016 # each node puts its own number in; the first one is the host, whatever names they go by
-srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" \
-    --rdzv_conf "is_host=$((SLURM_NODEID == 0))" "$@"' launcher \
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c \
+    'exec accelerate launch --machine_rank "$SLURM_NODEID" --rdzv_conf "is_host=$((SLURM_NODEID == 0))" "$@"' launcher \
     --config_file configs/accelerate/nodes.yaml --num_machines 2 --num_processes 16 \
     --rdzv_backend c10d --main_process_ip "$head" --main_process_port "$port" -m "${command[@]}" &
 pid=$!
@@ -79,12 +80,15 @@ if ((status != 0)); then
 fi
 # What was stopped goes back into the queue, where it continues; unless Slurm has ended the job by itself already.
 if ((interrupted && attempt < 5)) && [[ ! -e $slurm/cancelled ]]; then
-    own=$SLURM_JOB_ID
-    if [[ $(squeue --noheader --jobs="$own" --format=%T) == RUNNING ]]; then
+    own="$SLURM_JOB_ID"
+    if ! state=$(squeue --noheader --jobs="$own" --format=%T) || [[ $state == RUNNING ]]; then
         echo "$name was stopped in attempt $attempt and is requeued" >&3
         trap - USR1 TERM
-        scontrol requeue "$own"
-        sleep 60 # until Slurm ends this attempt
+        if scontrol requeue "$own"; then
+            sleep 60 # until Slurm ends this attempt
+        else
+            echo "Slurm refused; where it always does, the cluster's settings need requeue: false" >&3
+        fi
     fi
 fi
 if ((status != 0)); then

@@ -72,12 +72,15 @@ if ((status != 0)); then
 fi
 # What was stopped goes back into the queue, where it continues; unless Slurm has ended the job by itself already.
 if ((interrupted && attempt < 5)) && [[ ! -e $slurm/cancelled ]]; then
-    own=$SLURM_JOB_ID
-    if [[ $(squeue --noheader --jobs="$own" --format=%T) == RUNNING ]]; then
+    own="$SLURM_JOB_ID"
+    if ! state=$(squeue --noheader --jobs="$own" --format=%T) || [[ $state == RUNNING ]]; then
         echo "$name was stopped in attempt $attempt and is requeued" >&3
         trap - USR1 TERM
-        scontrol requeue "$own"
-        sleep 60 # until Slurm ends this attempt
+        if scontrol requeue "$own"; then
+            sleep 60 # until Slurm ends this attempt
+        else
+            echo "Slurm refused; where it always does, the cluster's settings need requeue: false" >&3
+        fi
     fi
 fi
 if ((status != 0)); then

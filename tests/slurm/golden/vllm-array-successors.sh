@@ -90,7 +90,7 @@ trap 'stopped=1; [[ -z $pid ]] || kill -TERM "$pid"' USR1 TERM
 source .venv/bin/activate
 
 # The first 2 of this node's GPUs belong to a vLLM server, the others to the processes that train.
-IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-0,1,2,3,4,5,6,7}"
 server_gpus=$(IFS=,; echo "${gpus[*]:0:2}")
 training_gpus=$(IFS=,; echo "${gpus[*]:2}")
 port=$((20000 + SLURM_JOB_ID % 10000))
@@ -100,8 +100,12 @@ CUDA_VISIBLE_DEVICES=$server_gpus VLLM_SERVER_DEV_MODE=1 apptainer exec --nv 'a 
 server=$!
 trap 'kill "$server" 2>/dev/null' EXIT
 until curl --silent --fail --output /dev/null "http://localhost:$port/health"; do
+    if ((stopped)); then
+        break
+    fi
     if ! kill -0 "$server" 2>/dev/null; then
         echo "$name: vLLM ended before it was ready; see $slurm/logs/$name.$attempt.vllm.log" >&3
+        echo 1 >"$slurm/ended/$name"
         exit 1
     fi
     sleep 5

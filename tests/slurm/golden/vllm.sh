@@ -52,7 +52,7 @@ trap 'stopped=1; [[ -z $pid ]] || kill -TERM "$pid"' USR1 TERM
 source .venv/bin/activate
 
 # The first 2 of this node's GPUs belong to a vLLM server, the others to the processes that train.
-IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-0,1,2,3,4,5,6,7}"
 server_gpus=$(IFS=,; echo "${gpus[*]:0:2}")
 training_gpus=$(IFS=,; echo "${gpus[*]:2}")
 port=$((20000 + SLURM_JOB_ID % 10000))
@@ -62,6 +62,9 @@ CUDA_VISIBLE_DEVICES=$server_gpus VLLM_SERVER_DEV_MODE=1 vllm serve 'outputs/a s
 server=$!
 trap 'kill "$server" 2>/dev/null' EXIT
 until curl --silent --fail --output /dev/null "http://localhost:$port/health"; do
+    if ((stopped)); then
+        break
+    fi
     if ! kill -0 "$server" 2>/dev/null; then
         echo "$name: vLLM ended before it was ready; see $slurm/logs/$name.$attempt.vllm.log" >&3
         exit 1
@@ -92,12 +95,15 @@ if ((status != 0)); then
 fi
 # What was stopped goes back into the queue, where it continues; unless Slurm has ended the job by itself already.
 if ((interrupted && attempt < 5)) && [[ ! -e $slurm/cancelled ]]; then
-    own=$SLURM_JOB_ID
-    if [[ $(squeue --noheader --jobs="$own" --format=%T) == RUNNING ]]; then
+    own="$SLURM_JOB_ID"
+    if ! state=$(squeue --noheader --jobs="$own" --format=%T) || [[ $state == RUNNING ]]; then
         echo "$name was stopped in attempt $attempt and is requeued" >&3
         trap - USR1 TERM
-        scontrol requeue "$own"
-        sleep 60 # until Slurm ends this attempt
+        if scontrol requeue "$own"; then
+            sleep 60 # until Slurm ends this attempt
+        else
+            echo "Slurm refused; where it always does, the cluster's settings need requeue: false" >&3
+        fi
     fi
 fi
 if ((status != 0)); then
