@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm.study import GATHER, KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
+from slurm.study import KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
 from tracking.command import did_you_mean
 
 DATA_DIR = "data"
@@ -152,7 +152,7 @@ class _Plan:
         )  # fmt: skip
 
     def _gathered(self, name: str, command: Sequence[str]) -> tuple[str, ...]:
-        return (GATHER, "--study", self.out, "--name", name, *command)
+        return ("slurm.gather", "--study", self.out, "--name", name, *command)
 
     def _add_gathering(self, name: str, command: Sequence[str], after: Sequence[str], kind: str | None = None) -> None:
         """Adds a job that takes what there is."""

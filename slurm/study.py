@@ -19,7 +19,6 @@ PAPER_PATTERNS = ("in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "r
 ALL_PATTERNS = ("in-in-in", "in-in-rl", "in-rl-in", "in-rl-rl", "rl-in-in", "rl-in-rl", "rl-rl-in", "rl-rl-rl")
 SPLICES = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 """The folders that merge.all writes for the donors `in` and `rl`."""
-GATHER = "slurm.gather"
 OWN_PROMPTS = "study"
 """Stands for the folder of the study's own prompts where tasks are named."""
 TRAINING = ("base", "sft", "arm")
@@ -195,7 +194,7 @@ class StudyJob:
     @property
     def gathers(self) -> bool:
         """True where it takes what there is of others, and is made anew where that has changed."""
-        return self.command[0] == GATHER
+        return bool(self.after)
 
     def local(self) -> Job:
         """Returns it as a job of this machine."""

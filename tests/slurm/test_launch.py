@@ -18,7 +18,7 @@ from slurm.planned import PLAN_FILE, Study, format_plan, plan_as_json
 from slurm.queueing import Submitted, read_launch
 from slurm.settings import read_settings
 from slurm.status import format_status, study_status
-from slurm.study import GATHER, StudyArguments, StudyJob
+from slurm.study import StudyArguments, StudyJob
 from slurm.submit import check_folder, dependency, sole_launch, submit, unfinished, write_launch
 from tracking.command import REPOSITORY_ROOT, Preempted
 from tracking.run import open_run
@@ -132,7 +132,7 @@ def test_a_finished_job_of_another_command_is_refused_by_name(study: Study) -> N
 
 def test_a_table_of_other_models_is_made_anew_and_not_refused(study: Study) -> None:
     def with_table(*words: str) -> Study:
-        jobs = [replace(job, command=(GATHER, *words)) if job.name == "table" else job for job in study.jobs]
+        jobs = [replace(job, command=("program", *words)) if job.name == "table" else job for job in study.jobs]
         return replace(study, jobs=jobs)
 
     study.directory.mkdir()
