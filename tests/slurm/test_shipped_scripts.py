@@ -19,6 +19,8 @@ from tracking.command import REPOSITORY_ROOT
 
 pytestmark = pytest.mark.slow
 
+REST = "# Each attempt has a log of its own"
+"""Where a script has said what is its own: its options and its commands."""
 STUDIES = {path.parent.name: path for path in sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))}
 
 
@@ -32,10 +34,22 @@ def shipped(request: pytest.FixtureRequest) -> tuple[str, dict[str, str]]:
         return request.param, {Path(s.job.script).name: render(s.job, study.cluster, root=ROOT) for s in stages}
 
 
+def folded(scripts: dict[str, str]) -> str:
+    """Returns scripts one after the other; how one goes on that goes on like an earlier one stands there once."""
+    first: dict[str, str] = {}
+    parts = []
+    for name, content in scripts.items():
+        head, mark, rest = content.partition(REST)
+        assert mark, name
+        earlier = first.setdefault(rest, name)
+        parts.append(f"==> {name} <==\n{head}" + (f"{REST}{rest}\n" if earlier == name else f"… as {earlier}\n\n"))
+    return "".join(parts)
+
+
 def test_scripts_of_a_shipped_study_are_the_golden_ones(shipped: tuple[str, dict[str, str]]) -> None:
     name, scripts = shipped
     path = GOLDEN / "studies" / f"{name}.txt"
-    text = "".join(f"==> {script} <==\n{content}\n" for script, content in scripts.items())
+    text = folded(scripts)
     if os.environ.get("REWRITE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
