@@ -10,6 +10,7 @@ from typing import Any
 from slurm.cluster import Cluster
 from slurm.hours import Costs, TrainingPlan, read_training_plan
 from slurm.plan import plan_study
+from slurm.rehearse import check_settings
 from slurm.settings import read_settings
 from slurm.stages import Stage, make_stages
 from slurm.study import StudyArguments, StudyJob, read_necessity
@@ -46,18 +47,18 @@ class Study:
 
 
 def read_study(arguments: StudyArguments) -> Study:
-    """Plans a study; reads configurations, no weights."""
+    """Plans a study; reads configurations, no weights.
+
+    Raises:
+        ValueError: where one of its configurations has a mistake.
+    """
     cluster = read_settings(Cluster, Path(arguments.cluster))
     with ThreadPoolExecutor() as pool:
         training = pool.submit(read_training_plan, arguments)
         necessity = read_necessity(arguments)
-    return Study(
-        arguments=arguments,
-        cluster=cluster,
-        necessity=necessity,
-        training=training.result(),
-        jobs=plan_study(arguments, necessity),
-    )
+        jobs = plan_study(arguments, necessity)
+        check_settings(jobs)
+    return Study(arguments=arguments, cluster=cluster, necessity=necessity, training=training.result(), jobs=jobs)
 
 
 def plan_as_json(study: Study) -> dict[str, Any]:

@@ -219,16 +219,17 @@ def read_necessity(arguments: StudyArguments) -> dict[str, Any]:
     return plan
 
 
-def run_module(*command: str) -> str:
+def run_module(*command: str, stdin: str = "", said_by: str | None = None) -> str:
     """Runs a command of the suite that only plans, and returns what it prints.
 
     Raises:
         ValueError: with its last line, where it refuses.
     """
     found = subprocess.run(
-        [sys.executable, "-m", *command], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *command], cwd=REPOSITORY_ROOT, input=stdin, capture_output=True, text=True, check=False
     )
     if found.returncode != 0:
         said = found.stderr.strip().splitlines() or [f"exit status {found.returncode}"]
-        raise ValueError(f"python -m {shlex.join(command[:3])}: {said[-1].removeprefix('error: ')}")
+        by = said_by or f"python -m {shlex.join(command[:3])}"
+        raise ValueError(f"{by}: {said[-1].removeprefix('error: ')}")
     return found.stdout

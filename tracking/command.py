@@ -16,7 +16,9 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +42,23 @@ class Preempted(SystemExit):
         return self.message
 
 
+class ArgumentsTaken(Exception):  # noqa: N818 (no error)
+    """Raised where a command was only asked whether it takes its arguments, and it does."""
+
+
+_arguments_only: ContextVar[bool] = ContextVar("arguments_only", default=False)
+
+
+@contextmanager
+def arguments_only() -> Iterator[None]:
+    """Lets commands of this process read their arguments and go no further."""
+    token = _arguments_only.set(True)
+    try:
+        yield
+    finally:
+        _arguments_only.reset(token)
+
+
 def did_you_mean(found: str, valid: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?` for the nearest valid word, or the empty string when none is near."""
     near = difflib.get_close_matches(found, list(valid), n=1, cutoff=0.5)
@@ -56,6 +75,7 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
 
     Raises:
         ValueError: for an unknown or misspelt key, a missing or malformed configuration file, or a bad value.
+        ArgumentsTaken: in place of returning them, within `arguments_only`.
     """
     from trl import TrlParser
 
@@ -106,6 +126,8 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
         raise ValueError(f"unknown argument {unknown[0]!r}{did_you_mean(name, known)}")
+    if _arguments_only.get():
+        raise ArgumentsTaken
     return tuple(parsed)
 
 

@@ -17,6 +17,7 @@ from slurm.gather import main as gather_main
 from slurm.gather import split_inputs
 from slurm.hours import Costs, TrainingPlan
 from slurm.plan import plan_study
+from slurm.rehearse import check_settings
 from slurm.settings import read_settings
 from slurm.stages import Stage, make_stages
 from slurm.study import StudyArguments, StudyJob
@@ -201,6 +202,37 @@ def test_one_mode_is_counted_as_a_list_of_one_is(tmp_path: Path) -> None:
         plan = necessity(arguments.output_dir)
         jobs = {job.name: job for job in plan_study(arguments, plan)}
         assert Costs(arguments, plan, TrainingPlan(num_gpus=2, tokens={})).num_replies(jobs["swap-sft"]) == 100 * 7
+
+
+def probes_of(arguments: StudyArguments) -> list[StudyJob]:
+    jobs = plan_study(arguments, necessity(arguments.output_dir))
+    return [job for job in jobs if "/necessity/" not in job.output_dir]
+
+
+MISTAKEN = {
+    "swap": ("max_new_tokns: 3", "swap-base: .*swap.yaml: unknown key 'max_new_tokns'; did you mean 'max_new_tokens'"),
+    "samples": ("num_samples: 0", "samples-base: num_samples is 0"),
+    "deltas": ("measures: [energie]", "all_deltas: measure 'energie' is unknown; did you mean 'energy'"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKEN)
+def test_a_mistake_in_a_probes_settings_is_told_when_the_study_is_planned(kind: str, tmp_path: Path) -> None:
+    text, message = MISTAKEN[kind]
+    (tmp_path / f"{kind}.yaml").write_text(text)
+    arguments = pocket(**{kind: str(tmp_path / f"{kind}.yaml")})
+    with pytest.raises(ValueError, match=f"a job of the study: {message}"):
+        check_settings(probes_of(arguments))
+
+
+def test_names_that_a_command_does_not_know_are_told_when_the_study_is_planned() -> None:
+    for changes, message in (
+        ({"pairs": ["ocre:configs/pairs/ocr.yaml"]}, "pairs-ocr: task 'ocre' is unknown.*did you mean 'ocr'"),
+        ({"described": "tests"}, "descriptions: split 'tests' is unknown"),
+    ):
+        arguments = pocket(**changes)
+        with pytest.raises(ValueError, match=message):
+            check_settings(probes_of(arguments))
 
 
 def test_costs_count_replies_by_hand() -> None:

@@ -1,0 +1,56 @@
+"""Would the study's commands take their settings? Each is asked when the study is planned, not days later.
+
+In a process of its own (`slurm/` starts the other packages by command line) every command reads its arguments as when
+its turn comes, and is stopped there. Training is not among them: `train.plan` has read its settings already.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from slurm.study import StudyJob, run_module
+from tracking.command import ArgumentsTaken, arguments_only, run_command
+
+ASKED = (
+    "data_builders.build", "data_builders.pocket_descriptions", "eval.run", "analyze.swap", "analyze.skip",
+    "analyze.attention", "analyze.deltas", "merge.all",
+)  # fmt: skip
+"""Modules that read their arguments before they do anything."""
+
+
+def check_settings(jobs: Sequence[StudyJob]) -> None:
+    """Refuses a study of which a command does not take its settings.
+
+    Raises:
+        ValueError: with the command's own words.
+    """
+    commands: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for job in jobs:
+        command = gathered(job.command)
+        if command[0] in ASKED:
+            config = command[command.index("--config") + 1] if "--config" in command else ""
+            commands.setdefault((job.kind, *command[:2], config), (job.name, *command))
+    run_module("slurm.rehearse", stdin=json.dumps(list(commands.values())), said_by="a job of the study")
+
+
+def gathered(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the command that slurm.gather would run."""
+    return command[command.index("--name") + 2 :] if command[0] == "slurm.gather" else command
+
+
+def main() -> None:
+    """Reads JSON from standard input: of each command the job's name, the module and its arguments."""
+    for name, module, *words in json.load(sys.stdin):
+        try:
+            with arguments_only():
+                importlib.import_module(module).main(words)
+        except ArgumentsTaken:
+            continue
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        raise AssertionError(f"{module} did not read its arguments")
+
+
+if __name__ == "__main__":
+    run_command(main)
