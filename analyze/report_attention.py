@@ -41,7 +41,7 @@ def attention_part(outputs: Sequence[Output]) -> Part:
         controls += attention_controls(output)
     return Part(
         title="Attention to the picture",
-        answer=" ".join(findings),
+        answers=findings,
         what="For every layer, how much of the attention of the reply’s tokens falls on vision tokens, averaged over "
         "heads and tokens (the paper’s Eq. 1). Teacher-forced: all models read the same reply, so that only weights "
         "differ.",
@@ -113,7 +113,7 @@ def attention_shift_part(outputs: Sequence[Output]) -> Part | None:
         )
     return Part(
         title="In where it looks",
-        answer=" ".join(answers),
+        answers=answers,
         what="Attention to the picture, model less model, paired on the same prompts and the same text; in points of "
         "all attention, averaged over a block’s layers.",
         findings=findings,

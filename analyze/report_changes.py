@@ -61,7 +61,7 @@ def delta_part(outputs: Sequence[Output]) -> Part:
         figures += files_as_figures(output.directory, captions)
     return Part(
         title="In its weights",
-        answer=" ".join(answers),
+        answers=answers,
         what="The norm of after − before over the norm of before (relative energy), over all tensors of a block. The "
         "floor is what storing the weights in few bits would make by rounding alone.",
         findings=findings,
@@ -189,7 +189,7 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
     return Part(
         title=title,
         what=what,
-        answer=" ".join(answers),
+        answers=answers,
         findings=findings,
         figures=figures,
         tables=[
@@ -252,14 +252,14 @@ def _ability_finding(ability: str, own: "pd.DataFrame", baseline: str, reference
 def _ability_answer(ability: str, own: "pd.DataFrame", baseline: str, reference: str | None) -> str:
     """Says the same in brief, for the summary."""
     parts = []
+    others = _others(own, reference)
+    beyond = others[others["p_holm"] < LEVEL].sort_values("difference")
     if reference in own.index:
         row: Any = own.loc[reference]
         verdict = "beyond chance" if row["p_holm"] < LEVEL else "no difference beyond noise"
         change_ = change(row["difference"], row["low"], row["high"])
         parts.append(f"{reference} {MINUS} {baseline} is {change_}, {verdict}")
-    others = _others(own, reference)
-    beyond = others[others["p_holm"] < LEVEL].sort_values("difference")
-    if len(others):
+    if len(beyond) or (len(others) and (not parts or row["p_holm"] < LEVEL)):
         ends = [f"{points(beyond.iloc[end]['difference'])} ({beyond.index[end]})" for end in (0, -1) if len(beyond)]
         said = "" if beyond.empty else f", {' to '.join(dict.fromkeys(ends))}"
         parts.append(f"{_counted(len(beyond), others)} beyond {'chance' if len(beyond) else 'noise'}{said}")

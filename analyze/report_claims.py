@@ -45,7 +45,7 @@ def support_part(outputs: Sequence[Output]) -> Part:
                 else:
                     others.setdefault(words, []).append(model)
                 if model in REWARDED:
-                    answers.append(f"{model} − {against}, {ability}: {words}")
+                    answers.append(f"{model} − {against}, {ability}: {words}.")
                 votes = own[own["metric"] == MAJORITY]
                 rows.append([
                     str(ability), model, verdict, f"{int(one['n'])} × {int(one['num_seeds'])}", _cell(one),
@@ -60,7 +60,7 @@ def support_part(outputs: Sequence[Output]) -> Part:
         ]
     return Part(
         title="pass@k",
-        answer="; ".join(answers) + "." if answers else "",
+        answers=answers,
         what="Each prompt is answered many times by sampling. pass@k: the chance that one of k samples is right. "
         "Better at k = 1 alone means that what was already in reach is found more surely; better at the largest k, "
         "that more is in reach (the support is widened).",
@@ -115,7 +115,7 @@ def claims_part(outputs: Sequence[Output]) -> Part:
             )
     return Part(
         title="Statements",
-        answer=_verdict_counts(rows),
+        answers=[_verdict_counts(rows)],
         what="Each statement of the paper is laid beside what was measured. Supported: beyond chance in the claimed "
         "direction, or, where no difference is claimed, within 5 points of none. Contradicted: beyond chance the other "
         "way. Else it is not decidable at this n, which is not the same as wrong.",

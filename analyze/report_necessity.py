@@ -133,7 +133,7 @@ def answers(study: NecessityStudy) -> list[str]:
         if "full" not in rows.index:
             continue
         full: Any = rows.loc["full"]
-        sentence = f"{ability}, accuracy: full RL {MINUS} sft is {points(full['difference'])} points "
+        sentence = f"{ability}: full RL {MINUS} sft is {points(full['difference'])} points "
         sentence += f"{interval(full['low'], full['high'])}, corrected p = {probability(full['p_holm'])}"
         kept = [f"{arm} {gain_kept(row)}" for arm, row in rows.iterrows() if arm not in NOT_ARMS and gain_kept(row)]
         sentences.append(f"{sentence}; of this gain keep {', '.join(kept)}." if kept else f"{sentence}.")

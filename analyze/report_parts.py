@@ -43,7 +43,7 @@ class Part:
     title: str
     what: str
     """What was done, and what the words in it mean."""
-    answer: str = ""
+    answers: Sequence[str] = ()
     """What of it belongs into the summary."""
     findings: Sequence[str] = ()
     figures: Sequence[Figure] = ()
@@ -69,10 +69,10 @@ class Section:
         return not self.parts and not self.necessity
 
     @property
-    def answers(self) -> list[str]:
+    def answers(self) -> list[tuple[str, Sequence[str]]]:
         """Returns what the summary says of this question."""
-        own = [answer for each in self.necessity for answer in each["answers"]]
-        return own + [f"{part.title}: {part.answer}" for part in self.parts if part.answer]
+        own = [("Accuracy", each["answers"]) for each in self.necessity if each["answers"]]
+        return own + [(part.title, part.answers) for part in self.parts if part.answers]
 
     @property
     def findings(self) -> list[tuple[str, str]]:

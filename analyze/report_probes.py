@@ -71,7 +71,7 @@ def swap_part(outputs: Sequence[Output]) -> Part:
         figures.append(Figure(source=inline_drawing(draw_depth(panels, "pairs, %", "k")), caption=caption))
     return Part(
         title="Vision swap",
-        answer=_read_where(halves),
+        answers=[f"{place} ({listed(models)})." for place, models in halves.items()],
         what="A question about a target picture is asked while the vision tokens of a source picture, for which the "
         "answer is another, are put in from some layer on. Where the answer still follows the source, the layers that "
         "see it still read the picture; where it stays with the target, reading was over before.",
@@ -114,11 +114,6 @@ def _swap_row(set_name: str, task: str, mode: str, name: str, own: "pd.DataFrame
         task, mode, name, str(int(own["n"].max())), *(_share(row) for row in firsts),
         f"{_share(paper)} ({PAPER_METRICS.get(task, 'moved')})",
     ]  # fmt: skip
-
-
-def _read_where(halves: Mapping[str, Sequence[str]]) -> str:
-    """Says where more than half of what moves an answer is read, in which models."""
-    return "; ".join(f"{place} ({listed(models)})" for place, models in halves.items()) + ("." if halves else "")
 
 
 def _from_findings(task: str, lines: Mapping[str, "pd.DataFrame"]) -> Iterator[str]:
@@ -220,7 +215,7 @@ def skip_part(outputs: Sequence[Output]) -> Part:
         )
     return Part(
         title="Layer skip",
-        answer=_costliest(worst),
+        answers=_costliest(worst),
         what="One decoder layer, or a whole block of them, is left out (its skip connection stays) while the model "
         "answers. What accuracy that costs says how much an answer needs the layer.",
         findings=findings,
@@ -250,12 +245,11 @@ def skip_part(outputs: Sequence[Output]) -> Part:
     )
 
 
-def _costliest(worst: Mapping[str, Sequence[str]]) -> str:
+def _costliest(worst: Mapping[str, Sequence[str]]) -> list[str]:
     """Says which single layer costs most, in which abilities and models."""
     if len(worst) == 1:
-        return f"the costliest single layer is {next(iter(worst))} for every model and ability."
-    places = [f"{layer} for {listed(names)}" for layer, names in worst.items()]
-    return f"the costliest single layer is {'; '.join(places)}." if places else ""
+        return [f"the costliest single layer is {next(iter(worst))} for every model and ability."]
+    return [f"the costliest single layer is {layer} for {listed(names)}." for layer, names in worst.items()]
 
 
 def _block_rows(ability: str, name: str, own: "pd.DataFrame") -> Iterator[list[str]]:

@@ -117,7 +117,7 @@ def test_models_of_which_the_same_holds_are_told_together(tmp_path: Path) -> Non
     }
     page = page_of(*(swap_output(tmp_path / name, rates) for name, rates in moved.items()))
     read = "counting: more than half of what moves an answer is read in"
-    assert f"{read} layer 0 (base and full (seed 0)); {read} layers 0–1 (sft)." in page
+    assert f"{read} layer 0 (base and full (seed 0))." in page and f"{read} layers 0–1 (sft)." in page
     assert "once layer 0 keeps the target’s: base 99.0 %" in page and "; full (seed 0) 97.0 %" in page
 
 
