@@ -11,6 +11,20 @@ from tracking.command import quiet_libraries
 
 quiet_libraries()
 
+LONGEST = (
+    "train/test_study_end_to_end.py", "slurm/test_real_slurm_study.py", "slurm/test_real_slurm.py",
+    "train/test_modes.py", "train/test_memory.py",
+)  # fmt: skip
+"""Files of minutes. A worker takes a file at a time: last in line, one of them would keep one worker from its end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.as_posix()
+        return next((number for number, file in enumerate(LONGEST) if name.endswith(file)), len(LONGEST))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def pocket_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

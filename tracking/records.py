@@ -27,7 +27,7 @@ class RecordLog:
                 for number, line in enumerate(file, start=1):
                     if not line.endswith(b"\n"):
                         break
-                    record = _parse(path, number, line)
+                    record = _keyed(path, number, line)
                     key = record["key"]
                     if key in self._records:
                         raise ValueError(f"{path}:{number}: key {key!r} stands twice; start over with --overwrite")
@@ -83,11 +83,11 @@ def read_finished(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn
-    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+    return [_keyed(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def read_records(path: Path) -> list[Record]:
-    """Reads a finished record file.
+    """Reads a finished record file, of a command or of one's own: its lines may have no keys.
 
     Raises:
         ValueError: where the file is missing, or a line is torn or no record.
@@ -97,20 +97,32 @@ def read_records(path: Path) -> list[Record]:
     with path.open("rb") as lines:  # as bytes: a reply may hold other line breaks, such as U+2028
         records = []
         for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                raise ValueError(f"{path}:{number}: torn record; run the command that wrote it again")
-            records.append(_parse(path, number, line))
+            try:
+                records.append(_parse(path, number, line))
+            except ValueError as error:
+                if line.endswith(b"\n"):
+                    raise
+                raise ValueError(f"{path}:{number}: torn record; run the command that wrote it again") from error
     return records
 
 
-def _parse(path: Path, number: int, line: bytes) -> Record:
+def _keyed(path: Path, number: int, line: bytes) -> Record:
     """Returns the record of a line, which has a key."""
+    record = _parse(path, number, line)
+    if "key" not in record:
+        raise _no_record(path, number, "'key' is missing")
+    return record
+
+
+def _parse(path: Path, number: int, line: bytes) -> Record:
     try:
         record: Record = json.loads(line)
-        record["key"]
-    except (ValueError, KeyError, TypeError) as error:
-        found = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(
-            f"{path}:{number}: not a record ({found}); remove the line, or start over with --overwrite"
-        ) from error
+    except ValueError as error:
+        raise _no_record(path, number, error) from error
+    if not isinstance(record, dict):
+        raise _no_record(path, number, f"found {type(record).__name__}")
     return record
+
+
+def _no_record(path: Path, number: int, why: object) -> ValueError:
+    return ValueError(f"{path}:{number}: not a record ({why}); remove the line, or start over with --overwrite")

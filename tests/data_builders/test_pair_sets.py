@@ -228,6 +228,7 @@ def running(arguments: list[str], output_dir: Path, *, num_workers: int) -> Iter
     with psutil.Popen(
         [*command, "--output-dir", str(output_dir)],
         cwd=REPOSITORY_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & lets its children ignore it
     ) as process:  # fmt: skip
         try:
             yield process

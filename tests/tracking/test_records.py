@@ -124,10 +124,19 @@ def test_reading_a_torn_file_names_the_line(tmp_path: Path) -> None:
         read_records(path)
 
 
-@pytest.mark.parametrize("line", [b"[1]", b'{"no": "key"}', b'{"key": "a"', b'{"key": "\xff"}', b"7"])
+@pytest.mark.parametrize("line", [b"[1]", b'{"key": "a"', b'{"key": "\xff"}', b"7"])
 @pytest.mark.parametrize("read", [read_records, read_finished, RecordLog])
 def test_a_line_that_is_no_record_is_named(read: Callable[[Path], object], line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"key": "first"}\n' + line + b"\n")
     with pytest.raises(ValueError, match=r"records\.jsonl:2: not a record \(.+\); remove the line"):
         read(path)
+
+
+def test_lines_of_ones_own_need_neither_key_nor_last_line_break(tmp_path: Path) -> None:
+    path = tmp_path / "replies.jsonl"
+    path.write_text('{"id": "a", "reply": "2"}\n{"id": "b", "reply": "3"}')
+    assert [record["id"] for record in read_records(path)] == ["a", "b"]
+    for read in (read_finished, RecordLog):
+        with pytest.raises(ValueError, match=r"replies\.jsonl:1: not a record \('key' is missing\)"):
+            read(path)
