@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,23 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", default=CONFIG, help="the study to run")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmark"), help="where it runs")
-    parser.add_argument("--result", type=Path, default=RESULT, help="the file to write")
+def main(
+    measure: Callable[[str, Path], dict[str, Any]] = measure,
+    *,
+    config: str = CONFIG,
+    output_dir: str = "outputs/benchmark",
+    result: Path = RESULT,
+    description: str | None = __doc__,
+) -> None:
+    """Measures what the flags say, and writes it down."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--config", default=config, help="the study to run")
+    parser.add_argument("--output-dir", type=Path, default=Path(output_dir), help="where it runs")
+    parser.add_argument("--result", type=Path, default=result, help="the file to write")
     arguments = parser.parse_args()
-    result = measure(arguments.config, arguments.output_dir)
-    write_text(arguments.result, json.dumps(result, indent=1) + "\n")
-    print(f"{result['seconds']:.0f} s, {result['peak_memory_gib']} GiB: {arguments.result}")
+    measured = measure(arguments.config, arguments.output_dir)
+    write_text(arguments.result, json.dumps(measured, indent=1) + "\n")
+    print(f"{measured['seconds']:.0f} s, {measured['peak_memory_gib']} GiB: {arguments.result}")
 
 
 if __name__ == "__main__":

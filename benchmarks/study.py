@@ -6,7 +6,6 @@ Writes `benchmarks/results/study.json`: commit, command, hardware, seconds in al
 all its processes together, and the verdicts on the paper's statements. The time is that of `make study` once set up.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pocket import MemoryWatch, table_rows
+from benchmarks.pocket import main as run_benchmark
 from tracking.command import REPOSITORY_ROOT, run_command
-from tracking.product import write_text
 from tracking.run import RUN_FILE, git_state, hardware, read_run
 
 RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "study.json"
@@ -66,14 +65,7 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", default=CONFIG, help="the study to run")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmark_study"), help="where it runs")
-    parser.add_argument("--result", type=Path, default=RESULT, help="the file to write")
-    arguments = parser.parse_args()
-    result = measure(arguments.config, arguments.output_dir)
-    write_text(arguments.result, json.dumps(result, indent=1) + "\n")
-    print(f"{result['seconds']:.0f} s, {result['peak_memory_gib']} GiB: {arguments.result}")
+    run_benchmark(measure, config=CONFIG, output_dir="outputs/benchmark_study", result=RESULT, description=__doc__)
 
 
 if __name__ == "__main__":
