@@ -116,11 +116,14 @@ def _read_replies(path: Path) -> dict[str, str]:
     """Returns a file's replies by `TASK/ID`, or by the id alone where a line has no task."""
     try:
         records = read_records(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not readable as text ({error}); expected lines of id and response") from error
+    except ValueError as error:
+        cause = error.__cause__
+        if not isinstance(cause, UnicodeDecodeError):
+            raise
+        raise ValueError(f"{path}: not readable as text ({cause}); expected lines of id and response") from error
     replies: dict[str, str] = {}
     for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not isinstance(record.get("response"), str) or "id" not in record:
+        if not isinstance(record.get("response"), str) or "id" not in record:
             raise ValueError(f"{path}:{number}: no reply; expected an object with id and response")
         key = f"{record['task']}/{record['id']}" if "task" in record else str(record["id"])
         if key in replies:
