@@ -257,7 +257,7 @@ def _block_rows(ability: str, name: str, own: "pd.DataFrame") -> Iterator[list[s
     blocks = own[own["kind"] == "blocks"].set_index("configuration")
     if not blocks.empty:
         whole = own[own["kind"] == "none"].iloc[0]
-        lost = [_lost(blocks.loc[block]).replace(" points", "") + _star(blocks.loc[block]) for block in BLOCKS]
+        lost = [f"{_drop(blocks.loc[block])}{_star(blocks.loc[block])}" for block in BLOCKS]
         yield [ability, name, str(int(whole["n"])), _share(whole, "accuracy"), *lost]
 
 
@@ -266,7 +266,11 @@ def _star(row: Any) -> str:
 
 
 def _lost(row: Any) -> str:
-    return f"{points(row['drop'], sign=False)} points {interval(row['drop_low'], row['drop_high'])}"
+    return _drop(row, " points")
+
+
+def _drop(row: Any, unit: str = "") -> str:
+    return f"{points(row['drop'], sign=False)}{unit} {interval(row['drop_low'], row['drop_high'])}"
 
 
 def _skip_rows(ability: str, name: str, own: "pd.DataFrame") -> Iterator[list[str]]:

@@ -85,7 +85,7 @@ class Costs:
 
     def _num_prompts(self, job: StudyJob) -> int | None:
         most = self._number(job, "max_problems") or self._number(job, "num_prompts")
-        counts = [self._num_of(task) for task in _words_of(job, "--tasks")]
+        counts = [self._num_of(task) for task in job.words_after("--tasks")]
         if None in counts:
             return None
         return sum(min(count, most) if most else count for count in counts if count is not None)
@@ -108,7 +108,7 @@ class Costs:
 
     def _option(self, job: StudyJob, name: str) -> Any:
         """Returns what a job's configuration file says."""
-        configs = _words_of(job, "--config")
+        configs = job.words_after("--config")
         return read_yaml(Path(configs[0])).get(name) if configs else None
 
     def _list(self, job: StudyJob, name: str) -> list[Any]:
@@ -116,7 +116,7 @@ class Costs:
         return value if isinstance(value, list) else [] if value is None else [value]
 
     def _number(self, job: StudyJob, name: str) -> int | None:
-        configs = _words_of(job, "--config")
+        configs = job.words_after("--config")
         return _whole(Path(configs[0]), name) if configs else None
 
 
@@ -126,17 +126,6 @@ def _whole(config: Path, name: str) -> int | None:
     if value is not None and type(value) is not int:
         raise ValueError(f"{config}: {name} is {value!r}; expected a whole number")
     return value
-
-
-def _words_of(job: StudyJob, flag: str) -> list[str]:
-    """Returns the words after a flag of a job's command."""
-    words: list[str] = []
-    if flag in job.command:
-        for word in job.command[job.command.index(flag) + 1 :]:
-            if word.startswith("--"):
-                break
-            words.append(word)
-    return words
 
 
 def _hours(tokens: int | None, tokens_per_s: float | None) -> float | None:

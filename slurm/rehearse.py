@@ -29,8 +29,8 @@ def check_settings(jobs: Sequence[StudyJob]) -> None:
     for job in jobs:
         command = gathered(job.command)
         if command[0] in ASKED:
-            config = command[command.index("--config") + 1] if "--config" in command else ""
-            commands.setdefault((job.kind, *command[:2], config), (job.name, *command))
+            same = (job.kind, *command[:2], *job.words_after("--config"))
+            commands.setdefault(same, (job.name, *command))
     run_module("slurm.rehearse", stdin=json.dumps(list(commands.values())), said_by="a job of the study")
 
 

@@ -196,6 +196,16 @@ class StudyJob:
         """True where it takes what there is of others, and is made anew where that has changed."""
         return bool(self.after)
 
+    def words_after(self, flag: str) -> list[str]:
+        """Returns the words after a flag of its command."""
+        words: list[str] = []
+        if flag in self.command:
+            for word in self.command[self.command.index(flag) + 1 :]:
+                if word.startswith("--"):
+                    break
+                words.append(word)
+        return words
+
     def local(self) -> Job:
         """Returns it as a job of this machine."""
         launcher = [sys.executable if word == "python" else word for word in self.launcher]

@@ -227,13 +227,13 @@ def run_study(study: Study) -> Path:
     report = directory / "report.html"
     settings = study_settings(arguments)
     # What was taken together is always taken together anew: arms may have come, or been trained again.
-    parts = {job.output_dir.relative_to(directory).parts[0] for job in study.jobs} if arguments.collect else set()
+    parts = {LOG_DIR, *(job.output_dir.relative_to(directory).parts[0] for job in study.jobs)}
     with open_run(
         directory,
         command="train.necessity",
         settings=settings,
         overwrite=arguments.overwrite or arguments.collect,
-        found=[*parts, LOG_DIR] if arguments.collect else [],
+        found=parts if arguments.collect else (),
     ) as run:
         if run.finished:
             return report
