@@ -225,7 +225,7 @@ def raised_by_us(error: BaseException) -> bool:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
     raised_in = Path(code.co_filename).resolve()
-    ours = raised_in.is_relative_to(REPOSITORY_ROOT) and ".venv" not in raised_in.parts
+    ours = raised_in.is_relative_to(REPOSITORY_ROOT) and "site-packages" not in raised_in.parts
     return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
@@ -236,5 +236,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -8,6 +8,7 @@ so that a resumed run does not lose half of one.
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,10 @@ from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
 from train.data import DataArguments, FilterReport, filter_prompts, load_prompts
 from train.freeze import FreezeArguments
+from train.generation_defaults import describe, set_aside
 from train.rewards import RewardArguments, bind_rewards
+from train.rollout_record import RolloutRecord
+from train.rollout_setup import RolloutArguments, check_rollout, engine_dtype, engine_name
 from train.stage import Stage, check_windows, run_stage, steps_to_train
 from train.telemetry import TelemetryArguments
 from train.validation import ValidationArguments, load_validation
@@ -28,9 +32,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
     from trl import GRPOConfig, ModelConfig
 
+    from train.freeze import FreezePlan
     from train.watched import WatchedTrainer
 
-OUR_ARGUMENTS = (DataArguments, FreezeArguments, RewardArguments, TelemetryArguments, ValidationArguments)
+OUR_ARGUMENTS = (
+    DataArguments,
+    FreezeArguments,
+    RewardArguments,
+    TelemetryArguments,
+    ValidationArguments,
+    RolloutArguments,
+)
 """Parsed beside TRL's `GRPOConfig` and `ModelConfig`."""
 
 
@@ -77,12 +89,14 @@ class GrpoArguments:
     rewards: RewardArguments
     telemetry: TelemetryArguments
     validation: ValidationArguments
+    rollout: RolloutArguments
 
 
 def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArguments) -> Path:
     """Trains to the end and returns the run directory."""
     check_windows(training)
     check_save_steps(training)
+    check_rollout(training)
     reward_functions = bind_rewards(
         ours.rewards,
         weights=training.reward_weights,
@@ -95,9 +109,15 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_generation / steps_per_generation)
     training.shuffle_dataset = False
 
-    def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "WatchedTrainer":
+    def make_trainer(
+        model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
+    ) -> "WatchedTrainer":
         from train.trainers import WatchedGRPOTrainer
 
+        unasked = set_aside(model)
+        if unasked and not training.use_vllm and is_main_process():
+            print(f"note: {describe(unasked)}", flush=True)
+        rollout = _rollout(training, ours.rollout, model, plan, max_images=max(len(p.images) for p in prompts))
         if training.use_vllm and hasattr(processor, "image_token_id"):
             # TRL (1.16) keeps generate() from sampling the tokens that stand for pictures, but not vLLM.
             banned = {processor.image_token_id: -100.0, processor.video_token_id: -100.0}
@@ -116,6 +136,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
                 text_only=tokenizer_of(processor) is processor,
             ),
             processing_class=processor,
+            **rollout,
         )
         return trainer
 
@@ -129,14 +150,66 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         data_report=asdict(report),
         num_needed=math.ceil(training.max_steps / steps_per_generation) * prompts_per_generation,
         batch_size=generations_of_one_kind(training) * prompts_per_generation,
-        is_divided=training.steps_per_generation > 1 or training.use_vllm,
+        is_divided=training.steps_per_generation > 1 or (training.use_vllm and training.vllm_mode == "server"),
         supervised=False,
         make_trainer=make_trainer,
+        rollout=partial(_record, training, ours.rollout),
         telemetry=ours.telemetry,
         can_resume_at=lambda step: ends_generation(step, training),
-        further_settings={**_without_overwrite(ours.rewards), **asdict(ours.validation)},
+        further_settings={
+            **_without_overwrite(ours.rewards),
+            **asdict(ours.validation),
+            **(asdict(ours.rollout) if training.use_vllm else {}),
+        },
     )
     return run_stage(stage, overwrite=ours.rewards.overwrite)
+
+
+def _computing_dtype(training: "GRPOConfig", model: "PreTrainedModel") -> str:
+    """Returns the dtype of the trainer's arithmetic."""
+    return "bfloat16" if training.bf16 else str(model.dtype).removeprefix("torch.")
+
+
+def _record(training: "GRPOConfig", arguments: RolloutArguments, model: "PreTrainedModel") -> RolloutRecord:
+    """Returns what writes the replies of a run."""
+    computing = _computing_dtype(training, model)
+    return RolloutRecord(
+        engine=engine_name(training),
+        engine_dtype=engine_dtype(training, arguments, computing),
+        trainer_dtype=computing,
+        corrected=bool(training.use_vllm and training.vllm_importance_sampling_correction),
+    )
+
+
+def _rollout(
+    training: "GRPOConfig",
+    arguments: RolloutArguments,
+    model: "PreTrainedModel",
+    plan: "FreezePlan",
+    *,
+    max_images: int,
+) -> dict[str, Any]:
+    """Returns what the trainer is given to drive vLLM and to compare it with; nothing without vLLM."""
+    if not training.use_vllm:
+        return {}
+    from train.rollout import EngineSetup
+    from train.rollout_gap import coarser
+    from train.rollout_guard import RolloutGuard
+
+    record = _record(training, arguments, model)
+    setup = EngineSetup(
+        arguments=arguments,
+        dtype=record.engine_dtype,
+        trainable=frozenset(plan.trainable),
+        max_images=max_images,
+        device=training.device.type,
+    )
+    guard = RolloutGuard(
+        dtype=coarser(record.engine_dtype, record.trainer_dtype),
+        engine=record.engine,
+        max_gap=arguments.rollout_max_gap,
+    )
+    return {"engine": setup, "guard": guard}
 
 
 def _usable_prompts(data: DataArguments, model_config: "ModelConfig") -> tuple[list[Prompt], FilterReport]:
@@ -159,10 +232,12 @@ def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     from trl import GRPOConfig, ModelConfig
 
-    training, model_config, data, freeze, rewards, telemetry, validation = parse_arguments(
+    training, model_config, data, freeze, rewards, telemetry, validation, rollout = parse_arguments(
         argv, GRPOConfig, ModelConfig, *OUR_ARGUMENTS, description=__doc__
     )
-    ours = GrpoArguments(data=data, freeze=freeze, rewards=rewards, telemetry=telemetry, validation=validation)
+    ours = GrpoArguments(
+        data=data, freeze=freeze, rewards=rewards, telemetry=telemetry, validation=validation, rollout=rollout
+    )
     directory = train(training, model_config, ours)
     if is_main_process():
         print(f"checkpoint: {directory / 'final'}")

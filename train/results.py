@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,19 @@ def saved_breaches(directory: Path, start: Start, digests: dict[str, str], *, lo
     return find_breaches(start.checkpoint, open_checkpoint(directory), digests)
 
 
-def write_final(trainer: "Trainer", start: Start, digests: dict[str, str], directory: Path, *, lora: bool) -> None:
+def write_final(
+    trainer: "Trainer",
+    start: Start,
+    digests: dict[str, str],
+    directory: Path,
+    *,
+    lora: bool,
+    provenance: Callable[[Path], None] = lambda final: None,
+) -> None:
     """Writes `final/`, and under LoRA `adapter/` too, after checking what was frozen; collective.
+
+    Args:
+        provenance: adds to `final/` what says how it was made, before it has its name.
 
     Raises:
         RuntimeError: where a frozen tensor changed; nothing is written.
@@ -62,6 +73,7 @@ def write_final(trainer: "Trainer", start: Start, digests: dict[str, str], direc
             shutil.rmtree(directory / name, ignore_errors=True)
         with partial_directory(directory / FINAL_DIR) as partial_final:
             write_like(partial_final, start=start.checkpoint, weights=trained)
+            provenance(partial_final)
         if lora:
             raw.rename(directory / ADAPTER_DIR)
         else:

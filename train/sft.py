@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
     from trl import ModelConfig, SFTConfig
 
+    from train.freeze import FreezePlan
     from train.watched import WatchedTrainer
 
 
@@ -55,7 +56,9 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_step)
     training.train_sampling_strategy = "sequential"
 
-    def make_trainer(model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset") -> "WatchedTrainer":
+    def make_trainer(
+        model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
+    ) -> "WatchedTrainer":
         from train.trainers import WatchedSFTTrainer
 
         trainer: WatchedTrainer = WatchedSFTTrainer(

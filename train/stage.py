@@ -4,7 +4,8 @@ OUTPUT/run.json, records.jsonl      what was run; one record a logging step
 OUTPUT/proofs.jsonl                 one record a saved checkpoint: was anything frozen changed? And one an attempt's
                                     first step: where backward went, and what the optimizer holds
 OUTPUT/checkpoints/checkpoint-N     the trainer's own, for resuming; each has this name only once it is proved
-OUTPUT/final/                       the result, in the start checkpoint's dtype, spelling and sharding
+OUTPUT/final/                       the result, in the start checkpoint's dtype, spelling and sharding; after RL with
+                                    rollout.json: what wrote the replies, and how far from the trainer
 OUTPUT/adapter/                     under LoRA, the adapter that `final/` has merged in
 OUTPUT/data_report.json             prompts left out before training, by reason
 OUTPUT/freeze_report.json, metrics.csv, freeze_table.csv
@@ -43,10 +44,11 @@ from train.callbacks import (
 )
 from train.data import DataArguments, build_dataset, training_order
 from train.engine import check_batches, check_precision, engine_settings, keeps_gradients, open_engine, zero_stage
-from train.freeze import FreezeArguments, apply_freeze, format_freeze_table, frozen_digests
+from train.freeze import FreezeArguments, FreezePlan, apply_freeze, format_freeze_table, frozen_digests
 from train.order import one_kind_a_batch
 from train.reporting import FreezeTable, wandb_run
 from train.results import saved_breaches, write_final, write_freeze_report, write_metrics
+from train.rollout_record import ROLLOUT_FILE, RolloutRecord, write_rollout
 from train.start import Start, open_start
 from train.telemetry import Telemetry, TelemetryArguments
 
@@ -62,7 +64,7 @@ DATA_REPORT = "data_report.json"
 PLACES = ("output_dir", "logging_dir", "run_name", "deepspeed", "local_rank")
 """Training arguments that name places and do not determine the result; DeepSpeed's file is recorded by its content."""
 
-TrainerFactory = Callable[["PreTrainedModel", "ProcessorMixin", "Dataset"], "WatchedTrainer"]
+TrainerFactory = Callable[["PreTrainedModel", "ProcessorMixin", "Dataset", FreezePlan], "WatchedTrainer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,8 @@ class Stage:
     can_resume_at: Callable[[int], bool] = lambda step: True
     """After which steps a checkpoint loses nothing."""
     further_settings: Mapping[str, Any] = field(default_factory=dict)
+    rollout: Callable[["PreTrainedModel"], RolloutRecord] | None = None
+    """What writes replies, where the run generates any."""
 
 
 def steps_to_train(arguments: "TrainingArguments", num_prompts: int, prompts_per_step: float) -> int:
@@ -220,7 +224,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
     with ExitStack() as stack:
         resume_from, digests = on_main_process(begin)
         log, proofs = logs or (None, None)
-        trainer, witness = _build_trainer(stage, start, checkpoints_dir / UNPROVED_DIR)
+        trainer, witness, rollout = _build_trainer(stage, start, checkpoints_dir / UNPROVED_DIR)
         if log is not None:
             trainer.add_callback(MetricsRecorder(log))
         num_kept, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # pruned by CheckpointProof
@@ -243,14 +247,26 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             raise Preempted(f"stopped by SIGTERM after step {trainer.state.global_step} of {trainer.state.max_steps}")
         if trainer.state.global_step < trainer.state.max_steps:
             raise RuntimeError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
-        write_final(trainer, start, digests, directory, lora=lora)
+        provenance = partial(_write_rollout, rollout, log)
+        write_final(trainer, start, digests, directory, lora=lora, provenance=provenance)
         if log is not None and proofs is not None:
             write_metrics(directory, log)
             write_freeze_report(directory, start, stage.freeze, list(proofs), lora=lora)
             shutil.rmtree(checkpoints_dir / UNPROVED_DIR, ignore_errors=True)
 
 
-def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["WatchedTrainer", GraphWitness]:
+def _write_rollout(record: RolloutRecord | None, log: RecordLog | None, final: Path) -> None:
+    """Says beside the weights what wrote the replies; what the start's own training left there speaks of other ones."""
+    if record is None:
+        (final / ROLLOUT_FILE).unlink(missing_ok=True)
+    else:
+        assert log is not None
+        write_rollout(final, record, log)
+
+
+def _build_trainer(
+    stage: Stage, start: Start, save_dir: Path
+) -> tuple["WatchedTrainer", GraphWitness, RolloutRecord | None]:
     """Loads and freezes the model, lays out the prompts and hands both to the stage's trainer."""
     import datasets
     import transformers
@@ -275,6 +291,7 @@ def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Watched
         # (Transformers 5.23, without DeepSpeed).
         base.save_pretrained = partial(base.save_pretrained, save_original_format=False)
     witness = GraphWitness(model, start.plan, base=base)
+    rollout = stage.rollout(base) if stage.rollout is not None else None
     training.output_dir = str(save_dir)
     dataset = build_dataset(
         stage.prompts,
@@ -283,10 +300,10 @@ def _build_trainer(stage: Stage, start: Start, save_dir: Path) -> tuple["Watched
         with_response=stage.supervised,
         text_only=start.checkpoint.family.text_only,
     )
-    trainer = stage.make_trainer(model, load_processor(start.checkpoint.directory), dataset)
+    trainer = stage.make_trainer(model, load_processor(start.checkpoint.directory), dataset, start.plan)
     for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(callback)
-    return trainer, witness
+    return trainer, witness, rollout
 
 
 def _order(stage: Stage) -> list[int]:

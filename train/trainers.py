@@ -1,11 +1,23 @@
-"""Which trainers run? TRL's, watched, and mended where a batch holds prompts with and without images."""
+"""Which trainers run? TRL's, watched, mended for prompts with and without images, their rollouts checked."""
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from trl import GRPOTrainer, SFTTrainer
+from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
+from train.rollout import CheckedGeneration, EngineSetup, replaced
+from train.rollout_gap import Gap
+from train.rollout_guard import Pass, RolloutGuard
+from train.rollout_record import GAP, GAP_P99, ROUNDING
 from train.watched import WatchedTrainer
+
+if TYPE_CHECKING:
+    import torch
+
+PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+"""What TRL (1.16) keeps of a batch's pictures, for the families of `models/families.py`."""
 
 
 class WatchedSFTTrainer(SFTTrainer, WatchedTrainer):
@@ -13,7 +25,20 @@ class WatchedSFTTrainer(SFTTrainer, WatchedTrainer):
 
 
 class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
-    """TRL's GRPO trainer with measures per block, for prompts with and without images."""
+    """TRL's GRPO trainer with measures per block, for prompts with and without images, and with checked rollouts."""
+
+    def __init__(
+        self, *args: Any, engine: EngineSetup | None = None, guard: RolloutGuard | None = None, **kwargs: Any
+    ) -> None:
+        """Args:
+        engine: what vLLM has to know of the run, where it writes the replies.
+        guard: compares its log-probabilities with the trainer's.
+        """
+        self._guard = guard
+        self._scored: torch.Tensor | None = None
+        """The trainer's log-probabilities of the pass in progress."""
+        with replaced(grpo_trainer, "VLLMGeneration", partial(CheckedGeneration, setup=engine)):
+            super().__init__(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
         """Gives a prompt without images an empty list of them.
@@ -25,6 +50,56 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
         if images is not None:
             images = [entry if entry is not None else [] for entry in images]
         return prompt_ids, images, multimodal_fields
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+        found: tuple[Any, Any, Any] = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._scored = found[0].detach()
+        return found
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        """Computes TRL's loss, and compares the log-probabilities in it with vLLM's.
+
+        Only on the weights that wrote the replies: later steps on the same replies differ for a good reason.
+        """
+        loss = super()._compute_loss(model, inputs)
+        if self._guard is not None and self.model.training and self.state.global_step == self._last_loaded_step:
+            self._compare_rollout(model, inputs)
+        return loss
+
+    def _compare_rollout(self, model: Any, inputs: Any) -> None:
+        assert self._guard is not None and self._scored is not None
+        trainer = self._scored
+        num_images = inputs.get("num_images") or [0] * len(trainer)
+        work = Pass(
+            engine=inputs["sampling_per_token_logps"],
+            trainer=trainer,
+            mask=inputs["completion_mask"],
+            has_images=[count > 0 for count in num_images],
+        )
+        found = self._guard.compare(work, model, partial(self._score, model, inputs), self.accelerator.device)
+        self._log_gaps(found)
+
+    def _score(self, model: Any, inputs: Any) -> "torch.Tensor":
+        import torch
+
+        prompts, replies = inputs["prompt_ids"], inputs["completion_ids"]
+        logps, _, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([prompts, replies], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            replies.size(1),
+            **{name: inputs.get(name) for name in PICTURE_FIELDS},
+        )
+        scored: torch.Tensor = logps.detach()
+        return scored
+
+    def _log_gaps(self, found: dict[str, Gap]) -> None:
+        assert self._guard is not None
+        for kind, gap in found.items():
+            self._metrics["train"][f"{GAP}/{kind}"].append(gap.mean)
+            self._metrics["train"][f"{GAP_P99}/{kind}"].append(gap.p99)
+            if kind in self._guard.noise:
+                self._metrics["train"][f"{ROUNDING}/{kind}"].append(self._guard.noise[kind].mean)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Keeps the order of an evaluation set, whose batches are of one kind (TRL 1.16 shuffles it)."""

@@ -1,0 +1,312 @@
+"""Who writes the replies? vLLM, shown exactly what the trainer scores, and holding exactly its weights.
+
+TRL's `VLLMGeneration` drives the engine; four things are mended or added where the engine runs in the trainer's process
+(`vllm_mode: colocate`). Read in TRL 1.16 and vLLM 0.31; `tests/train/test_vllm_rollout.py` fails when they change.
+
+- **Pictures.** TRL hands over prompts in which a picture already is n image tokens, and vLLM expands the first of them
+  to n once more. Here each picture is one token, as vLLM expects. The prompt that the engine reports back must equal
+  the trainer's, token for token, for every reply.
+- **Weights.** After a sync the engine's weights equal the trainer's, cast to the engine's dtype, bit for bit: all
+  tensors at the first sync, `rollout_check_tensors` drawn ones after each. Frozen tensors are sent once; under
+  `vllm_enable_sleep_mode`, which discards weights, each time.
+- **Caches.** vLLM keeps the features of pictures that it has seen. They are dropped at every sync, since the tower that
+  made them may have been trained.
+- **Dtype and random numbers.** The engine computes in the trainer's dtype (vLLM by itself takes bfloat16 for a float32
+  checkpoint). vLLM seeds the process's random numbers by rank while it starts; they are put back, so that runs with
+  different seeds draw differently, and a resumed run draws as an undisturbed one.
+
+With `vllm_mode: server` the prompts are compared alike; the server's weights cannot be read.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import is_peft_model
+from trl.generation import vllm_generation
+from trl.generation.vllm_generation import VLLMGeneration
+
+from train.rollout_setup import RolloutArguments
+
+COLOCATE = "colocate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """What the engine has to know of a run."""
+
+    arguments: RolloutArguments
+    dtype: str
+    """Of the engine's weights and arithmetic: `float32` or `bfloat16`."""
+    trainable: frozenset[str]
+    """Canonical names of the weights that training changes."""
+    max_images: int
+    """Most pictures of one prompt; 0 for a text-only model."""
+    device: str
+    """`cuda` or `cpu`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the engine holds a tensor of the trainer."""
+
+    parameter: str
+    """The engine's name; several tensors of the trainer may be parts of one parameter."""
+    start: int
+    """Of the part, in elements of the flattened parameter."""
+
+
+@dataclass
+class SyncReport:
+    """What the weight syncs of this attempt sent and compared."""
+
+    num_syncs: int = 0
+    sent_bytes: int = 0
+    """Of the latest sync."""
+    whole_bytes: int = 0
+    """Of a sync that sends every tensor."""
+    num_compared: int = 0
+    """Tensors read back from the engine and found equal, over all syncs."""
+
+
+class CheckedGeneration(VLLMGeneration):
+    """TRL's vLLM generation, with the prompts, weights and random numbers that the trainer has."""
+
+    def __init__(self, *args: Any, setup: EngineSetup | None, **kwargs: Any) -> None:
+        assert setup is not None, "the trainer was made without what its engine has to know"
+        self.setup = setup
+        self.report = SyncReport()
+        self._places: dict[str, Place] = {}
+        self._rng = random.Random(0)
+        super().__init__(*args, **kwargs)
+
+    def _init_vllm(self) -> None:
+        options = engine_options(self.setup)
+        if self.setup.device == "cpu":
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM would tie the trainer to its cores
+        with (
+            kept_random_numbers(),
+            replaced(vllm_generation, "LLM", partial(vllm_generation.LLM, **options)),
+            unpacked_cpu_weights(self.setup.device),
+        ):
+            super()._init_vllm()
+
+    # --- prompts ---
+
+    def generate(
+        self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None
+    ) -> tuple[Any, Any, Any, Any]:
+        """Generates replies, and checks that the engine read the prompts that the trainer scores.
+
+        Raises:
+            RuntimeError: where it read others.
+        """
+        shown = prompts
+        if self.mode == COLOCATE and images is not None:
+            # An empty list would be asked for its first picture (TRL 1.16); None says that there is none.
+            images = [pictures or None for pictures in images]
+            token = self.processing_class.image_token_id
+            shown = [
+                one_token_a_picture(ids, token, num_images=len(pictures or ()))
+                for ids, pictures in zip(prompts, images, strict=True)
+            ]
+        read, replies, logprobs, token_ids = super().generate(shown, images, num_generations, profiler)
+        check_prompts(prompts, read)
+        return read, replies, logprobs, token_ids
+
+    # --- weights ---
+
+    def sync_weights(self) -> None:
+        """Gives the engine the trainer's weights and reads them back.
+
+        Raises:
+            RuntimeError: where a weight of the engine differs from the trainer's.
+        """
+        if self.mode != COLOCATE:
+            super().sync_weights()
+            return
+        if self.enable_sleep_mode:
+            vllm_generation.empty_cache()
+            self.llm.wake_up(tags=["weights"])
+            self._llm_weights_sleeping = False
+        engine = self._engine_weights()
+        first = not self._places
+        sent = 0
+        filled: dict[str, int] = {}
+        for name, tensor in self._iter_named_params():
+            loaded = self._engine_model().load_weights([(name, tensor)])
+            sent += tensor.numel() * engine_width(self.setup.dtype)
+            if first:
+                (parameter,) = loaded
+                self._places[name] = Place(parameter, filled.get(parameter, 0))
+                filled[parameter] = filled.get(parameter, 0) + tensor.numel()
+        if first:
+            self.report.whole_bytes = sent
+            check_covered(filled, engine)
+        self.report.num_syncs += 1
+        self.report.sent_bytes = sent
+        self._check_weights(None if first else self.setup.arguments.rollout_check_tensors)
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+
+    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields what the engine lacks: every tensor at first and after a sleep, then what trains alone."""
+        if self.mode != COLOCATE or self.enable_sleep_mode or not self._places:
+            yield from super()._iter_named_params()
+        elif is_peft_model(self.model) or self._dist.is_fsdp:
+            yield from (pair for pair in super()._iter_named_params() if pair[0] in self.setup.trainable)
+        else:
+            yield from self._gathered(lambda name: name in self.setup.trainable)
+
+    def _gathered(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields some parameters, each gathered where ZeRO-3 cuts it; collective."""
+        for name, parameter in self.model.named_parameters():
+            if chosen(name):
+                with self._dist.gather_params([parameter]):
+                    yield name, parameter.data
+
+    def _check_weights(self, num_tensors: int | None) -> None:
+        """Compares tensors with the engine's: all, or some that every process draws alike; collective."""
+        if self.tensor_parallel_size > 1:
+            return  # each process holds a part; the log-probabilities are compared all the same
+        names = sorted(self._places)
+        if num_tensors is not None:
+            names = self._rng.sample(names, min(num_tensors, len(names)))
+        wanted = set(names)
+        merged = is_peft_model(self.model) or self._dist.is_fsdp
+        pairs = VLLMGeneration._iter_named_params(self) if merged else self._gathered(wanted.__contains__)
+        engine = self._engine_weights()
+        for name, tensor in pairs:
+            if name in wanted:
+                self._compare(name, tensor, engine)
+
+    def _compare(self, name: str, tensor: torch.Tensor, engine: dict[str, torch.Tensor]) -> None:
+        place = self._places[name]
+        held = engine[place.parameter].detach().reshape(-1)[place.start : place.start + tensor.numel()]
+        expected = tensor.detach().reshape(-1).to(held.dtype)
+        if not torch.equal(held, expected.to(held.device)):
+            differ = int((held != expected.to(held.device)).sum())
+            raise RuntimeError(
+                f"after the weight sync {differ} of {tensor.numel()} elements of {name} differ in vLLM "
+                f"({place.parameter}, {held.dtype}) from the trainer's; its replies would come from another model"
+            )
+        self.report.num_compared += 1
+
+    def _engine_model(self) -> Any:
+        return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+
+    def _engine_weights(self) -> dict[str, torch.Tensor]:
+        return dict(self._engine_model().named_parameters())
+
+
+def engine_options(setup: EngineSetup) -> dict[str, Any]:
+    """Returns the arguments of vLLM's `LLM` that TRL (1.16) does not give."""
+    options: dict[str, Any] = {"dtype": setup.dtype}
+    if setup.max_images:
+        options["limit_mm_per_prompt"] = {"image": setup.max_images, "video": 0}
+    if setup.device == "cpu":
+        options["enforce_eager"] = True  # compiling takes longer than what a CPU is good for
+    return options
+
+
+def one_token_a_picture(ids: Sequence[int], image_token: int, *, num_images: int) -> list[int]:
+    """Returns a prompt's tokens with each picture's run of image tokens cut to one.
+
+    Args:
+        ids: as the trainer scores them; a picture of n patches, after merging, is n image tokens in a row.
+        image_token: the id that stands for a patch.
+        num_images: pictures of the prompt, which must be as many as there are runs.
+    """
+    pairs = zip([None, *ids], ids, strict=False)
+    kept = [token for before, token in pairs if token != image_token or before != image_token]
+    assert kept.count(image_token) == num_images, f"{kept.count(image_token)} runs of image tokens, {num_images} images"
+    return kept
+
+
+def check_prompts(expected: Sequence[Sequence[int]], read: Sequence[Sequence[int]]) -> None:
+    """Compares the prompts that the trainer scores with those that the engine read.
+
+    Raises:
+        RuntimeError: naming the first that differs.
+    """
+    if len(expected) != len(read):
+        raise RuntimeError(f"vLLM answered {len(read)} prompts; {len(expected)} were asked")
+    for row, (ours, theirs) in enumerate(zip(expected, read, strict=True)):
+        if list(ours) != list(theirs):
+            pairs = zip(ours, theirs, strict=False)
+            place = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+            raise RuntimeError(
+                f"vLLM read another prompt than the trainer scores: prompt {row} of the batch has {len(ours)} tokens "
+                f"in the trainer and {len(theirs)} in vLLM, and they differ from token {place} on"
+            )
+
+
+def check_covered(filled: dict[str, int], engine: dict[str, torch.Tensor]) -> None:
+    """Checks that a whole sync reaches every weight of the engine; rows that pad a vocabulary are no weights.
+
+    Raises:
+        RuntimeError: naming a weight that keeps what the engine loaded from disk.
+    """
+    for name, parameter in engine.items():
+        padded = "embed_tokens" in name or "lm_head" in name
+        if name not in filled or (filled[name] != parameter.numel() and not padded):
+            raise RuntimeError(
+                f"the weight sync fills {filled.get(name, 0)} of {parameter.numel()} elements of vLLM's {name}; "
+                "the rest would stay as it was loaded"
+            )
+
+
+def engine_width(dtype: str) -> int:
+    """Returns the bytes of an element."""
+    return 4 if dtype == "float32" else 2
+
+
+@contextmanager
+def kept_random_numbers() -> Iterator[None]:
+    """Puts Python's, NumPy's and PyTorch's random numbers back as they were.
+
+    Starting, vLLM (0.31) seeds them all with what TRL (1.16) gives it: the process's rank, whatever the run's seed.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Gives an attribute of a module another value for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def unpacked_cpu_weights(device: str) -> Iterator[None]:
+    """On CPUs, keeps vLLM's weights where a sync can reach them.
+
+    vLLM (0.31) packs linear maps for oneDNN or AVX-512 while it loads and computes from the packed copy: a later sync
+    fails for most of them, and of the head it would change what is not computed with.
+    """
+    if device != "cpu":
+        yield
+        return
+    from vllm.model_executor.layers import utils
+
+    def plain(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    with replaced(utils, "dispatch_cpu_unquantized_gemm", plain):
+        yield

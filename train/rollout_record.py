@@ -1,0 +1,58 @@
+"""What wrote the replies of a run? `rollout.json`, beside the weights of `final/`, for whoever compares them.
+
+    {"engine": "vllm 0.31.0", "engine_dtype": "bfloat16", "trainer_dtype": "float32", "corrected": false,
+     "gap": {"images": {"mean": 0.002, "p99": 0.04, "rounding": 0.002, "num_steps": 40}, "text": {…}}}
+
+`gap` is |log p_engine - log p_trainer| of the sampled tokens, in nats a token, averaged over the logged steps;
+`rounding` is what rounding alone explains (`train/rollout_gap.py`). Arms whose gaps differ were trained on replies of
+policies that differ from their own by different amounts.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tracking.product import write_text
+from tracking.records import Record
+from train.rollout_gap import KINDS
+
+ROLLOUT_FILE = "rollout.json"
+GAP, GAP_P99, ROUNDING = "rollout_gap", "rollout_gap_p99", "rollout_rounding"
+"""Columns of `metrics.csv`, each followed by `/text` or `/images`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRecord:
+    """What wrote the replies, known before the first."""
+
+    engine: str
+    """Name and version."""
+    engine_dtype: str
+    trainer_dtype: str
+    """Of the trainer's arithmetic."""
+    corrected: bool
+    """True where the loss is weighted by the ratio of the trainer's to the engine's probabilities."""
+
+
+def write_rollout(directory: Path, record: RolloutRecord, rows: Iterable[Record]) -> None:
+    """Writes the record of a run beside its weights.
+
+    Args:
+        directory: of the checkpoint.
+        record: what wrote the replies.
+        rows: what was logged, a row a logging step.
+    """
+    kept = list(rows)
+    gap = {kind: found for kind in KINDS if (found := _summary(kind, kept))}
+    write_text(directory / ROLLOUT_FILE, json.dumps({**asdict(record), "gap": gap}, indent=1) + "\n")
+
+
+def _summary(kind: str, rows: list[Record]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, column in (("mean", GAP), ("p99", GAP_P99), ("rounding", ROUNDING)):
+        values = [row[f"{column}/{kind}"] for row in rows if row.get(f"{column}/{kind}") is not None]
+        if values:
+            found |= {name: float(f"{sum(values) / len(values):.4g}"), "num_steps": len(values)}
+    return found
