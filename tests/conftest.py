@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,44 +45,63 @@ def pocket_tokenizer() -> Any:
     return build_tokenizer()
 
 
-def decoder_sizes(tokenizer: Any) -> dict[str, Any]:
+HEAD_SIZE = 16
+HEAD_SIZE_VLLM = 32
+"""The smallest that vLLM's attention takes on a CPU."""
+
+
+def decoder_sizes(tokenizer: Any, head_size: int = HEAD_SIZE) -> dict[str, Any]:
     """A decoder of four narrow layers, as the families below have it."""
     token_id = tokenizer.convert_tokens_to_ids
     return {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "num_attention_heads": 64 // head_size, "num_key_value_heads": 32 // head_size, "max_position_embeddings": 512,
         "initializer_range": INITIALIZER_RANGE, "bos_token_id": token_id("<|endoftext|>"),
         "eos_token_id": token_id("<|im_end|>"), "pad_token_id": token_id("<|endoftext|>"),
     }  # fmt: skip
 
 
+def rope_sections(head_size: int) -> list[int]:
+    """Time, height and width in the published proportion, 2 : 3 : 3."""
+    return [head_size // 8, head_size * 3 // 16, head_size * 3 // 16]
+
+
 @pytest.fixture(scope="session")
 def qwen2_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random text-only Qwen2 with a head of its own, as Qwen2.5's larger models have it."""
+    return write_qwen2(tmp_path_factory.mktemp("qwen2") / "checkpoint", pocket_tokenizer)
+
+
+def write_qwen2(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    directory = tmp_path_factory.mktemp("qwen2") / "checkpoint"
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**decoder_sizes(pocket_tokenizer), tie_word_embeddings=False))
+    model = Qwen2ForCausalLM(Qwen2Config(**decoder_sizes(tokenizer, head_size), tie_word_embeddings=False))
     model.save_pretrained(directory)
-    pocket_tokenizer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory
 
 
 @pytest.fixture(scope="session")
 def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3-VL with tied embeddings and two deepstack mergers, as its smaller models have it."""
+    return write_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl") / "checkpoint", pocket_tokenizer)
+
+
+def write_qwen3_vl(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> Path:
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-    directory = tmp_path_factory.mktemp("qwen3_vl") / "checkpoint"
-    token_id = pocket_tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    token_id = tokenizer.convert_tokens_to_ids
+    rope = {
+        "rope_type": "default", "rope_theta": 10_000.0, "mrope_section": rope_sections(head_size),
+        "mrope_interleaved": True,
+    }  # fmt: skip
     config = Qwen3VLConfig(
-        text_config={**decoder_sizes(pocket_tokenizer), "head_dim": 16, "rope_parameters": rope},
+        text_config={**decoder_sizes(tokenizer, head_size), "head_dim": head_size, "rope_parameters": rope},
         vision_config={
             "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
             "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64, "initializer_range": INITIALIZER_RANGE,
@@ -94,11 +114,11 @@ def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPath
     )  # fmt: skip
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = pocket_tokenizer.eos_token_id
-    model.generation_config.pad_token_id = pocket_tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=16 * 32 * 32),
-        tokenizer=pocket_tokenizer,
+        tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(),
         chat_template=CHAT_TEMPLATE,
     )
@@ -110,16 +130,19 @@ def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def qwen2_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2-VL with a head of its own, as its 7B model has it."""
+    return write_qwen2_vl(tmp_path_factory.mktemp("qwen2_vl") / "checkpoint", pocket_tokenizer)
+
+
+def write_qwen2_vl(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> Path:
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    directory = tmp_path_factory.mktemp("qwen2_vl") / "checkpoint"
-    token_id = pocket_tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+    token_id = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": rope_sections(head_size)}
     config = Qwen2VLConfig(
-        text_config={**decoder_sizes(pocket_tokenizer), "rope_parameters": rope, "tie_word_embeddings": False},
+        text_config={**decoder_sizes(tokenizer, head_size), "rope_parameters": rope, "tie_word_embeddings": False},
         vision_config={
             "depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 2,
             "initializer_range": INITIALIZER_RANGE,
@@ -132,15 +155,29 @@ def qwen2_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPath
     )  # fmt: skip
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = pocket_tokenizer.eos_token_id
-    model.generation_config.pad_token_id = pocket_tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     pixels = {"min_pixels": 28 * 28, "max_pixels": 16 * 28 * 28}
     processor = Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
-        tokenizer=pocket_tokenizer,
+        tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(**pixels),
         chat_template=CHAT_TEMPLATE,
     )
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}
+
+
+@pytest.fixture(scope="session")
+def family_checkpoint_vllm(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Writes a random checkpoint of a family with heads that vLLM takes on a CPU."""
+
+    def write(family: str) -> Path:
+        directory = tmp_path_factory.mktemp(family) / "checkpoint"
+        return FAMILIES_VLLM[family](directory, pocket_tokenizer, HEAD_SIZE_VLLM)
+
+    return write

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """What says where a reply begins and ends: kept."""
-ABOUT_THE_FILE = ("transformers_version", "_from_model_config")
+ABOUT_THE_FILE = (
+    "transformers_version",
+    "_from_model_config",
+    "output_attentions",
+    "output_hidden_states",
+    "use_cache",
+)
+"""What says nothing of which reply is written."""
 SET_BY_TRL = (
     "do_sample",
     "temperature",

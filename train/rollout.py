@@ -6,9 +6,9 @@ TRL's `VLLMGeneration` drives the engine; four things are mended or added where 
 - **Pictures.** TRL hands over prompts in which a picture already is n image tokens, and vLLM expands the first of them
   to n once more. Here each picture is one token, as vLLM expects. The prompt that the engine reports back must equal
   the trainer's, token for token, for every reply.
-- **Weights.** After a sync the engine's weights equal the trainer's, cast to the engine's dtype, bit for bit: all
-  tensors at the first sync, `rollout_check_tensors` drawn ones after each. Frozen tensors are sent once; under
-  `vllm_enable_sleep_mode`, which discards weights, each time.
+- **Weights.** Every tensor that is sent is read back from the engine and must equal the trainer's, cast to the engine's
+  dtype, bit for bit. Frozen tensors are sent once, and `rollout_check_tensors` of them are read back after each sync;
+  under `vllm_enable_sleep_mode`, which discards weights, all are sent each time.
 - **Caches.** vLLM keeps the features of pictures that it has seen. They are dropped at every sync, since the tower that
   made them may have been trained.
 - **Dtype and random numbers.** The engine computes in the trainer's dtype (vLLM by itself takes bfloat16 for a float32
@@ -20,7 +20,7 @@ With `vllm_mode: server` the prompts are compared alike; the server's weights ca
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from train.rollout_setup import RolloutArguments
 
 COLOCATE = "colocate"
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,21 +138,25 @@ class CheckedGeneration(VLLMGeneration):
             self._llm_weights_sleeping = False
         engine = self._engine_weights()
         first = not self._places
-        sent = 0
+        sent: set[str] = set()
+        sent_bytes = 0
         filled: dict[str, int] = {}
         for name, tensor in self._iter_named_params():
             loaded = self._engine_model().load_weights([(name, tensor)])
-            sent += tensor.numel() * engine_width(self.setup.dtype)
             if first:
                 (parameter,) = loaded
                 self._places[name] = Place(parameter, filled.get(parameter, 0))
                 filled[parameter] = filled.get(parameter, 0) + tensor.numel()
+            self._compare(name, tensor, engine)
+            sent.add(name)
+            sent_bytes += tensor.numel() * ELEMENT_BYTES[self.setup.dtype]
         if first:
-            self.report.whole_bytes = sent
             check_covered(filled, engine)
+            self.report.whole_bytes = sent_bytes
+        check_sent(sent, self._places, self.setup.trainable)
+        self._check_kept(set(self._places) - sent)
         self.report.num_syncs += 1
-        self.report.sent_bytes = sent
-        self._check_weights(None if first else self.setup.arguments.rollout_check_tensors)
+        self.report.sent_bytes = sent_bytes
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_encoder_cache()
 
@@ -159,34 +164,35 @@ class CheckedGeneration(VLLMGeneration):
         """Yields what the engine lacks: every tensor at first and after a sleep, then what trains alone."""
         if self.mode != COLOCATE or self.enable_sleep_mode or not self._places:
             yield from super()._iter_named_params()
-        elif is_peft_model(self.model) or self._dist.is_fsdp:
+        elif self._sends_merged():
             yield from (pair for pair in super()._iter_named_params() if pair[0] in self.setup.trainable)
         else:
-            yield from self._gathered(lambda name: name in self.setup.trainable)
+            yield from self._gathered(self.setup.trainable)
 
-    def _gathered(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _sends_merged(self) -> bool:
+        """True where TRL itself has to go through the weights: adapters are merged for it, FSDP's parts gathered."""
+        return bool(is_peft_model(self.model) or self._dist.is_fsdp)
+
+    def _gathered(self, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields some parameters, each gathered where ZeRO-3 cuts it; collective."""
         for name, parameter in self.model.named_parameters():
-            if chosen(name):
+            if name in names:
                 with self._dist.gather_params([parameter]):
                     yield name, parameter.data
 
-    def _check_weights(self, num_tensors: int | None) -> None:
-        """Compares tensors with the engine's: all, or some that every process draws alike; collective."""
-        if self.tensor_parallel_size > 1:
-            return  # each process holds a part; the log-probabilities are compared all the same
-        names = sorted(self._places)
-        if num_tensors is not None:
-            names = self._rng.sample(names, min(num_tensors, len(names)))
-        wanted = set(names)
-        merged = is_peft_model(self.model) or self._dist.is_fsdp
-        pairs = VLLMGeneration._iter_named_params(self) if merged else self._gathered(wanted.__contains__)
+    def _check_kept(self, names: Collection[str]) -> None:
+        """Compares some of the weights that were not sent; every process draws the same; collective."""
+        if self._sends_merged():
+            return  # merging all adapters once more for it would cost as much as the sync
+        drawn = self._rng.sample(sorted(names), min(self.setup.arguments.rollout_check_tensors, len(names)))
         engine = self._engine_weights()
-        for name, tensor in pairs:
-            if name in wanted:
-                self._compare(name, tensor, engine)
+        for name, tensor in self._gathered(set(drawn)):
+            self._compare(name, tensor, engine)
 
     def _compare(self, name: str, tensor: torch.Tensor, engine: dict[str, torch.Tensor]) -> None:
+        """Compares a tensor with the engine's, cast to the engine's dtype."""
+        if self.tensor_parallel_size > 1:
+            return  # each process holds a part; log-probabilities are compared all the same
         place = self._places[name]
         held = engine[place.parameter].detach().reshape(-1)[place.start : place.start + tensor.numel()]
         expected = tensor.detach().reshape(-1).to(held.dtype)
@@ -262,9 +268,15 @@ def check_covered(filled: dict[str, int], engine: dict[str, torch.Tensor]) -> No
             )
 
 
-def engine_width(dtype: str) -> int:
-    """Returns the bytes of an element."""
-    return 4 if dtype == "float32" else 2
+def check_sent(sent: Collection[str], known: Collection[str], trainable: Collection[str]) -> None:
+    """Checks that a sync sent every weight that trains.
+
+    Raises:
+        RuntimeError: naming one that keeps its former value in the engine.
+    """
+    forgotten = sorted(set(known) & set(trainable) - set(sent))
+    if forgotten:
+        raise RuntimeError(f"the weight sync left out {forgotten[0]} ({len(forgotten)} such), which trains")
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What wrote the replies of a run? `rollout.json`, beside the weights of `final/`, for whoever compares them.
 
     {"engine": "vllm 0.31.0", "engine_dtype": "bfloat16", "trainer_dtype": "float32", "corrected": false,
-     "gap": {"images": {"mean": 0.002, "p99": 0.04, "rounding": 0.002, "num_steps": 40}, "text": {…}}}
+     "gap": {"images": {"mean": 0.002, "p99": 0.04, "rounding": 0.002, "num_steps": 40}, "text": {…}},
+     "weight_sync": {"num_syncs": 40, "sent_bytes": …, "whole_bytes": …, "num_compared": …}}
 
 `gap` is |log p_engine - log p_trainer| of the sampled tokens, in nats a token, averaged over the logged steps;
 `rounding` is what rounding alone explains (`train/rollout_gap.py`). Arms whose gaps differ were trained on replies of
@@ -9,7 +10,7 @@ policies that differ from their own by different amounts.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,18 @@ class RolloutRecord:
     """True where the loss is weighted by the ratio of the trainer's to the engine's probabilities."""
 
 
-def write_rollout(directory: Path, record: RolloutRecord, rows: Iterable[Record]) -> None:
+def write_rollout(directory: Path, record: RolloutRecord, rows: Iterable[Record], facts: Mapping[str, Any]) -> None:
     """Writes the record of a run beside its weights.
 
     Args:
         directory: of the checkpoint.
         record: what wrote the replies.
         rows: what was logged, a row a logging step.
+        facts: what the trainer knows of the engine; of the last attempt.
     """
     kept = list(rows)
     gap = {kind: found for kind in KINDS if (found := _summary(kind, kept))}
-    write_text(directory / ROLLOUT_FILE, json.dumps({**asdict(record), "gap": gap}, indent=1) + "\n")
+    write_text(directory / ROLLOUT_FILE, json.dumps({**asdict(record), "gap": gap, **facts}, indent=1) + "\n")
 
 
 def _summary(kind: str, rows: list[Record]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class RolloutArguments:
         metadata={"help": "dtype in which vLLM computes: auto (the trainer's), float32, bfloat16 or float16"},
     )
     rollout_check_tensors: int = field(
-        default=8, metadata={"help": "weights read back from vLLM after each sync; after the first one all are"}
+        default=8,
+        metadata={"help": "frozen weights read back from vLLM after each sync; those that train always are"},
     )
     rollout_max_gap: float | None = field(
         default=None,

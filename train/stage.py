@@ -247,7 +247,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             raise Preempted(f"stopped by SIGTERM after step {trainer.state.global_step} of {trainer.state.max_steps}")
         if trainer.state.global_step < trainer.state.max_steps:
             raise RuntimeError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
-        provenance = partial(_write_rollout, rollout, log)
+        provenance = partial(_write_rollout, rollout, log, trainer.rollout_facts())
         write_final(trainer, start, digests, directory, lora=lora, provenance=provenance)
         if log is not None and proofs is not None:
             write_metrics(directory, log)
@@ -255,13 +255,13 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             shutil.rmtree(checkpoints_dir / UNPROVED_DIR, ignore_errors=True)
 
 
-def _write_rollout(record: RolloutRecord | None, log: RecordLog | None, final: Path) -> None:
+def _write_rollout(record: RolloutRecord | None, log: RecordLog | None, facts: Mapping[str, Any], final: Path) -> None:
     """Says beside the weights what wrote the replies; what the start's own training left there speaks of other ones."""
     if record is None:
         (final / ROLLOUT_FILE).unlink(missing_ok=True)
     else:
         assert log is not None
-        write_rollout(final, record, log)
+        write_rollout(final, record, log, facts)
 
 
 def _build_trainer(

@@ -1,5 +1,6 @@
 """Which trainers run? TRL's, watched, mended for prompts with and without images, their rollouts checked."""
 
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
         """The trainer's log-probabilities of the pass in progress."""
         with replaced(grpo_trainer, "VLLMGeneration", partial(CheckedGeneration, setup=engine)):
             super().__init__(*args, **kwargs)
+
+    def rollout_facts(self) -> dict[str, Any]:
+        return {"weight_sync": asdict(self.vllm_generation.report)} if self.use_vllm else {}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
         """Gives a prompt without images an empty list of them.

@@ -25,6 +25,10 @@ class WatchedTrainer(Trainer):
         self._telemetry = telemetry
         self.add_callback(telemetry)
 
+    def rollout_facts(self) -> dict[str, Any]:
+        """Returns what is known of the engine that wrote the replies; nothing for a trainer that has none."""
+        return {}
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         telemetry = self._telemetry
         # The last backward pass of a step is the one that averages gradients over processes; clipping comes after.

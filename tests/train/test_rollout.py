@@ -1,0 +1,289 @@
+"""Rollouts with vLLM, the parts that need no engine: prompts, gaps, what rounding explains, versions, records."""
+
+import itertools
+import json
+import random
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import train.rollout_setup as rollout_setup
+from models.loading import load_model
+from train.generation_defaults import describe, set_aside
+from train.rollout import check_covered, check_prompts, check_sent, kept_random_numbers, one_token_a_picture
+from train.rollout_gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
+from train.rollout_guard import Pass, RolloutGuard
+from train.rollout_record import RolloutRecord, write_rollout
+from train.rollout_setup import RolloutArguments, check_rollout, check_versions
+
+IMAGE, START, END = 9, 7, 8
+
+
+@pytest.mark.parametrize(
+    ("ids", "num_images", "expected"),
+    [
+        ([1, START, IMAGE, IMAGE, IMAGE, END, 2], 1, [1, START, IMAGE, END, 2]),
+        ([START, IMAGE, IMAGE, END, START, IMAGE, END, 3], 2, [START, IMAGE, END, START, IMAGE, END, 3]),
+        ([IMAGE, IMAGE, 1, IMAGE], 2, [IMAGE, 1, IMAGE]),
+        ([1, 2, 2, 3], 0, [1, 2, 2, 3]),
+        ([], 0, []),
+    ],
+)
+def test_each_picture_becomes_one_token_and_other_tokens_stay(
+    ids: list[int], num_images: int, expected: list[int]
+) -> None:
+    assert one_token_a_picture(ids, IMAGE, num_images=num_images) == expected
+
+
+def test_a_prompt_with_more_pictures_than_runs_is_no_prompt_of_ours() -> None:
+    with pytest.raises(AssertionError, match="1 runs of image tokens, 2 images"):
+        one_token_a_picture([START, IMAGE, IMAGE, END], IMAGE, num_images=2)
+
+
+def test_another_prompt_is_named_by_its_row_lengths_and_first_token() -> None:
+    check_prompts([[1, 2], [3]], [[1, 2], [3]])
+    with pytest.raises(
+        RuntimeError, match=r"prompt 1 of the batch has 3 tokens in the trainer and 5 in vLLM.* token 2 on"
+    ):
+        check_prompts([[1], [4, 5, 6]], [[1], [4, 5, 5, 5, 6]])
+    with pytest.raises(RuntimeError, match="differ from token 2 on"):
+        check_prompts([[4, 5]], [[4, 5, 6]])
+    with pytest.raises(RuntimeError, match="vLLM answered 1 prompts; 2 were asked"):
+        check_prompts([[1], [2]], [[1]])
+
+
+def test_a_weight_that_no_sync_reaches_is_named() -> None:
+    engine = {"qkv": torch.zeros(6), "embed_tokens.weight": torch.zeros(8)}
+    check_covered({"qkv": 6, "embed_tokens.weight": 7}, engine)  # rows that pad the vocabulary are nobody's
+    with pytest.raises(RuntimeError, match="fills 4 of 6 elements of vLLM's qkv"):
+        check_covered({"qkv": 4, "embed_tokens.weight": 8}, engine)
+    with pytest.raises(RuntimeError, match=r"fills 0 of 8 elements of vLLM's embed_tokens\.weight"):
+        check_covered({"qkv": 6}, engine)
+
+
+def test_a_trained_weight_that_was_not_sent_is_named() -> None:
+    check_sent({"a", "b"}, {"a", "b", "c"}, {"a", "b"})
+    with pytest.raises(RuntimeError, match=r"left out b \(1 such\)"):
+        check_sent({"a"}, {"a", "b", "c"}, {"a", "b"})
+
+
+def test_a_gap_is_the_mean_percentile_and_worst_reply_of_absolute_differences() -> None:
+    rng = np.random.default_rng(0)
+    engine, trainer = rng.normal(size=(5, 40)), rng.normal(size=(5, 40))
+    mask = rng.random((5, 40)) < 0.7
+    mask[3] = False  # a reply without a token
+    gap = measure_gap(*(torch.tensor(values) for values in (engine, trainer, mask)))
+    differences = np.abs(engine - trainer)
+    assert gap is not None
+    assert gap.num_tokens == mask.sum()
+    assert gap.mean == pytest.approx(differences[mask].mean())
+    assert gap.p99 == pytest.approx(np.quantile(differences[mask], 0.99))
+    assert gap.worst_reply == pytest.approx(
+        max(row[kept].mean() for row, kept in zip(differences, mask, strict=True) if kept.any())
+    )
+
+
+def test_tokens_that_the_engine_could_not_score_are_left_out_and_those_of_the_trainer_are_not() -> None:
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    nan = float("nan")
+    engine_lacks = measure_gap(torch.tensor([[nan, -1.0, -2.0]]), torch.tensor([[-9.0, -1.0, -2.5]]), mask)
+    assert engine_lacks is not None
+    assert (engine_lacks.num_tokens, engine_lacks.mean) == (2, 0.25)
+    trainer_lacks = measure_gap(torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[nan, -1.0, -1.0]]), mask)
+    assert trainer_lacks is not None
+    assert exceeds(trainer_lacks, engine_lacks)
+    assert measure_gap(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)) is None
+
+
+def test_prompts_with_and_without_pictures_are_told_apart() -> None:
+    engine, trainer = torch.tensor([[-1.0], [-2.0], [-3.0]]), torch.tensor([[-1.5], [-2.0], [-3.1]])
+    found = gaps_by_kind(engine, trainer, torch.ones(3, 1), [True, False, True])
+    assert found["text"].mean == 0
+    assert found["images"].mean == pytest.approx(0.3)
+    assert set(gaps_by_kind(engine, trainer, torch.ones(3, 1), [False] * 3)) == {"text"}
+
+
+def a_gap(mean: float, worst: float) -> Gap:
+    return Gap(num_tokens=100, mean=mean, p99=worst, worst_reply=worst)
+
+
+def test_one_wrong_reply_is_found_where_the_mean_hides_it() -> None:
+    noise = a_gap(0.002, 0.01)
+    assert not exceeds(a_gap(0.002 * GAP_FACTOR, 0.01 * GAP_FACTOR), noise)
+    assert exceeds(a_gap(0.004, 0.3), noise)
+    assert exceeds(a_gap(0.05, 0.06), noise)
+    assert not exceeds(a_gap(2e-6, 1e-5), a_gap(0.0, 0.0)), "a millionth of a nat is nobody's fault"
+
+
+def test_the_coarser_dtype_rules() -> None:
+    assert coarser("float32", "bfloat16") == coarser("bfloat16", "float16") == "bfloat16"
+    assert coarser("float32", "float32") == "float32"
+
+
+def _log_probs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        scores = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
+    return scores.gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def test_the_noise_explains_what_computing_in_bfloat16_changes(pocket_checkpoint: Path) -> None:
+    """The independent computation is the model itself, loaded in bfloat16."""
+    model, rounded = load_model(pocket_checkpoint), load_model(pocket_checkpoint, dtype=torch.bfloat16)
+    ids = torch.randint(20, 300, (8, 40), generator=torch.Generator().manual_seed(1))
+    exact, real = _log_probs(model, ids), _log_probs(rounded, ids)
+    state = torch.get_rng_state()
+    with rounding_noise(model, "bfloat16"):
+        noisy = _log_probs(model, ids)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(_log_probs(model, ids), exact), "the noise ends with its context"
+    explained, found = (exact - noisy).abs().mean(), (exact - real).abs().mean()
+    assert 0.4 < found / explained < 2.5
+
+
+def test_the_guard_measures_rounding_once_a_kind_and_again_before_it_stops_a_run(pocket_checkpoint: Path) -> None:
+    model = load_model(pocket_checkpoint)
+    ids = torch.randint(20, 300, (4, 20), generator=torch.Generator().manual_seed(1))
+    trainer = _log_probs(model, ids)
+    guard = RolloutGuard(dtype="bfloat16", engine="vllm 1", max_gap=None)
+    calls = []
+
+    def score() -> torch.Tensor:
+        calls.append(1)
+        return _log_probs(model, ids)
+
+    def a_pass(engine: torch.Tensor) -> Pass:
+        return Pass(
+            engine=engine, trainer=trainer, mask=torch.ones_like(ids[:, 1:]), has_images=[True] * 2 + [False] * 2
+        )
+
+    found = guard.compare(a_pass(trainer + 0.001), model, score, "cpu")
+    assert {kind: gap.mean for kind, gap in found.items()} == pytest.approx({"text": 0.001, "images": 0.001}, rel=1e-3)
+    guard.compare(a_pass(trainer - 0.001), model, score, "cpu")
+    assert len(calls) == 1
+    wrong = trainer.clone()
+    wrong[1] -= 3
+    with pytest.raises(RuntimeError, match=r"in prompts with pictures: .* no step was taken"):
+        guard.compare(a_pass(wrong), model, score, "cpu")
+    assert len(calls) == 2
+
+
+def test_a_bound_of_ones_own_replaces_what_rounding_explains(pocket_checkpoint: Path) -> None:
+    trainer = torch.full((2, 3), -1.0)
+    work = Pass(engine=trainer + 0.2, trainer=trainer, mask=torch.ones(2, 3), has_images=[False, False])
+    model = load_model(pocket_checkpoint)
+    RolloutGuard(dtype="float32", engine="vllm 1", max_gap=0.3).compare(work, model, lambda: trainer, "cpu")
+    with pytest.raises(RuntimeError, match=r"without pictures: .* by 0\.2 nats .* at most rollout_max_gap 0\.1"):
+        RolloutGuard(dtype="float32", engine="vllm 1", max_gap=0.1).compare(work, model, lambda: trainer, "cpu")
+
+
+def test_random_numbers_are_those_of_the_run_after_an_engine_seeded_them() -> None:
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = (random.random(), np.random.random(), torch.rand(1).item())
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    with kept_random_numbers():
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
+
+
+def training(**changes: Any) -> Any:
+    values = {
+        "use_vllm": True, "vllm_mode": "colocate", "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
+        **changes,
+    }  # fmt: skip
+    return SimpleNamespace(**values)
+
+
+def test_a_run_without_vllm_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_setup, "installed_vllm", lambda: None)
+    check_rollout(training(use_vllm=False, top_p=0.9))
+    with pytest.raises(ValueError, match="vLLM is not installed here; make setup-vllm"):
+        check_rollout(training())
+
+
+def test_versions_that_do_not_go_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's own metadata says which vLLM it knows: 1.16 from 0.22 to 0.31."""
+    real = rollout_setup.requires
+    known = {"vllm": ["transformers<4,>=3"]}
+    monkeypatch.setattr(rollout_setup, "requires", lambda name: known.get(name) or real(name))
+    monkeypatch.setattr(rollout_setup, "installed_vllm", lambda: ("vllm", "0.33.0"))
+    with pytest.raises(ValueError, match=r"trl .* goes with vLLM .*; found 0\.33\.0; make setup-vllm"):
+        check_versions()
+    monkeypatch.setattr(rollout_setup, "installed_vllm", lambda: ("vllm", "0.24.0+cu129"))
+    monkeypatch.setattr(rollout_setup, "version", lambda name: "0.24.0" if name == "vllm" else version(name))
+    with pytest.raises(ValueError, match=r"vllm 0\.24\.0 goes with Transformers .*; found 5\."):
+        check_versions()
+    known["vllm"] = ["transformers>=5"]
+    check_versions()
+
+
+def test_what_cannot_work_or_be_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_setup, "check_versions", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_rollout(training())
+    check_rollout(training(top_k=-1, min_p=0.0))
+    with pytest.raises(ValueError, match=r"server sends weights over NCCL .*; use vllm_mode: colocate"):
+        check_rollout(training(vllm_mode="server"))
+    with pytest.raises(ValueError, match=r"top_p 0\.9, repetition_penalty 1\.05: .* use_vllm: false"):
+        check_rollout(training(top_p=0.9, repetition_penalty=1.05))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rollout_dtype": "fp32"}, "rollout_dtype is 'fp32'; expected auto"),
+        ({"rollout_check_tensors": -1}, "rollout_check_tensors is -1"),
+        ({"rollout_max_gap": 0.0}, "rollout_max_gap is 0.0"),
+    ],
+)
+def test_arguments_are_checked(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        RolloutArguments(**changes)
+
+
+def test_what_a_checkpoint_asks_of_generation_does_not_act_on_rollouts(pocket_checkpoint: Path) -> None:
+    """The seam: where Transformers no longer fills unset fields from the checkpoint, this is no longer needed."""
+    from transformers import GenerationConfig
+
+    model = load_model(pocket_checkpoint)
+    end = model.generation_config.eos_token_id
+    model.generation_config.no_repeat_ngram_size = 2
+    model.generation_config.min_new_tokens = 5
+    model.generation_config.temperature = 0.7
+    ids = torch.tensor([[40, 41, 42]])
+
+    def reply() -> list[int]:
+        config = GenerationConfig(max_new_tokens=24, do_sample=False)
+        tokens: list[int] = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+        )[0, 3:].tolist()
+        return tokens
+
+    def repeats(tokens: list[int]) -> bool:
+        pairs = list(itertools.pairwise(tokens))
+        return len(set(pairs)) < len(pairs)
+
+    assert not repeats(reply()), "the checkpoint's setting acts"
+    found = set_aside(model)
+    assert found == {"min_new_tokens": 5, "no_repeat_ngram_size": 2}
+    assert "min_new_tokens 5, no_repeat_ngram_size 2: not applied" in describe(found)
+    assert repeats(reply()), "an untrained model goes round in circles"
+    assert model.generation_config.eos_token_id == end
+    assert set_aside(model) == {}
+
+
+def test_a_record_averages_what_was_logged(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"rollout_gap/text": 0.1, "rollout_gap_p99/text": 1.0, "rollout_rounding/text": 0.2},
+        {"rollout_gap/text": 0.3, "rollout_gap_p99/text": 2.0, "rollout_rounding/text": 0.2},
+        {"loss": 0.0, "rollout_gap/text": None},
+    ]
+    record = RolloutRecord(engine="vllm 1", engine_dtype="bfloat16", trainer_dtype="float32", corrected=False)
+    write_rollout(tmp_path, record, rows, {"weight_sync": {"num_syncs": 2}})
+    found = json.loads((tmp_path / "rollout.json").read_text())
+    assert found["gap"] == {"text": {"mean": 0.2, "p99": 1.5, "rounding": 0.2, "num_steps": 2}}
+    assert (found["engine"], found["corrected"], found["weight_sync"]) == ("vllm 1", False, {"num_syncs": 2})
