@@ -208,6 +208,7 @@ def _rollout(
         dtype=coarser(record.engine_dtype, record.trainer_dtype),
         engine=record.engine,
         max_gap=arguments.rollout_max_gap,
+        every=arguments.rollout_rounding_steps,
     )
     return {"engine": setup, "guard": guard}
 

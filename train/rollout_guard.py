@@ -4,7 +4,8 @@ The trainer computes the log-probabilities of the sampled tokens anyway, in its 
 compared before the pass's gradients are used, by prompts with and without pictures apart (`train/rollout_gap.py`), and
 logged beside what rounding explains: `rollout_gap/KIND`, `rollout_gap_p99/KIND` and `rollout_rounding/KIND`, in nats a
 token. The first pass of each kind in an attempt
-measures what rounding explains, with one more forward pass; so does every pass that exceeds what was measured before.
+measures what rounding explains, with one more forward pass; so does one in every `rollout_rounding_steps` steps, and
+every pass that exceeds what was measured before.
 """
 
 from collections.abc import Callable
@@ -35,19 +36,22 @@ class Pass:
 class RolloutGuard:
     """Compares every pass and stops the run where a gap is more than rounding explains."""
 
-    def __init__(self, *, dtype: str, engine: str, max_gap: float | None) -> None:
+    def __init__(self, *, dtype: str, engine: str, max_gap: float | None, every: int = 50) -> None:
         """Args:
         dtype: the coarser of the dtypes in which engine and trainer compute.
         engine: its name and version, for the message.
         max_gap: largest mean gap in nats a token; None: what rounding explains.
+        every: steps between measures of what rounding explains.
         """
+        self._every = every
+        self._measured_at: int | None = None
         self.dtype = dtype
         self._engine = engine
         self._max_gap = max_gap
         self.noise: dict[str, Gap] = {}
         """What rounding explains, by kind, as last measured."""
 
-    def compare(self, work: Pass, model: Any, score: Score, device: Any) -> dict[str, Gap]:
+    def compare(self, work: Pass, model: Any, score: Score, device: Any, *, step: int) -> dict[str, Gap]:
         """Returns the gaps of a pass by kind; collective where several processes train.
 
         Args:
@@ -55,13 +59,16 @@ class RolloutGuard:
             model: the trainer's, whose modules err while rounding is measured.
             score: the trainer's log-probabilities of the pass, computed anew.
             device: of the trainer's tensors.
+            step: of the run, which every process counts alike.
 
         Raises:
             RuntimeError: where a gap is more than rounding explains, in every process.
         """
         found = gaps_by_kind(work.engine, work.trainer, work.mask, work.has_images)
+        due = self._measured_at is None or (step != self._measured_at and step % self._every == 0)
         unknown = any(kind not in self.noise for kind in found)
-        if any_process(unknown or bool(self._excess(found)), device):
+        if any_process(due or unknown or self._excess(found) is not None, device):
+            self._measured_at = step
             with torch.no_grad(), rounding_noise(model, self.dtype):
                 noisy = score()
             self.noise |= gaps_by_kind(noisy, work.trainer, work.mask, work.has_images)

@@ -25,6 +25,9 @@ class RolloutArguments:
         default=8,
         metadata={"help": "frozen weights read back from vLLM after each sync; those that train always are"},
     )
+    rollout_rounding_steps: int = field(
+        default=50, metadata={"help": "steps between measures of what rounding explains, each a forward pass"}
+    )
     rollout_max_gap: float | None = field(
         default=None,
         metadata={
@@ -38,6 +41,8 @@ class RolloutArguments:
             raise ValueError(f"rollout_dtype is {self.rollout_dtype!r}; expected auto, float32, bfloat16 or float16")
         if self.rollout_check_tensors < 0:
             raise ValueError(f"rollout_check_tensors is {self.rollout_check_tensors}; expected a number of weights")
+        if self.rollout_rounding_steps < 1:
+            raise ValueError(f"rollout_rounding_steps is {self.rollout_rounding_steps}; expected a number of steps")
         if self.rollout_max_gap is not None and self.rollout_max_gap <= 0:
             raise ValueError(f"rollout_max_gap is {self.rollout_max_gap}; expected nats a token, above 0")
 

@@ -80,8 +80,8 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
             mask=inputs["completion_mask"],
             has_images=[count > 0 for count in num_images],
         )
-        found = self._guard.compare(work, model, partial(self._score, model, inputs), self.accelerator.device)
-        self._log_gaps(found)
+        score = partial(self._score, model, inputs)
+        self._log_gaps(self._guard.compare(work, model, score, self.accelerator.device, step=self.state.global_step))
 
     def _score(self, model: Any, inputs: Any) -> "torch.Tensor":
         import torch

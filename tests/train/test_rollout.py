@@ -145,7 +145,7 @@ def test_the_noise_explains_what_computing_in_bfloat16_changes(pocket_checkpoint
     assert 0.4 < found / explained < 2.5
 
 
-def test_the_guard_measures_rounding_once_a_kind_and_again_before_it_stops_a_run(pocket_checkpoint: Path) -> None:
+def test_the_guard_measures_rounding_at_first_every_so_often_and_before_it_stops_a_run(pocket_checkpoint: Path) -> None:
     model = load_model(pocket_checkpoint)
     ids = torch.randint(20, 300, (4, 20), generator=torch.Generator().manual_seed(1))
     trainer = _log_probs(model, ids)
@@ -161,24 +161,27 @@ def test_the_guard_measures_rounding_once_a_kind_and_again_before_it_stops_a_run
             engine=engine, trainer=trainer, mask=torch.ones_like(ids[:, 1:]), has_images=[True] * 2 + [False] * 2
         )
 
-    found = guard.compare(a_pass(trainer + 0.001), model, score, "cpu")
+    found = guard.compare(a_pass(trainer + 0.001), model, score, "cpu", step=0)
     assert {kind: gap.mean for kind, gap in found.items()} == pytest.approx({"text": 0.001, "images": 0.001}, rel=1e-3)
-    guard.compare(a_pass(trainer - 0.001), model, score, "cpu")
+    guard.compare(a_pass(trainer - 0.001), model, score, "cpu", step=49)
     assert len(calls) == 1
+    for _ in range(2):  # the passes of one step
+        guard.compare(a_pass(trainer - 0.001), model, score, "cpu", step=50)
+    assert len(calls) == 2
     wrong = trainer.clone()
     wrong[1] -= 3
     with pytest.raises(RuntimeError, match=r"in prompts with pictures: .* no step was taken"):
-        guard.compare(a_pass(wrong), model, score, "cpu")
-    assert len(calls) == 2
+        guard.compare(a_pass(wrong), model, score, "cpu", step=51)
+    assert len(calls) == 3
 
 
 def test_a_bound_of_ones_own_replaces_what_rounding_explains(pocket_checkpoint: Path) -> None:
     trainer = torch.full((2, 3), -1.0)
     work = Pass(engine=trainer + 0.2, trainer=trainer, mask=torch.ones(2, 3), has_images=[False, False])
     model = load_model(pocket_checkpoint)
-    RolloutGuard(dtype="float32", engine="vllm 1", max_gap=0.3).compare(work, model, lambda: trainer, "cpu")
+    RolloutGuard(dtype="float32", engine="vllm 1", max_gap=0.3).compare(work, model, lambda: trainer, "cpu", step=0)
     with pytest.raises(RuntimeError, match=r"without pictures: .* by 0\.2 nats .* at most rollout_max_gap 0\.1"):
-        RolloutGuard(dtype="float32", engine="vllm 1", max_gap=0.1).compare(work, model, lambda: trainer, "cpu")
+        RolloutGuard(dtype="float32", engine="vllm 1", max_gap=0.1).compare(work, model, lambda: trainer, "cpu", step=0)
 
 
 def test_random_numbers_are_those_of_the_run_after_an_engine_seeded_them() -> None:
