@@ -96,7 +96,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     """Trains to the end and returns the run directory."""
     check_windows(training)
     check_save_steps(training)
-    check_rollout(training)
+    check_rollout(training, ours.rollout)
     reward_functions = bind_rewards(
         ours.rewards,
         weights=training.reward_weights,
@@ -209,6 +209,7 @@ def _rollout(
         engine=record.engine,
         max_gap=arguments.rollout_max_gap,
         every=arguments.rollout_rounding_steps,
+        top_p=training.top_p,
     )
     return {"engine": setup, "guard": guard}
 

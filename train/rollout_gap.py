@@ -7,6 +7,9 @@ coarser of the two dtypes. A gap of more than `GAP_FACTOR` times what that noise
 
 Two statistics are compared: the mean over all tokens, and the worst reply, which is the largest mean over the tokens of
 one reply. A fault in one prompt of a batch shows in the second and hides in the first.
+
+With `top_p` = q < 1 the engine's probabilities are those of a cut distribution, each at most 1/q times the trainer's:
+log p_engine - log p_trainer may lie anywhere in [0, -log q], and the gap is its distance from there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,6 +49,7 @@ def measure_gap(
     engine: Float[torch.Tensor, "replies tokens"],
     trainer: Float[torch.Tensor, "replies tokens"],
     mask: Bool[torch.Tensor, "replies tokens"],
+    slack: float = 0.0,
 ) -> Gap | None:
     """Compares log-probabilities of the same tokens; None where there is no token.
 
@@ -53,9 +57,11 @@ def measure_gap(
         engine: log-probabilities under the engine; tokens that it could not score are NaN and left out.
         trainer: the same under the trainer.
         mask: which places hold a sampled token.
+        slack: how much larger, in nats, the engine's may be: -log of `top_p`.
     """
     mask = mask & ~torch.isnan(engine)
-    gaps = ((engine - trainer).abs() * mask).nan_to_num(nan=float("inf"))
+    above = engine - trainer
+    gaps = (torch.maximum(above - slack, -above).clamp(min=0) * mask).nan_to_num(nan=float("inf"))
     lengths = mask.sum(dim=1)
     if not bool(lengths.sum()):
         return None
@@ -74,13 +80,17 @@ MAX_QUANTILE_TOKENS = 1_000_000
 
 
 def gaps_by_kind(
-    engine: torch.Tensor, trainer: torch.Tensor, mask: torch.Tensor, has_images: Sequence[bool]
+    engine: torch.Tensor,
+    trainer: torch.Tensor,
+    mask: torch.Tensor,
+    has_images: Sequence[bool],
+    slack: float = 0.0,
 ) -> dict[str, Gap]:
     """Returns the gap of prompts without and with pictures, where there are any."""
     seeing = torch.tensor(list(has_images), dtype=torch.bool, device=mask.device)
     found = {}
     for kind, rows in ((TEXT, ~seeing), (IMAGES, seeing)):
-        gap = measure_gap(engine[rows], trainer[rows], mask[rows].bool()) if bool(rows.any()) else None
+        gap = measure_gap(engine[rows], trainer[rows], mask[rows].bool(), slack) if bool(rows.any()) else None
         if gap is not None:
             found[kind] = gap
     return found

@@ -8,6 +8,7 @@ measures what rounding explains, with one more forward pass; so does one in ever
 every pass that exceeds what was measured before.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,13 +37,15 @@ class Pass:
 class RolloutGuard:
     """Compares every pass and stops the run where a gap is more than rounding explains."""
 
-    def __init__(self, *, dtype: str, engine: str, max_gap: float | None, every: int = 50) -> None:
+    def __init__(self, *, dtype: str, engine: str, max_gap: float | None, every: int = 50, top_p: float = 1.0) -> None:
         """Args:
         dtype: the coarser of the dtypes in which engine and trainer compute.
         engine: its name and version, for the message.
         max_gap: largest mean gap in nats a token; None: what rounding explains.
         every: steps between measures of what rounding explains.
+        top_p: of the sampling.
         """
+        self._slack = -math.log(top_p)
         self._every = every
         self._measured_at: int | None = None
         self.dtype = dtype
@@ -64,7 +67,7 @@ class RolloutGuard:
         Raises:
             RuntimeError: where a gap is more than rounding explains, in every process.
         """
-        found = gaps_by_kind(work.engine, work.trainer, work.mask, work.has_images)
+        found = gaps_by_kind(work.engine, work.trainer, work.mask, work.has_images, self._slack)
         due = self._measured_at is None or (step != self._measured_at and step % self._every == 0)
         unknown = any(kind not in self.noise for kind in found)
         if any_process(due or unknown or self._excess(found) is not None, device):

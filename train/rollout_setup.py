@@ -115,7 +115,7 @@ def _needs(distribution: str, package: str, *, extra: str | None = None) -> "Req
     return None
 
 
-def check_rollout(training: "GRPOConfig") -> None:
+def check_rollout(training: "GRPOConfig", arguments: RolloutArguments) -> None:
     """Refuses rollouts that cannot work or cannot be checked.
 
     Raises:
@@ -134,15 +134,15 @@ def check_rollout(training: "GRPOConfig") -> None:
     cut = [
         f"{name} {value}"
         for name, value, neutral in (
-            ("top_p", training.top_p, (1.0, None)),
             ("top_k", training.top_k, (0, -1, None)),
             ("min_p", training.min_p, (0.0, None)),
             ("repetition_penalty", training.repetition_penalty, (1.0, None)),
         )
         if value not in neutral
     ]
-    if cut:
+    if cut and arguments.rollout_max_gap is None:
         raise ValueError(
-            f"{', '.join(cut)}: vLLM's log-probabilities would be those of a cut distribution and could not be "
-            "compared with the trainer's; leave these settings out, or set use_vllm: false"
+            f"{', '.join(cut)}: vLLM's log-probabilities are then those of another distribution, so that no rounding "
+            "explains how far they are from the trainer's; leave these settings out, or say with rollout_max_gap how "
+            "far they may be"
         )

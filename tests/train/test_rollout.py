@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import train.rollout_setup as rollout_setup
 from models.loading import load_model
+from tracking.command import REPOSITORY_ROOT
 from train.generation_defaults import describe, set_aside
 from train.rollout import check_covered, check_prompts, check_sent, kept_random_numbers, one_token_a_picture
 from train.rollout_gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
@@ -98,6 +101,17 @@ def test_tokens_that_the_engine_could_not_score_are_left_out_and_those_of_the_tr
     assert trainer_lacks is not None
     assert exceeds(trainer_lacks, engine_lacks)
     assert measure_gap(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)) is None
+
+
+def test_a_cut_distribution_may_give_more_but_never_less() -> None:
+    trainer, mask = torch.full((1, 4), -2.0), torch.ones(1, 4, dtype=torch.bool)
+    slack = -math.log(0.95)
+    gap = measure_gap(trainer + torch.tensor([[0.0, slack / 2, slack, slack + 0.3]]), trainer, mask, slack)
+    assert gap is not None
+    assert gap.mean == pytest.approx(0.3 / 4, abs=1e-6)
+    below = measure_gap(trainer - 0.2, trainer, mask, slack)
+    assert below is not None
+    assert below.mean == pytest.approx(0.2)
 
 
 def test_prompts_with_and_without_pictures_are_told_apart() -> None:
@@ -203,9 +217,9 @@ def training(**changes: Any) -> Any:
 
 def test_a_run_without_vllm_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_setup, "installed_vllm", lambda: None)
-    check_rollout(training(use_vllm=False, top_p=0.9))
+    check_rollout(training(use_vllm=False, top_k=5), RolloutArguments())
     with pytest.raises(ValueError, match="vLLM is not installed here; make setup-vllm"):
-        check_rollout(training())
+        check_rollout(training(), RolloutArguments())
 
 
 def test_versions_that_do_not_go_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,12 +241,24 @@ def test_versions_that_do_not_go_together_are_refused(monkeypatch: pytest.Monkey
 def test_what_cannot_work_or_be_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_setup, "check_versions", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check_rollout(training())
-    check_rollout(training(top_k=-1, min_p=0.0))
+    check_rollout(training(top_k=-1, min_p=0.0, top_p=0.9), RolloutArguments())
     with pytest.raises(ValueError, match=r"server sends weights over NCCL .*; use vllm_mode: colocate"):
-        check_rollout(training(vllm_mode="server"))
-    with pytest.raises(ValueError, match=r"top_p 0\.9, repetition_penalty 1\.05: .* use_vllm: false"):
-        check_rollout(training(top_p=0.9, repetition_penalty=1.05))
+        check_rollout(training(vllm_mode="server"), RolloutArguments())
+    cut = training(top_k=40, repetition_penalty=1.05)
+    with pytest.raises(ValueError, match=r"top_k 40, repetition_penalty 1\.05: .* with rollout_max_gap how far"):
+        check_rollout(cut, RolloutArguments())
+    check_rollout(cut, RolloutArguments(rollout_max_gap=0.5))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY_ROOT / "configs").glob("*/g*po*.yaml")), ids=lambda path: str(path)[-40:]
+)
+def test_every_shipped_recipe_can_be_compared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_setup, "check_versions", lambda: None)
+    values = yaml.safe_load(path.read_text())
+    check_rollout(
+        training(**{name: values[name] for name in training().__dict__ if name in values}), RolloutArguments()
+    )
 
 
 @pytest.mark.parametrize(
