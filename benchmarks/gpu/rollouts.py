@@ -1,0 +1,69 @@
+"""Does `train.grpo` run from checkpoint to checkpoint, and what does vLLM change? Two steps of `only-late` at 3B.
+
+Each way is the command itself, in a process of its own: loading, rollouts, training, the checkpoint and the proof that
+what was frozen has not changed. Rollouts come from Transformers and, where it is installed, from vLLM beside training.
+"""
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.records import Figures
+from benchmarks.gpu.shapes import SFT, Shapes, prepare, release_memory
+from benchmarks.gpu.training import ARMS, fixed_length, grpo_words
+from tracking.command import REPOSITORY_ROOT
+
+ARM = "only-late"
+NUM_STEPS = 2
+VLLM = [
+    *("--use_vllm", "true", "--vllm_mode", "colocate", "--vllm_enable_sleep_mode", "true"),
+    *("--vllm_gpu_memory_utilization", "0.3", "--vllm_max_model_length", "2048"),
+    *("--vllm_importance_sampling_correction", "false"),
+]
+COLUMNS = ("step_time", "loss", "grad_norm", "completions/mean_length")
+"""Of `metrics.csv`, beside every one of sampling/: the gap between vLLM's log-probabilities and the trainer's."""
+
+
+def train(words: list[str], output_dir: Path) -> dict[str, Any]:
+    """Runs the command and reads what it left.
+
+    Raises:
+        RuntimeError: with the end of what it said, where it fails.
+    """
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "train.grpo", *words, "--output_dir", str(output_dir), *ARMS[ARM]],
+        cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        end = "\n".join(done.stdout.splitlines()[-40:])
+        raise RuntimeError(f"train.grpo ended with exit status {done.returncode}:\n{end}")
+    with (output_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    report = json.loads((output_dir / "freeze_report.json").read_text())
+    frozen = [tensor for tensor in report["tensors"] if tensor["frozen"]]
+    return {
+        "seconds": seconds,
+        "steps": [{name: row[name] for name in row if name in COLUMNS or name.startswith("sampling/")} for row in rows],
+        "num_frozen_tensors": len(frozen),
+        "num_frozen_tensors_changed": sum(bool(tensor["num_changed"]) for tensor in frozen),
+        "final_gib": sum(f.stat().st_size for f in (output_dir / "final").glob("*.safetensors")) / 2**30,
+    }
+
+
+def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
+    """The step `rollouts`."""
+    figures.note(arm=ARM, **prepare(work_dir, shapes))
+    release_memory()
+    words = grpo_words(shapes, work_dir / SFT, work_dir, num_steps=NUM_STEPS)
+    figures.note(transformers=train([*words, *fixed_length(shapes)], work_dir / "rollouts-transformers"))
+    if importlib.util.find_spec("vllm") is None:
+        figures.note(vllm="skipped: vllm is not installed")
+        return
+    figures.note(vllm=train([*words, *VLLM], work_dir / "rollouts-vllm"))
