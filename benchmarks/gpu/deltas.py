@@ -26,7 +26,7 @@ def measure_shape(shape: str, shapes: Shapes) -> dict[str, Any]:
     delta = stored_update(int(num_rows), int(num_columns)).to(shapes.device)
 
     def theirs() -> torch.Tensor:
-        values = torch.linalg.svdvals(delta)
+        values: torch.Tensor = torch.linalg.svdvals(delta)
         synchronise()
         return values
 

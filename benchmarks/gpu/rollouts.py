@@ -47,12 +47,16 @@ def train(words: list[str], output_dir: Path) -> dict[str, Any]:
     with (output_dir / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     report = json.loads((output_dir / "freeze_report.json").read_text())
-    frozen = [tensor for tensor in report["tensors"] if tensor["frozen"]]
+    changed = {
+        state: [bool(t["num_changed"]) for t in report["tensors"] if t["frozen"] is state] for state in (True, False)
+    }
     return {
         "seconds": seconds,
         "steps": [{name: row[name] for name in row if name in COLUMNS or name.startswith("sampling/")} for row in rows],
-        "num_frozen_tensors": len(frozen),
-        "num_frozen_tensors_changed": sum(bool(tensor["num_changed"]) for tensor in frozen),
+        "num_frozen_tensors": len(changed[True]),
+        "num_frozen_tensors_changed": sum(changed[True]),
+        "num_trained_tensors": len(changed[False]),
+        "num_trained_tensors_changed": sum(changed[False]),
         "final_gib": sum(f.stat().st_size for f in (output_dir / "final").glob("*.safetensors")) / 2**30,
     }
 

@@ -19,8 +19,11 @@ UPDATE_STD = 1e-4
 CELL = 28
 """Pixels of the side of a picture that one vision token stands for."""
 NUM_PROMPTS = 8
+NUM_ANSWERS = 3
+SPACE = "Ġ"
+"""As byte-level BPE writes it."""
 SMALL: dict[str, Any] = {
-    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 8,
     "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 2048,
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
 }  # fmt: skip
@@ -68,7 +71,7 @@ REAL = Shapes(
     length_7b=1152,
 )  # fmt: skip
 TINY = Shapes(
-    device="cpu", small=True, picture_cells=4, reply_tokens=6, num_warm_up=1, num_steps=2, attention_tokens=200,
+    device="cpu", small=True, picture_cells=4, reply_tokens=4, num_warm_up=1, num_steps=2, attention_tokens=200,
     attention_reply_tokens=40, spectra=("48x48", "48x96"), compared_with_fp64=("48x48",), num_rounds=2,
     probe_shape="tiny", probe_shape_7b="tiny", probe_dtype="float32", num_problems=2, num_new_tokens=4, length_7b=48,
 )  # fmt: skip
@@ -139,7 +142,7 @@ def write_checkpoint(directory: Path, shapes: Shapes, *, num_layers: int | None 
     )
     places = [directory] if changed is None else [directory, changed]
     for place in places:
-        if place is changed:
+        if place == changed:
             with torch.no_grad():
                 for parameter in model.model.language_model.layers.parameters():
                     parameter.add_(torch.randn_like(parameter), alpha=UPDATE_STD)
@@ -147,6 +150,19 @@ def write_checkpoint(directory: Path, shapes: Shapes, *, num_layers: int | None 
             with partial_directory(place) as partial:
                 model.save_pretrained(partial)
                 processor.save_pretrained(partial)
+                name_all_tokens(partial / "tokenizer.json", config.get_text_config().vocab_size)
+
+
+def name_all_tokens(path: Path, vocabulary: int) -> None:
+    """Gives every token that a random model may say a text of its own, so that replies can be told apart and graded.
+
+    Texts are never cut into these tokens. Each ends in a number, so that some replies are right.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    vocab: dict[str, int] = values["model"]["vocab"]
+    vocab |= {token["content"]: token["id"] for token in values["added_tokens"]}
+    vocab |= {f"{SPACE}w{number}{SPACE}{number % NUM_ANSWERS}": number for number in range(len(vocab), vocabulary)}
+    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
 def prepare(work_dir: Path, shapes: Shapes) -> dict[str, float]:
@@ -183,7 +199,7 @@ def write_prompt_set(directory: Path, shapes: Shapes) -> None:
             prompts.append(
                 Prompt(
                     id=str(number), ability="vision", question=f"How many red objects are there ? {number}",
-                    answer=str(number), answer_kind="number", images=(f"images/{number}.png",),
+                    answer=str(number % NUM_ANSWERS), answer_kind="number", images=(f"images/{number}.png",),
                 )
             )  # fmt: skip
         write_prompts(partial, "rl", prompts)

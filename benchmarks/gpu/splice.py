@@ -20,7 +20,7 @@ def answers(model: Path, output_dir: Path, work_dir: Path, shapes: Shapes) -> tu
     evaluate(
         [
             *("--model", str(model), "--tasks", f"{work_dir / 'prompts'}:rl", "--output_dir", str(output_dir)),
-            *("--prompt_style", "think", "--batch_size", "8", "--dtype", "bfloat16"),
+            *("--batch_size", "8", "--dtype", "bfloat16", "--temperature", "1"),  # drawn: telling of small differences
             *("--max_new_tokens", str(min(NUM_NEW_TOKENS, 4 * shapes.reply_tokens))),
         ]
     )

@@ -179,6 +179,7 @@ def loaded_once(directory: Path, shapes: Shapes) -> Iterator[None]:
 
     read = models.loading.load_model
     pristine = read(directory, dtype=torch.bfloat16)
+    stage: Any = train.stage
 
     def load(*_: Any, **__: Any) -> Any:
         model = copy.deepcopy(pristine).to(shapes.device).float()
@@ -186,11 +187,11 @@ def loaded_once(directory: Path, shapes: Shapes) -> Iterator[None]:
             config.dtype = torch.float32
         return model
 
-    models.loading.load_model = train.stage.load_model = load
+    models.loading.load_model = stage.load_model = load
     try:
         yield
     finally:
-        models.loading.load_model = train.stage.load_model = read
+        models.loading.load_model = stage.load_model = read
 
 
 def visit(arm: str, words: Sequence[str], output_dir: Path) -> dict[str, Any]:
@@ -209,7 +210,6 @@ def visit(arm: str, words: Sequence[str], output_dir: Path) -> dict[str, Any]:
             pass
         except torch.OutOfMemoryError as error:
             failure = str(error).splitlines()[0]
-    gc.collect()  # the trainer lives on in the exception's frames until here
     release_memory()
     return {"contender": arm, "steps": clock.steps, "out_of_memory": failure}
 
@@ -271,6 +271,7 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
         words[words.index("--model_name_or_path") + 1] = str(start)
     forecasts = {arm: forecast_of(words, shapes, arm) for arm in ARMS}
     rows: list[dict[str, Any]] = []
+    gc.freeze()  # what is imported by now stays: the many collections between contenders need not look through it
     with loaded_once(start, shapes):
         for number, arm in enumerate(VISITS):
             begin = time.perf_counter()
