@@ -20,8 +20,8 @@ RESULTS = "GPU_TEST_RESULTS"
 MARK = "pytest.mark.gpu"
 MODES = "tests/train/test_modes.py"
 """Trains in every mode and takes minutes: a step of its own."""
-REHEARSED = ("tests/eval/test_batching.py", "not gpu and not slow")
-"""What runs in the rehearsal in place of the tests that need a GPU."""
+REHEARSED = "batches_are_halved"
+"""What runs in the rehearsal in place of the tests that need a GPU, whose files it only imports."""
 MAX_CHARACTERS = 4000
 """Of a failure, from its end."""
 
@@ -54,8 +54,8 @@ def marked_files() -> list[str]:
     return sorted(path.relative_to(REPOSITORY_ROOT).as_posix() for path in found)
 
 
-def run_pytest(figures: Figures, files: Sequence[str], marker: str, work_dir: Path) -> None:
-    """Runs tests and notes every result while they run.
+def run_pytest(figures: Figures, files: Sequence[str], chosen: Sequence[str], work_dir: Path) -> None:
+    """Runs the chosen tests of some files and notes every result while they run.
 
     Raises:
         RuntimeError: where a test fails, or none was found.
@@ -63,7 +63,7 @@ def run_pytest(figures: Figures, files: Sequence[str], marker: str, work_dir: Pa
     results = work_dir / "results.jsonl"
     results.write_text("")
     command = [
-        sys.executable, "-m", "pytest", *files, "-m", marker, "-p", "benchmarks.gpu.testing", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", *files, *chosen, "-p", "benchmarks.gpu.testing", "-p", "no:cacheprovider",
         "-q", "--basetemp", str(work_dir / "pytest"),
     ]  # fmt: skip
     paths = [str(REPOSITORY_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -96,15 +96,17 @@ def count(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     """The step `tests`."""
-    files, marker = [file for file in marked_files() if file != MODES], "gpu"
+    files = [file for file in marked_files() if file != MODES]
     figures.note(files=files)
-    if shapes.device == "cpu":
-        file, marker = REHEARSED
-        files = [file]
-    run_pytest(figures, files, marker, work_dir)
+    run_pytest(figures, files, chosen_for(shapes, REHEARSED), work_dir)
 
 
 def run_modes(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     """The step `modes`."""
     figures.note(files=[MODES])
-    run_pytest(figures, [MODES], "gpu" if shapes.device == "cuda" else "not gpu and not slow", work_dir)
+    run_pytest(figures, [MODES], chosen_for(shapes, "every_pair_of_factors"), work_dir)
+
+
+def chosen_for(shapes: Shapes, rehearsed: str) -> list[str]:
+    """Returns the flags that choose the tests."""
+    return ["-m", "gpu"] if shapes.device == "cuda" else ["-m", "not gpu and not slow", "-k", rehearsed]
