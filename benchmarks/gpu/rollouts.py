@@ -21,7 +21,7 @@ from tracking.command import REPOSITORY_ROOT
 ARM = "only-late"
 NUM_STEPS = 2
 VLLM = [
-    *("--use_vllm", "true", "--vllm_mode", "colocate", "--vllm_enable_sleep_mode", "true"),
+    *("--use_vllm", "true", "--vllm_mode", "colocate"),
     *("--vllm_gpu_memory_utilization", "0.3", "--vllm_max_model_length", "2048"),
     *("--vllm_importance_sampling_correction", "false"),
 ]
@@ -70,4 +70,5 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     if importlib.util.find_spec("vllm") is None:
         figures.note(vllm="skipped: vllm is not installed")
         return
-    figures.note(vllm=train([*words, *VLLM], work_dir / "rollouts-vllm"))
+    sleeps = ["--vllm_enable_sleep_mode", str(shapes.device == "cuda")]  # vLLM has it on GPUs alone
+    figures.note(vllm=train([*words, *VLLM, *sleeps], work_dir / "rollouts-vllm"))

@@ -126,14 +126,15 @@ class StepClock:
             found = peak_bytes()
             if found is not None:
                 row[name] = max(found["allocated"], row.get(name, 0))
+                row["reserved_bytes"] = max(found["reserved"], row.get("reserved_bytes", 0))
                 torch.cuda.reset_peak_memory_stats()
 
         class Parts(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
                 nonlocal begin
                 synchronise()
+                take_peak("before_peak_bytes")
                 row.clear()
-                take_peak("_before")
                 row.update(generate_s=0.0, backward_s=0.0)
                 begin = time.perf_counter()
 
@@ -146,7 +147,7 @@ class StepClock:
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 synchronise()
                 row["step_s"] = time.perf_counter() - begin
-                clock.steps.append({name: value for name, value in row.items() if name != "_before"})
+                clock.steps.append(dict(row))
 
             def on_train_end(self, *_: Any, **__: Any) -> None:
                 raise MeasuredError
@@ -244,6 +245,8 @@ def summarise(rows: Sequence[dict[str, Any]], num_warm_up: int) -> list[dict[str
         ]
         forecast = own[0]["forecast_bytes"]
         summary["peak_bytes"] = max(peaks, default=None)
+        reserved = [step["reserved_bytes"] for row in own for step in row["steps"] if "reserved_bytes" in step]
+        summary["reserved_bytes"] = max(reserved, default=None)
         summary["forecast_peak_bytes"] = max(forecast.values())
         summary["forecast_to_peak"] = max(forecast.values()) / max(peaks) if peaks else None
         summary["out_of_memory"] = next((row["out_of_memory"] for row in own if row["out_of_memory"]), None)
