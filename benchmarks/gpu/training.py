@@ -1,12 +1,10 @@
 """What do a step of GRPO and its memory cost, per arm? Through `train.grpo`, beside plain TRL and the plan's forecast.
 
-One process for all contenders: each gets a fresh copy of the same model, takes a few steps and gives its memory back
-(an fp32 model of 3B with gradients and Adam's moments takes 56 GiB, so no two fit one GPU). Plain TRL and `full` come
-first and last. Weights are fp32 with bf16 arithmetic, since bf16 alone loses updates and DeepSpeed is not needed on one
-GPU. Memory is what PyTorch's allocator held at most, per part of a step; the forecast's without its allowance for CUDA.
+One process for all contenders: each draws the same weights, takes a few steps and gives its memory back (an fp32 model
+of 3B with gradients and Adam's moments takes 56 GiB, so no two fit one GPU). Plain TRL and `full` come first and last.
+Weights are fp32 with bf16 arithmetic, since bf16 alone loses updates and DeepSpeed is not needed on one GPU. Memory is what PyTorch's allocator held at most, per part of a step; the forecast's without its allowance for CUDA.
 """
 
-import copy
 import gc
 import json
 import time
@@ -24,6 +22,7 @@ from benchmarks.gpu.shapes import (
     model_config,
     peak_bytes,
     prepare,
+    random_model,
     release_memory,
     synchronise,
     write_checkpoint,
@@ -171,24 +170,25 @@ class StepClock:
 
 
 @contextmanager
-def loaded_once(directory: Path, shapes: Shapes) -> Iterator[None]:
-    """Within it, loading the model gives an fp32 copy, on the GPU, of one that was read from disk once."""
+def drawn_weights(directory: Path, shapes: Shapes) -> Iterator[None]:
+    """Within it, loading a model draws its weights instead, in fp32 and where they are to train.
+
+    They are random either way; reading them from disk for each contender would take longer than its steps.
+    """
     import torch
+    from transformers import AutoConfig, GenerationConfig
 
     import models.loading
     import train.stage
 
-    read = models.loading.load_model
-    pristine = read(directory, dtype=torch.bfloat16)
-    stage: Any = train.stage
-
-    def load(*_: Any, **__: Any) -> Any:
-        model = copy.deepcopy(pristine).to(shapes.device).float()
-        for config in (model.config, model.config.get_text_config(), model.config.vision_config):
-            config.dtype = torch.float32
+    def draw(*_: Any, **__: Any) -> Any:
+        model = random_model(AutoConfig.from_pretrained(directory), shapes.device, torch.float32)
+        model.generation_config = GenerationConfig.from_pretrained(directory)
         return model
 
-    models.loading.load_model = stage.load_model = load
+    stage: Any = train.stage
+    read = models.loading.load_model
+    models.loading.load_model = stage.load_model = draw
     try:
         yield
     finally:
@@ -212,7 +212,8 @@ def visit(arm: str, words: Sequence[str], output_dir: Path) -> dict[str, Any]:
         except torch.OutOfMemoryError as error:
             failure = str(error).splitlines()[0]
     release_memory()
-    return {"contender": arm, "steps": clock.steps, "out_of_memory": failure}
+    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else None
+    return {"contender": arm, "steps": clock.steps, "out_of_memory": failure, "held_afterwards_bytes": held}
 
 
 def summarise(rows: Sequence[dict[str, Any]], num_warm_up: int) -> list[dict[str, Any]]:
@@ -275,7 +276,7 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     forecasts = {arm: forecast_of(words, shapes, arm) for arm in ARMS}
     rows: list[dict[str, Any]] = []
     gc.freeze()  # what is imported by now stays: the many collections between contenders need not look through it
-    with loaded_once(start, shapes):
+    with drawn_weights(start, shapes):
         for number, arm in enumerate(VISITS):
             begin = time.perf_counter()
             row = visit(arm, words, work_dir / "runs" / f"{number}")
