@@ -7,6 +7,8 @@ what was frozen has not changed. Rollouts come from Transformers and, where it i
 import csv
 import importlib.util
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +28,19 @@ VLLM = [
     *("--vllm_importance_sampling_correction", "false"),
 ]
 COLUMNS = ("step_time", "loss", "grad_norm", "completions/mean_length")
-"""Of `metrics.csv`, beside every one of sampling/: the gap between vLLM's log-probabilities and the trainer's."""
+"""Of `metrics.csv`."""
+GAPS = ("sampling/", "rollout_")
+"""Beginnings of further columns: the gap between vLLM's log-probabilities and the trainer's."""
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on.
+
+    TRL (1.16) takes the first free one of four and binds it only after the model is loaded: two runs collide.
+    """
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
 
 
 def train(words: list[str], output_dir: Path) -> dict[str, Any]:
@@ -38,7 +52,7 @@ def train(words: list[str], output_dir: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "train.grpo", *words, "--output_dir", str(output_dir), *ARMS[ARM]],
-        cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        cwd=REPOSITORY_ROOT, env={**os.environ, "MASTER_PORT": str(free_port())}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     seconds = time.perf_counter() - begin
     if done.returncode:
@@ -52,7 +66,7 @@ def train(words: list[str], output_dir: Path) -> dict[str, Any]:
     }
     return {
         "seconds": seconds,
-        "steps": [{name: row[name] for name in row if name in COLUMNS or name.startswith("sampling/")} for row in rows],
+        "steps": [{name: row[name] for name in row if name in COLUMNS or name.startswith(GAPS)} for row in rows],
         "num_frozen_tensors": len(changed[True]),
         "num_frozen_tensors_changed": sum(changed[True]),
         "num_trained_tensors": len(changed[False]),

@@ -2,7 +2,8 @@
 
 One process for all contenders: each draws the same weights, takes a few steps and gives its memory back (an fp32 model
 of 3B with gradients and Adam's moments takes 56 GiB, so no two fit one GPU). Plain TRL and `full` come first and last.
-Weights are fp32 with bf16 arithmetic, since bf16 alone loses updates and DeepSpeed is not needed on one GPU. Memory is what PyTorch's allocator held at most, per part of a step; the forecast's without its allowance for CUDA.
+Weights are fp32 with bf16 arithmetic, since bf16 alone loses updates and DeepSpeed is not needed on one GPU. Memory is
+what PyTorch's allocator held at most, per part of a step; the forecast's is without its allowance for CUDA.
 """
 
 import gc
