@@ -153,7 +153,7 @@ def run_steps(arguments: argparse.Namespace, steps: Sequence[Step]) -> list[dict
                 print(f"{step.name}: done before, kept", flush=True)
                 continue
             left_s = 60 * arguments.minutes - (time.monotonic() - begin)
-            allowed_s = allowance(step, left_s=left_s)
+            allowed_s = allowance(step, left_s=left_s, limited=not arguments.rehearse)
             if allowed_s is None:
                 reason = f"{max(left_s, 0):.0f} s are left, it is expected to take {step.expected_s:.0f}"
                 record: dict[str, Any] = {**facts, "status": SKIPPED, "reason": reason, "date": _now(), "seconds": 0.0}

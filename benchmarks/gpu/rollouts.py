@@ -50,9 +50,11 @@ def train(words: list[str], output_dir: Path) -> dict[str, Any]:
         RuntimeError: with the end of what it said, where it fails.
     """
     begin = time.perf_counter()
+    command = [sys.executable, "-m", "train.grpo", *words, "--output_dir", str(output_dir), *ARMS[ARM]]
+    environment = {**os.environ, "MASTER_PORT": str(free_port())}
     done = subprocess.run(
-        [sys.executable, "-m", "train.grpo", *words, "--output_dir", str(output_dir), *ARMS[ARM]],
-        cwd=REPOSITORY_ROOT, env={**os.environ, "MASTER_PORT": str(free_port())}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        command, cwd=REPOSITORY_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
     )  # fmt: skip
     seconds = time.perf_counter() - begin
     if done.returncode:

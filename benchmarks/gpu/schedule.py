@@ -93,10 +93,18 @@ def choose_steps(names: Sequence[str]) -> list[Step]:
     return [step for step in STEPS if step.name in names or (not names and step.by_default)]
 
 
-def allowance(step: Step, *, left_s: float) -> float | None:
-    """Returns how many seconds a step gets of those that are left; None where it is not expected to fit."""
+def allowance(step: Step, *, left_s: float, limited: bool = True) -> float | None:
+    """Returns how many seconds a step gets of those that are left; None where it is not expected to fit.
+
+    Args:
+        step: of the table.
+        left_s: of all minutes.
+        limited: false in a rehearsal, which has nothing better to do and may run on a busy machine.
+    """
     usable = left_s - RESERVE_S
-    return min(step.limit_s, usable) if usable >= step.expected_s else None
+    if usable < step.expected_s:
+        return None
+    return min(step.limit_s, usable) if limited else usable
 
 
 def format_steps() -> str:

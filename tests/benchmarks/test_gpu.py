@@ -43,6 +43,10 @@ def test_a_step_gets_what_is_left_up_to_its_limit_and_nothing_where_it_does_not_
     assert allowance(STEP, left_s=left_s) == expected
 
 
+def test_a_rehearsal_is_not_cut_short_on_a_busy_machine() -> None:
+    assert allowance(STEP, left_s=1000 + RESERVE_S, limited=False) == 1000
+
+
 def test_steps_come_in_the_tables_order_and_a_misspelt_one_is_named() -> None:
     assert [step.name for step in choose_steps(["deltas", "tests"])] == ["tests", "deltas"]
     default = choose_steps([])
