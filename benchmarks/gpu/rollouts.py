@@ -8,6 +8,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.records import Figures
-from benchmarks.gpu.shapes import SFT, Shapes, prepare, release_memory
+from benchmarks.gpu.shapes import SFT, Shapes, prepare
 from benchmarks.gpu.training import ARMS, fixed_length, grpo_words
 from tracking.command import REPOSITORY_ROOT
 
@@ -66,6 +67,8 @@ def train(words: list[str], output_dir: Path) -> dict[str, Any]:
     changed = {
         state: [bool(t["num_changed"]) for t in report["tensors"] if t["frozen"] is state] for state in (True, False)
     }
+    final_bytes = sum(file.stat().st_size for file in (output_dir / "final").glob("*.safetensors"))
+    shutil.rmtree(output_dir)  # the disk is needed again
     return {
         "seconds": seconds,
         "steps": [{name: row[name] for name in row if name in COLUMNS or name.startswith(GAPS)} for row in rows],
@@ -73,14 +76,13 @@ def train(words: list[str], output_dir: Path) -> dict[str, Any]:
         "num_frozen_tensors_changed": sum(changed[True]),
         "num_trained_tensors": len(changed[False]),
         "num_trained_tensors_changed": sum(changed[False]),
-        "final_gib": sum(f.stat().st_size for f in (output_dir / "final").glob("*.safetensors")) / 2**30,
+        "final_gib": final_bytes / 2**30,
     }
 
 
 def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     """The step `rollouts`."""
     figures.note(arm=ARM, **prepare(work_dir, shapes))
-    release_memory()
     words = grpo_words(shapes, work_dir / SFT, work_dir, num_steps=NUM_STEPS)
     figures.note(transformers=train([*words, *fixed_length(shapes)], work_dir / "rollouts-transformers"))
     if importlib.util.find_spec("vllm") is None:

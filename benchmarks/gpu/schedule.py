@@ -64,7 +64,7 @@ STEPS = (
     Step(
         name="rollouts",
         question="does train.grpo run from checkpoint to checkpoint, and what does vLLM change?",
-        expected_s=60, limit_s=200, needs=(),
+        expected_s=90, limit_s=240, needs=(),
     ),
     Step(
         name="shapes_7b",
@@ -74,7 +74,7 @@ STEPS = (
     Step(
         name="modes",
         question="is frozen bit-identical in every training mode (tests/train/test_modes.py)?",
-        expected_s=200, limit_s=420, needs=("pytest", "deepspeed"), by_default=False,
+        expected_s=280, limit_s=480, needs=("pytest", "deepspeed"), by_default=False,
     ),
 )  # fmt: skip
 """In the order of what a second of each tells."""

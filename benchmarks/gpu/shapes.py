@@ -66,7 +66,7 @@ class Shapes:
 
 
 REAL = Shapes(
-    device="cuda", small=False, picture_cells=32, reply_tokens=64, num_warm_up=1, num_steps=2, attention_tokens=8000,
+    device="cuda", small=False, picture_cells=32, reply_tokens=32, num_warm_up=1, num_steps=2, attention_tokens=8000,
     attention_reply_tokens=1000, spectra=("2048x2048", "2048x11008", "3584x18944"), compared_with_fp64=("2048x2048",),
     num_rounds=2, probe_shape="3b", probe_shape_7b="7b", probe_dtype="bfloat16", num_problems=2, num_new_tokens=12,
     length_7b=1152,
@@ -172,10 +172,9 @@ def prepare(work_dir: Path, shapes: Shapes) -> dict[str, float]:
     checkpoints = [work_dir / name for name in (SFT, RL)]
     if not all(path.exists() for path in checkpoints):
         write_checkpoint(checkpoints[0], shapes, changed=checkpoints[1])
+        release_memory()
     if not (work_dir / "prompts").exists():
         write_prompt_set(work_dir / "prompts", shapes)
-    if shapes.device == "cuda":
-        release_memory()
     return {"prepared_s": time.perf_counter() - begin}
 
 

@@ -1,6 +1,7 @@
 """Does a splice in memory answer as the written one does, and what do both cost?"""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     verify([str(work_dir / "splice")])
     figures.note(verify_s=time.perf_counter() - begin)
     cost, from_disk = answers(written, work_dir / "eval-written", work_dir, shapes)
+    shutil.rmtree(written)  # the disk is needed again
     num_equal = sum(in_memory[key] == reply for key, reply in from_disk.items())
     figures.note(written=cost, num_equal_replies=num_equal, num_distinct_replies=len(set(from_disk.values())))
     if num_equal < len(from_disk):
