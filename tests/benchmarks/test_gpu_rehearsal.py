@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 def start(output_dir: Path, *words: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "benchmarks.gpu", "--output-dir", str(output_dir), "--rehearse", *words]
+    places = ["--output-dir", str(output_dir), "--work-dir", str(output_dir.parent)]  # a killed run leaves its folder
+    command = [sys.executable, "-m", "benchmarks.gpu", *places, "--rehearse", *words]
     return subprocess.Popen(
         command,
         cwd=REPOSITORY_ROOT,
