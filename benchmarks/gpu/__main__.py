@@ -126,13 +126,14 @@ def run_steps(arguments: argparse.Namespace, steps: Sequence[Step]) -> list[dict
     """Runs the steps in their order as long as time is left, and returns their records."""
     begin = time.monotonic()
     check_modules(steps)
-    check_writable(arguments.output_dir)
+    for folder in filter(None, (arguments.output_dir, arguments.work_dir)):
+        check_writable(folder)
     environment = child_environment(rehearse=arguments.rehearse)
     machine = read_facts(environment)
     git = git_state() if arguments.commit is None else {"commit": arguments.commit, "dirty": None}
     records = []
-    with tempfile.TemporaryDirectory(prefix="gpu-benchmark-", dir=arguments.work_dir) as folder:
-        work_dir = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="gpu-benchmark-", dir=arguments.work_dir) as name:
+        work_dir = Path(name)
         room = ROOM_TO_REHEARSE if arguments.rehearse else ROOM
         for warning in check_machine(machine, room, work_dir=work_dir, rehearse=arguments.rehearse):
             print(f"note: {warning}", flush=True)

@@ -25,8 +25,9 @@ class Step:
 
 
 NEEDED = (
-    "accelerate", "datasets", "jaxtyping", "jinja2", "math_verify", "matplotlib", "numpy", "pandas", "PIL", "pyarrow",
-    "qwen_vl_utils", "safetensors", "scipy", "statsmodels", "torch", "torchvision", "transformers", "trl", "yaml",
+    "accelerate", "datasets", "jaxtyping", "jinja2", "math_verify", "matplotlib", "numpy", "pandas", "PIL", "psutil",
+    "pyarrow", "qwen_vl_utils", "safetensors", "scipy", "statsmodels", "torch", "torchvision", "transformers", "trl",
+    "yaml",
 )  # fmt: skip
 """Modules that every step needs."""
 
