@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,25 +121,31 @@ def work_step_by_step(arm: str, *, checkpointing: bool, directory: Path) -> None
     }  # fmt: skip
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     if arm == PLAIN:
-        _train_plain(words, with_turns)
+        train_plain(words, with_turns)
     else:
-        _train_ours([*words, *ARMS[arm]], with_turns)
+        train_ours([*words, *ARMS[arm]], with_turns)
 
 
-def _train_ours(words: list[str], with_turns: Any) -> None:
+def train_ours(words: list[str], with_turns: Callable[[Any], None]) -> None:
+    """Trains with `train.grpo`; its trainer is given to `with_turns` first."""
     import train.grpo
     import train.trainers
 
-    class Taking(train.trainers.WatchedGRPOTrainer):
+    watched = train.trainers.WatchedGRPOTrainer
+
+    class Taking(watched):  # type: ignore[valid-type, misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             with_turns(self)
 
     train.trainers.WatchedGRPOTrainer = Taking  # type: ignore[misc]
-    train.grpo.main(words)
+    try:
+        train.grpo.main(words)
+    finally:
+        train.trainers.WatchedGRPOTrainer = watched  # type: ignore[misc]
 
 
-def _train_plain(words: list[str], with_turns: Any) -> None:
+def train_plain(words: list[str], with_turns: Callable[[Any], None]) -> None:
     """Trains as TRL's documentation does: the same model, prompts, order and rewards, nothing of ours around it."""
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 

@@ -246,7 +246,8 @@ def launch(cases: Sequence[Case], work: Path, device: str) -> None:
     Raises:
         RuntimeError: with the end of the log where a case fails.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": device, "PYTHONPATH": str(REPOSITORY_ROOT)}
+    paths = os.pathsep.join([str(REPOSITORY_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": device, "PYTHONPATH": paths}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     for name, modes in LAUNCHES.items():
         chosen = [asdict(case) for case in cases if case.mode in modes]

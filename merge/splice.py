@@ -13,12 +13,12 @@ OUTPUT/records.jsonl            a record for each finished shard
 
 import errno
 import hashlib
-import importlib.metadata
 import json
 import platform
 import re
 import shutil
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from merge.plan import ShardEntry, SplicePlan, make_plan
 from merge.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
 from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
-from tracking.command import parse_arguments, run_command
+from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.records import RecordLog
 from tracking.run import git_state, open_run
@@ -214,10 +214,16 @@ def describe_splice(plan: SplicePlan, donors: dict[str, Any], hashes: dict[str, 
         "files": {
             file.name: {"donor": file.donor, "sha256": file.sha256, "others": file.others} for file in plan.files
         },
-        "versions": {SUITE: importlib.metadata.version(SUITE), "python": platform.python_version()},
+        "versions": {SUITE: suite_version(), "python": platform.python_version()},
         "git": git_state(),
         "tensors": tensors,
     }
+
+
+def suite_version() -> str:
+    """Returns the version of this source tree, which may run without being installed."""
+    project = tomllib.loads((REPOSITORY_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return str(project["version"])
 
 
 def run_settings(plan: SplicePlan, max_shard_bytes: int | None) -> dict[str, Any]:

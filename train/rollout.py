@@ -20,6 +20,7 @@ With `vllm_mode: server` the prompts are compared alike; the server's weights ca
 
 import os
 import random
+import socket
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from accelerate.utils import is_peft_model
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
+from tracking.processes import num_processes
 from train.rollout_setup import RolloutArguments
 
 COLOCATE = "colocate"
@@ -91,6 +93,8 @@ class CheckedGeneration(VLLMGeneration):
         options = engine_options(self.setup)
         if self.setup.device == "cpu":
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM would tie the trainer to its cores
+        if num_processes() == 1:
+            os.environ.setdefault("MASTER_PORT", str(free_port()))
         with (
             kept_random_numbers(),
             replaced(vllm_generation, "LLM", partial(vllm_generation.LLM, **options)),
@@ -277,6 +281,18 @@ def check_sent(sent: Collection[str], known: Collection[str], trainable: Collect
     forgotten = sorted(set(known) & set(trainable) - set(sent))
     if forgotten:
         raise RuntimeError(f"the weight sync left out {forgotten[0]} ({len(forgotten)} such), which trains")
+
+
+def free_port() -> int:
+    """Returns a port that nobody has, for a process that talks to itself alone.
+
+    TRL (1.16) takes the first free one of a fixed list and binds it much later, so that two runs on one machine, as the
+    arms of a study are, would both take it.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextmanager

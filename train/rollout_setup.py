@@ -131,6 +131,11 @@ def check_rollout(training: "GRPOConfig", arguments: RolloutArguments) -> None:
             "vllm_mode: server sends weights over NCCL and needs a GPU in this process, too; found none; use "
             "vllm_mode: colocate"
         )
+    if training.vllm_enable_sleep_mode and training.device.type == "cpu":
+        raise ValueError(
+            "vllm_enable_sleep_mode gives GPU memory back while the trainer works, and this run is on a CPU; set it to "
+            "false"
+        )
     cut = [
         f"{name} {value}"
         for name, value, neutral in (

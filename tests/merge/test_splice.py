@@ -1,11 +1,13 @@
 """Written splices against tensor-by-tensor references, reloaded, killed, continued, and refused."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +165,19 @@ def test_splice_json_says_owner_source_and_sha256_of_every_tensor(donors: Donors
     }  # fmt: skip
     config = hashlib.sha256((donors.paths["in"] / "config.json").read_bytes()).hexdigest()
     assert description["files"]["config.json"] == {"donor": "in", "sha256": config, "others": {"rl": "same"}}
+
+
+def test_splice_is_written_from_a_source_tree_that_is_not_installed(
+    donors: Donors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    checkpoint = splice(tmp_path / "run", *PATTERN, *donors.flags)
+    project = tomllib.loads((REPOSITORY_ROOT / "pyproject.toml").read_text())["project"]
+    versions = json.loads((checkpoint / "splice.json").read_text())["versions"]
+    assert versions[project["name"]] == project["version"]
 
 
 def test_model_card_tells_who_gave_what_and_where_the_donors_differ(donors: Donors, tmp_path: Path) -> None:

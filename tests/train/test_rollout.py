@@ -209,7 +209,7 @@ def test_random_numbers_are_those_of_the_run_after_an_engine_seeded_them() -> No
 
 def training(**changes: Any) -> Any:
     values = {
-        "use_vllm": True, "vllm_mode": "colocate", "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
+        "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": False, "device": torch.device("cpu"), "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
         **changes,
     }  # fmt: skip
     return SimpleNamespace(**values)
@@ -244,6 +244,9 @@ def test_what_cannot_work_or_be_compared_is_refused(monkeypatch: pytest.MonkeyPa
     check_rollout(training(top_k=-1, min_p=0.0, top_p=0.9), RolloutArguments())
     with pytest.raises(ValueError, match=r"server sends weights over NCCL .*; use vllm_mode: colocate"):
         check_rollout(training(vllm_mode="server"), RolloutArguments())
+    with pytest.raises(ValueError, match="vllm_enable_sleep_mode .* on a CPU; set it to false"):
+        check_rollout(training(vllm_enable_sleep_mode=True), RolloutArguments())
+    check_rollout(training(vllm_enable_sleep_mode=True, device=torch.device("cuda")), RolloutArguments())
     cut = training(top_k=40, repetition_penalty=1.05)
     with pytest.raises(ValueError, match=r"top_k 40, repetition_penalty 1\.05: .* with rollout_max_gap how far"):
         check_rollout(cut, RolloutArguments())
