@@ -209,8 +209,8 @@ def test_random_numbers_are_those_of_the_run_after_an_engine_seeded_them() -> No
 
 def training(**changes: Any) -> Any:
     values = {
-        "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": False, "device": torch.device("cpu"), "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
-        **changes,
+        "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": False, "device": torch.device("cpu"),
+        "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, **changes,
     }  # fmt: skip
     return SimpleNamespace(**values)
 
@@ -244,7 +244,7 @@ def test_what_cannot_work_or_be_compared_is_refused(monkeypatch: pytest.MonkeyPa
     check_rollout(training(top_k=-1, min_p=0.0, top_p=0.9), RolloutArguments())
     with pytest.raises(ValueError, match=r"server sends weights over NCCL .*; use vllm_mode: colocate"):
         check_rollout(training(vllm_mode="server"), RolloutArguments())
-    with pytest.raises(ValueError, match="vllm_enable_sleep_mode .* on a CPU; set it to false"):
+    with pytest.raises(ValueError, match=r"vllm_enable_sleep_mode .* on a CPU; set it to false"):
         check_rollout(training(vllm_enable_sleep_mode=True), RolloutArguments())
     check_rollout(training(vllm_enable_sleep_mode=True, device=torch.device("cuda")), RolloutArguments())
     cut = training(top_k=40, repetition_penalty=1.05)
@@ -254,14 +254,15 @@ def test_what_cannot_work_or_be_compared_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "path", sorted((REPOSITORY_ROOT / "configs").glob("*/g*po*.yaml")), ids=lambda path: str(path)[-40:]
+    "path",
+    sorted((REPOSITORY_ROOT / "configs").glob("*/g*po*.yaml")),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_every_shipped_recipe_can_be_compared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_setup, "check_versions", lambda: None)
     values = yaml.safe_load(path.read_text())
-    check_rollout(
-        training(**{name: values[name] for name in training().__dict__ if name in values}), RolloutArguments()
-    )
+    asked = {name: values[name] for name in training().__dict__ if name in values}
+    check_rollout(training(**asked, device=torch.device("cuda")), RolloutArguments())
 
 
 @pytest.mark.parametrize(
