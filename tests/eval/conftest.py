@@ -119,6 +119,7 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     faults: dict[str, Any] = {
         "none": lambda handler: handler.send(200, handler.completion()),
         "stall": lambda handler: server.released.wait(STALL_S),
+        "never": lambda handler: server.released.wait(),
         "trickle": Handler.trickle,
         "429": refusal(429),
         "500": refusal(500),
