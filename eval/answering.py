@@ -1,4 +1,4 @@
-"""How do queries become records? In batches that hang on nothing but the queries, each reply graded and described.
+"""How do queries become records? In batches that hang on nothing but the queries, each reply graded by the rules.
 
 Batches are formed from all queries of a task, done or not, so a continued run batches as an undisturbed one. Where
 memory runs out a batch is halved, and the next one begins whole again: what is generated together never depends on what
@@ -13,7 +13,6 @@ from eval.batching import BatchSize
 from eval.conditions import Query
 from eval.engines import Engine, Request
 from eval.grading import grade, is_well_formed
-from eval.judge import Judge, with_judge
 from eval.pictures import pictures_sha256
 from eval.sampling import reply_seed
 from tracking.records import Record
@@ -40,7 +39,7 @@ def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch
 
 
 def answer_batch(
-    engine: Engine, batch: Sequence[Query], texts: Mapping[str, str], batch_size: int, seed: int, judge: Judge | None
+    engine: Engine, batch: Sequence[Query], texts: Mapping[str, str], batch_size: int, seed: int
 ) -> Iterator[list[Record]]:
     """Yields the records of a batch as they are there: all together, or in parts where memory does not hold them."""
 
@@ -54,20 +53,14 @@ def answer_batch(
 
     for part, generations in BatchSize(batch_size).run(batch, answer):
         yield [
-            _record(query, texts[query.key_of_first], generation, judge)
+            _record(query, texts[query.key_of_first], generation)
             for query, generation in zip(part, generations, strict=True)
         ]
 
 
-def _record(query: Query, text: str, generation: "Generation", judge: Judge | None) -> Record:
+def _record(query: Query, text: str, generation: "Generation") -> Record:
     prompt = query.prompt
-    verdict = with_judge(
-        grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision),
-        judge,
-        question=prompt.question,
-        gold=prompt.answer,
-        response=generation.response,
-    )
+    verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
     return {
         "key": query.key,
         "task": query.task,

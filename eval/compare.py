@@ -14,7 +14,8 @@ metric; the ones per seed). `detectable` is the smallest difference that would h
 and there is a gain, not a loss.
 
 `scores.csv` and `comparison.csv` hold the numbers, `transitions.csv` every prompt that flipped, `comparison.html` the
-flipped prompts to read.
+flipped prompts to read. Where models were trained with rollouts whose engine is known, `rollouts.csv` says which, and
+what makes their comparison open to doubt is printed and stands on the page (`eval/rollouts.py`).
 """
 
 import argparse
@@ -29,6 +30,7 @@ from eval.comparison_page import find_tasks, render
 from eval.differences import compare_group
 from eval.outcomes import GIVEN, outcomes
 from eval.pairing import ABILITY, FLIPPING_METRICS, METRICS, Entry, collect_groups, parse_entry
+from eval.rollouts import Rollout, doubts, rollout_of, rollout_table
 from eval.scores import score_table
 from eval.statistics import holm
 from eval.transitions import transition_table
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORDS_FILE = "records.jsonl"
+ROLLOUTS_FILE = "rollouts.csv"
 PER_MODEL_SETTINGS = ("model", "model_fingerprint")
 """Settings of an evaluation in which the models of a comparison may differ."""
 PER_MODEL_TOKENS = ("eos_token_id", "pad_token_id")
@@ -161,6 +164,7 @@ def write_comparison(
     Args:
         tasks: where the prompts stand now, named as for eval.run; by default where the evaluations read them.
     """
+    rollouts = rollouts_of(entries)
     settings = {
         "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
         "records_sha256": {
@@ -168,6 +172,7 @@ def write_comparison(
         },
         "baseline": baseline,
         "reference": reference,
+        **({"rollouts": rollouts} if rollouts else {}),
     }
     with open_run(output_dir, command="eval.compare", settings=settings, overwrite=overwrite) as run:
         if run.finished:
@@ -177,8 +182,16 @@ def write_comparison(
         write_table(output_dir / "scores.csv", found.scores)
         write_table(output_dir / "comparison.csv", found.differences)
         write_table(output_dir / "transitions.csv", found.transitions)
-        page = render(found.differences, found.transitions, found.records, sources)
+        if rollouts:
+            write_table(output_dir / ROLLOUTS_FILE, rollout_table(rollouts))
+        page = render(found.differences, found.transitions, found.records, sources, doubts=doubts(rollouts))
         write_text(output_dir / "comparison.html", page)
+
+
+def rollouts_of(entries: Sequence[Entry]) -> dict[str, Rollout]:
+    """Returns how the models' rollouts were drawn, by their labels; without those of which nothing is known."""
+    found = {entry.label: rollout_of(read_run(entry.directory)) for entry in entries}
+    return {label: rollout for label, rollout in found.items() if rollout is not None}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -207,6 +220,8 @@ def main(argv: list[str] | None = None) -> None:
         tasks=arguments.tasks,
         overwrite=arguments.overwrite,
     )
+    for doubt in doubts(rollouts_of(entries)):
+        print(f"open to doubt: {doubt}")
     print(f"comparison: {arguments.output_dir / 'comparison.csv'}, to read: {arguments.output_dir / 'comparison.html'}")
 
 

@@ -87,9 +87,18 @@ def find_tasks(run: Mapping[str, Any], given: Sequence[str] = ()) -> Tasks:
 
 
 def render(
-    differences: "pd.DataFrame", transitions: "pd.DataFrame", records: Mapping[str, Sequence[Record]], tasks: Tasks
+    differences: "pd.DataFrame",
+    transitions: "pd.DataFrame",
+    records: Mapping[str, Sequence[Record]],
+    tasks: Tasks,
+    *,
+    doubts: Sequence[str] = (),
 ) -> str:
-    """Returns the page as HTML."""
+    """Returns the page as HTML.
+
+    Args:
+        doubts: what makes the comparison open to doubt, a sentence each.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -122,6 +131,7 @@ def render(
         models=list(records),
         num_shown=NUM_SHOWN,
         several_tasks=differences["task"].nunique() > 1,
+        doubts=doubts,
     )
 
 

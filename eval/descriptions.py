@@ -6,20 +6,25 @@
 
 Vision-to-reasoning asks a question again with a black image and such a description. The describer never sees the
 question, so the words cannot hold its answer unless the image does. What a model tells is kept in `descriptions.jsonl`
-by a hash of the images, the model and the instruction. Where there is no description the answer is None: the prompt
-then has no described condition, and is counted as such.
+by a hash of the images, the model and the instruction.
+
+Each set of images is asked about once in a run. What the endpoint fails to answer ends the command before the model is
+loaded, with exit status 1; the same command asks again, for what is missing. Where the describer refuses an image, or
+its reply is cut or empty, there is no description: the prompt then has no described condition, and is counted as such.
 """
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data_builders.prompts import Prompt
-from eval.endpoint import Endpoint, EndpointError, Messages, ReplyCache, check_url, content_hash
+from eval.asking import MAX_AT_ONCE, Calls, count_reasons
+from eval.endpoint import Endpoint, EndpointError, Messages, UnansweredError, check_url, without_thoughts
+from eval.reply_cache import ReplyCache, content_hash
 from tracking.progress import progress
 
 if TYPE_CHECKING:
@@ -32,8 +37,8 @@ INSTRUCTION = (
 )
 SENT_AS_IS = {"PNG": "image/png", "JPEG": "image/jpeg"}
 """What every endpoint takes; other formats are sent as PNG."""
-MAX_AT_ONCE = 8
-"""Requests to an endpoint."""
+CHECK_PIXELS = 56
+"""Sides of the picture with which an endpoint is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +83,23 @@ class Descriptions(Protocol):
     def source(self) -> Mapping[str, Any]:
         """What decides them, for a run's settings."""
 
+    def check(self, prompts: Sequence[Prompt], directory: Path) -> None:
+        """Tries, before long work begins, whoever is to describe what is missing.
+
+        Raises:
+            ValueError: where there is no answer.
+        """
+
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """Gets the descriptions of many prompts together, where that is quicker."""
+        """Gets the descriptions of many prompts together, where that is quicker.
+
+        Raises:
+            RuntimeError: where an endpoint failed, with the number and the reasons.
+        """
+
+    @property
+    def undescribed(self) -> Counter[str]:
+        """Why there is no description -> of how many sets of images."""
 
     def __call__(self, prompt: Prompt, directory: Path) -> str | None:
         """Returns the description of a prompt's images, or None where there is none."""
@@ -107,6 +127,10 @@ class FileDescriptions:
     def __init__(self, path: Path) -> None:
         self._texts = read_descriptions(path)
         self.source = {"descriptions_sha256": content_hash(path.read_bytes())}
+        self.undescribed: Counter[str] = Counter()
+
+    def check(self, prompts: Sequence[Prompt], directory: Path) -> None:
+        """There is nobody to try."""
 
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
         """There is nothing to prepare."""
@@ -150,31 +174,61 @@ class EndpointDescriptions:
             key_variable=arguments.describe_key_variable,
             timeout_s=arguments.describe_timeout_s,
             num_attempts=arguments.describe_attempts,
+            num_at_once=MAX_AT_ONCE,
         )
+        self._calls: Calls[str | EndpointError] = Calls()
+        self._unusable: dict[str, str] = {}
         self.source = _source(arguments, model)
 
+    @property
+    def undescribed(self) -> Counter[str]:
+        return Counter(self._unusable.values())
+
+    def check(self, prompts: Sequence[Prompt], directory: Path) -> None:
+        if _missing(self.source, ReplyCache(self._cache.path), prompts, directory):
+            question = self._messages([_blank_picture()])
+            self._endpoint.check(question, max_tokens=self._arguments.describe_max_tokens, option="describe_url")
+
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """Asks for what is missing, several at once: servers answer many requests as quickly as one."""
+        """Asks for what is missing, several at once."""
         missing = _missing(self.source, self._cache, prompts, directory)
-        with ThreadPoolExecutor(MAX_AT_ONCE) as pool:
-            work = pool.map(lambda prompt: self(prompt, directory), missing.values())
-            for _ in progress(work, label="descriptions", total=len(missing), unit="image"):
-                pass
+        for key, prompt in missing.items():
+            self._start(key, prompt, directory)
+        failed: Counter[str] = Counter()
+        for key in progress(missing, label="descriptions", total=len(missing), unit="image"):
+            outcome = self._calls.result(key)
+            if isinstance(outcome, UnansweredError):
+                failed[str(outcome)] += 1
+            elif isinstance(outcome, EndpointError):
+                self._unusable[key] = str(outcome)
+        if failed:
+            raise RuntimeError(
+                f"{failed.total()} of {len(missing)} requests for a description had no answer: "
+                f"{count_reasons(failed)}; the same command asks again, for these alone"
+            )
 
     def __call__(self, prompt: Prompt, directory: Path) -> str | None:
         if not prompt.images:
             return None
-        images = [(directory / image).read_bytes() for image in prompt.images]
-        key = _key(self.source, images)
+        key = _key(self.source, _read(prompt, directory))
         text = self._cache.get(key)
-        if text is None:
-            try:
-                text = self._endpoint.ask(
-                    self._messages(images), max_tokens=self._arguments.describe_max_tokens
-                ).strip()
-            except EndpointError:
-                return None
-            self._cache.put(key, text, id=prompt.id)
+        if text is not None:
+            return text
+        self._start(key, prompt, directory)
+        outcome = self._calls.result(key)
+        return outcome if isinstance(outcome, str) else None
+
+    def _start(self, key: str, prompt: Prompt, directory: Path) -> None:
+        self._calls.start(key, lambda: self._ask(key, prompt, directory))
+
+    def _ask(self, key: str, prompt: Prompt, directory: Path) -> str | EndpointError:
+        """Returns what the describer says of a prompt's images, and keeps it; or why it says nothing."""
+        messages = self._messages(_read(prompt, directory))
+        try:
+            text = self._endpoint.ask(messages, max_tokens=self._arguments.describe_max_tokens).strip()
+        except EndpointError as error:
+            return error
+        self._cache.put(key, text, id=prompt.id)
         return text
 
     def _messages(self, images: Sequence[bytes]) -> Messages:
@@ -191,6 +245,10 @@ class CheckpointDescriptions:
         self._arguments, self._cache = arguments, cache
         self._subject: Subject = open_subject(model)
         self.source = _source(arguments, self._subject.fingerprint)
+        self.undescribed: Counter[str] = Counter()
+
+    def check(self, prompts: Sequence[Prompt], directory: Path) -> None:
+        """The checkpoint was opened already."""
 
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
         missing = _missing(self.source, self._cache, prompts, directory)
@@ -201,7 +259,7 @@ class CheckpointDescriptions:
         if not prompt.images:
             return None
         self.prepare([prompt], directory)
-        return self._cache.get(_key(self.source, [(directory / image).read_bytes() for image in prompt.images])) or None
+        return self._cache.get(_key(self.source, _read(prompt, directory))) or None
 
     def _describe(self, missing: Mapping[str, Prompt], directory: Path) -> None:
         from eval.generation import generate, greedy_settings, make_batches, render_prompt
@@ -216,7 +274,9 @@ class CheckpointDescriptions:
             images = [[directory / image for image in asked[index].images] for index in batch]
             replies = generate(model, processor, [texts[index] for index in batch], images, settings)
             for index, reply in zip(batch, replies, strict=True):
-                self._cache.put(keys[index], reply.response.strip(), id=asked[index].id)
+                text = without_thoughts(reply.response).strip()
+                self._cache.put(keys[index], text, id=asked[index].id)
+                self.undescribed["an empty reply"] += not text
 
 
 def _source(arguments: DescriptionArguments, model: str) -> dict[str, Any]:
@@ -233,7 +293,7 @@ def _missing(
     """Returns a prompt for each set of images that has no description yet, by its key."""
     missing: dict[str, Prompt] = {}
     for prompt in prompts:
-        key = _key(source, [(directory / image).read_bytes() for image in prompt.images])
+        key = _key(source, _read(prompt, directory))
         if prompt.images and cache.get(key) is None:
             missing.setdefault(key, prompt)
     return missing
@@ -241,6 +301,20 @@ def _missing(
 
 def _key(source: Mapping[str, Any], images: Sequence[bytes]) -> str:
     return content_hash(json.dumps(source, sort_keys=True), *images)
+
+
+def _read(prompt: Prompt, directory: Path) -> list[bytes]:
+    return [(directory / image).read_bytes() for image in prompt.images]
+
+
+def _blank_picture() -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    stored = BytesIO()
+    Image.new("RGB", (CHECK_PIXELS, CHECK_PIXELS), "white").save(stored, format="PNG")
+    return stored.getvalue()
 
 
 def _data_uri(data: bytes) -> str:

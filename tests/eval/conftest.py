@@ -1,15 +1,26 @@
-"""A model behind an address: a web server in this process that completes chats, or misbehaves as it is told."""
+"""Models behind addresses: a web server in this process that misbehaves as it is told, and a real vLLM server."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tracking.command import REPOSITORY_ROOT
+
+SERVED_CONTEXT = 2048
+SERVER_START_LIMIT_S = 400.0
 STALL_S = 30.0
 """Longer than any test waits."""
 
@@ -25,6 +36,18 @@ class ChatServer:
     """How the next requests go wrong, in order; after them, each is answered."""
     always: str | None = None
     """A fault of every request."""
+    later: str | None = None
+    """A fault of every request after those in `faults`."""
+    unknown: tuple[str, ...] = ()
+    """Settings that it refuses, one a request, by name."""
+    repeats_question: bool = False
+    """True where a refusal holds the whole question."""
+    message: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its messages, or other values."""
+    delay_s: float = 0.0
+    """Before each answer."""
+    most_at_once: int = 0
+    """Questions that were ever under way together."""
     retry_after: str = "0"
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -37,15 +60,30 @@ class ChatServer:
 @pytest.fixture
 def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     """An endpoint without faults until a test asks for some."""
+    lock = threading.Lock()
+    under_way: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            server.asked.append(json.loads(body))
+            question = json.loads(body)
+            server.asked.append(question)
             server.headers.append(dict(self.headers))
             server.times.append(time.monotonic())
-            fault = server.always or (server.faults.pop(0) if server.faults else "none")
-            faults[fault](self)
+            fault = server.always or (server.faults.pop(0) if server.faults else server.later or "none")
+            unknown = next((name for name in server.unknown if name in question), None)
+            with lock:
+                under_way.append(question)
+                server.most_at_once = max(server.most_at_once, len(under_way))
+            time.sleep(server.delay_s)
+            with lock:
+                under_way.pop()
+            if unknown is not None:
+                self.send(400, f"Unrecognized request argument supplied: {unknown}".encode())
+            elif server.repeats_question and fault == "400":
+                self.send(400, b"cannot answer " + body)
+            else:
+                faults[fault](self)
 
         def send(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
             self.send_response(status)
@@ -57,7 +95,7 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
         def completion(self) -> bytes:
             key = self.headers.get("Authorization", "").removeprefix("Bearer ") if server.echoes_key else ""
-            message = {"role": "assistant", "content": server.reply + key}
+            message = {"role": "assistant", "content": server.reply + key, **server.message}
             return json.dumps({"choices": [{"message": message, "finish_reason": server.finish_reason}]}).encode()
 
         def trickle(self) -> None:
@@ -81,6 +119,7 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     faults: dict[str, Any] = {
         "none": lambda handler: handler.send(200, handler.completion()),
         "stall": lambda handler: server.released.wait(STALL_S),
+        "never": lambda handler: server.released.wait(),
         "trickle": Handler.trickle,
         "429": refusal(429),
         "500": refusal(500),
@@ -114,3 +153,53 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     server.released.set()
     httpd.shutdown()
     httpd.server_close()
+
+
+@pytest.fixture(scope="session")
+def served(trained_pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained pocket model, with room for a judge's prompt and a penalty in its generation_config.json."""
+    directory = tmp_path_factory.mktemp("served") / "checkpoint"
+    shutil.copytree(trained_pocket, directory)
+    generation = json.loads((directory / "generation_config.json").read_text())
+    (directory / "generation_config.json").write_text(json.dumps(generation | {"repetition_penalty": 1.5}))
+    config = json.loads((directory / "config.json").read_text())
+    (config.get("text_config") or config)["max_position_embeddings"] = SERVED_CONTEXT
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def launched_server(
+    served: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple["subprocess.Popen[bytes]", int, Path]]:
+    """A vLLM server that starts while other tests run: its process, port and log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    words = ["--model", str(served), "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
+             "--max-model-len", str(SERVED_CONTEXT), "--host", "127.0.0.1", "--port", str(port),
+             "--limit-mm-per-prompt", '{"image":1,"video":0}']  # fmt: skip
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
+            cwd=REPOSITORY_ROOT, stdout=file, stderr=file, start_new_session=True, env=os.environ | quiet,
+        )  # fmt: skip
+    yield process, port, log
+    os.killpg(process.pid, 9)
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(launched_server: tuple["subprocess.Popen[bytes]", int, Path]) -> str:
+    """The address of a vLLM server that is ready, up to and with its version."""
+    process, port, log = launched_server
+    deadline = time.monotonic() + SERVER_START_LIMIT_S
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return f"http://127.0.0.1:{port}/v1"
+        except OSError:
+            time.sleep(0.3)

@@ -214,7 +214,7 @@ def test_where_memory_runs_out_a_batch_is_cut_in_the_same_places_whatever_was_do
 
     def run(chosen: list[list[Query]]) -> dict[str, str]:
         engine = Narrow(room=3)
-        parts = [part for batch in chosen for part in answer_batch(engine, batch, texts, 8, 0, None)]
+        parts = [part for batch in chosen for part in answer_batch(engine, batch, texts, 8, 0)]
         return {record["key"]: record["response"] for part in parts for record in part}
 
     whole = run(batches)

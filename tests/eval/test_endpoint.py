@@ -1,14 +1,21 @@
-"""Asking a model behind an address, against a server in this process: faults, time, the key, and the cache."""
+"""Asking a model behind an address, against a server in this process: faults, time, settings and the key."""
 
 import email.utils
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.endpoint import MAX_FAILURES, Endpoint, EndpointError, ReplyCache, check_url, content_hash
+from eval.endpoint import (
+    MAX_FAILURES,
+    SETTINGS,
+    Endpoint,
+    EndpointError,
+    RefusedError,
+    UnansweredError,
+    UnusableReplyError,
+    check_url,
+)
 
 SECRET = "sk-only-for-this-test"
 MESSAGES = [{"role": "user", "content": "Which?"}]
@@ -28,7 +35,8 @@ def test_a_question_is_one_greedy_chat_completion_with_the_key_of_the_environmen
     assert asked.ask(MESSAGES, max_tokens=7) == "correct"
     monkeypatch.setenv("TEST_KEY", f"{SECRET}\n")
     assert asked.ask(MESSAGES, max_tokens=7) == "correct"
-    assert chat_server.asked == [{"model": "judge", "messages": MESSAGES, "temperature": 0, "max_tokens": 7}] * 2
+    assert chat_server.asked == [{"model": "judge", "messages": MESSAGES, "max_tokens": 7, **SETTINGS}] * 2
+    assert (SETTINGS["temperature"], SETTINGS["repetition_penalty"]) == (0, 1)
     assert [sent.get("Authorization") for sent in chat_server.headers] == [None, f"Bearer {SECRET}"]
 
 
@@ -66,10 +74,78 @@ def test_what_another_attempt_cannot_change_is_not_tried_again(chat_server: Any,
     assert len(chat_server.asked) == 1
 
 
-def test_a_reply_cut_at_its_limit_is_no_reply(chat_server: Any) -> None:
-    chat_server.finish_reason = "length"
+@pytest.mark.parametrize("message", [{}, {"content": None, "reasoning_content": "Well"}], ids=["reply", "thoughts"])
+def test_a_reply_cut_at_its_limit_is_no_reply(message: dict[str, Any], chat_server: Any) -> None:
+    chat_server.finish_reason, chat_server.message = "length", message
     with pytest.raises(EndpointError, match="cut at its limit"):
         endpoint(chat_server, timeout_s=5).ask(MESSAGES, max_tokens=7)
+
+
+def test_settings_that_an_endpoint_refuses_by_name_are_left_out_from_then_on(chat_server: Any) -> None:
+    chat_server.unknown = ("repetition_penalty", "presence_penalty")
+    asked = endpoint(chat_server, timeout_s=5)
+    assert asked.settings == SETTINGS
+    assert [asked.ask(MESSAGES, max_tokens=7) for _ in range(2)] == ["correct"] * 2
+    assert len(chat_server.asked) == 4
+    left = {"temperature": 0, "top_p": 1, "frequency_penalty": 0}
+    assert chat_server.asked[-1] == {"model": "judge", "messages": MESSAGES, "max_tokens": 7, **left}
+    assert asked.settings == left
+
+
+def test_a_refusal_that_repeats_the_question_costs_no_setting(chat_server: Any) -> None:
+    chat_server.repeats_question, chat_server.faults = True, ["400", "400"]
+    asked = endpoint(chat_server, timeout_s=5)
+    with pytest.raises(RefusedError, match="status 400"):
+        asked.ask(MESSAGES, max_tokens=7)
+    assert asked.settings == SETTINGS
+    assert asked.ask(MESSAGES, max_tokens=7) == "correct"
+    assert chat_server.asked[-1]["repetition_penalty"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "message", "read"),
+    [
+        ("<think>red?\nno</think>\n\nblue", {}, "blue"),
+        ("red? no</think>blue", {}, "blue"),
+        ("blue", {"reasoning_content": "red? no"}, "blue"),
+        ("<think>red? no, blue", {}, None),
+        ("<think>red?</think>\n", {}, None),
+    ],
+)
+def test_thoughts_are_not_read(reply: str, message: dict[str, Any], read: str | None, chat_server: Any) -> None:
+    chat_server.reply, chat_server.message = reply, message
+    asked = endpoint(chat_server, timeout_s=5)
+    if read is None:
+        with pytest.raises(UnusableReplyError, match="thoughts without a reply"):
+            asked.ask(MESSAGES, max_tokens=7)
+    else:
+        assert asked.ask(MESSAGES, max_tokens=7).strip() == read
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "400"])
+def test_what_becomes_of_one_question_says_nothing_of_the_endpoint(fault: str, chat_server: Any) -> None:
+    asked = endpoint(chat_server, timeout_s=5)
+    chat_server.finish_reason = "length" if fault == "cut" else "stop"
+    chat_server.reply = "" if fault == "empty" else "correct"
+    chat_server.always = "400" if fault == "400" else None
+    for _ in range(2 * MAX_FAILURES):
+        with pytest.raises((UnusableReplyError, RefusedError)):
+            asked.ask(MESSAGES, max_tokens=7)
+    chat_server.finish_reason, chat_server.reply, chat_server.always = "stop", "correct", None
+    assert asked.ask(MESSAGES, max_tokens=7) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("404", "status 404; is there such a model"), ("503", r"status 503 \(2 attempts\)"), ("400", "status 400"),
+     ("garbage", "no chat completion"), ("401", "is the key in TEST_KEY right")],
+)  # fmt: skip
+def test_an_endpoint_is_tried_before_long_work(fault: str, said: str, chat_server: Any) -> None:
+    chat_server.finish_reason = "length"
+    endpoint(chat_server, timeout_s=5).check(MESSAGES, max_tokens=7, option="judge_url")
+    chat_server.always = fault
+    with pytest.raises(ValueError, match=f"judge_url: the endpoint 127.0.0.1:.* for model 'judge': .*{said}"):
+        endpoint(chat_server, timeout_s=5).check(MESSAGES, max_tokens=7, option="judge_url")
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -106,14 +182,16 @@ def test_an_endpoint_that_fails_again_and_again_is_asked_no_more_and_that_is_sai
     chat_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = endpoint(chat_server, timeout_s=5)
-    chat_server.faults = ["400"] * (MAX_FAILURES - 1)
+    chat_server.faults = ["401"] * (MAX_FAILURES - 1)
     for _ in range(MAX_FAILURES - 1):
-        with pytest.raises(EndpointError, match="status 400"):
+        with pytest.raises(UnansweredError, match="status 401"):
             asked.ask(MESSAGES, max_tokens=7)
     assert asked.ask(MESSAGES, max_tokens=7) == "correct"
-    chat_server.always = "400"
+    chat_server.always = "401"
+    refused = "^status 401"
     for number in range(MAX_FAILURES + 3):
-        with pytest.raises(EndpointError, match="status 400" if number < MAX_FAILURES else "not asked after"):
+        given_up = "not asked after 5 failures in a row, the last: status 401; is the key"
+        with pytest.raises(UnansweredError, match=refused if number < MAX_FAILURES else given_up):
             asked.ask(MESSAGES, max_tokens=7)
     assert len(chat_server.asked) == 2 * MAX_FAILURES
     assert capsys.readouterr().err.count("is asked no more") == 1
@@ -157,25 +235,3 @@ def test_an_address_with_a_password_is_refused_without_showing_it(url: str) -> N
     with pytest.raises(ValueError, match="endpoint at a carries more than a path") as raised:
         check_url(url)
     assert SECRET not in str(raised.value)
-
-
-def test_replies_are_kept_over_runs_and_over_writers_and_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
-    path = tmp_path / "replies.jsonl"
-    first, second = ReplyCache(path), ReplyCache(path)
-    first.put("a", "one\u2028two", model="m")
-    second.put("b", "three")
-    assert (first.get("b"), second.get("a"), first.get("c")) == ("three", "one\u2028two", None)
-    first.put("a", "one\u2028two")
-    with path.open("a") as file:
-        file.write('{"key": "c", "reply": "to')
-    third = ReplyCache(path)
-    assert (third.get("a"), third.get("b"), third.get("c")) == ("one\u2028two", "three", None)
-    third.put("d", "four")
-    assert ReplyCache(path).get("d") == "four"
-    whole = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    assert [row["key"] for row in whole] == ["a", "b", "a", "d"]
-
-
-def test_a_hash_tells_apart_what_is_cut_in_other_places() -> None:
-    assert content_hash("ab", "c") != content_hash("a", "bc") != content_hash("abc")
-    assert content_hash("ab", b"c") == content_hash("ab", "c")

@@ -222,6 +222,7 @@ def test_questions_with_unusual_line_breaks_survive_writing_and_reading(tmp_path
         ({"--repetition_window": "8"}, "repetition_window is 8"),
         ({"--max_pixels": "500"}, "max_pixels 500"),
         ({"--engine": "vlm"}, "'vlm' is unknown.*did you mean 'vllm'"),
+        ({"--engine": "vllm", "--attn_implementation": "eager"}, "'eager' has no effect with engine vllm"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(
