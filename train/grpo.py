@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt
+from eval.engines import check_platform
 from eval.generation import tokenizer_of
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
@@ -103,6 +104,8 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         prompt_style=ours.data.prompt_style,
         max_completion_tokens=training.max_completion_length,
     )
+    if training.use_vllm and model_config.model_name_or_path:
+        check_platform(local_checkpoint(model_config.model_name_or_path), otherwise="set use_vllm: false")
     prompts, report = _usable_prompts(ours.data, model_config)
     prompts_per_generation = training.generation_batch_size // training.num_generations
     steps_per_generation = microsteps_per_generation(training) / training.gradient_accumulation_steps

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.rollouts import ROLLOUT_FILE
 from tracking.product import write_text
 from tracking.records import Record
 from train.rollout_gap import KINDS
 
-ROLLOUT_FILE = "rollout.json"
 GAP, GAP_P99, ROUNDING = "rollout_gap", "rollout_gap_p99", "rollout_rounding"
 """Columns of `metrics.csv`, each followed by `/text` or `/images`."""
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompts import Prompt, prompts_fingerprint
+from eval.rollouts import ROLLOUT_FILE
 from models.loading import load_model, load_processor, resolved_revision
 from tracking.command import Preempted
 from tracking.processes import num_processes, on_main_process, wait_for_all
@@ -48,7 +49,7 @@ from train.freeze import FreezeArguments, FreezePlan, apply_freeze, format_freez
 from train.order import one_kind_a_batch
 from train.reporting import FreezeTable, wandb_run
 from train.results import saved_breaches, write_final, write_freeze_report, write_metrics
-from train.rollout_record import ROLLOUT_FILE, RolloutRecord, write_rollout
+from train.rollout_record import RolloutRecord, write_rollout
 from train.start import Start, open_start
 from train.telemetry import Telemetry, TelemetryArguments
 
