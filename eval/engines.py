@@ -205,7 +205,7 @@ def vllm_arguments(subject: "Subject", options: EngineOptions) -> dict[str, Any]
     if not torch.cuda.is_available():
         arguments["enforce_eager"] = True  # compiling takes longer than it saves
         if not os.environ.get(CACHE_VARIABLE):  # else vLLM wants 92 % of the memory, and fails where others use it
-            arguments["kv_cache_memory_bytes"] = max(MIN_CACHE_BYTES, _available_bytes() // 4)
+            arguments["kv_cache_memory_bytes"] = max(MIN_CACHE_BYTES, available_bytes() // 4)
         if options.sampling.temperature:
             # A prompt that is read in two parts has its first draw taken back, by moving its generator's offset; on
             # CPUs torch's generators have none ("CPU Generator does not use offset", vLLM 0.31). So all are read whole.
@@ -328,7 +328,7 @@ def open_all(pictures: Sequence[Picture], limits: PixelLimits | None) -> list[An
     return [open_picture(picture, limits) for picture in pictures if limits is not None]
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Returns the memory that programs may still take (Linux)."""
     (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
     return int(line.split()[1]) * 1024

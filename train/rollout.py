@@ -33,10 +33,12 @@ from accelerate.utils import is_peft_model
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
+from eval.engines import CACHE_VARIABLE, available_bytes
 from tracking.processes import num_processes
 from train.rollout_setup import RolloutArguments
 
 COLOCATE = "colocate"
+MIN_CACHE_BYTES = 2**26
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -90,7 +92,10 @@ class CheckedGeneration(VLLMGeneration):
         super().__init__(*args, **kwargs)
 
     def _init_vllm(self) -> None:
-        options = engine_options(self.setup)
+        tokens = self.max_num_seqs * (
+            self.max_model_length or self.model.config.get_text_config().max_position_embeddings
+        )
+        options = engine_options(self.setup, cache_bytes(self.model.config, tokens, self.setup.dtype))
         if self.setup.device == "cpu":
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM would tie the trainer to its cores
         if num_processes() == 1:
@@ -215,13 +220,29 @@ class CheckedGeneration(VLLMGeneration):
         return dict(self._engine_model().named_parameters())
 
 
-def engine_options(setup: EngineSetup) -> dict[str, Any]:
-    """Returns the arguments of vLLM's `LLM` that TRL (1.16) does not give."""
+def cache_bytes(config: Any, num_tokens: int, dtype: str) -> int:
+    """Returns the bytes that keys and values of so many tokens take: 2 · layers · heads · head size · width each."""
+    text = config.get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * ELEMENT_BYTES[dtype]
+    return int(num_tokens * per_token)
+
+
+def engine_options(setup: EngineSetup, cache: int) -> dict[str, Any]:
+    """Returns the arguments of vLLM's `LLM` that TRL (1.16) does not give.
+
+    Args:
+        setup: of the run.
+        cache: bytes that the keys and values of all sequences take at their longest.
+    """
     options: dict[str, Any] = {"dtype": setup.dtype}
     if setup.max_images:
         options["limit_mm_per_prompt"] = {"image": setup.max_images, "video": 0}
     if setup.device == "cpu":
-        options["enforce_eager"] = True  # compiling takes longer than what a CPU is good for
+        options["enforce_eager"] = True  # compiling takes longer than it saves
+        if not os.environ.get(CACHE_VARIABLE):  # else vLLM wants a share of the memory in which it counts the trainer's
+            quarter = available_bytes() // 4
+            options["kv_cache_memory_bytes"] = max(MIN_CACHE_BYTES, min(cache, quarter))
     return options
 
 

@@ -18,7 +18,14 @@ import train.rollout_setup as rollout_setup
 from models.loading import load_model
 from tracking.command import REPOSITORY_ROOT
 from train.generation_defaults import describe, set_aside
-from train.rollout import check_covered, check_prompts, check_sent, kept_random_numbers, one_token_a_picture
+from train.rollout import (
+    cache_bytes,
+    check_covered,
+    check_prompts,
+    check_sent,
+    kept_random_numbers,
+    one_token_a_picture,
+)
 from train.rollout_gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
 from train.rollout_guard import Pass, RolloutGuard
 from train.rollout_record import RolloutRecord, write_rollout
@@ -67,6 +74,13 @@ def test_a_weight_that_no_sync_reaches_is_named() -> None:
         check_covered({"qkv": 4, "embed_tokens.weight": 8}, engine)
     with pytest.raises(RuntimeError, match=r"fills 0 of 8 elements of vLLM's embed_tokens\.weight"):
         check_covered({"qkv": 6}, engine)
+
+
+def test_the_cache_holds_keys_and_values_of_every_token(pocket_checkpoint: Path) -> None:
+    """Six layers, four heads of 16 for keys and as many for values, four bytes each."""
+    config = load_model(pocket_checkpoint).config
+    assert cache_bytes(config, 10, "float32") == 10 * 6 * 4 * 16 * 2 * 4
+    assert cache_bytes(config, 10, "bfloat16") == 10 * 6 * 4 * 16 * 2 * 2
 
 
 def test_a_trained_weight_that_was_not_sent_is_named() -> None:

@@ -3,6 +3,7 @@
 Also the seams of TRL and vLLM: where a test fails after an upgrade, `train/rollout.py` says what it relies on.
 """
 
+import gc
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "split": "rl", "max_steps": 2, "per_device_train_batch_size": 32, "num_generations": 4, "max_completion_length": 24,
     "temperature": 0.7, "learning_rate": 1.0e-4, "beta": 0.0, "logging_steps": 1, "save_steps": 2, "report_to": "none",
     "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "seed": 3,
-    "use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.05,
+    "use_vllm": True, "vllm_mode": "colocate",
 }  # fmt: skip
 
 
@@ -40,7 +41,11 @@ def flags(start: Path, prompts: Path, output_dir: Path, **changes: Any) -> list[
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TRL and vLLM leave the variables of a launcher behind, which would make the next run one of several processes."""
+    """TRL and vLLM leave the variables of a launcher behind, which would make the next run one of several processes.
+
+    The engines of all tests of this file live in one process: each has a small cache, and goes with its trainer.
+    """
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     yield
@@ -68,7 +73,10 @@ def many_pictures(pocket_prompts: Path, tmp_path_factory: pytest.TempPathFactory
 def train(*argv: str) -> None:
     from train.grpo import main
 
-    main(list(argv))
+    try:
+        main(list(argv))
+    finally:
+        gc.collect()
 
 
 def record(directory: Path) -> Any:
