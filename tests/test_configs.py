@@ -27,7 +27,7 @@ from train.study import NecessityArguments
 CONFIGS_DIR = REPOSITORY_ROOT / "configs"
 CONFIGS = sorted(CONFIGS_DIR.rglob("*.yaml"))
 STUDIES = [path for path in CONFIGS if path.stem.startswith("necessity")]
-RECIPES = [path for path in CONFIGS if path.stem in ("grpo", "gspo")]
+RECIPES = [path for path in CONFIGS if path.stem in ("grpo", "grpo_vllm", "gspo")]
 PAIR_SETS = [path for path in CONFIGS if path.parent.stem == "pairs" or path.stem == "pairs"]
 LAUNCHERS = sorted((CONFIGS_DIR / "accelerate").glob("*.yaml"))
 ENGINES = sorted((CONFIGS_DIR / "deepspeed").glob("*.json"))
@@ -135,12 +135,13 @@ def test_sft_configuration_builds_its_trainer_arguments(path: Path) -> None:
     assert training.max_steps > 0
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in ("data", "init", "eval")], ids=ids)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in ("data", "init", "init_vllm", "eval")], ids=ids)
 def test_other_configurations_parse(path: Path) -> None:
     task = re.search(r"data_builders\.build (\w+)", path.read_text())
     classes: dict[str, tuple[type, ...]] = {
         "data": (BuildArguments, *(TASKS[task[1]].arguments if task else ())),
         "init": (PocketArguments, PocketShape),
+        "init_vllm": (PocketArguments, PocketShape),
         "eval": EVALUATION_ARGUMENTS,
     }
     extra = ["--model", "unused", "--tasks", "unused:test"] if path.stem == "eval" else []
@@ -201,7 +202,7 @@ def _clusters() -> set[str]:
 
 
 def test_every_configuration_is_covered_by_a_test() -> None:
-    covered = {"base", "sft", "data", "init", "eval", "deltas", "splice"}
+    covered = {"base", "sft", "data", "init", "init_vllm", "eval", "deltas", "splice"}
     of_studies = {"study", "abilities", "samples", "swap", "skip", "attention", "all_deltas", *_clusters()}
     others = set(CONFIGS) - set(STUDIES) - set(RECIPES) - set(LAUNCHERS) - set(PAIR_SETS)
     assert {path.stem for path in others} <= covered | of_studies, "of_studies: tests/slurm/test_study_configs.py"

@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 import train.trainers
+from eval.rollouts import ROLLOUT_FILE, read_rollout
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from tracking.command import REPOSITORY_ROOT
@@ -86,9 +87,15 @@ def test_final_is_written_as_the_start_is(whole_run: Path, warm_checkpoint: Path
     start, final = open_checkpoint(warm_checkpoint), open_checkpoint(whole_run / "final")
     spelled = [(stored.name_on_disk, stored.dtype, stored.shape) for stored in start.tensors.values()]
     assert [(stored.name_on_disk, stored.dtype, stored.shape) for stored in final.tensors.values()] == spelled
-    assert sorted(path.name for path in final.directory.iterdir()) == sorted(
-        path.name for path in start.directory.iterdir()
-    )
+    # Beside the start's files, what wrote the replies: here the trainer's own model.
+    assert {path.name for path in final.directory.iterdir()} == {
+        ROLLOUT_FILE,
+        *(path.name for path in start.directory.iterdir()),
+    }
+    rollout = read_rollout(final.directory)
+    assert rollout is not None
+    assert rollout["engine"].startswith("transformers ")
+    assert (rollout["engine_dtype"], rollout["corrected"], rollout["gap"]) == ("float32", False, {})
     assert not list(whole_run.rglob(".partial-*"))
 
 
