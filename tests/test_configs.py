@@ -135,7 +135,9 @@ def test_sft_configuration_builds_its_trainer_arguments(path: Path) -> None:
     assert training.max_steps > 0
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in ("data", "init", "init_vllm", "eval")], ids=ids)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem in ("data", "init", "init_vllm", "eval")], ids=ids
+)
 def test_other_configurations_parse(path: Path) -> None:
     task = re.search(r"data_builders\.build (\w+)", path.read_text())
     classes: dict[str, tuple[type, ...]] = {

@@ -33,6 +33,7 @@ from tracking.tables import format_columns
 from train import FINAL_DIR
 from train.arms import Arm, parse_arms
 from train.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
+from train.rollout_setup import check_versions
 from train.study import NecessityArguments, arm_label, plan_jobs
 
 LOG_DIR = "logs"
@@ -200,9 +201,11 @@ def check_stage_files(arguments: NecessityArguments) -> None:
 
 
 def check_inputs(study: Study) -> None:
-    """Refuses a study whose checkpoints or prompts are not there, or are not what the plan was made for."""
+    """Refuses a study whose vLLM, checkpoints or prompts are not there, or are not what the plan was made for."""
     arguments = study.arguments
     check_stage_files(arguments)
+    if study_files(arguments)[arguments.grpo_config].get("use_vllm"):
+        check_versions()
     if arguments.prompts:
         stages = [study_files(arguments)[path] for path in (arguments.sft_config, arguments.grpo_config) if path]
         for split in dict.fromkeys([*(stage.get("split", "") for stage in stages), arguments.eval_split]):
