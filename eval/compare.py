@@ -184,7 +184,8 @@ def write_comparison(
         write_table(output_dir / "transitions.csv", found.transitions)
         if rollouts:
             write_table(output_dir / ROLLOUTS_FILE, rollout_table(rollouts))
-        page = render(found.differences, found.transitions, found.records, sources, doubts=doubts(rollouts))
+        open_to_doubt = [*doubts(rollouts), *judge_doubts(entries)]
+        page = render(found.differences, found.transitions, found.records, sources, doubts=open_to_doubt)
         write_text(output_dir / "comparison.html", page)
 
 
@@ -192,6 +193,21 @@ def rollouts_of(entries: Sequence[Entry]) -> dict[str, Rollout]:
     """Returns how the models' rollouts were drawn, by their labels; without those of which nothing is known."""
     found = {entry.label: rollout_of(read_run(entry.directory)) for entry in entries}
     return {label: rollout for label, rollout in found.items() if rollout is not None}
+
+
+def judge_doubts(entries: Sequence[Entry]) -> list[str]:
+    """Returns a sentence for each model whose judge left questions unanswered (`--judge-unanswered keep`)."""
+    found = []
+    for entry in entries:
+        noted = [attempt["judge"] for attempt in read_run(entry.directory)["attempts"] if "judge" in attempt]
+        judged = noted[-1] if noted else {"unanswered": {}}
+        lost = sum(judged["unanswered"].values())
+        if lost:
+            found.append(
+                f"{lost} of {judged['num_questions']} judge questions about {entry.label} had no answer; these answers "
+                "are unscored and not compared."
+            )
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -220,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         tasks=arguments.tasks,
         overwrite=arguments.overwrite,
     )
-    for doubt in doubts(rollouts_of(entries)):
+    for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries)]:
         print(f"open to doubt: {doubt}")
     print(f"comparison: {arguments.output_dir / 'comparison.csv'}, to read: {arguments.output_dir / 'comparison.html'}")
 

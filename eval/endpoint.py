@@ -113,6 +113,8 @@ class Endpoint:
     """Questions that its callers ask side by side."""
     failures: int = field(default=0, init=False)
     """Questions in a row that it failed."""
+    given_up: str = field(default="", init=False)
+    """Why it is not asked at all; empty where it is."""
     _last_failure: str = field(default="", init=False, repr=False)
     _left_out: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
@@ -164,6 +166,8 @@ class Endpoint:
             RefusedError: where it refuses this question.
             UnusableReplyError: where its reply is cut, empty or too long to read.
         """
+        if self.given_up:
+            raise UnansweredError(self.given_up)
         most = MAX_FAILURES * self.num_at_once
         if self.failures >= most:
             raise UnansweredError(f"not asked after {most} failures in a row, the last: {self._last_failure}")

@@ -5,6 +5,7 @@
 The judge is asked for one word, beside the generation, several questions at once. Any other reply, an error or silence
 leaves the answer unscored: never wrong. Verdicts are kept in `judge.jsonl` by a hash of the model and the whole prompt.
 What the endpoint failed to answer is counted, ends the command with exit status 1, and the same command asks it again.
+Where it is gone for good, `--judge-unanswered keep` finishes all the same: those answers stay unscored and counted.
 What it refused or answered otherwise (a reply cut at its limit, no one-word verdict) is the answer's own result: the
 rule in its record says why, and it is not asked again in this output directory. The key, where the endpoint needs one,
 is read from the environment; what is sent says `eval/endpoint.py`.
@@ -42,6 +43,8 @@ INSTRUCTION = (
 JUDGED, FAILED = "judge", "judge failed"
 """What follows the rule that found an answer: the judge has spoken (without a verdict, a reason follows), or the
 endpoint failed and the reason follows."""
+FAIL, KEEP = "fail", "keep"
+"""What follows where the judge fails to answer."""
 _VERDICT = re.compile(r"[\s*\"'`]*(correct|incorrect)[\s*\"'`.]*", re.IGNORECASE)
 
 
@@ -59,8 +62,17 @@ class JudgeArguments:
     )
     judge_timeout_s: float = field(default=60.0, metadata={"help": "longest attempt, in seconds"})
     judge_attempts: int = field(default=4, metadata={"help": "attempts per answer"})
+    judge_unanswered: str = field(
+        default=FAIL,
+        metadata={
+            "help": "what follows where the judge fails to answer: fail (exit status 1, and the same command asks "
+            "again), or keep (finish; those answers stay unscored, are counted, and are not asked again)"
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.judge_unanswered not in (FAIL, KEEP):
+            raise ValueError(f"judge_unanswered is {self.judge_unanswered!r}; expected {FAIL} or {KEEP}")
         if (self.judge_url is None) != (self.judge_model is None):
             raise ValueError("judge_url and judge_model go together; name both or neither")
         if self.judge_url is not None:

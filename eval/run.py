@@ -43,7 +43,7 @@ from eval.conditions import (
 )
 from eval.descriptions import DescriptionArguments, Descriptions, open_descriptions
 from eval.engines import ENGINES, EngineOptions, check_vllm
-from eval.judge import Judge, JudgeArguments, JudgeReport, Judging, open_judge, report
+from eval.judge import FAIL, KEEP, Judge, JudgeArguments, JudgeReport, Judging, open_judge, report
 from eval.outcomes import DESCRIBED, GIVEN
 from eval.pictures import pixel_limits
 from eval.prompting import check_style
@@ -58,7 +58,7 @@ from tracking.processes import on_main_process
 from tracking.product import write_text
 from tracking.progress import progress
 from tracking.records import Record, encode_records
-from tracking.run import is_finished
+from tracking.run import RUN_FILE, is_finished
 from tracking.sharding import RECORDS_FILE, SharedLog, join_processes, open_shared_run
 from tracking.tables import write_table
 
@@ -174,7 +174,9 @@ def evaluate(
     if descriptions is not None:
         settings["descriptions"] = dict(descriptions.source)
     if arguments.overwrite or not on_main_process(lambda: is_finished(output_dir)):
-        on_main_process(lambda: _check_endpoints(arguments, judge, descriptions, tasks))
+        lost = on_main_process(lambda: _check_endpoints(arguments, judging, judge, descriptions, tasks))
+        if judge is not None:
+            judge.endpoint.given_up = lost
     with open_shared_run(output_dir, command="eval.run", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
             return output_dir
@@ -222,20 +224,38 @@ def evaluate(
         judged = on_main_process(lambda: _finish(output_dir, merged, working, questions))
         if judge is not None:
             run.note(judge=judged.facts, judge_settings=judge.endpoint.settings)
-        if judged.unanswered:
-            raise RuntimeError(f"{judged.unanswered_line}; the same command asks again, for these alone")
+        if judged.unanswered and judging.judge_unanswered == FAIL:
+            raise RuntimeError(
+                f"{judged.unanswered_line}; the same command asks again, for these alone; with --judge-unanswered keep "
+                "it leaves these answers unscored and finishes"
+            )
+        if judged.unanswered and is_main_process():
+            print(f"{judged.unanswered_line}; these answers stay unscored")
     return output_dir
 
 
 def _check_endpoints(
-    arguments: EvaluationArguments, judge: Judge | None, descriptions: Descriptions | None, tasks: Sequence[Task]
-) -> None:
-    """Tries the models behind addresses before long work begins."""
+    arguments: EvaluationArguments,
+    judging: JudgeArguments,
+    judge: Judge | None,
+    descriptions: Descriptions | None,
+    tasks: Sequence[Task],
+) -> str:
+    """Tries the models behind addresses before long work begins; returns why the judge is to be done without, if so."""
+    lost = ""
     if judge is not None:
-        judge.check()
+        try:
+            judge.check()
+        except ValueError as error:
+            if judging.judge_unanswered == FAIL:
+                begun = (Path(arguments.output_dir) / RUN_FILE).is_file()
+                raise ValueError(f"{error}, or do without it: --judge-unanswered keep" if begun else error) from None
+            print(f"note: {error}; judge_unanswered is {KEEP}: it is not asked", flush=True)
+            lost = "not asked, since it did not answer when it was tried"
     if descriptions is not None:
         for task in tasks:
             descriptions.check(_described_prompts(arguments, task), task.directory)
+    return lost
 
 
 def _finish(

@@ -7,7 +7,7 @@ so that a resumed run does not lose half of one.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from train.freeze import FreezeArguments
 from train.generation_defaults import describe, set_aside
 from train.rewards import RewardArguments, bind_rewards
 from train.rollout_record import RolloutRecord
-from train.rollout_setup import RolloutArguments, check_rollout, engine_dtype, engine_name
+from train.rollout_setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
 from train.stage import Stage, check_windows, run_stage, steps_to_train
 from train.telemetry import TelemetryArguments
 from train.validation import ValidationArguments, load_validation
@@ -97,7 +97,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     """Trains to the end and returns the run directory."""
     check_windows(training)
     check_save_steps(training)
-    check_rollout(training, ours.rollout)
+    check_rollout(training, ours.rollout, lora_dropout=model_config.lora_dropout if model_config.use_peft else 0.0)
     reward_functions = bind_rewards(
         ours.rewards,
         weights=training.reward_weights,
@@ -107,6 +107,8 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     if training.use_vllm and model_config.model_name_or_path:
         check_platform(local_checkpoint(model_config.model_name_or_path), otherwise="set use_vllm: false")
     prompts, report = _usable_prompts(ours.data, model_config)
+    if model_config.model_name_or_path:
+        check_context(training, local_checkpoint(model_config.model_name_or_path), report.longest_prompt_tokens)
     prompts_per_generation = training.generation_batch_size // training.num_generations
     steps_per_generation = microsteps_per_generation(training) / training.gradient_accumulation_steps
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_generation / steps_per_generation)
@@ -120,7 +122,8 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         unasked = set_aside(model)
         if unasked and not training.use_vllm and is_main_process():
             print(f"note: {describe(unasked)}", flush=True)
-        rollout = _rollout(training, ours.rollout, model, plan, max_images=max(len(p.images) for p in prompts))
+        shown = [*prompts, *_validation_prompts(ours)]
+        rollout = _rollout(training, ours.rollout, model, plan, max_images=max(len(p.images) for p in shown))
         if training.use_vllm and hasattr(processor, "image_token_id"):
             # TRL (1.16) keeps generate() from sampling the tokens that stand for pictures, but not vLLM.
             banned = {processor.image_token_id: -100.0, processor.video_token_id: -100.0}
@@ -215,6 +218,13 @@ def _rollout(
         top_p=training.top_p,
     )
     return {"engine": setup, "guard": guard}
+
+
+def _validation_prompts(ours: GrpoArguments) -> list[Prompt]:
+    """Returns the prompts that vLLM is shown beside those of training."""
+    if ours.validation.validation_split is None:
+        return []
+    return load_prompts(replace(ours.data, split=ours.validation.validation_split))
 
 
 def _usable_prompts(data: DataArguments, model_config: "ModelConfig") -> tuple[list[Prompt], FilterReport]:

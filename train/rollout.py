@@ -126,9 +126,25 @@ class CheckedGeneration(VLLMGeneration):
                 one_token_a_picture(ids, token, num_images=len(pictures or ()))
                 for ids, pictures in zip(prompts, images, strict=True)
             ]
-        read, replies, logprobs, token_ids = super().generate(shown, images, num_generations, profiler)
+        with self._draws_in_step():
+            read, replies, logprobs, token_ids = super().generate(shown, images, num_generations, profiler)
         check_prompts(prompts, read)
         return read, replies, logprobs, token_ids
+
+    @contextmanager
+    def _draws_in_step(self) -> Iterator[None]:
+        """Lets the processes of one engine draw the same tokens: each draws by itself, with the random numbers it has.
+
+        vLLM's own seed did so at first, and was the same for every run (`kept_random_numbers`).
+        """
+        if self.mode != COLOCATE or self.tensor_parallel_size == 1:
+            yield
+            return
+        seeds: list[Any] = [None] * self.tensor_parallel_size
+        torch.distributed.all_gather_object(seeds, int(torch.randint(2**31, (1,))), group=self.tp_group)
+        with kept_random_numbers():
+            torch.manual_seed(seeds[0])
+            yield
 
     # --- weights ---
 
@@ -160,7 +176,7 @@ class CheckedGeneration(VLLMGeneration):
             sent.add(name)
             sent_bytes += tensor.numel() * ELEMENT_BYTES[self.setup.dtype]
         if first:
-            check_covered(filled, engine)
+            check_covered(filled, engine, is_divided=self.tensor_parallel_size > 1)
             self.report.whole_bytes = sent_bytes
         check_sent(sent, self._places, self.setup.trainable)
         self._check_kept(set(self._places) - sent)
@@ -278,15 +294,20 @@ def check_prompts(expected: Sequence[Sequence[int]], read: Sequence[Sequence[int
             )
 
 
-def check_covered(filled: dict[str, int], engine: dict[str, torch.Tensor]) -> None:
+def check_covered(filled: dict[str, int], engine: dict[str, torch.Tensor], *, is_divided: bool = False) -> None:
     """Checks that a whole sync reaches every weight of the engine; rows that pad a vocabulary are no weights.
+
+    Args:
+        filled: elements of the trainer's tensors that went into each weight of the engine.
+        engine: its weights.
+        is_divided: the engine's processes hold parts of the weights, so that the numbers of elements say nothing.
 
     Raises:
         RuntimeError: naming a weight that keeps what the engine loaded from disk.
     """
     for name, parameter in engine.items():
         padded = "embed_tokens" in name or "lm_head" in name
-        if name not in filled or (filled[name] != parameter.numel() and not padded):
+        if name not in filled or (filled[name] != parameter.numel() and not padded and not is_divided):
             raise RuntimeError(
                 f"the weight sync fills {filled.get(name, 0)} of {parameter.numel()} elements of vLLM's {name}; "
                 "the rest would stay as it was loaded"
@@ -323,8 +344,10 @@ def kept_random_numbers() -> Iterator[None]:
     Starting, vLLM (0.31) seeds them all with what TRL (1.16) gives it: the process's rank, whatever the run's seed.
     """
     python, numpy = random.getstate(), np.random.get_state()
+    # By default fork_rng goes through every GPU of the machine, and warns.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python)

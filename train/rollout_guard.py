@@ -18,6 +18,8 @@ import torch
 from tracking.processes import any_process
 from train.rollout_gap import GAP_FACTOR, IMAGES, KINDS, Gap, exceeds, gaps_by_kind, rounding_noise
 
+MAX_UNSCORED = 0.1
+"""Share of sampled tokens for which vLLM may give no log-probability; one that computes NaN gives none at all."""
 Score = Callable[[], torch.Tensor]
 """Computes the trainer's log-probabilities of a pass once more, [replies, tokens]."""
 
@@ -75,10 +77,21 @@ class RolloutGuard:
             with torch.no_grad(), rounding_noise(model, self.dtype):
                 noisy = score()
             self.noise |= gaps_by_kind(noisy, work.trainer, work.mask, work.has_images)
-        excess = self._excess(found)
+        excess = self._unscored(work) or self._excess(found)
         if any_process(excess is not None, device):
             raise RuntimeError(excess or "another process found that vLLM and the trainer do not see the same")
         return found
+
+    def _unscored(self, work: Pass) -> str | None:
+        """Says so where too few tokens have a log-probability of the engine's to be compared; else None."""
+        mask = work.mask.bool()
+        num_tokens, num_unscored = int(mask.sum()), int((mask & torch.isnan(work.engine)).sum())
+        if num_unscored <= MAX_UNSCORED * num_tokens:
+            return None
+        return (
+            f"{self._engine} gave no log-probability for {num_unscored} of {num_tokens} sampled tokens, so they cannot "
+            "be compared with the trainer's; no step was taken on them"
+        )
 
     def _excess(self, found: dict[str, Gap]) -> str | None:
         """Returns the first gap that is too large, in words; None where none is."""

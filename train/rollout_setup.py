@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from models.layout import read_model_config
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -115,8 +118,40 @@ def _needs(distribution: str, package: str, *, extra: str | None = None) -> "Req
     return None
 
 
-def check_rollout(training: "GRPOConfig", arguments: RolloutArguments) -> None:
+def check_context(training: "GRPOConfig", directory: Path, longest_prompt_tokens: int) -> None:
+    """Refuses a context of vLLM in which the longest prompt leaves no room for a whole reply: it would cut it, unsaid.
+
+    Args:
+        training: says how long a reply may be, and with `vllm_max_model_length` how long vLLM's context is.
+        directory: of the checkpoint, whose own context length applies otherwise.
+        longest_prompt_tokens: of the prompts that are trained on.
+
+    Raises:
+        ValueError: in one line, with the way out.
+    """
+    if not training.use_vllm or training.vllm_mode != "colocate":
+        return
+    named, context = "vllm_max_model_length", training.vllm_max_model_length
+    if context is None:
+        config = read_model_config(directory)
+        named = "max_position_embeddings"
+        context = (config.get("text_config") or config).get(named)
+    needed = longest_prompt_tokens + training.max_completion_length
+    if context is not None and context < needed:
+        raise ValueError(
+            f"{named} is {context}, and the longest prompt ({longest_prompt_tokens} tokens) with a reply of "
+            f"max_completion_length ({training.max_completion_length}) takes {needed}; vLLM would cut such replies: "
+            "raise the first, or lower max_completion_length or max_prompt_tokens"
+        )
+
+
+def check_rollout(training: "GRPOConfig", arguments: RolloutArguments, *, lora_dropout: float = 0.0) -> None:
     """Refuses rollouts that cannot work or cannot be checked.
+
+    Args:
+        training: TRL's arguments.
+        arguments: how rollouts are checked.
+        lora_dropout: of the adapters that train; 0 where none do.
 
     Raises:
         ValueError: in one line, with the way out.
@@ -136,18 +171,22 @@ def check_rollout(training: "GRPOConfig", arguments: RolloutArguments) -> None:
             "vllm_enable_sleep_mode gives GPU memory back while the trainer works, and this run is on a CPU; set it to "
             "false"
         )
+    given = training.generation_kwargs or {}  # they overrule TRL's own arguments
     cut = [
         f"{name} {value}"
         for name, value, neutral in (
-            ("top_k", training.top_k, (0, -1, None)),
-            ("min_p", training.min_p, (0.0, None)),
-            ("repetition_penalty", training.repetition_penalty, (1.0, None)),
+            ("top_k", given.get("top_k", training.top_k), (0, -1, None)),
+            ("min_p", given.get("min_p", training.min_p), (0.0, None)),
+            ("repetition_penalty", given.get("repetition_penalty", training.repetition_penalty), (1.0, None)),
+            ("presence_penalty", given.get("presence_penalty"), (0.0, None)),
+            ("frequency_penalty", given.get("frequency_penalty"), (0.0, None)),
+            ("lora_dropout", lora_dropout, (0.0,)),
         )
         if value not in neutral
     ]
     if cut and arguments.rollout_max_gap is None:
         raise ValueError(
-            f"{', '.join(cut)}: vLLM's log-probabilities are then those of another distribution, so that no rounding "
-            "explains how far they are from the trainer's; leave these settings out, or say with rollout_max_gap how "
-            "far they may be"
+            f"{', '.join(cut)}: vLLM's log-probabilities are then those of another distribution than the trainer's, "
+            "and a wrong one is not told from them; leave these settings out (lora_dropout: 0), or say with "
+            "rollout_max_gap how far they may be"
         )

@@ -38,6 +38,8 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
         self._guard = guard
         self._scored: torch.Tensor | None = None
         """The trainer's log-probabilities of the pass in progress."""
+        self._written_at: int | None = None
+        """The step whose weights wrote the replies that are trained on."""
         with replaced(grpo_trainer, "VLLMGeneration", partial(CheckedGeneration, setup=engine)):
             super().__init__(*args, **kwargs)
 
@@ -55,6 +57,11 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
             images = [entry if entry is not None else [] for entry in images]
         return prompt_ids, images, multimodal_fields
 
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        if self.model.training:
+            self._written_at = self.state.global_step
+        return super()._generate_and_score_completions(inputs)
+
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
         found: tuple[Any, Any, Any] = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._scored = found[0].detach()
@@ -63,10 +70,11 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
     def _compute_loss(self, model: Any, inputs: Any) -> Any:
         """Computes TRL's loss, and compares the log-probabilities in it with vLLM's.
 
-        Only on the weights that wrote the replies: later steps on the same replies differ for a good reason.
+        Only on the weights that wrote the replies: later steps on the same replies differ for a good reason. TRL's own
+        `_last_loaded_step` does not say so, since a validation syncs the weights between two such steps (1.16).
         """
         loss = super()._compute_loss(model, inputs)
-        if self._guard is not None and self.model.training and self.state.global_step == self._last_loaded_step:
+        if self._guard is not None and self.model.training and self.state.global_step == self._written_at:
             self._compare_rollout(model, inputs)
         return loss
 

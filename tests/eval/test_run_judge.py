@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_builders.prompts import Prompt, write_prompts
-from eval import run
+from eval import compare, run
 from tracking.command import REPOSITORY_ROOT
 from tracking.records import read_records
 
@@ -146,11 +146,54 @@ def test_the_exit_status_tells_of_unanswered_questions(
     (line,) = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
     assert line == (
         f"error: 7 of {NUM_OPEN} judge questions had no answer: status 503; the same command asks again, "
-        "for these alone"
+        "for these alone; with --judge-unanswered keep it leaves these answers unscored and finishes"
     )
     chat_server.later = None
     assert call().returncode == 0
     assert outcomes(tmp_path / "out") == {"correct": NUM_OPEN}
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "failing"])
+def test_without_its_judge_a_run_finishes_where_it_is_told_so_and_a_comparison_says_what_is_missing(
+    gone: bool,
+    chat_server: Any,
+    open_questions: Path,
+    pocket_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = command(pocket_checkpoint, open_questions, tmp_path / "out", *judged_by(chat_server))
+    chat_server.faults, chat_server.later = ["none"] * 6, "503"
+    with pytest.raises(RuntimeError, match=f"7 of {NUM_OPEN} judge questions had no answer"):
+        run.main(words)
+    num_asked = len(chat_server.asked)
+    if gone:
+        with pytest.raises(ValueError, match=r"does not answer for .*, or do without it: --judge-unanswered keep$"):
+            run.main(words)
+        assert len(chat_server.asked) == num_asked + 1
+    else:
+        chat_server.faults = ["none"] * 3  # the trial, and two answers
+    capsys.readouterr()
+    run.main([*words, "--judge-unanswered", "keep"])
+    num_lost = 7 if gone else 5
+    said = capsys.readouterr().out
+    assert f"{num_lost} of {NUM_OPEN} judge questions had no answer: " in said
+    assert said.count("these answers stay unscored") == 1
+    assert outcomes(tmp_path / "out") == {"correct": NUM_OPEN - num_lost, "unscored": num_lost}
+    state = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert state["status"] == "finished"
+    assert sum(state["attempts"][-1]["judge"]["unanswered"].values()) == num_lost
+
+    chat_server.later = None
+    num_asked = len(chat_server.asked)
+    run.main(words)
+    assert len(chat_server.asked) == num_asked, "it is finished"
+    run.main(command(pocket_checkpoint, open_questions, tmp_path / "whole", *judged_by(chat_server)))
+    compare.main([f"a={tmp_path / 'whole'}", f"b={tmp_path / 'out'}", "--baseline", "a",
+                  "--output-dir", str(tmp_path / "compared")])  # fmt: skip
+    doubt = f"{num_lost} of {NUM_OPEN} judge questions about b had no answer"
+    assert f"open to doubt: {doubt}" in capsys.readouterr().out
+    assert doubt in (tmp_path / "compared" / "comparison.html").read_text()
 
 
 @pytest.mark.parametrize("fault", ["404", "503", "garbage", "nobody"])

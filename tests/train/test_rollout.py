@@ -29,7 +29,7 @@ from train.rollout import (
 from train.rollout_gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
 from train.rollout_guard import Pass, RolloutGuard
 from train.rollout_record import RolloutRecord, write_rollout
-from train.rollout_setup import RolloutArguments, check_rollout, check_versions
+from train.rollout_setup import RolloutArguments, check_context, check_rollout, check_versions
 
 IMAGE, START, END = 9, 7, 8
 
@@ -74,6 +74,9 @@ def test_a_weight_that_no_sync_reaches_is_named() -> None:
         check_covered({"qkv": 4, "embed_tokens.weight": 8}, engine)
     with pytest.raises(RuntimeError, match=r"fills 0 of 8 elements of vLLM's embed_tokens\.weight"):
         check_covered({"qkv": 6}, engine)
+    check_covered({"qkv": 12, "embed_tokens.weight": 16}, engine, is_divided=True)  # each of two processes holds half
+    with pytest.raises(RuntimeError, match="fills 0 of 6 elements of vLLM's qkv"):
+        check_covered({"embed_tokens.weight": 16}, engine, is_divided=True)
 
 
 def test_the_cache_holds_keys_and_values_of_every_token(pocket_checkpoint: Path) -> None:
@@ -212,6 +215,22 @@ def test_a_bound_of_ones_own_replaces_what_rounding_explains(pocket_checkpoint: 
         RolloutGuard(dtype="float32", engine="vllm 1", max_gap=0.1).compare(work, model, lambda: trainer, "cpu", step=0)
 
 
+def test_an_engine_that_scores_nothing_is_not_taken_for_one_without_a_gap(pocket_checkpoint: Path) -> None:
+    """Where its numbers are NaN, TRL hands on what it sampled without a log-probability."""
+    trainer = torch.full((2, 10), -1.0)
+    model = load_model(pocket_checkpoint)
+    guard = RolloutGuard(dtype="float32", engine="vllm 1", max_gap=None)
+    engine = trainer.clone()
+    engine[0, :2] = float("nan")
+    work = Pass(engine=engine, trainer=trainer, mask=torch.ones(2, 10), has_images=[False, True])
+    guard.compare(work, model, lambda: trainer, "cpu", step=0)
+    engine[1] = float("nan")
+    with pytest.raises(RuntimeError, match="vllm 1 gave no log-probability for 12 of 20 sampled tokens"):
+        guard.compare(work, model, lambda: trainer, "cpu", step=1)
+    nobody = Pass(engine=engine, trainer=trainer, mask=torch.zeros(2, 10), has_images=[False, True])
+    assert guard.compare(nobody, model, lambda: trainer, "cpu", step=2) == {}
+
+
 def test_random_numbers_are_those_of_the_run_after_an_engine_seeded_them() -> None:
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = (random.random(), np.random.random(), torch.rand(1).item())
@@ -224,7 +243,8 @@ def test_random_numbers_are_those_of_the_run_after_an_engine_seeded_them() -> No
 def training(**changes: Any) -> Any:
     values = {
         "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": False, "device": torch.device("cpu"),
-        "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, **changes,
+        "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None,
+        "vllm_max_model_length": None, "max_completion_length": 8, **changes,
     }  # fmt: skip
     return SimpleNamespace(**values)
 
@@ -265,6 +285,29 @@ def test_what_cannot_work_or_be_compared_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match=r"top_k 40, repetition_penalty 1\.05: .* with rollout_max_gap how far"):
         check_rollout(cut, RolloutArguments())
     check_rollout(cut, RolloutArguments(rollout_max_gap=0.5))
+    check_rollout(training(generation_kwargs={"seed": 1}, top_k=-1), RolloutArguments())
+    with pytest.raises(ValueError, match=r"^top_k 5, presence_penalty 0\.1: "):
+        check_rollout(training(generation_kwargs={"top_k": 5, "presence_penalty": 0.1}), RolloutArguments())
+
+
+def test_dropout_in_adapters_is_refused_since_the_engine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would count as rounding, and a bound of ten times that stops nothing."""
+    monkeypatch.setattr(rollout_setup, "check_versions", lambda: None)
+    check_rollout(training(), RolloutArguments(), lora_dropout=0.0)
+    with pytest.raises(ValueError, match=r"^lora_dropout 0\.05: .*leave these settings out \(lora_dropout: 0\)"):
+        check_rollout(training(), RolloutArguments(), lora_dropout=0.05)
+    check_rollout(training(), RolloutArguments(rollout_max_gap=0.5), lora_dropout=0.05)
+
+
+def test_a_context_that_would_cut_replies_is_refused(pocket_checkpoint: Path) -> None:
+    own = load_model(pocket_checkpoint).config.get_text_config().max_position_embeddings
+    check_context(training(max_completion_length=16, vllm_max_model_length=44), pocket_checkpoint, 28)
+    with pytest.raises(ValueError, match=r"^vllm_max_model_length is 43, and the longest prompt \(28 tokens\) .* 44;"):
+        check_context(training(max_completion_length=16, vllm_max_model_length=43), pocket_checkpoint, 28)
+    check_context(training(max_completion_length=own - 28), pocket_checkpoint, 28)
+    with pytest.raises(ValueError, match=f"^max_position_embeddings is {own}, "):
+        check_context(training(max_completion_length=own - 27), pocket_checkpoint, 28)
+    check_context(training(max_completion_length=own, use_vllm=False), pocket_checkpoint, 28)
 
 
 @pytest.mark.parametrize(

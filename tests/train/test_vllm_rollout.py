@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def test_every_family_trains_on_what_its_engine_saw(
 
 
 def test_adapters_are_merged_for_the_engine(trained_pocket: Path, pocket_prompts: Path, tmp_path: Path) -> None:
-    train(*flags(trained_pocket, pocket_prompts, tmp_path / "run", use_peft=True, lora_r=4, freeze="mid", max_steps=3))
+    train(*flags(trained_pocket, pocket_prompts, tmp_path / "run", use_peft=True, lora_r=4, lora_dropout=0,
+                 freeze="mid", max_steps=3))  # fmt: skip
     sync = record(tmp_path / "run")["weight_sync"]
     assert sync["num_syncs"] == 3
     assert sync["sent_bytes"] < 0.6 * sync["whole_bytes"]
@@ -166,6 +168,29 @@ def test_a_killed_run_continues_to_the_weights_of_an_undisturbed_one(
     assert weights(directory / "final") == weights(whole_run / "final")
     before, after = (pd.read_csv(path / "metrics.csv")["reward"].tolist() for path in (whole_run, directory))
     assert before == after
+
+
+def test_a_validation_between_two_steps_on_the_same_replies_does_not_make_them_new(
+    trained_pocket: Path, pocket_prompts: Path, tmp_path: Path
+) -> None:
+    """It syncs the weights, and TRL then counts the replies of the step before as written by them.
+
+    The validation split has two pictures a prompt where training has at most one.
+    """
+    directory = tmp_path / "prompts"
+    directory.mkdir()
+    (directory / "images").symlink_to(pocket_prompts / "images")
+    source = [prompt for prompt in read_prompts(pocket_prompts, "rl") if prompt.images]
+    write_prompts(directory, "rl", source)
+    write_prompts(directory, "validation", [replace(prompt, images=prompt.images * 2) for prompt in source[:8]])
+    train(*flags(
+        trained_pocket, directory, tmp_path / "run", max_steps=4, steps_per_generation=2, eval_strategy="steps",
+        eval_steps=1, validation_split="validation", per_device_eval_batch_size=2, num_generations_eval=1,
+        learning_rate=3e-3, gradient_accumulation_steps=1, lr_scheduler_type="constant",
+    ))  # fmt: skip
+    gap = pd.read_csv(tmp_path / "run" / "metrics.csv")["rollout_gap/images"]
+    assert gap.notna().tolist() == [True, False, True, False]
+    assert gap.max() < 1e-3
 
 
 def test_another_seed_draws_other_replies(
