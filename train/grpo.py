@@ -105,7 +105,10 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         max_completion_tokens=training.max_completion_length,
     )
     if training.use_vllm and model_config.model_name_or_path:
-        check_platform(local_checkpoint(model_config.model_name_or_path), otherwise="set use_vllm: false")
+        check_platform(
+            local_checkpoint(model_config.model_name_or_path),
+            otherwise="set use_vllm: false, or start from configs/pocket/init_vllm.yaml",
+        )
     prompts, report = _usable_prompts(ours.data, model_config)
     if model_config.model_name_or_path:
         check_context(training, local_checkpoint(model_config.model_name_or_path), report.longest_prompt_tokens)
@@ -127,7 +130,8 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         if training.use_vllm and hasattr(processor, "image_token_id"):
             # TRL (1.16) keeps generate() from sampling the tokens that stand for pictures, but not vLLM.
             banned = {processor.image_token_id: -100.0, processor.video_token_id: -100.0}
-            training.generation_kwargs = {"logit_bias": banned, **(training.generation_kwargs or {})}
+            asked = training.generation_kwargs or {}
+            training.generation_kwargs = {**asked, "logit_bias": {**asked.get("logit_bias", {}), **banned}}
         num_generations = training.num_generations_eval or training.num_generations
         trainer: WatchedTrainer = WatchedGRPOTrainer(
             model,

@@ -169,7 +169,7 @@ class CheckedGeneration(VLLMGeneration):
         for name, tensor in self._iter_named_params():
             loaded = self._engine_model().load_weights([(name, tensor)])
             if first:
-                (parameter,) = loaded
+                parameter = only_one(name, loaded)
                 self._places[name] = Place(parameter, filled.get(parameter, 0))
                 filled[parameter] = filled.get(parameter, 0) + tensor.numel()
             self._compare(name, tensor, engine)
@@ -292,6 +292,18 @@ def check_prompts(expected: Sequence[Sequence[int]], read: Sequence[Sequence[int
                 f"vLLM read another prompt than the trainer scores: prompt {row} of the batch has {len(ours)} tokens "
                 f"in the trainer and {len(theirs)} in vLLM, and they differ from token {place} on"
             )
+
+
+def only_one(name: str, loaded: Collection[str]) -> str:
+    """Returns the weight of the engine into which it put a tensor.
+
+    Raises:
+        RuntimeError: where it took the tensor into none, or into several.
+    """
+    if len(loaded) != 1:
+        where = f"into {', '.join(sorted(loaded))}" if loaded else "nowhere"
+        raise RuntimeError(f"vLLM put the trainer's {name} {where}; expected one weight, which could be read back")
+    return next(iter(loaded))
 
 
 def check_covered(filled: dict[str, int], engine: dict[str, torch.Tensor], *, is_divided: bool = False) -> None:

@@ -79,7 +79,9 @@ class RolloutGuard:
             self.noise |= gaps_by_kind(noisy, work.trainer, work.mask, work.has_images)
         excess = self._unscored(work) or self._excess(found)
         if any_process(excess is not None, device):
-            raise RuntimeError(excess or "another process found that vLLM and the trainer do not see the same")
+            raise RuntimeError(
+                excess or "another process found that vLLM and the trainer compute different log-probabilities"
+            )
         return found
 
     def _unscored(self, work: Pass) -> str | None:
@@ -110,8 +112,8 @@ class RolloutGuard:
                 continue
             without = "with" if kind == IMAGES else "without"
             return (
-                f"{self._engine} and the trainer do not see the same in prompts {without} pictures: log-probabilities "
-                f"of the sampled tokens differ by {gap.mean:.2g} nats a token (worst reply {gap.worst_reply:.2g}), "
-                f"expected at most {bound}; no step was taken on them"
+                f"{self._engine} and the trainer compute different log-probabilities in prompts {without} pictures: "
+                f"those of the sampled tokens differ by {gap.mean:.2g} nats a token (worst reply "
+                f"{gap.worst_reply:.2g}), expected at most {bound}; no step was taken on them"
             )
         return None

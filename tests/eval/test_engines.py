@@ -14,6 +14,7 @@ from PIL import Image
 from eval.engines import (
     EngineOptions,
     Request,
+    available_bytes,
     check_vllm,
     num_parallel,
     read_vllm,
@@ -125,3 +126,13 @@ def test_a_model_is_spread_over_as_many_gpus_as_divide_its_heads(
     num_gpus: int, config: dict[str, Any], expected: int
 ) -> None:
     assert num_parallel(num_gpus, config) == expected
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.engines.CGROUP", tmp_path)
+    free = available_bytes()
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes() > free / 2
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert available_bytes() == 4000

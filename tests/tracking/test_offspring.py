@@ -30,7 +30,7 @@ def runs(number: int) -> bool:
 def test_children_and_grandchildren_are_ended_and_none_else(parent_is_gone: bool) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     offspring = Offspring()
-    with offspring.born():
+    with offspring.watching():
         child, grandchild = start_family()
     later = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -52,7 +52,7 @@ def test_children_and_grandchildren_are_ended_and_none_else(parent_is_gone: bool
 
 def test_a_start_that_is_cut_short_leaves_nothing() -> None:
     family: list[int] = []
-    with pytest.raises(KeyboardInterrupt), Offspring().born():
+    with pytest.raises(KeyboardInterrupt), Offspring().watching():
         child, grandchild = start_family()
         family += [child.pid, grandchild]
         raise KeyboardInterrupt

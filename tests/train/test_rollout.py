@@ -25,6 +25,7 @@ from train.rollout import (
     check_sent,
     kept_random_numbers,
     one_token_a_picture,
+    only_one,
 )
 from train.rollout_gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
 from train.rollout_guard import Pass, RolloutGuard
@@ -77,6 +78,12 @@ def test_a_weight_that_no_sync_reaches_is_named() -> None:
     check_covered({"qkv": 12, "embed_tokens.weight": 16}, engine, is_divided=True)  # each of two processes holds half
     with pytest.raises(RuntimeError, match="fills 0 of 6 elements of vLLM's qkv"):
         check_covered({"embed_tokens.weight": 16}, engine, is_divided=True)
+
+
+def test_a_tensor_that_the_engine_took_nowhere_is_named() -> None:
+    assert only_one("layers.0.q_proj", {"layers.0.qkv_proj"}) == "layers.0.qkv_proj"
+    with pytest.raises(RuntimeError, match=r"put the trainer's rope\.inv_freq nowhere; expected one weight"):
+        only_one("rope.inv_freq", set())
 
 
 def test_the_cache_holds_keys_and_values_of_every_token(pocket_checkpoint: Path) -> None:

@@ -284,7 +284,7 @@ def _another_template(monkeypatch: pytest.MonkeyPatch) -> None:
     ("plant", "said"),
     [
         (_expand_twice, r"vLLM read another prompt than the trainer scores: .* tokens in the trainer and"),
-        (_swap_pictures, r"do not see the same in prompts with pictures: .* no step was taken"),
+        (_swap_pictures, r"different log-probabilities in prompts with pictures: .* no step was taken"),
         (_forget_a_weight, r"the weight sync fills 0 of \d+ elements of vLLM's .*layers\.5\.mlp\.down_proj"),
         (_round_a_weight, r"after the weight sync \d+ of \d+ elements of .*layers\.5\.mlp\.down_proj.* differ"),
         (_another_template, r"vLLM read another prompt than the trainer scores: .* differ from token [01] on"),
