@@ -1,9 +1,9 @@
 """Are two mathematical expressions equal? math-verify, in processes of their own that end with their time.
 
-Some expressions (`9^{9^{9^{9}}}`) never end inside one call that no Python time limit can interrupt. So a judge is a
-child process that asks the kernel to end it (SIGALRM at its default), and the next question gets a new one. Threads may
-ask side by side: each has a judge to itself until it is answered, MAX_JUDGES of them in a process; a forked process
-starts its own. A judge that anyone else kills is replaced, and the question put once more.
+Some expressions never end, inside one call that no Python time limit can interrupt. So a judge is a child process that
+asks the kernel to end it (SIGALRM at its default), and the next question gets a new one. Threads may ask side by side:
+each has a judge to itself until it is answered, MAX_JUDGES of them in a process; a forked process starts its own. A
+judge that anyone else kills is replaced, and the question put once more.
 """
 
 import json
@@ -31,6 +31,7 @@ POINT_DIGITS, POINT_TOLERANCE = 30, 1e-9
 FLOAT_DECIMALS = 12
 """A decimal equals an irrational number only to so many places; math-verify's 6 take 1.414214 for a root of 2."""
 READY = b"ready\n"
+JUDGE = (sys.executable, "-m", "eval.mathematics")
 
 
 class _Judge:
@@ -38,7 +39,7 @@ class _Judge:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "eval.mathematics"],
+            JUDGE,
             cwd=REPOSITORY_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

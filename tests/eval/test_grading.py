@@ -138,11 +138,21 @@ def test_long_and_hostile_replies_are_judged_in_bounded_time(response: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "99999999!", "(x+1)^{9999}"])
-def test_an_expression_that_takes_for_ever_is_given_up(answer: str) -> None:
-    program = f"from eval.grading import grade\nprint(grade({f'<answer>{answer}</answer>'!r}, '5', 'math').status)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert done.stdout.split()[-1] in (UNSCORED, INCORRECT), done.stderr
+def test_an_expression_that_takes_for_ever_is_given_up() -> None:
+    """A judge that sleeps stands in for expressions from which math-verify never returns."""
+    sleeping = (
+        "import time; from eval import mathematics; "
+        "mathematics._judge = lambda answer, gold: time.sleep(60); mathematics.main()"
+    )
+    program = (
+        "import sys\nfrom eval import mathematics\nfrom eval.grading import grade, is_gradable\n"
+        f"mathematics.JUDGE = (sys.executable, '-c', {sleeping!r})\n"
+        r"print(grade(r'<answer>\sqrt{x}+1</answer>', r'\sqrt{x+1}', 'math').status)"
+        "\n"
+        r"print(is_gradable(r'\sqrt{x}+1', 'math'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout.split() == [UNSCORED, "False"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -164,7 +174,6 @@ def test_an_expression_that_takes_for_ever_is_given_up(answer: str) -> None:
         ("$5$", "math", True),
         ("B", "math", True),
         (" ", "math", False),
-        ("9^{9^{9^{9}}}", "math", False),
         ("B", "choice", True),
         ("red", "choice", False),
         ("yes", "yes_no", True),

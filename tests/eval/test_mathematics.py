@@ -16,7 +16,17 @@ import eval.mathematics
 from eval.mathematics import LIMIT_S, MARGIN_S, MAX_JUDGES, equal_expressions
 from tracking.command import REPOSITORY_ROOT
 
-ENDLESS = "9^{9^{9^{9}}}"
+ENDLESS = "x+60"
+"""A question over which the stand-in sleeps, where math-verify would never return from another."""
+SLEEPING_JUDGE = (
+    "import time\n"
+    "from eval import mathematics\n"
+    "judge = mathematics._judge\n"
+    f"mathematics._judge = lambda answer, gold: time.sleep(60) if answer == {ENDLESS!r} else judge(answer, gold)\n"
+    "mathematics.main()\n"
+)
+"""The judge itself, but for one question. A sleep ends as a call does that no Python signal handler could interrupt:
+the kernel ends the process."""
 
 
 def judges() -> list[psutil.Process]:
@@ -48,7 +58,11 @@ def test_threads_get_the_verdicts_on_their_own_questions() -> None:
 
 
 @pytest.mark.slow
-def test_a_question_without_end_holds_up_no_other_thread() -> None:
+def test_a_question_without_end_holds_up_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for started in list(eval.mathematics._started):
+        started.end()
+    eval.mathematics._idle.clear()
+    monkeypatch.setattr(eval.mathematics, "JUDGE", (sys.executable, "-c", SLEEPING_JUDGE))
     begin = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
         endless = pool.submit(equal_expressions, ENDLESS, "5")
@@ -58,6 +72,10 @@ def test_a_question_without_end_holds_up_no_other_thread() -> None:
         assert endless.result() is None
     assert LIMIT_S <= time.monotonic() - begin < LIMIT_S + MARGIN_S
     assert equal_expressions("5", "5") is True
+    monkeypatch.undo()
+    for started in list(eval.mathematics._started):
+        started.end()
+    eval.mathematics._idle.clear()
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
