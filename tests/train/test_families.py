@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from eval.rollouts import ROLLOUT_FILE
 from models.checkpoint import open_checkpoint
 from models.layout import layout_of
 from models.loading import load_model, load_processor
@@ -118,11 +119,12 @@ def test_grpo_keeps_what_is_frozen_and_trains_every_other_block(
 @pytest.mark.slow
 def test_final_is_written_as_the_start_is_and_loads(untrained: Path, start: Path, run: Path) -> None:
     spelled = [(stored.name_on_disk, stored.shape) for stored in open_checkpoint(untrained).tensors.values()]
-    for directory in (start, run / "final"):
+    files = {path.name for path in untrained.iterdir()}
+    for directory, own in ((start, set()), (run / "final", {ROLLOUT_FILE})):
         assert [
             (stored.name_on_disk, stored.shape) for stored in open_checkpoint(directory).tensors.values()
         ] == spelled
-        assert {path.name for path in directory.iterdir()} == {path.name for path in untrained.iterdir()}
+        assert {path.name for path in directory.iterdir()} == files | own
     assert load_model(run / "final").num_parameters() == load_model(untrained).num_parameters()
     assert type(load_processor(run / "final")) is type(load_processor(untrained))
 
