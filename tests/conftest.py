@@ -17,7 +17,8 @@ quiet_libraries()
 
 LONGEST = (
     "train/test_study_end_to_end.py", "slurm/test_real_slurm_study.py", "slurm/test_real_slurm.py",
-    "train/test_modes.py", "train/test_memory.py",
+    "train/test_modes.py", "train/test_memory.py", "eval/test_vllm_engine.py", "train/test_vllm_rollout.py",
+    "eval/test_vllm_cut_start.py",
 )  # fmt: skip
 """Files of minutes. A worker takes a file at a time: last in line, one of them would keep one worker from its end."""
 
