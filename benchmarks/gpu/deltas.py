@@ -1,6 +1,6 @@
 """What do weight deltas and spectra cost on a GPU? The energy and floor pass of `analyze.deltas`, and spectra alone.
 
-Spectra stand beside `torch.linalg.svdvals` in fp32 on the same device, in turns; for small matrices the errors of both
+Spectra are timed against `torch.linalg.svdvals` in fp32 on the same device, in turns; for small matrices the errors of both
 against NumPy in fp64 are noted too. The time of all spectra of the model is extrapolated by their cost.
 """
 

@@ -1,4 +1,4 @@
-"""Is this machine fit for the measurements? What is missing is told in a line, before anything is measured."""
+"""Is this machine fit for the measurements? What is missing is reported in one line, before anything is measured."""
 
 import importlib.metadata
 import importlib.util
@@ -29,7 +29,7 @@ class Room:
     disk: float
     memory: float
     gpu: float
-    """Less is told, but no reason to stop: the step grpo takes fewer layers."""
+    """With less there is a note: the step grpo then takes fewer layers."""
 
 
 ROOM = Room(disk=40, memory=40, gpu=70)
