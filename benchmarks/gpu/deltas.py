@@ -1,7 +1,7 @@
 """What do weight deltas and spectra cost on a GPU? The energy and floor pass of `analyze.deltas`, and spectra alone.
 
-Spectra are timed against `torch.linalg.svdvals` in fp32 on the same device, in turns; for small matrices the errors of both
-against NumPy in fp64 are noted too. The time of all spectra of the model is extrapolated by their cost.
+Spectra are timed against `torch.linalg.svdvals` in fp32 on the same device, in turns; for small matrices the errors of
+both against NumPy in fp64 are noted too. The time of all spectra of the model is extrapolated by their cost.
 """
 
 import time
