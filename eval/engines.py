@@ -30,6 +30,7 @@ from eval.sampling import SamplingArguments
 from models.checkpoint import open_checkpoint
 from models.layout import read_model_config
 from models.shards import DTYPES
+from tracking.command import quiet_libraries
 from tracking.offspring import Offspring
 
 if TYPE_CHECKING:
@@ -186,8 +187,7 @@ def start_vllm(subject: "Subject", options: EngineOptions) -> Any:
 
 def quiet_vllm() -> None:
     """Sets what vLLM reads from the environment when it is imported: no chatter, no usage statistics."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    quiet_libraries()
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # its processes must carry the mark of `tracking.offspring`
 
 

@@ -7,6 +7,7 @@ so that a resumed run does not lose half of one.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -125,8 +126,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         unasked = set_aside(model)
         if unasked and not training.use_vllm and is_main_process():
             print(f"note: {describe(unasked)}", flush=True)
-        shown = [*prompts, *_validation_prompts(ours)]
-        rollout = _rollout(training, ours.rollout, model, plan, max_images=max(len(p.images) for p in shown))
+        rollout = _rollout(training, ours, model, plan, prompts) if training.use_vllm else {}
         if training.use_vllm and hasattr(processor, "image_token_id"):
             # TRL (1.16) keeps generate() from sampling the tokens that stand for pictures, but not vLLM.
             banned = {processor.image_token_id: -100.0, processor.video_token_id: -100.0}
@@ -175,14 +175,9 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     return run_stage(stage, overwrite=ours.rewards.overwrite)
 
 
-def _computing_dtype(training: "GRPOConfig", model: "PreTrainedModel") -> str:
-    """Returns the dtype of the trainer's arithmetic."""
-    return "bfloat16" if training.bf16 else str(model.dtype).removeprefix("torch.")
-
-
 def _record(training: "GRPOConfig", arguments: RolloutArguments, model: "PreTrainedModel") -> RolloutRecord:
     """Returns what writes the replies of a run."""
-    computing = _computing_dtype(training, model)
+    computing = "bfloat16" if training.bf16 else str(model.dtype).removeprefix("torch.")
     return RolloutRecord(
         engine=engine_name(training),
         engine_dtype=engine_dtype(training, arguments, computing),
@@ -193,25 +188,24 @@ def _record(training: "GRPOConfig", arguments: RolloutArguments, model: "PreTrai
 
 def _rollout(
     training: "GRPOConfig",
-    arguments: RolloutArguments,
+    ours: GrpoArguments,
     model: "PreTrainedModel",
     plan: "FreezePlan",
-    *,
-    max_images: int,
+    prompts: Sequence[Prompt],
 ) -> dict[str, Any]:
-    """Returns what the trainer is given to drive vLLM and to compare it with; nothing without vLLM."""
-    if not training.use_vllm:
-        return {}
+    """Returns what the trainer is given to drive vLLM and to compare it with."""
     from train.rollout import EngineSetup
     from train.rollout_gap import coarser
     from train.rollout_guard import RolloutGuard
 
+    arguments = ours.rollout
     record = _record(training, arguments, model)
+    shown = [*prompts, *_validation_prompts(ours)]
     setup = EngineSetup(
         arguments=arguments,
         dtype=record.engine_dtype,
         trainable=frozenset(plan.trainable),
-        max_images=max_images,
+        max_images=max(len(prompt.images) for prompt in shown),
         device=training.device.type,
     )
     guard = RolloutGuard(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of an element."""
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
 
 

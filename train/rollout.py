@@ -35,11 +35,11 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from eval.engines import CACHE_VARIABLE, available_bytes
 from tracking.processes import num_processes
+from train.recipe import WIDTHS
 from train.rollout_setup import RolloutArguments
 
 COLOCATE = "colocate"
 MIN_CACHE_BYTES = 2**26
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class CheckedGeneration(VLLMGeneration):
                 filled[parameter] = filled.get(parameter, 0) + tensor.numel()
             self._compare(name, tensor, engine)
             sent.add(name)
-            sent_bytes += tensor.numel() * ELEMENT_BYTES[self.setup.dtype]
+            sent_bytes += tensor.numel() * WIDTHS[self.setup.dtype]
         if first:
             check_covered(filled, engine, is_divided=self.tensor_parallel_size > 1)
             self.report.whole_bytes = sent_bytes
@@ -240,7 +240,7 @@ def cache_bytes(config: Any, num_tokens: int, dtype: str) -> int:
     """Returns the bytes that keys and values of so many tokens take: 2 · layers · heads · head size · width each."""
     text = config.get_text_config()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * ELEMENT_BYTES[dtype]
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * WIDTHS[dtype]
     return int(num_tokens * per_token)
 
 

@@ -31,6 +31,8 @@ KINDS = (TEXT, IMAGES)
 ULP = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """Spacing of numbers between 1 and 2: two results that were rounded each by itself differ by no more."""
 NOISE_SEED = 0
+MAX_QUANTILE_TOKENS = 1_000_000
+"""`torch.quantile` (2.8 to 2.15) refuses more than 16 million values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +75,6 @@ def measure_gap(
         p99=float(torch.quantile(tokens[:MAX_QUANTILE_TOKENS].double(), 0.99)),
         worst_reply=float(means.max()),
     )
-
-
-MAX_QUANTILE_TOKENS = 1_000_000
-"""`torch.quantile` (2.8 to 2.15) refuses more than 16 million values."""
 
 
 def gaps_by_kind(

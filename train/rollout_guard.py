@@ -3,9 +3,8 @@
 The trainer computes the log-probabilities of the sampled tokens anyway, in its loss; vLLM returns its own. They are
 compared before the pass's gradients are used, by prompts with and without pictures apart (`train/rollout_gap.py`), and
 logged beside what rounding explains: `rollout_gap/KIND`, `rollout_gap_p99/KIND` and `rollout_rounding/KIND`, in nats a
-token. The first pass of each kind in an attempt
-measures what rounding explains, with one more forward pass; so does one in every `rollout_rounding_steps` steps, and
-every pass that exceeds what was measured before.
+token. The first pass of each kind in an attempt measures what rounding explains, with one more forward pass; so does
+one in every `rollout_rounding_steps` steps, and every pass that exceeds what was measured before.
 """
 
 import math
