@@ -5,13 +5,13 @@
 Three parts (`--parts`), each with contenders that take turns, in an order that shifts from round to round; ratios are
 taken within a round, and their median stands with a 95 % bootstrap interval.
 
-    energy    `analyze.change` on two synthetic bf16 checkpoints of Qwen2.5-VL-3B's widths, without and with the noise
-              floor (and the counts that go with it), beside mapping or reading the same files and summing them in fp64,
-              which is as accurate, and beside torch's own sum in bf16, the least that can be done with what is read; as
-              many threads for all.
+    energy    `analyze.deltas.change` on two synthetic bf16 checkpoints of Qwen2.5-VL-3B's widths, without and with the
+              noise floor (and the counts that go with it), beside mapping or reading the same files and summing
+              them in fp64, which is as accurate, and beside torch's own sum in bf16, the least that can be done
+              with what is read; as many threads for all.
               The page cache is dropped before each run where this user may (`cold`), and once more filled (`warm`)
-    spectra   `analyze.spectra.singular_values` beside `torch.linalg.svdvals` in fp32, on updates stored in bf16 of
-              matrices of Qwen2.5-VL-7B; the errors of both against `numpy.linalg.svd` in fp64
+    spectra   `analyze.deltas.spectra.singular_values` beside `torch.linalg.svdvals` in fp32, on updates stored in bf16
+              of matrices of Qwen2.5-VL-7B; the errors of both against `numpy.linalg.svd` in fp64
     memory    peaks of processes of their own: the command's energy pass, and spectrum, leading directions and matched
               null of the 7B model's largest matrices. Peaks are of anonymous memory, so without file mappings, but with
               Python and torch themselves
@@ -118,7 +118,7 @@ def measure_energy(directory: Path, num_rounds: int, num_threads: int) -> dict[s
     """Returns seconds and ratios of the energy pass and of reading and summing."""
     import torch
 
-    from analyze.change import Comparison, measure_many
+    from analyze.deltas.change import Comparison, measure_many
     from models.checkpoint import open_checkpoint
 
     torch.set_num_threads(1)  # all contenders bring threads of their own
@@ -186,7 +186,7 @@ def measure_spectra(shapes: Sequence[str], num_rounds: int, num_threads: int) ->
     """Returns a row a shape: seconds, their ratio, and the errors of both contenders."""
     import torch
 
-    from analyze.spectra import singular_values
+    from analyze.deltas.spectra import singular_values
 
     torch.set_num_threads(num_threads)
     rows = []
@@ -234,8 +234,8 @@ def work_in_memory(shape: str, num_threads: int, *, deficient: bool) -> None:
     """Does all that the spectra pass does with one matrix."""
     import torch
 
-    from analyze.geometry import decompose
-    from analyze.spectra import matched_null, singular_values
+    from analyze.deltas.geometry import decompose
+    from analyze.deltas.spectra import matched_null, singular_values
 
     torch.set_num_threads(num_threads)
     delta = torch.empty(_sizes(shape)).normal_(generator=torch.Generator().manual_seed(0))

@@ -3,9 +3,9 @@
     python -m benchmarks.evaluate --model outputs/pocket/sft/final --data outputs/pocket/data/data   # after make pocket
 
 One by one is Transformers' own `generate`, a prompt at a time, with its processor. Batched is what `eval.run` calls
-(`eval/engines.py`), in the batches it makes. Both answer the same prompts of the test split, spread over its abilities,
-in turns; a turn's ratio is between neighbours in time. Writes `benchmarks/results/evaluate.json`: commit, command,
-hardware, medians, the ratio of every turn, and how many replies are equal, of which all must be.
+(`eval/replies/engines.py`), in the batches it makes. Both answer the same prompts of the test split, spread over its
+abilities, in turns; a turn's ratio is between neighbours in time. Writes `benchmarks/results/evaluate.json`: commit,
+command, hardware, medians, the ratio of every turn, and how many replies are equal, of which all must be.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_builders.prompts import Prompt, prompts_fingerprint, read_prompts
-from eval.engines import EngineOptions, HuggingFace, Request
-from eval.generation import make_batches, render_prompt, resolved_settings, tokenizer_of
-from eval.pictures import Picture, pixel_limits
-from eval.sampling import SamplingArguments
-from eval.subject import open_subject
+from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts
+from eval.replies.engines import EngineOptions, HuggingFace, Request
+from eval.replies.generation import make_batches, render_prompt, resolved_settings, tokenizer_of
+from eval.replies.pictures import Picture, pixel_limits
+from eval.replies.sampling import SamplingArguments
+from eval.replies.subject import open_subject
 from models.loading import load_processor
 from tracking.command import REPOSITORY_ROOT, quiet_libraries, run_command
 from tracking.product import write_text

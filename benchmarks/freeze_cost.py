@@ -129,20 +129,20 @@ def work_step_by_step(arm: str, *, checkpointing: bool, directory: Path) -> None
 def train_ours(words: list[str], with_turns: Callable[[Any], None]) -> None:
     """Trains with `train.grpo`; its trainer is given to `with_turns` first."""
     import train.grpo
-    import train.trainers
+    import train.running.trainers
 
-    watched = train.trainers.WatchedGRPOTrainer
+    watched = train.running.trainers.WatchedGRPOTrainer
 
     class Taking(watched):  # type: ignore[valid-type, misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             with_turns(self)
 
-    train.trainers.WatchedGRPOTrainer = Taking  # type: ignore[misc]
+    train.running.trainers.WatchedGRPOTrainer = Taking  # type: ignore[misc]
     try:
         train.grpo.main(words)
     finally:
-        train.trainers.WatchedGRPOTrainer = watched  # type: ignore[misc]
+        train.running.trainers.WatchedGRPOTrainer = watched  # type: ignore[misc]
 
 
 def train_plain(words: list[str], with_turns: Callable[[Any], None]) -> None:
@@ -151,8 +151,8 @@ def train_plain(words: list[str], with_turns: Callable[[Any], None]) -> None:
 
     from models.loading import load_model, load_processor
     from tracking.command import parse_arguments
-    from train.data import DataArguments, build_dataset, load_prompts, training_order
-    from train.rewards import accuracy, format
+    from train.running.data import DataArguments, build_dataset, load_prompts, training_order
+    from train.running.rewards import accuracy, format
 
     training, model, data = parse_arguments(words, GRPOConfig, ModelConfig, DataArguments, description=None)
     training.shuffle_dataset = False
@@ -174,7 +174,7 @@ def prepare(directory: Path) -> None:
     """Writes a 12-layer pocket model and prompts with one picture each (plain TRL fails where only some have one)."""
     from PIL import Image
 
-    from data_builders.prompts import Prompt, write_prompts
+    from data_builders.prompt_sets.prompts import Prompt, write_prompts
     from models.pocket import PocketShape, write_pocket_checkpoint
 
     write_pocket_checkpoint(directory / "start" / "checkpoint", shape=PocketShape(num_layers=NUM_LAYERS), seed=0)

@@ -139,7 +139,7 @@ def prepare(work: Path) -> None:
     """Writes prompts and a small model that answers in form, so that rewards differ, in fp32 and in bf16."""
     from PIL import Image
 
-    from data_builders.prompts import Prompt, write_prompts
+    from data_builders.prompt_sets.prompts import Prompt, write_prompts
     from models.checkpoint import open_checkpoint
     from models.pocket import PocketShape, write_pocket_checkpoint
 
@@ -190,7 +190,7 @@ def _write_in_bf16(start: Any, directory: Path) -> None:
 
 def run_cases(cases: Sequence[Case], work: Path, device: str) -> None:
     """Runs cases one after the other in this process, which is one of a launch, and records what each shows."""
-    from train.callbacks import Preemption
+    from train.running.callbacks import Preemption
 
     resumed = False
     watch = Preemption.on_step_end

@@ -7,7 +7,7 @@ The replies are the published solutions of MATH-500 (several hundred characters 
 and, with the last answer replaced, against the gold of the next problem. Those that a string or number rule decides are
 graded one after another in one process per core, nothing remembered between rounds; those that math-verify decides are
 asked side by side from threads, as rewards and evaluations do. Starting the judges is timed apart. The corpus is
-`tests/eval/grading_corpus.jsonl`; a case agrees where verdict and rule are those of its label.
+`tests/eval/grading/corpus.jsonl`; a case agrees where verdict and rule are those of its label.
 
 Writes `benchmarks/results/grading.json`.
 """
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from eval.answers import find_answer
-from eval.expressions import plainly_equal
 from eval.grading import grade
-from eval.latex import plain
-from eval.mathematics import MAX_JUDGES, equal_expressions
-from eval.quantities import parse_quantity
+from eval.grading.answers import find_answer
+from eval.grading.expressions import plainly_equal
+from eval.grading.latex import plain
+from eval.grading.mathematics import MAX_JUDGES, equal_expressions
+from eval.grading.quantities import parse_quantity
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.product import write_text
 from tracking.run import git_state, hardware

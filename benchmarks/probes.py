@@ -4,7 +4,7 @@
     python -m benchmarks.probes --shape 7b --num-problems 8
 
 The plain procedure is a loop: hooks that change one layer are put on the model, and Transformers' `generate` answers
-one prompt, batch 1; then the next layer, then the next prompt (`analyze/hooked_swap.py`; for skipping, a hook that
+one prompt, batch 1; then the next layer, then the next prompt (`analyze/swap/reference.py`; for skipping, a hook that
 returns the layer's input). Ours are the functions that `analyze.swap` and `analyze.skip` call. Both take turns on the
 same model, prompts and pictures, with random weights and replies of a fixed length; the ratio is taken within a turn,
 and its median stands with a 95 % bootstrap interval. Every reply is compared: in float32 all must be equal, in lower
@@ -60,7 +60,7 @@ def build_model(shape: PocketShape, directory: Path, dtype: torch.dtype) -> tupl
     """Returns a model of random weights, on the GPU where there is one, and its processor."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from eval.generation import tokenizer_of
+    from eval.replies.generation import tokenizer_of
     from models.loading import load_processor
 
     write_pocket_checkpoint(directory, shape=PocketShape(num_layers=1), seed=0)
@@ -85,10 +85,10 @@ def draw_picture(path: Path, rng: np.random.Generator) -> None:
 
 def skip_contest(model: Any, processor: Any, settings: dict[str, Any], directory: Path, num_problems: int) -> Contest:
     """Nothing and then every layer skipped, for each of several questions about pictures."""
-    from analyze.skip_generation import Rows, answer_rows
-    from analyze.skipping import RowwiseSkip
-    from data_builders.prompts import Prompt
-    from eval.generation import generate, render_prompt
+    from analyze.skip.generation import Rows, answer_rows
+    from analyze.skip.layers import RowwiseSkip
+    from data_builders.prompt_sets.prompts import Prompt
+    from eval.replies.generation import generate, render_prompt
 
     layers = model.base_model.language_model.layers
     texts, images = [], []
@@ -129,9 +129,9 @@ def skip_contest(model: Any, processor: Any, settings: dict[str, Any], directory
 
 def swap_contest(model: Any, processor: Any, settings: dict[str, Any], directory: Path, num_problems: int) -> Contest:
     """The picture of each pair swapped from every layer on, and not at all."""
-    from analyze.hooked_swap import generate_swapped
-    from analyze.swapping import PairOptions, open_pair, run_variants, swapped_layers, trimmed
-    from data_builders.pairs import Pair
+    from analyze.swap.reference import generate_swapped
+    from analyze.swap.run import PairOptions, open_pair, run_variants, swapped_layers, trimmed
+    from data_builders.pairs.pair import Pair
 
     swaps = swapped_layers("from", len(model.base_model.language_model.layers), 1)
     pairs = [
@@ -205,7 +205,7 @@ def run_contest(contest: Contest, *, num_rounds: int, exact: bool) -> dict[str, 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns a row a probe."""
-    from eval.generation import greedy_settings
+    from eval.replies.generation import greedy_settings
 
     dtype = getattr(torch, arguments.dtype)
     with tempfile.TemporaryDirectory() as name:

@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eval.rollouts import ROLLOUT_FILE
+from eval.replies.rollouts import ROLLOUT_FILE
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.product import write_text
 from tracking.records import read_records
 from tracking.run import git_state, hardware
-from train.rollout_gap import KINDS
-from train.rollout_record import GAP, GAP_P99, ROUNDING
+from train.rollouts.gap import KINDS
+from train.rollouts.record import GAP, GAP_P99, ROUNDING
 
 RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "rollouts.json"
 ARMS: dict[str, list[str]] = {"full": [], "freeze-mid": ["--freeze", "mid"]}

@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_builders.counting_pairs import COUNTING
-from data_builders.grounding_pairs import GROUNDING
-from data_builders.ocr_pairs import OCR
-from data_builders.pair_sets import MANIFEST_FILE, Drawing, PairSetArguments, PairTask, build_pair_set, describe_set
-from data_builders.pocket import PocketSizes, build_pocket_world
-from data_builders.pocket_pairs import POCKET_PAIRS
-from data_builders.recognition_pairs import RECOGNITION
-from data_builders.rl import WORK_DIR, RlArguments, build_rl, describe
-from data_builders.vision_grid import open_vision_grid
+from data_builders.counting.build import COUNTING
+from data_builders.grounding.build import GROUNDING
+from data_builders.ocr.build import OCR
+from data_builders.pairs.sets import MANIFEST_FILE, Drawing, PairSetArguments, PairTask, build_pair_set, describe_set
+from data_builders.pairs.vision_grid import open_vision_grid
+from data_builders.pocket.build import POCKET_PAIRS
+from data_builders.pocket.world import PocketSizes, build_pocket_world
+from data_builders.recognition.build import RECOGNITION
+from data_builders.rl.build import WORK_DIR, RlArguments, build_rl, describe
 from tracking.command import did_you_mean, parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.run import open_run

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_builders.contact_sheet import PREVIEW_FILE
-from data_builders.pair_sets import IMAGES_DIR, MANIFEST_FILE, MASKS_DIR, METADATA_FILE
-from data_builders.pairs import PAIRS_FILE, Pair, read_pairs
-from data_builders.set_files import open_set
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import PAIRS_FILE, Pair
+from data_builders.pairs.sets import IMAGES_DIR, MANIFEST_FILE, MASKS_DIR, METADATA_FILE
+from data_builders.pairs.sheet import PREVIEW_FILE
+from data_builders.validate.set_files import open_set
 from models.hub import parse_repository
 from tracking.command import run_command
 from tracking.product import write_text

@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from data_builders.clevr_geometry import id_mask
-from data_builders.clevr_layout import draw_scene
-from data_builders.clevr_render import render_scene
-from data_builders.clevr_scenes import SHAPES, Scene
-from data_builders.coco import ANNOTATIONS_FILE, IMAGES_DIR, MIN_POLYGON_NUMBERS, Polygon, split_of
-from data_builders.pair_pictures import box_around
+from data_builders.counting.draw import render_scene
+from data_builders.counting.geometry import id_mask
+from data_builders.counting.layout import draw_scene
+from data_builders.counting.scenes import SHAPES, Scene
+from data_builders.pairs.pictures import box_around
+from data_builders.recognition.coco import ANNOTATIONS_FILE, IMAGES_DIR, MIN_POLYGON_NUMBERS, Polygon, split_of
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress

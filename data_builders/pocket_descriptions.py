@@ -16,8 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_builders.pocket import SPLIT_ABILITIES, Scene, count_colours, draw_split, render
-from data_builders.prompts import Prompt, prompts_fingerprint, read_prompts
+from data_builders.pocket.world import SPLIT_ABILITIES, Scene, count_colours, draw_split, render
+from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.run import open_run

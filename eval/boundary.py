@@ -26,13 +26,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data_builders.build import DATA_DIR, write_manifest
-from data_builders.images import place_file
-from data_builders.prompts import Prompt, prompts_fingerprint, read_prompts, write_prompts
+from data_builders.prompt_sets.images import place_file
+from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts, write_prompts
 from eval.grading import CORRECT, UNSCORED, grade
-from eval.prompting import check_style
-from eval.sampling import SeededSampler, reply_seed
-from eval.statistics import wilson
-from eval.subject import Subject, open_subject
+from eval.replies.prompting import check_style
+from eval.replies.sampling import SeededSampler, reply_seed
+from eval.replies.subject import Subject, open_subject
+from eval.statistics.intervals import wilson
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress
@@ -164,7 +164,7 @@ def read_earlier(directory: Path, settings: dict[str, Any]) -> list[Record]:
 
 
 def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequence[Prompt], log: RecordLog) -> None:
-    from eval.generation import generate, greedy_settings, make_batches, render_prompt
+    from eval.replies.generation import generate, greedy_settings, make_batches, render_prompt
 
     replies = _replies(prompts, arguments)
     if len(log) == len(replies):

@@ -18,8 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.grading import UNSCORED, grade
-from eval.mathematics import MAX_JUDGES
+from eval.grading import MAX_JUDGES, UNSCORED, grade
 from tracking.command import run_command
 from tracking.product import write_text
 from tracking.progress import progress
@@ -54,7 +53,7 @@ def regrade(directory: Path, *, dry_run: bool = False) -> list[Record]:
         regraded = regrade_records(records, label=str(directory))
         changed = [new for old, new in zip(records, regraded, strict=True) if new is not old]
         if not dry_run:
-            from eval.scores import score_table
+            from eval.statistics.scores import score_table
 
             write_text(directory / "records.jsonl", encode_records(regraded))
             write_table(directory / "scores.csv", score_table(regraded))

@@ -8,7 +8,8 @@
 The model is a checkpoint, or a recipe of `merge.splice` (a file ending in .yaml), whose splice is then made in memory.
 Tasks are benchmarks by name and prompt sets as FOLDER:SPLIT (`eval/tasks/`). Prompts are asked as given; with
 `--abilities true` also with black images or a description of them, as each ability's definition needs, with
-`--conditions` as named (`eval/conditions.py`). Replies are greedy, or with a temperature drawn, each by its own seed.
+`--conditions` as named (`eval/replies/conditions.py`). Replies are greedy, or with a temperature drawn, each by its own
+seed.
 
 D/records.jsonl    every reply: task, id, condition, sample, response, tokens, why it ended, what was extracted, verdict
 D/scores.csv       per task and ability: accuracy and the ability's definition, each with n and interval
@@ -30,10 +31,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_builders.prompts import Prompt
-from eval.answering import answer_batch, make_query_batches
-from eval.asking import count_reasons
-from eval.conditions import (
+from data_builders.prompt_sets.prompts import Prompt
+from eval.judge.asking import count_reasons
+from eval.judge.verdicts import FAIL, KEEP, Judge, JudgeArguments, JudgeReport, Judging, open_judge, report
+from eval.replies.answering import answer_batch, make_query_batches
+from eval.replies.conditions import (
     BY_ABILITY,
     check_conditions,
     conditions_of,
@@ -41,16 +43,15 @@ from eval.conditions import (
     count_without_images,
     make_queries,
 )
-from eval.descriptions import DescriptionArguments, Descriptions, open_descriptions
-from eval.engines import ENGINES, EngineOptions, check_vllm
-from eval.judge import FAIL, KEEP, Judge, JudgeArguments, JudgeReport, Judging, open_judge, report
-from eval.outcomes import DESCRIBED, GIVEN
-from eval.pictures import pixel_limits
-from eval.prompting import check_style
-from eval.rollouts import read_rollout
-from eval.sampling import SamplingArguments
-from eval.scores import score_table
-from eval.subject import Subject, open_subject
+from eval.replies.descriptions import DescriptionArguments, Descriptions, open_descriptions
+from eval.replies.engines import ENGINES, EngineOptions, check_vllm
+from eval.replies.outcomes import DESCRIBED, GIVEN
+from eval.replies.pictures import pixel_limits
+from eval.replies.prompting import check_style
+from eval.replies.rollouts import read_rollout
+from eval.replies.sampling import SamplingArguments
+from eval.replies.subject import Subject, open_subject
+from eval.statistics.scores import score_table
 from eval.tasks import Task, open_task
 from models.loading import load_processor
 from tracking.command import Preempted, did_you_mean, is_main_process, parse_arguments, run_command
@@ -63,7 +64,7 @@ from tracking.sharding import RECORDS_FILE, SharedLog, join_processes, open_shar
 from tracking.tables import write_table
 
 if TYPE_CHECKING:
-    from eval.generation import Processor
+    from eval.replies.generation import Processor
 
 __all__ = ["ARGUMENTS", "EvaluationArguments", "Task", "evaluate", "load_task", "main"]
 
@@ -153,7 +154,7 @@ def evaluate(
         ValueError: for a person's mistake, before anything is written.
         RuntimeError: where an endpoint left questions unanswered; called again, it asks those.
     """
-    from eval.generation import render_prompt
+    from eval.replies.generation import render_prompt
 
     join_processes()
     tasks = on_main_process(lambda: [load_task(name, arguments.cache_dir) for name in arguments.tasks])
@@ -275,7 +276,7 @@ def _finish(
 def _engine_options(
     arguments: EvaluationArguments, sampling: SamplingArguments, subject: Subject, processor: "Processor"
 ) -> EngineOptions:
-    from eval.generation import resolved_settings
+    from eval.replies.generation import resolved_settings
 
     return EngineOptions(
         settings=resolved_settings(subject.directory, processor, arguments.max_new_tokens),
@@ -318,7 +319,7 @@ def _settings(
 
 
 def _chat_template(processor: "Processor") -> str:
-    from eval.generation import chat_template_of
+    from eval.replies.generation import chat_template_of
 
     return chat_template_of(processor)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from merge.card import describe_plan
-from merge.plan import SplicePlan, fingerprint, make_plan
-from merge.recipe import parse_donors, recipe_from_pattern
+from merge.recipes.card import describe_plan
+from merge.recipes.plan import SplicePlan, fingerprint, make_plan
+from merge.recipes.recipe import parse_donors, recipe_from_pattern
 from merge.splice import check_place, check_room, parse_size, run_settings, write_splice
 from models.blocks import BLOCKS
 from tracking.command import parse_arguments, run_command

@@ -3,7 +3,7 @@
     python -m merge.splice --pattern in:rl:rl --donor in=IN --donor rl=RL --rest in --output-dir outputs/in-rl-rl
     python -m merge.splice --recipe recipe.yaml --output-dir outputs/splice [--dry-run]
 
-No tensor is decoded and torch is not imported, except for parts that a recipe computes (`merge/transplant.py`).
+No tensor is decoded and torch is not imported, except for parts that a recipe computes (`merge/tensors/transplant.py`).
 
 OUTPUT/checkpoint/              loadable: weights, the files of one donor beside them, and
 OUTPUT/checkpoint/splice.json   owner, source and sha256 of every tensor, the recipe, the donors
@@ -25,11 +25,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from merge.card import describe_plan, render_card
-from merge.companions import CARD_FILE, SPLICE_FILE
-from merge.copying import ByteRange, Source, write_shard
-from merge.plan import ShardEntry, SplicePlan, make_plan
-from merge.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
+from merge.recipes.card import describe_plan, render_card
+from merge.recipes.companions import CARD_FILE, SPLICE_FILE
+from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
+from merge.recipes.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
+from merge.tensors.copying import ByteRange, Source, write_shard
 from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
@@ -164,7 +164,7 @@ def source_of(plan: SplicePlan, entry: ShardEntry) -> Source:
     """Returns where a tensor's bytes come from."""
     owner = plan.owners[entry.name]
     if isinstance(owner, Blend):
-        from merge.transplant import blend_bytes
+        from merge.tensors.transplant import blend_bytes
 
         return blend_bytes(plan.donors, owner, entry.name, entry.dtype)
     stored = plan.donors[owner].tensors[entry.name]

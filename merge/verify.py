@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from merge.companions import SPLICE_FILE, companion_names
-from merge.copying import ByteRange
-from merge.plan import ShardEntry, SplicePlan, make_plan
-from merge.recipe import owner_dict, parse_donors, recipe_from_dict
+from merge.recipes.companions import SPLICE_FILE, companion_names
+from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
+from merge.recipes.recipe import owner_dict, parse_donors, recipe_from_dict
 from merge.splice import CHECKPOINT_DIR, FORMAT_VERSION, source_of
+from merge.tensors.copying import ByteRange
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.fetch import format_size
 from models.hub import parse_repository

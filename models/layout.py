@@ -15,6 +15,8 @@ from models.foreign import explain_folder
 from models.shards import parse_json_object
 
 CONFIG_FILE = "config.json"
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of an element, by the name of its dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ python -m slurm.cancel outputs/pocket_study
 import argparse
 from pathlib import Path
 
-from slurm.queueing import cancel_queued, latest_launch
+from slurm.submitting.queueing import cancel_queued, latest_launch
 from tracking.command import run_command
 
 

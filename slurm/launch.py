@@ -18,11 +18,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from slurm.planned import Study, format_plan, read_study, write_plan
-from slurm.queueing import read_launch
-from slurm.settings import read_settings
-from slurm.study import StudyArguments
-from slurm.submit import check_with_sbatch, sole_launch, submit
+from slurm.planning.planned import Study, format_plan, read_study, write_plan
+from slurm.planning.settings import read_settings
+from slurm.planning.study import StudyArguments
+from slurm.submitting.queueing import read_launch
+from slurm.submitting.submit import check_with_sbatch, sole_launch, submit
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.schedule import Schedule
 

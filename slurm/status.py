@@ -15,8 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slurm.planned import read_plan
-from slurm.queueing import CANCELLED_FILE, State, Submitted, latest_launch, past_states, queue_states, read_launch
+from slurm.planning.planned import read_plan
+from slurm.submitting.queueing import (
+    CANCELLED_FILE,
+    State,
+    Submitted,
+    latest_launch,
+    past_states,
+    queue_states,
+    read_launch,
+)
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.ownership import BEAT_S, CLAIM_FILE
 from tracking.progress import PROGRESS_FILE, format_duration

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import yaml
 
-from analyze.deltas import DeltaArguments
+from analyze.deltas.command import DeltaArguments
 from data_builders.build import TASKS, BuildArguments
 from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
-from merge.recipe import read_recipe
+from merge.recipes.recipe import read_recipe
 from models.pocket import PocketArguments, PocketShape
 from tracking.command import REPOSITORY_ROOT, parse_arguments
 from train import grpo, sft
-from train.data import DataArguments
 from train.grpo import check_save_steps
 from train.necessity import check_stage_files, format_plan, plan_study
-from train.rewards import RewardArguments, bind_rewards
-from train.stage import check_windows
-from train.study import NecessityArguments
+from train.planning.study import NecessityArguments
+from train.running.data import DataArguments
+from train.running.rewards import RewardArguments, bind_rewards
+from train.running.stage import check_windows
 
 CONFIGS_DIR = REPOSITORY_ROOT / "configs"
 CONFIGS = sorted(CONFIGS_DIR.rglob("*.yaml"))
@@ -207,6 +207,8 @@ def test_every_configuration_is_covered_by_a_test() -> None:
     covered = {"base", "sft", "data", "init", "init_vllm", "eval", "deltas", "splice"}
     of_studies = {"study", "abilities", "samples", "swap", "skip", "attention", "all_deltas", *_clusters()}
     others = set(CONFIGS) - set(STUDIES) - set(RECIPES) - set(LAUNCHERS) - set(PAIR_SETS)
-    assert {path.stem for path in others} <= covered | of_studies, "of_studies: tests/slurm/test_study_configs.py"
+    assert {path.stem for path in others} <= covered | of_studies, (
+        "of_studies: tests/slurm/planning/test_study_configs.py"
+    )
     assert set(CONFIGS_DIR.rglob("*.json")) - set(ENGINES) == set(CONFIGS_DIR.rglob("config.json"))
     assert all(values_of(path) for path in CONFIGS)

@@ -10,6 +10,8 @@ raised by a library keeps its traceback.
 import argparse
 import difflib
 import dis
+import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -59,6 +61,19 @@ def arguments_only() -> Iterator[None]:
         _arguments_only.reset(token)
 
 
+def command_module(name: str) -> Any:
+    """Returns the module of a command that has `main`: `merge.splice` is one, `analyze.swap` a folder that holds it."""
+    found = importlib.util.find_spec(name)
+    is_folder = found is not None and found.submodule_search_locations is not None
+    return importlib.import_module(f"{name}.command" if is_folder else name)
+
+
+def program_name() -> str:
+    """Returns how this command was started, for its help: `python -m analyze.swap`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+
+
 def did_you_mean(found: str, valid: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?` for the nearest valid word, or the empty string when none is near."""
     near = difflib.get_close_matches(found, list(valid), n=1, cutoff=0.5)
@@ -100,6 +115,7 @@ def parse_arguments(argv: Sequence[str] | None, *dataclasses: type, description:
             arguments[position : position + 1] = text.split("=", 1)
     parser = Parser(
         list(dataclasses),
+        prog=program_name(),
         description=(description or "").split("\n")[0],
         usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -8,44 +8,33 @@ so that a resumed run does not lose half of one.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_builders.prompts import Prompt
-from eval.engines import check_platform
-from eval.generation import tokenizer_of
+from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.engines import check_platform
+from eval.replies.generation import tokenizer_of
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
-from train.data import DataArguments, FilterReport, filter_prompts, load_prompts
-from train.freeze import FreezeArguments
-from train.generation_defaults import describe, set_aside
-from train.rewards import RewardArguments, bind_rewards
-from train.rollout_record import RolloutRecord
-from train.rollout_setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
-from train.stage import Stage, check_windows, run_stage, steps_to_train
-from train.telemetry import TelemetryArguments
-from train.validation import ValidationArguments, load_validation
+from train.rollouts.generation_defaults import describe, set_aside
+from train.rollouts.record import RolloutRecord
+from train.rollouts.setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
+from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
+from train.running.grpo_arguments import OUR_ARGUMENTS, GrpoArguments
+from train.running.rewards import RewardArguments, bind_rewards
+from train.running.stage import Stage, check_windows, run_stage, steps_to_train
+from train.running.validation import load_validation
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, ProcessorMixin
     from trl import GRPOConfig, ModelConfig
 
-    from train.freeze import FreezePlan
-    from train.watched import WatchedTrainer
-
-OUR_ARGUMENTS = (
-    DataArguments,
-    FreezeArguments,
-    RewardArguments,
-    TelemetryArguments,
-    ValidationArguments,
-    RolloutArguments,
-)
-"""Parsed beside TRL's `GRPOConfig` and `ModelConfig`."""
+    from train.freezing.freeze import FreezePlan
+    from train.running.watched import WatchedTrainer
 
 
 def microsteps_per_generation(training: "GRPOConfig") -> int:
@@ -82,18 +71,6 @@ def check_save_steps(training: "GRPOConfig") -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class GrpoArguments:
-    """Everything of a run that is not TRL's."""
-
-    data: DataArguments
-    freeze: FreezeArguments
-    rewards: RewardArguments
-    telemetry: TelemetryArguments
-    validation: ValidationArguments
-    rollout: RolloutArguments
-
-
 def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArguments) -> Path:
     """Trains to the end and returns the run directory."""
     check_windows(training)
@@ -121,7 +98,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
     ) -> "WatchedTrainer":
-        from train.trainers import WatchedGRPOTrainer
+        from train.running.trainers import WatchedGRPOTrainer
 
         unasked = set_aside(model)
         if unasked and not training.use_vllm and is_main_process():
@@ -194,9 +171,9 @@ def _rollout(
     prompts: Sequence[Prompt],
 ) -> dict[str, Any]:
     """Returns what the trainer is given to drive vLLM and to compare it with."""
-    from train.rollout import EngineSetup
-    from train.rollout_gap import coarser
-    from train.rollout_guard import RolloutGuard
+    from train.rollouts.gap import coarser
+    from train.rollouts.guard import RolloutGuard
+    from train.rollouts.vllm import EngineSetup
 
     arguments = ours.rollout
     record = _record(training, arguments, model)

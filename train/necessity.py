@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.build import DATA_DIR
-from data_builders.prompts import read_prompts
+from data_builders.prompt_sets.prompts import read_prompts
 from models.layout import Layout, layout_from_config, layout_of
 from models.loading import local_checkpoint
 from models.pocket import PocketShape, build_config, build_tokenizer
@@ -31,10 +31,10 @@ from tracking.run import is_finished, open_run
 from tracking.schedule import Job, Schedule
 from tracking.tables import format_columns
 from train import FINAL_DIR
-from train.arms import Arm, parse_arms
-from train.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
-from train.rollout_setup import check_versions
-from train.study import NecessityArguments, arm_label, plan_jobs
+from train.freezing.arms import Arm, parse_arms
+from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
+from train.planning.study import NecessityArguments, arm_label, freeze_arguments, plan_jobs, study_files
+from train.rollouts.setup import check_versions
 
 LOG_DIR = "logs"
 
@@ -61,15 +61,6 @@ def plan_study(arguments: NecessityArguments) -> Study:
     arms = parse_arms(arguments.arms, whole.partition)
     plans = {arm.name: plan_freeze(layout, freeze_arguments(arguments, arm)) for arm in arms}
     return Study(arguments, layout, plans, arms, plan_jobs(arguments, arms))
-
-
-def freeze_arguments(arguments: NecessityArguments, arm: Arm) -> FreezeArguments:
-    return FreezeArguments(
-        freeze=list(arm.freeze),
-        always_freeze=arguments.always_freeze,
-        partition=arguments.partition,
-        cuts=arguments.cuts,
-    )
 
 
 def study_layout(arguments: NecessityArguments) -> Layout:
@@ -122,13 +113,6 @@ def study_settings(arguments: NecessityArguments) -> dict[str, Any]:
     skipped = ("output_dir", "dry_run", "plan_json", "collect", "overwrite", "num_parallel", "expected_s", "launcher")
     values = {key: value for key, value in asdict(arguments).items() if key not in skipped}
     return {**values, "files": study_files(arguments)}
-
-
-def study_files(arguments: NecessityArguments) -> dict[str, dict[str, Any]]:
-    """Returns the contents of the study's configuration files by path."""
-    import yaml
-
-    return {path: yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} for path in arguments.config_files()}
 
 
 def plan_as_json(study: Study) -> dict[str, Any]:
@@ -184,7 +168,8 @@ def check_stage_files(arguments: NecessityArguments) -> None:
     from data_builders.build import TASKS, BuildArguments
     from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
     from models.pocket import PocketArguments
-    from train import grpo, sft
+    from train import sft
+    from train.running.grpo_arguments import OUR_ARGUMENTS
 
     task = TASKS[arguments.data_task].arguments if arguments.data_task in TASKS else ()
     stages: list[tuple[str | None, tuple[type, ...]]] = [
@@ -192,7 +177,7 @@ def check_stage_files(arguments: NecessityArguments) -> None:
         (arguments.init_config, (PocketArguments, PocketShape)),
         (arguments.base_config, (SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS)),
         (arguments.sft_config, (SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS)),
-        (arguments.grpo_config, (GRPOConfig, ModelConfig, *grpo.OUR_ARGUMENTS)),
+        (arguments.grpo_config, (GRPOConfig, ModelConfig, *OUR_ARGUMENTS)),
         (arguments.eval_config, EVALUATION_ARGUMENTS),
     ]
     for path, classes in stages:
@@ -222,7 +207,7 @@ def check_inputs(study: Study) -> None:
 
 def run_study(study: Study) -> Path:
     """Runs every stage that is not done and returns the report's path."""
-    from analyze.report import write_report
+    from analyze.report.command import write_report
 
     arguments, directory = study.arguments, study.directory
     check_inputs(study)
@@ -263,7 +248,7 @@ def collect(study: Study) -> None:
     Raises:
         RuntimeError: where some of it is missing; what is there stands beside `run.json` all the same.
     """
-    from analyze.report import write_report
+    from analyze.report.command import write_report
 
     directory = study.directory
     missing = [job.name for job in study.jobs if not is_finished(job.output_dir)]

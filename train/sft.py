@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.generation import tokenizer_of
+from eval.replies.generation import tokenizer_of
 from tracking.command import is_main_process, parse_arguments, run_command
-from train.data import DataArguments, load_prompts
-from train.freeze import FreezeArguments
-from train.stage import Stage, check_windows, run_stage, steps_to_train
-from train.telemetry import TelemetryArguments
-from train.validation import ValidationArguments, load_validation
+from train.freezing.freeze import FreezeArguments
+from train.running.data import DataArguments, load_prompts
+from train.running.stage import Stage, check_windows, run_stage, steps_to_train
+from train.running.telemetry import TelemetryArguments
+from train.running.validation import ValidationArguments, load_validation
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, ProcessorMixin
     from trl import ModelConfig, SFTConfig
 
-    from train.freeze import FreezePlan
-    from train.watched import WatchedTrainer
+    from train.freezing.freeze import FreezePlan
+    from train.running.watched import WatchedTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
     ) -> "WatchedTrainer":
-        from train.trainers import WatchedSFTTrainer
+        from train.running.trainers import WatchedSFTTrainer
 
         trainer: WatchedTrainer = WatchedSFTTrainer(
             model,

@@ -16,7 +16,7 @@ from models.layout import layout_of
 from models.loading import local_checkpoint
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
-from train.freeze import (
+from train.freezing.freeze import (
     FreezeArguments,
     broken_tensors,
     compare_tensors,

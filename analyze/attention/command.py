@@ -25,8 +25,8 @@ Controls of every run: each query's masses sum to one; the same model measured t
 logits are those of plain SDPA; attention's output rebuilt from the measured weights is SDPA's; and in the
 teacher-forced mode all models read the same tokens.
 
-Means are over prompts, intervals 95 %. Tasks are those of `analyze/probe_inputs.py`. The matrices of attention are
-never held (`analyze/attention_mass.py`). Known limits: attention shows where a model looks, not what it uses. Greedy
+Means are over prompts, intervals 95 %. Tasks are those of `analyze/probes/inputs.py`. The matrices of attention are
+never held (`mass.py`). Known limits: attention shows where a model looks, not what it uses. Greedy
 answers are tokenised anew from their text.
 """
 
@@ -37,10 +37,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.attention_controls import TEACHER_FORCED, check_controls, control_table
-from analyze.attention_figures import AttentionTables, draw_all
-from analyze.attention_jobs import Reading, answer_jobs, measure_jobs, share_jobs
-from analyze.attention_plan import (
+from analyze.attention.controls import TEACHER_FORCED, check_controls, control_table
+from analyze.attention.figures import AttentionTables, draw_all
+from analyze.attention.plan import (
     MODES,
     OWN,
     check_baselines,
@@ -49,9 +48,10 @@ from analyze.attention_plan import (
     open_contenders,
     plan_units,
 )
-from analyze.attention_records import collect
-from analyze.attention_tables import attention_table, reply_table, shift_tables
-from analyze.probe_inputs import (
+from analyze.attention.records import collect
+from analyze.attention.run import Reading, answer_jobs, measure_jobs, share_jobs
+from analyze.attention.tables import attention_table, reply_table, shift_tables
+from analyze.probes.inputs import (
     SKIPPED_COLUMNS,
     check_choices,
     check_least,
@@ -62,9 +62,9 @@ from analyze.probe_inputs import (
     skipped_rows,
     unreadable_images,
 )
-from eval.prompting import check_style
+from eval.replies.prompting import check_style
 from models.blocks import Partition, make_partition
-from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.records import Record
 from tracking.sharding import open_shared_run
@@ -216,7 +216,3 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = measure_attention(arguments)
     if is_main_process():
         print(f"attention shift: {output_dir / 'shift.csv'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.attention_records import Label
+from analyze.attention.records import Label
 from tracking.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
 
-    from analyze.attention_replies import PromptedReply
+    from analyze.attention.replies import PromptedReply
 
 TEACHER_FORCED = "teacher-forced"
 """The mode in which all models read the same replies."""
@@ -54,8 +54,8 @@ def check_model(model: "PreTrainedModel", rows: Sequence["PromptedReply"], *, pa
     """Measures some replies twice, and runs the model on them once without measuring."""
     import torch
 
-    from analyze.attention_mass import AttentionMass, accumulating
-    from analyze.attention_replies import make_inputs
+    from analyze.attention.mass import AttentionMass, accumulating
+    from analyze.attention.replies import make_inputs
 
     inputs, segments, weights = make_inputs(rows, model, pad_id=pad_id)
     first_reply = min(len(row.input_ids) - row.num_reply_tokens for row in rows)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from analyze.attention_records import ALL, SEGMENTS
-from analyze.attention_tables import POOLED
-from analyze.depth_figures import LABEL_SIZE, blocks_of, common_legend, mark_boundaries, mark_depth, save_figures
-from eval.colours import model_colour
+from analyze.attention.records import ALL, SEGMENTS
+from analyze.attention.tables import POOLED
+from analyze.probes.figures import LABEL_SIZE, blocks_of, common_legend, mark_boundaries, mark_depth, save_figures
+from eval.display.colours import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd

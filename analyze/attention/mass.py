@@ -24,7 +24,7 @@ from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from analyze.attention_records import MEASURES, SEGMENTS
+from analyze.attention.records import MEASURES, SEGMENTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyze.attention_controls import TEACHER_FORCED
-from analyze.attention_records import Label
-from analyze.attention_tables import pairs_of, shared_seeds
-from analyze.probe_inputs import Problem
-from eval.subject import Subject, open_subject
+from analyze.attention.controls import TEACHER_FORCED
+from analyze.attention.records import Label
+from analyze.attention.tables import pairs_of, shared_seeds
+from analyze.probes.inputs import Problem
+from eval.replies.subject import Subject, open_subject
 from models.layout import Layout, layout_of
 from tracking.command import did_you_mean
 from tracking.records import Record, read_records

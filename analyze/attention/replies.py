@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 
-from analyze.attention_mass import KEY_SEGMENTS, PADDING, AttentionMass, accumulating
-from analyze.attention_records import PARTS
-from eval.generation import tokenizer_of
+from analyze.attention.mass import KEY_SEGMENTS, PADDING, AttentionMass, accumulating
+from analyze.attention.records import PARTS
+from eval.replies.generation import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from eval.generation import Processor
+    from eval.replies.generation import Processor
 
 VISION, QUESTION, TEMPLATE, SINK, REPLY = range(len(KEY_SEGMENTS))
 THINK = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)

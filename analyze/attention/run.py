@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from analyze.attention_controls import NUM_CONTROL_REPLIES, check_model
-from analyze.attention_plan import MODES, Contender, Unit
-from analyze.attention_records import Label, encode_masses
-from analyze.probe_inputs import Problem
-from eval.batching import BatchSize
+from analyze.attention.controls import NUM_CONTROL_REPLIES, check_model
+from analyze.attention.plan import MODES, Contender, Unit
+from analyze.attention.records import Label, encode_masses
+from analyze.probes.inputs import Problem
 from eval.grading import grade
+from eval.replies.batching import BatchSize
 from models.families import family_of
 from tracking.progress import progress
 from tracking.records import Record
@@ -26,8 +26,8 @@ from tracking.sharding import SharedLog
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from analyze.attention_replies import PromptedReply
-    from eval.generation import Processor
+    from analyze.attention.replies import PromptedReply
+    from eval.replies.generation import Processor
 
 Item = TypeVar("Item")
 
@@ -53,19 +53,19 @@ class Loaded:
     reading: Reading
 
     def render(self, problem: Problem) -> str:
-        from eval.generation import render_prompt
+        from eval.replies.generation import render_prompt
 
         style, system_prompt = self.reading.prompt_style, self.reading.system_prompt
         return render_prompt(self.processor, problem.prompt, style=style, system_prompt=system_prompt)
 
     @property
     def pad_id(self) -> int:
-        from eval.generation import tokenizer_of
+        from eval.replies.generation import tokenizer_of
 
         return int(tokenizer_of(self.processor).pad_token_id)
 
     def read(self, unit: Unit) -> "PromptedReply | None":
-        from analyze.attention_replies import read_reply
+        from analyze.attention.replies import read_reply
 
         config = self.model.config
         text_only = family_of(config.model_type).text_only
@@ -156,7 +156,7 @@ def _length(unit: Unit) -> tuple[int, int]:
 
 
 def _answer(label: Label, loaded: Loaded, batch: Sequence[Problem]) -> list[Record]:
-    from eval.generation import generate, greedy_settings
+    from eval.replies.generation import generate, greedy_settings
 
     generations = generate(
         loaded.model,
@@ -183,7 +183,7 @@ def _answer(label: Label, loaded: Loaded, batch: Sequence[Problem]) -> list[Reco
 
 
 def _measure(loaded: Loaded, batch: Sequence[Unit]) -> list[Record]:
-    from analyze.attention_replies import measure
+    from analyze.attention.replies import measure
 
     rows = [loaded.read(unit) for unit in batch]
     records: list[Record] = [

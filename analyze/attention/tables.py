@@ -3,8 +3,8 @@
 A mean is over prompts, each prompt's value being the mean over the tokens of its reply (and over heads, where a row
 does not name one), with a t interval. A difference is paired: the same prompts, so that what makes one prompt draw more
 attention to its image than another cancels. With one seed it is tested by the paired t test; over several seeds
-(`pooled`) by the bootstrap crossed over seeds and prompts of `eval/statistics.py`. P-values are Holm-corrected over the
-layers (or the blocks) of one comparison.
+(`pooled`) by the bootstrap crossed over seeds and prompts of `eval/statistics/intervals.py`. P-values are
+Holm-corrected over the layers (or the blocks) of one comparison.
 """
 
 import functools
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from analyze.attention_records import ALL, DERIVED, HEAD_MEASURES, MEASURES, PARTS, Group, Groups, Label
-from eval.statistics import CONFIDENCE, ROUNDING, CrossedDraws, draw_crossed, holm, mean_interval, paired_t
+from analyze.attention.records import ALL, DERIVED, HEAD_MEASURES, MEASURES, PARTS, Group, Groups, Label
+from eval.statistics.intervals import CONFIDENCE, ROUNDING, CrossedDraws, draw_crossed, holm, mean_interval, paired_t
 from models.blocks import BLOCKS, Partition
 from tracking.records import Record
 

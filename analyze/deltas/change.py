@@ -1,7 +1,7 @@
 """How far apart are checkpoints, element by element? One streamed pass over the tensors of several of them at once.
 
 Of every tensor and phase (end - start): Σ Δ², Σ w² of the start and how many elements changed; with the noise floor
-(`analyze/floor.py`) also the largest change, Σ ulp²/12 and how many elements moved by how many ulps. Of two phases: the
+(`floor.py`) also the largest change, Σ ulp²/12 and how many elements moved by how many ulps. Of two phases: the
 dot product of their deltas and how many elements both changed.
 
 Stored values are exact in fp64, where they are subtracted and summed, in chunks that stay in the processor's cache; a
@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from analyze.elements import Array, Buffer, Workspace, as_array, bits, count, differ, dot, same
-from analyze.floor import ULP_BOUNDS, coarser, histogram, steps_apart, ulp, ulps_counts
+from analyze.deltas.elements import Array, Buffer, Workspace, as_array, bits, count, differ, dot, same
+from analyze.deltas.floor import ULP_BOUNDS, coarser, histogram, steps_apart, ulp, ulps_counts
 from models.checkpoint import Checkpoint
 from models.shards import DTYPES, FLOATING
 

@@ -9,8 +9,8 @@ names arms. What is measured (`--measures`, all of it by default):
 - energy: ‖Δ‖ (Frobenius), relative to ‖W_start‖, and rms; a layer's energy is the root of the sum of its tensors'
   squares, so layers add up to the whole (paper, section on weight updates); alone it is as fast as summing the files;
 - floor: the share of changed elements, by how many ulps they moved, what rounding to the stored dtype alone would look
-  like, and a verdict per tensor (`analyze/floor.py`);
-- spectra: every singular value of every matrix, ranks, norms and decay (`analyze/spectra.py`; paper, Eq. 3);
+  like, and a verdict per tensor (`floor.py`);
+- spectra: every singular value of every matrix, ranks, norms and decay (`spectra.py`; paper, Eq. 3);
 - null: the same for the same changes with signs and places shuffled;
 - geometry: cosine, common elements and angles between the leading subspaces of two phases' deltas.
 
@@ -25,10 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analyze.change import Comparison, measure_many
-from analyze.delta_figures import DeltaTables, draw_all
-from analyze.delta_spectra import SpectralOptions, batches, cost, is_matrix, matrix_shape, measure_spectra
-from analyze.delta_tables import (
+from analyze.deltas.change import Comparison, measure_many
+from analyze.deltas.figures import DeltaTables, draw_all
+from analyze.deltas.floor import ULP_LABELS
+from analyze.deltas.records import SpectralOptions, batches, cost, is_matrix, matrix_shape, measure_spectra
+from analyze.deltas.tables import (
     LABELS,
     PLACE,
     arm_table,
@@ -40,13 +41,12 @@ from analyze.delta_tables import (
     summarise,
     ulps_table,
 )
-from analyze.floor import ULP_LABELS
 from models.blocks import Partition, block_names, make_partition
 from models.checkpoint import Checkpoint, check_same_tensors, open_checkpoint
 from models.completeness import check_against_config, check_complete
 from models.layout import Layout, Parameter, layout_of
 from models.loading import local_checkpoint
-from tracking.command import did_you_mean, parse_arguments, run_command
+from tracking.command import did_you_mean, parse_arguments
 from tracking.product import partial_file
 from tracking.progress import weighted_progress
 from tracking.records import Record, RecordLog
@@ -343,7 +343,3 @@ def main(argv: list[str] | None = None) -> None:
                 tables = write_tables(plan, arguments.measures, list(log), output_dir)
             draw_all(tables, output_dir / "figures")
     print(f"deltas: {output_dir / 'layers.csv'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

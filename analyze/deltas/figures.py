@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyze.figures import RESOLUTION_DPI, plain
-from eval.colours import model_colour
+from eval.display.axes import RESOLUTION_DPI, plain
+from eval.display.colours import model_colour
 from models.blocks import BLOCKS
 from tracking.product import partial_file
 

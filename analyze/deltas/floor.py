@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyze.elements import Array, count
+from analyze.deltas.elements import Array, count
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from analyze.ranks import Spectrum
-from analyze.spectra import (
+from analyze.deltas.ranks import Spectrum
+from analyze.deltas.spectra import (
     CHUNK,
     MAX_RELATIVE_ERROR,
     as_matrix,

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from analyze.geometry import Subspace, decompose, principal_angles, top_subspace
-from analyze.ranks import Spectrum, summarise_spectrum
-from analyze.spectra import as_matrix, matched_null, singular_values, singular_values_batched
+from analyze.deltas.geometry import Subspace, decompose, principal_angles, top_subspace
+from analyze.deltas.ranks import Spectrum, summarise_spectrum
+from analyze.deltas.spectra import as_matrix, matched_null, singular_values, singular_values_batched
 from models.checkpoint import Checkpoint
 from models.layout import Parameter
 from tracking.records import Record

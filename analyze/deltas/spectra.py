@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from analyze.ranks import Spectrum
+from analyze.deltas.ranks import Spectrum
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from analyze.change import PairChange
-from analyze.floor import ABOVE, AT_FLOOR, IDENTICAL, verdict
+from analyze.deltas.change import PairChange
+from analyze.deltas.floor import ABOVE, AT_FLOOR, IDENTICAL, verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.figures import RESOLUTION_DPI, plain
+from eval.display.axes import RESOLUTION_DPI, plain
 from models.blocks import BLOCKS
 from tracking.product import partial_file
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_builders.images import DECODING_ERRORS
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.images import DECODING_ERRORS
+from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import KINDS
 from eval.run import load_task
 from models.layout import Layout

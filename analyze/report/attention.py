@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from analyze.attention_controls import TEACHER_FORCED
-from analyze.report_inputs import Output
-from analyze.report_parts import LEVEL, Part, Table, change, corrected, files_as_figures, listed, model_name, share
-from eval.formatting import interval, percent, points, probability
+from analyze.attention.controls import TEACHER_FORCED
+from analyze.report.inputs import Output
+from analyze.report.parts import LEVEL, Part, Table, change, corrected, files_as_figures, listed, model_name, share
+from eval.display.formatting import interval, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 

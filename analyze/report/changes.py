@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyze.report_figures import draw_differences
-from analyze.report_inputs import Output
-from analyze.report_parts import (
+from analyze.report.figures import draw_differences
+from analyze.report.inputs import Output
+from analyze.report.parts import (
     LEVEL,
     Figure,
     Part,
@@ -18,9 +18,9 @@ from analyze.report_parts import (
     model_name,
     share,
 )
-from eval.formatting import MINUS, NOTHING, interval, percent, points, probability
-from eval.pairing import ABILITY, ACCURACY
-from eval.published import HYBRIDS
+from eval.claims.published import HYBRIDS
+from eval.display.formatting import MINUS, NOTHING, interval, percent, points, probability
+from eval.statistics.pairing import ABILITY, ACCURACY
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from analyze.report_inputs import Output
-from analyze.report_parts import Figure, Part, Table, change, corrected, inline_file, listed
-from eval.claim_tables import CONTRADICTED, SUPPORTED, UNMEASURED
-from eval.claims import display_model
-from eval.formatting import NOTHING, interval, points, probability
-from eval.support import MAJORITY, PASS
+from analyze.report.inputs import Output
+from analyze.report.parts import Figure, Part, Table, change, corrected, inline_file, listed
+from eval.claims.command import display_model
+from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED
+from eval.display.formatting import NOTHING, interval, points, probability
+from eval.support.command import MAJORITY, PASS
 from tracking.tables import read_table
 
 REWARDED = ("full", "rl")

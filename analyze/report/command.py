@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analyze.report_attention import attention_part, attention_shift_part
-from analyze.report_changes import ability_part, delta_part, has_splices, splice_part
-from analyze.report_claims import claims_part, support_part
-from analyze.report_inputs import NECESSITY, Inputs, Output, read_inputs
-from analyze.report_necessity import necessity_values
-from analyze.report_parts import Part, Section
-from analyze.report_probes import skip_part, swap_part
-from tracking.command import run_command
+from analyze.report.attention import attention_part, attention_shift_part
+from analyze.report.changes import ability_part, delta_part, has_splices, splice_part
+from analyze.report.claims import claims_part, support_part
+from analyze.report.inputs import NECESSITY, Inputs, Output, read_inputs
+from analyze.report.necessity import necessity_values
+from analyze.report.parts import Part, Section
+from analyze.report.probes import skip_part, swap_part
 from tracking.product import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -190,7 +189,3 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     write_report(arguments.directories, arguments.output)
     print(f"report: {arguments.output}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from analyze.depth_figures import LABEL_SIZE, blocks_of, common_legend, mark_depth
-from analyze.figures import plain
-from eval.colours import model_colour
+from analyze.probes.figures import LABEL_SIZE, blocks_of, common_legend, mark_depth
+from eval.display.axes import plain
+from eval.display.colours import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.depth_figures import save_figures
-from analyze.figures import FIGURES
-from analyze.report_inputs import Output
-from analyze.report_parts import inline_file
-from analyze.study import ArmRun, NecessityStudy
-from eval.colours import model_colour
-from eval.compare import COLUMNS
-from eval.formatting import MINUS, interval, percent, points, probability
+from analyze.probes.figures import save_figures
+from analyze.report.inputs import Output
+from analyze.report.parts import inline_file
+from analyze.report.study import ArmRun, NecessityStudy
+from analyze.report.study_figures import FIGURES
+from eval.compare.command import COLUMNS
+from eval.display.colours import model_colour
+from eval.display.formatting import MINUS, interval, percent, points, probability
 from tracking.run import read_run
 from tracking.tables import read_table
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.formatting import interval, percent, points, probability
+from eval.display.formatting import interval, percent, points, probability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -90,7 +90,7 @@ def inline_drawing(drawing: "Drawing") -> str:
     """Returns a drawing as a data URI, and closes it."""
     import matplotlib.pyplot as plt
 
-    from analyze.figures import RESOLUTION_DPI
+    from eval.display.axes import RESOLUTION_DPI
 
     buffer = io.BytesIO()
     drawing.savefig(buffer, dpi=RESOLUTION_DPI, format="png", metadata={"Software": None})

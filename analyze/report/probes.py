@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.report_figures import draw_depth
-from analyze.report_inputs import Output
-from analyze.report_parts import (
+from analyze.report.figures import draw_depth
+from analyze.report.inputs import Output
+from analyze.report.parts import (
     LEVEL,
     Figure,
     Part,
@@ -16,8 +16,8 @@ from analyze.report_parts import (
     model_name,
     share,
 )
-from analyze.swap_scores import PAPER_METRICS
-from eval.formatting import NOTHING, interval, percent, points, probability
+from analyze.swap.scores import PAPER_METRICS
+from eval.display.formatting import NOTHING, interval, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 

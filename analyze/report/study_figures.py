@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from analyze.study import NecessityStudy
-from eval.colours import model_colour
+from analyze.report.study import NecessityStudy
+from eval.display.axes import REGION_LABELS, plain
+from eval.display.colours import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-REGION_LABELS = {"vision": "vision", "projector": "proj.", "embed": "embed", "norm": "norm", "head": "head"}
-RESOLUTION_DPI = 160
 
 
 def draw_gains(study: NecessityStudy) -> "Figure":
@@ -153,12 +150,3 @@ FIGURES: dict[str, Callable[[NecessityStudy], "Figure"]] = {
     "rewards": draw_rewards,
     "deltas": draw_deltas,
 }
-
-
-def plain(axes: "Axes") -> None:
-    """Draws axes without a box, over a faint grid."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=9)
-    axes.grid(axis="both", color="#eeeeee", zorder=-1)
-    axes.set_axisbelow(True)

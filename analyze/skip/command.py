@@ -4,18 +4,18 @@
     accelerate launch -m analyze.skip --model … --tasks outputs/pocket/data:test --abilities reasoning …
 
 Layer k's output is replaced by its input, in the prefill and in every step of decoding (paper, App. D); likewise whole
-blocks, and a layer's attention or MLP alone (`analyze/skip_plans.py`). Different problems and different skipped layers
-are rows of one batch (`analyze/skipping.py`). Replies are greedy and graded by the one grader.
+blocks, and a layer's attention or MLP alone (`plan.py`). Different problems and different skipped layers
+are rows of one batch (`layers.py`). Replies are greedy and graded by the one grader.
 
 D/records.jsonl     one record a problem and configuration, with the whole reply
 D/rates.csv         per task, ability and configuration: accuracy with Wilson's interval; the drop against the model
                     with nothing left out, paired, with its interval; what could not be judged, ran to the limit, or was
-                    ended because it went round in circles (`eval/repetition.py`), each counted apart
+                    ended because it went round in circles (`eval/replies/repetition.py`), each counted apart
 D/controls.csv      with nothing left out, are the replies those of the plain model, made without this probe?
 D/skipped.csv       problems that were left out since an image cannot be read
 D/figures/drop.png  the drop over depth
 
-Tasks are those of `analyze/probe_inputs.py`. A killed command continues; batches are the same whether or not it was
+Tasks are those of `analyze/probes/inputs.py`. A killed command continues; batches are the same whether or not it was
 killed, and however many processes share them. Where memory runs out a batch is halved.
 
 Known limits: a batch goes on until its longest reply has ended. In lower precision than float32 a reply may hang on the
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.probe_inputs import (
+from analyze.probes.inputs import (
     SKIPPED_COLUMNS,
     Problem,
     check_choices,
@@ -41,18 +41,18 @@ from analyze.probe_inputs import (
     skipped_rows,
     unreadable_images,
 )
-from analyze.skip_batches import Row, all_rows, make_units, row_record
-from analyze.skip_figures import draw_all
-from analyze.skip_plans import KINDS, NONE, Configuration, make_configurations
-from analyze.skip_tables import control_table, rate_table
-from data_builders.prompts import ABILITIES
-from eval.batching import BatchSize
-from eval.prompting import check_style
+from analyze.skip.figures import draw_all
+from analyze.skip.plan import KINDS, NONE, Configuration, make_configurations
+from analyze.skip.run import Row, all_rows, make_units, row_record
+from analyze.skip.tables import control_table, rate_table
+from data_builders.prompt_sets.prompts import ABILITIES
+from eval.replies.batching import BatchSize
+from eval.replies.prompting import check_style
+from eval.replies.subject import Subject, open_subject
 from eval.run import MIN_REPETITION_WINDOW
-from eval.subject import Subject, open_subject
 from models.blocks import make_partition
 from models.layout import layout_of
-from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.progress import progress
 from tracking.sharding import SharedLog, open_shared_run
@@ -61,7 +61,7 @@ from tracking.tables import format_columns, write_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from eval.generation import Generation
+    from eval.replies.generation import Generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def _answer_all(
     log: SharedLog,
 ) -> None:
     """Generates, grades and records what is not done."""
-    from eval.generation import render_prompt
+    from eval.replies.generation import render_prompt
 
     model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     texts = {
@@ -199,9 +199,9 @@ def _answers(
 ) -> Iterator[tuple[Row, "Generation"]]:
     import torch
 
-    from analyze.skip_generation import Rows, answer_rows
-    from analyze.skipping import RowwiseSkip
-    from eval.generation import generate, greedy_settings
+    from analyze.skip.generation import Rows, answer_rows
+    from analyze.skip.layers import RowwiseSkip
+    from eval.replies.generation import generate, greedy_settings
 
     settings = greedy_settings(model, processor, arguments.max_new_tokens)
 
@@ -267,7 +267,3 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = probe(arguments)
     if is_main_process():
         print(f"rates: {output_dir / 'rates.csv'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyze.depth_figures import LABEL_SIZE, common_legend, mark_depth, save_figures
+from analyze.probes.figures import LABEL_SIZE, common_legend, mark_depth, save_figures
 from models.blocks import BLOCKS, Partition
 
 if TYPE_CHECKING:

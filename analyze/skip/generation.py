@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from analyze.skip_tables import REPETITION
-from analyze.skipping import Branches, Plan, RowwiseSkip
-from eval.decoding import prompt_positions
-from eval.generation import Generation, tokenizer_of
-from eval.repetition import RepetitionStop
+from analyze.skip.layers import Branches, Plan, RowwiseSkip
+from analyze.skip.tables import REPETITION
+from eval.replies.decoding import prompt_positions
+from eval.replies.generation import Generation, tokenizer_of
+from eval.replies.repetition import RepetitionStop
 from models.families import QWEN3_VL
 
 
@@ -44,7 +44,7 @@ def answer_rows(
     """Generates a greedy reply in every row.
 
     Args:
-        settings: a whole generation configuration, as `eval.generation.greedy_settings` makes it.
+        settings: a whole generation configuration, as `eval.replies.generation.greedy_settings` makes it.
         repetition_window: tokens that must be rounds of one cycle for a reply to be ended; 0 never ends one.
     """
     from transformers import GenerationConfig, StoppingCriteriaList

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analyze.probe_inputs import Problem
-from analyze.skip_plans import Configuration
-from analyze.skip_tables import PLAIN
+from analyze.probes.inputs import Problem
+from analyze.skip.plan import Configuration
+from analyze.skip.tables import PLAIN
 from eval.grading import grade
 from tracking.records import Record
 
 if TYPE_CHECKING:
-    from eval.generation import Generation
+    from eval.replies.generation import Generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def make_units(
         configurations: what is left out in turn.
         batch_size: rows.
     """
-    from eval.generation import make_batches
+    from eval.replies.generation import make_batches
 
     prompts, rendered = [problem.prompt for problem in problems], [texts[problem.key] for problem in problems]
     units = [

@@ -1,8 +1,8 @@
 """How much does each part matter? Accuracy with parts left out, against the same problems with nothing left out.
 
-A drop is a difference of paired proportions with its interval (`eval.statistics.paired_interval`): a part whose absence
-changes no answer of sixty has one too. The p-values are McNemar's exact ones, corrected (Holm) over the configurations
-of one kind.
+A drop is a difference of paired proportions with its interval (`eval.statistics.intervals.paired_interval`): a part
+whose absence changes no answer of sixty has one too. The p-values are McNemar's exact ones, corrected (Holm) over the
+configurations of one kind.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.skip_plans import NONE, Configuration
+from analyze.skip.plan import NONE, Configuration
 from eval.grading import CORRECT, UNSCORED
-from eval.statistics import holm, mcnemar, paired_interval, wilson
+from eval.statistics.intervals import holm, mcnemar, paired_interval, wilson
 from models.blocks import Partition
 from tracking.records import Record
 

@@ -6,11 +6,11 @@
 Each pair asks one question about a target picture and holds a source picture with another answer (`data_builders/
 pairs.py`). With `--mode from` the model answers with the source's vision tokens in all layers >= k (the paper's code,
 appendix D), for every k; `only` swaps layer k alone, `window` the layers k … k + w - 1. All variants of several pairs
-run as one batch over composed caches (`analyze/prefix.py`), exactly equal to replacing hidden states by hooks.
+run as one batch over composed caches (`prefix.py`), exactly equal to replacing hidden states by hooks.
 
     rates.csv      per set, task, mode and layer: the paper's metric and the honest ones, with Wilson intervals
     logprobs.csv   the same for the log-probabilities of both answers, which need no decoding
-    controls.csv   self-swap, full swap and no swap (`analyze/swapping.py`); one that fails fails the run
+    controls.csv   self-swap, full swap and no swap (`run.py`); one that fails fails the run
     skipped.csv    pairs that were left out, and why; defects.csv: whatever else the preflight found in the pairs
     figures/       both tables over depth
     records.jsonl  a record per pair and mode, with every reply
@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.probe_inputs import check_choices, check_least, check_loading
-from analyze.swap_scores import BOX_SPACES, is_right, score
-from analyze.swap_tables import (
+from analyze.probes.inputs import check_choices, check_least, check_loading
+from analyze.swap.scores import BOX_SPACES, is_right, score
+from analyze.swap.tables import (
     check_controls,
     control_table,
     defect_table,
@@ -35,14 +35,15 @@ from analyze.swap_tables import (
     rate_table,
     skipped_table,
 )
-from data_builders.pair_defects import FATAL, Defect, preflight, summarise
-from data_builders.pairs import Pair, pairs_fingerprint, read_pairs
-from eval.batching import BatchSize
-from eval.prompting import check_style
-from eval.subject import Subject, open_subject
+from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
+from data_builders.pairs.files import pairs_fingerprint, read_pairs
+from data_builders.pairs.pair import Pair
+from eval.replies.batching import BatchSize
+from eval.replies.prompting import check_style
+from eval.replies.subject import Subject, open_subject
 from models.blocks import Partition, make_partition
 from models.layout import layout_of
-from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.progress import progress
 from tracking.records import Record
@@ -50,8 +51,8 @@ from tracking.sharding import SharedLog, open_shared_run
 from tracking.tables import write_table
 
 if TYPE_CHECKING:
-    from analyze.prefix import Reply
-    from analyze.swapping import ReadyPair, SwappedPair
+    from analyze.swap.prefix import Reply
+    from analyze.swap.run import ReadyPair, SwappedPair
 
 MODE_NAMES = ("from", "only", "window")
 LOGPROB_DECIMALS = 4
@@ -194,7 +195,7 @@ def _measure(arguments: SwapArguments, subject: Subject, units: Sequence[Unit], 
     pending = log.pending_groups([[unit.key for unit in batch] for batch in batches])
     if not pending:
         return
-    from eval.generation import greedy_settings
+    from eval.replies.generation import greedy_settings
 
     model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     settings = greedy_settings(model, processor, arguments.max_new_tokens)
@@ -208,7 +209,7 @@ def swap_units(
     model: Any, processor: Any, units: Sequence[Unit], *, arguments: SwapArguments, settings: dict[str, Any]
 ) -> list[Record]:
     """Returns the records of several units of one mode, swapped as one batch."""
-    from analyze.swapping import PairOptions, UnusablePairError, open_pair, swap_pairs, swapped_layers
+    from analyze.swap.run import PairOptions, UnusablePairError, open_pair, swap_pairs, swapped_layers
 
     options = PairOptions(
         style=arguments.prompt_style,
@@ -243,7 +244,7 @@ def swap_units(
 
 def pair_record(processor: Any, ready: "ReadyPair", result: "SwappedPair") -> Record:
     """Returns what is kept of one pair in one mode: replies, scores, log-probabilities and controls."""
-    from eval.generation import tokenizer_of
+    from eval.replies.generation import tokenizer_of
 
     def text(reply: "Reply") -> str:
         return str(tokenizer_of(processor).decode(reply.tokens, skip_special_tokens=True))
@@ -290,7 +291,7 @@ def write_results(
     Raises:
         RuntimeError: where that is every pair.
     """
-    from analyze.swap_figures import draw_all
+    from analyze.swap.figures import draw_all
 
     swapped = [record for record in records if record["left_out"] is None]
     rates, logprobs = rate_table(swapped, partition), logprob_table(swapped, partition)
@@ -320,7 +321,3 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = swap(arguments)
     if is_main_process():
         print(f"rates: {output_dir / 'rates.csv'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyze.depth_figures import LABEL_SIZE, blocks_of, common_legend, mark_depth, save_figures
-from analyze.swap_scores import PAPER_METRICS
+from analyze.probes.figures import LABEL_SIZE, blocks_of, common_legend, mark_depth, save_figures
+from analyze.swap.scores import PAPER_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,7 @@ Qwen3-VL also adds features of the picture to the first layers' outputs (deepsta
 from the source's own pass, so a swap from layer k takes the source's features of layers >= k along: the picture's
 tokens carry from layer k on exactly what they carry in the source's own run, and a swap from layer 0 is the source's
 own run. (To overwrite the hidden states at layer k alone, and let the target's features be added to them later, would
-mix both pictures; `analyze/hooked_swap.py` has the same definition as this module.)
+mix both pictures; `reference.py` has the same definition as this module.)
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from eval.generation import tokenizer_of
+from eval.replies.generation import tokenizer_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

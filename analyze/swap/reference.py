@@ -1,6 +1,6 @@
 """What does a swap mean, step by step? The plain procedure: hidden states replaced by hooks, one `generate` a layer.
 
-The definition that the fast path (`analyze/prefix.py`) is held against, in tests, and that it is timed against, in
+The definition that the fast path (`prefix.py`) is held against, in tests, and that it is timed against, in
 `benchmarks/probes.py`. During the prefill the picture's hidden states at the first swapped layer's input become the
 source's; where the swapped layers end before the decoder does, the target's own are put back. Qwen3-VL's first layers
 add features of the picture to their outputs (deepstack): inside the swapped layers these are the source's too.
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyze.prefix import ReadyPrompt
+from analyze.swap.prefix import ReadyPrompt
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:

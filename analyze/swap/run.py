@@ -25,11 +25,11 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from analyze.prefix import Continuation, ReadyPrompt, Reply, compose, make_ready, read_prefixes
-from analyze.swap_scores import FAMILY_BOX_SPACES, BoxSpace, box_space, gold_texts
-from data_builders.pairs import Pair
-from eval.generation import tokenizer_of
-from eval.prompting import chat_messages
+from analyze.swap.prefix import Continuation, ReadyPrompt, Reply, compose, make_ready, read_prefixes
+from analyze.swap.scores import FAMILY_BOX_SPACES, BoxSpace, box_space, gold_texts
+from data_builders.pairs.pair import Pair
+from eval.replies.generation import tokenizer_of
+from eval.replies.prompting import chat_messages
 
 MODES: dict[str, Callable[[int, int, int], range]] = {
     "from": lambda layer, num_layers, window: range(layer, num_layers),
@@ -158,7 +158,7 @@ def swap_pairs(
         model: any supported model with a vision tower.
         pairs: whose variants form one batch.
         swaps: the layers of k = 0 … L, as `swapped_layers` returns them.
-        settings: of greedy generation (`eval.generation.greedy_settings`).
+        settings: of greedy generation (`eval.replies.generation.greedy_settings`).
     """
     num_layers = len(swaps) - 1
     variants = run_variants(

@@ -10,7 +10,7 @@ A reply is read into an `Answer` and compared with what the pair says of its two
     as_source_reply  what the model itself replies to the source picture: true of all at a swap from layer 0
     answered         an answer was found
 
-Answers are found and compared by the one grader (`eval/grading.py`): counting as numbers, the others as text. What it
+Answers are found and compared by the one grader (`eval/grading/`): counting as numbers, the others as text. What it
 does not know is added here: numbers spelled as words where a reply has no digits, replies that open with Yes or No, and
 boxes, which are the same answer where their IoU is above 0.5. A reply without an answer is neither picture's, as in the
 grader, and differs from one that has an answer. None is what cannot be judged: several boxes in one reply, no answer
@@ -25,9 +25,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data_builders.pairs import Box, Pair, box_text
-from eval.boxes import MIN_IOU, boxes_in, iou
-from eval.grading import KINDS, find_answer, parse_number
+from data_builders.pairs.pair import Box, Pair, box_text
+from eval.grading import KINDS, MIN_IOU, boxes_in, find_answer, iou, parse_number
 
 THOUSAND = 1000.0
 METRICS = ("paper", "changed", "moved_to_source", "kept_target", "as_source_reply", "answered")

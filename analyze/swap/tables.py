@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.swap_scores import METRICS
-from data_builders.pair_defects import Defect
-from eval.statistics import draw_crossed, percentile_interval, wilson
+from analyze.swap.scores import METRICS
+from data_builders.pairs.defects import Defect
+from eval.statistics.intervals import draw_crossed, percentile_interval, wilson
 from models.blocks import Partition
 from tracking.records import Record
 

@@ -16,7 +16,7 @@ from benchmarks.gpu.shapes import SFT, Shapes, peak_bytes, prepare, release_memo
 if TYPE_CHECKING:
     import torch
 
-    from analyze.attention_replies import PromptedReply
+    from analyze.attention.replies import PromptedReply
 
 TOP_TOKENS = 5
 VISION_FRAC = 0.5
@@ -27,8 +27,8 @@ def make_row(vocabulary: int, shapes: Shapes) -> "PromptedReply":
     """Returns a sequence of random tokens, labelled as a prompt with a picture and a reply."""
     import torch
 
-    from analyze.attention_records import PARTS
-    from analyze.attention_replies import QUESTION, REPLY, SINK, TEMPLATE, VISION, PromptedReply
+    from analyze.attention.records import PARTS
+    from analyze.attention.replies import QUESTION, REPLY, SINK, TEMPLATE, VISION, PromptedReply
 
     num_tokens, num_reply = shapes.attention_tokens, shapes.attention_reply_tokens
     segments = torch.full((num_tokens,), TEMPLATE)
@@ -47,8 +47,8 @@ def eager_masses(model: Any, row: "PromptedReply", pad_id: int) -> "torch.Tensor
     """Returns the mean masses of the reply by segment [layers, heads, segments], from eager attention's matrices."""
     import torch
 
-    from analyze.attention_mass import KEY_SEGMENTS, set_decoder_attention
-    from analyze.attention_replies import REPLY, make_inputs
+    from analyze.attention.mass import KEY_SEGMENTS, set_decoder_attention
+    from analyze.attention.replies import REPLY, make_inputs
 
     inputs, segments, _ = make_inputs([row], model, pad_id=pad_id)
     members = torch.stack([segments[0] == number for number in range(len(KEY_SEGMENTS))], -1).float()
@@ -88,9 +88,9 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     """The step `attention`."""
     import torch
 
-    from analyze.attention_records import MEASURES
-    from analyze.attention_replies import make_inputs, measure
-    from eval.generation import tokenizer_of
+    from analyze.attention.records import MEASURES
+    from analyze.attention.replies import make_inputs, measure
+    from eval.replies.generation import tokenizer_of
     from models.loading import load_model, load_processor
 
     figures.note(**prepare(work_dir, shapes))

@@ -20,7 +20,7 @@ def measure_shape(shape: str, shapes: Shapes) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from analyze.spectra import singular_values
+    from analyze.deltas.spectra import singular_values
 
     num_rows, _, num_columns = shape.partition("x")
     delta = stored_update(int(num_rows), int(num_columns)).to(shapes.device)
@@ -50,15 +50,17 @@ def measure_shape(shape: str, shapes: Shapes) -> dict[str, Any]:
 
 def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     """The step `deltas`."""
-    import analyze.deltas
-    from analyze.delta_spectra import cost, is_matrix, matrix_shape
+    import analyze.deltas.command
+    from analyze.deltas.records import cost, is_matrix, matrix_shape
     from models.layout import layout_of
 
     figures.note(**prepare(work_dir, shapes))
     words = ["--sft", str(work_dir / SFT), "--rl", str(work_dir / RL), "--device", shapes.device]
     for name in ("first", "second"):  # the first one reads the files and starts what is started once
         begin = time.perf_counter()
-        analyze.deltas.main([*words, "--measures", "energy", "floor", "--output_dir", str(work_dir / f"deltas-{name}")])
+        analyze.deltas.command.main(
+            [*words, "--measures", "energy", "floor", "--output_dir", str(work_dir / f"deltas-{name}")]
+        )
         figures.note(**{f"energy_and_floor_{name}_s": time.perf_counter() - begin})
     matrices = [parameter for parameter in layout_of(work_dir / SFT) if is_matrix(parameter)]
     for shape in shapes.spectra:

@@ -184,7 +184,7 @@ def write_prompt_set(directory: Path, shapes: Shapes) -> None:
     from PIL import Image
 
     from benchmarks.probes import draw_picture
-    from data_builders.prompts import Prompt, write_prompts
+    from data_builders.prompt_sets.prompts import Prompt, write_prompts
     from tracking.product import partial_directory
 
     rng = np.random.default_rng(0)

@@ -45,8 +45,8 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
 
     from models.layout import layout_from_config
     from models.pocket import build_tokenizer
-    from train.backward import stop_backward_early
-    from train.freeze import FreezeArguments, apply_freeze, plan_freeze
+    from train.freezing.backward import stop_backward_early
+    from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze
 
     config = model_config(CONFIG_7B, shapes, build_tokenizer())
     for name, frozen in FREEZES.items():

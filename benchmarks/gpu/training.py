@@ -71,9 +71,9 @@ def fixed_length(shapes: Shapes) -> list[str]:
 
 def forecast_of(words: Sequence[str], shapes: Shapes, arm: str, *, config: Path | None = None) -> dict[str, Any]:
     """Returns the plan's bytes of each phase of a step, without its allowance for CUDA's context."""
-    from train.forecast import CONTEXT_BYTES
-    from train.memory import PHASES
-    from train.plan import make_plan
+    from train.planning.forecast import CONTEXT_BYTES
+    from train.planning.memory import PHASES
+    from train.planning.plan import make_plan
 
     chosen = [
         *words,
@@ -180,14 +180,14 @@ def drawn_weights(directory: Path, shapes: Shapes) -> Iterator[None]:
     from transformers import AutoConfig, GenerationConfig
 
     import models.loading
-    import train.stage
+    import train.running.stage
 
     def draw(*_: Any, **__: Any) -> Any:
         model = random_model(AutoConfig.from_pretrained(directory), shapes.device, torch.float32)
         model.generation_config = GenerationConfig.from_pretrained(directory)
         return model
 
-    stage: Any = train.stage
+    stage: Any = train.running.stage
     read = models.loading.load_model
     models.loading.load_model = stage.load_model = draw
     try:

@@ -21,13 +21,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from data_builders.clevr_geometry import cover, silhouettes, touched_region
-from data_builders.clevr_layout import Visibility, draw_scene
-from data_builders.clevr_render import render_change, render_scene
-from data_builders.counting_hub import SceneSource, fetch_scenes, open_scene_pairs, scenes_fingerprint
-from data_builders.pair_sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, mask_name, pair_id
-from data_builders.pairs import Pair
-from data_builders.vision_grid import Size, read_size
+from data_builders.counting.draw import render_change, render_scene
+from data_builders.counting.geometry import cover, silhouettes, touched_region
+from data_builders.counting.hub import SceneSource, fetch_scenes, open_scene_pairs, scenes_fingerprint
+from data_builders.counting.layout import Visibility, draw_scene
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, mask_name, pair_id
+from data_builders.pairs.vision_grid import Size, read_size
 
 PROMPT = "How many objects are there in the image? Answer with a number."
 COUNTS = range(1, 11)

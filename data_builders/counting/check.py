@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_builders.clevr_geometry import FLOOR, Silhouette, cover, edges, silhouettes, touched_region
-from data_builders.clevr_layout import gap, what_was_never_drawn
-from data_builders.clevr_scenes import COLOURS, Scene, scene_from_json
-from data_builders.images import DECODING_ERRORS
-from data_builders.pair_pictures import Found, PairPictures
-from data_builders.pairs import Pair
-from data_builders.unproven import UNPROVEN_DEFECTS, check_unproven
+from data_builders.counting.geometry import FLOOR, Silhouette, cover, edges, silhouettes, touched_region
+from data_builders.counting.layout import gap, what_was_never_drawn
+from data_builders.counting.scenes import COLOURS, Scene, scene_from_json
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import Found, PairPictures
+from data_builders.pairs.unproven import UNPROVEN_DEFECTS, check_unproven
+from data_builders.prompt_sets.images import DECODING_ERRORS
 
 DEFECTS = {
     "malformed_meta": "a parameter that the proof needs is missing, or of another type",

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from data_builders.clevr_scenes import COLOURS, FOV_DEGREES, LOOK_AT, Lamp, Scene, Thing
+from data_builders.counting.scenes import COLOURS, FOV_DEGREES, LOOK_AT, Lamp, Scene, Thing
 
 TILE_PIXELS = 32
 """Side of what is rendered at once, as a single block of Mitsuba's."""

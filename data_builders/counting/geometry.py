@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from data_builders.clevr_scenes import FOV_DEGREES, LOOK_AT, Camera, Lamp, Scene, Thing
+from data_builders.counting.scenes import FOV_DEGREES, LOOK_AT, Camera, Lamp, Scene, Thing
 
 FLOOR = 0
 Window = tuple[slice, slice]

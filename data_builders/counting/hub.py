@@ -19,9 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from data_builders.images import DECODING_ERRORS
-from data_builders.pair_sets import SPLITS, Drawing, DrawnPair, DrawPair, image_names, pair_id
-from data_builders.pairs import Pair
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sets import SPLITS, Drawing, DrawnPair, DrawPair, image_names, pair_id
+from data_builders.prompt_sets.images import DECODING_ERRORS
 from models.hub import Repository, hub_commit, parse_repository, snapshot
 
 WINDOW_ROWS = 8

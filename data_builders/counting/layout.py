@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data_builders.clevr_geometry import cover, silhouettes
-from data_builders.clevr_scenes import COLOURS, MATERIALS, SHAPES, SIZES, Camera, Lamp, Scene, Thing
+from data_builders.counting.geometry import cover, silhouettes
+from data_builders.counting.scenes import COLOURS, MATERIALS, SHAPES, SIZES, Camera, Lamp, Scene, Thing
 
 REACH = 3.0
 """Things stand at most so far from the middle, along both axes."""

@@ -4,7 +4,7 @@
 
 The object is drawn once and pasted at whole pixels, so that shape, colour, size and rotation cannot differ; the two
 boxes have a gap between them. A box is the smallest around the pixels that the object touches (right and bottom
-exclusive), in the image's pixels; `data_builders/pair_sets.py` adds it in the pixels that the model sees. Distractors
+exclusive), in the image's pixels; `data_builders/pairs/sets.py` adds it in the pixels that the model sees. Distractors
 stand at the same places in both pictures and none has the object's name. All names, a colour with a shape, come equally
 often: they are drawn in rounds, each in an order of its own.
 
@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
-from data_builders.pair_sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, mask_name, pair_id
-from data_builders.pairs import Pair, box_text
-from data_builders.vision_grid import Size, read_size
+from data_builders.pairs.pair import Pair, box_text
+from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, mask_name, pair_id
+from data_builders.pairs.vision_grid import Size, read_size
 from tracking.command import did_you_mean
 
 PROMPT = "Locate the object: {name}. Return bounding box as x1,y1,x2,y2."

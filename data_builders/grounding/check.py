@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_builders.grounding_pairs import BACKGROUNDS, COLOURS, GAP_PIXELS, PROMPT, SHAPES, Thing, gap_between
-from data_builders.pair_pictures import Found, PairPictures, box_around
-from data_builders.pairs import Box, Pair, box_text
+from data_builders.grounding.build import BACKGROUNDS, COLOURS, GAP_PIXELS, PROMPT, SHAPES, Thing, gap_between
+from data_builders.pairs.pair import Box, Pair, box_text
+from data_builders.pairs.pictures import Found, PairPictures, box_around
 
 DEFECTS = {
     "malformed_meta": "a parameter that the proof needs is missing, or of another type",

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_builders.ocr_drawing import (
+from data_builders.ocr.draw import (
     PALETTES,
     Font,
     Ink,
@@ -31,11 +31,11 @@ from data_builders.ocr_drawing import (
     open_font,
     outline,
 )
-from data_builders.ocr_words import DISTRACTORS, WordPairs, edit_distance
-from data_builders.pair_sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, pair_id
-from data_builders.pairs import Pair
-from data_builders.vision_grid import Size, read_size
-from data_builders.vocabulary import SCIENCE_FILE, read_vocabulary, split_of_word
+from data_builders.ocr.words import DISTRACTORS, WordPairs, edit_distance
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, pair_id
+from data_builders.pairs.vision_grid import Size, read_size
+from data_builders.vocabulary.command import SCIENCE_FILE, read_vocabulary, split_of_word
 from tracking.command import did_you_mean
 
 PROMPT = "Read the text in the image. Answer with the exact word only."

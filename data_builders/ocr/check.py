@@ -23,12 +23,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data_builders.ocr_drawing import FAINT, FONTS_DIR, contrast
-from data_builders.ocr_pairs import CONTRAST_LIMITS, MIN_LETTER_PIXELS
-from data_builders.ocr_words import DISTRACTORS, edit_distance
-from data_builders.pair_pictures import Found, PairPictures, box_around
-from data_builders.pairs import Pair
-from data_builders.vocabulary import split_of_word
+from data_builders.ocr.build import CONTRAST_LIMITS, MIN_LETTER_PIXELS
+from data_builders.ocr.draw import FAINT, FONTS_DIR, contrast
+from data_builders.ocr.words import DISTRACTORS, edit_distance
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import Found, PairPictures, box_around
+from data_builders.vocabulary.command import split_of_word
 
 DEFECTS = {
     "ocr_record": "meta lacks something of what was drawn, or holds something else",

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_builders.ocr_words import LETTERS
+from data_builders.ocr.words import LETTERS
 from tracking.command import did_you_mean
 
 Rgb = tuple[int, int, int]

@@ -1,7 +1,8 @@
 """What in a set of pairs would spoil its rates? Found before the set is used, from the texts, boxes and sizes.
 
 `preflight` finds it, `DEFECTS` says what it looks for. It cannot see whether the two pictures are alike apart from what
-is asked, nor whether the answers are true: `data_builders/validate.py` shows that for sets that the builders made.
+is asked, nor whether the answers are true: `data_builders/validate/command.py` shows that for sets that the builders
+made.
 """
 
 import re
@@ -12,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_builders.images import DECODING_ERRORS
-from data_builders.pairs import Pair, box_area, box_text, intersection
+from data_builders.pairs.pair import Pair, box_area, box_text, intersection
+from data_builders.prompt_sets.images import DECODING_ERRORS
 
 PLACEHOLDER = "<image>"
 

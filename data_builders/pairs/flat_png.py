@@ -15,7 +15,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from data_builders.images import COMPRESS_LEVEL
+from data_builders.prompt_sets.images import COMPRESS_LEVEL
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR_TYPES = {"L": 0, "RGB": 2}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_builders.pairs import Pair
+from data_builders.pairs.pair import Pair
 
 Found = Iterator[tuple[str, str]]
 """Kinds of defects, each with what was found."""

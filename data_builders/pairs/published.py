@@ -10,8 +10,8 @@ size and overlap, scenes that have nothing in common, prompts with a literal `<i
 
 from typing import Any
 
-from data_builders.pair_defects import PLACEHOLDER
-from data_builders.pairs import Pair, box_text, read_box
+from data_builders.pairs.defects import PLACEHOLDER
+from data_builders.pairs.pair import Pair, box_text, read_box
 
 PUBLISHED_FILE = "data.jsonl"
 PUBLISHED_KEYS = {

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from data_builders.contact_sheet import PREVIEW_FILE, draw_sheet
-from data_builders.flat_png import encode_flat
-from data_builders.images import COMPRESS_LEVEL
-from data_builders.pairs import PAIRS_FILE, Box, Pair, from_row, to_line
-from data_builders.vision_grid import VisionGrid, open_vision_grid
-from data_builders.workers import num_cores, work_through
+from data_builders.pairs.flat_png import encode_flat
+from data_builders.pairs.pair import PAIRS_FILE, Box, Pair, from_row, to_line
+from data_builders.pairs.sheet import PREVIEW_FILE, draw_sheet
+from data_builders.pairs.vision_grid import VisionGrid, open_vision_grid
+from data_builders.pairs.workers import num_cores, work_through
+from data_builders.prompt_sets.images import COMPRESS_LEVEL
 from tracking.progress import progress
 
 METADATA_FILE = "metadata.jsonl"

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from data_builders.pair_pictures import Found, PairPictures, box_around
-from data_builders.pairs import box_text
-from data_builders.vision_grid import PROCESSORS
+from data_builders.pairs.pair import box_text
+from data_builders.pairs.pictures import Found, PairPictures, box_around
+from data_builders.pairs.vision_grid import PROCESSORS
 
 UNPROVEN_DEFECTS = {
     "ocr": {

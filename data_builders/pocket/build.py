@@ -28,9 +28,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
-from data_builders.pair_sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, pair_id
-from data_builders.pairs import Pair
-from data_builders.pocket import (
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, pair_id
+from data_builders.pocket.world import (
     CELL_PIXELS,
     GRID,
     Scene,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from data_builders.prompts import ABILITIES, Prompt, write_prompts
+from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
 from models.pocket import COLOURS, PLACES, SHAPES
 
 GRID = 3

@@ -26,12 +26,12 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_builders.coco import open_photograph, read_photograph
-from data_builders.images import UnusableImageError
-from data_builders.inpainting import MAX_DILATION, METHODS, PAINTED, draw_mask, paint_out
-from data_builders.pair_sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, mask_name, pair_id
-from data_builders.pairs import Pair
-from data_builders.recognition_photographs import Chosen, PhotographRules, choose_photographs, open_chosen
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, mask_name, pair_id
+from data_builders.prompt_sets.images import UnusableImageError
+from data_builders.recognition.coco import open_photograph, read_photograph
+from data_builders.recognition.draw import MAX_DILATION, METHODS, PAINTED, draw_mask, paint_out
+from data_builders.recognition.photographs import Chosen, PhotographRules, choose_photographs, open_chosen
 from tracking.command import did_you_mean
 
 TASK = "recognition"

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from data_builders.coco import Polygon, polygons_of
-from data_builders.images import DECODING_ERRORS
-from data_builders.inpainting import MAX_DILATION, METHODS, PAINTED, draw_mask
-from data_builders.pair_pictures import Found, PairPictures
-from data_builders.pairs import Pair
-from data_builders.recognition_pairs import (
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import Found, PairPictures
+from data_builders.prompt_sets.images import DECODING_ERRORS
+from data_builders.recognition.build import (
     CANVAS_COLOURS,
     SOURCE_KINDS,
     canvas_colour_of,
@@ -23,6 +21,8 @@ from data_builders.recognition_pairs import (
     mean_of,
     prompt_for,
 )
+from data_builders.recognition.coco import Polygon, polygons_of
+from data_builders.recognition.draw import MAX_DILATION, METHODS, PAINTED, draw_mask
 
 DEFECTS = {
     "malformed_meta": "a parameter that the proof needs is missing, or of another type",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
 
-from data_builders.images import DECODING_ERRORS, UnusableImageError
+from data_builders.prompt_sets.images import DECODING_ERRORS, UnusableImageError
 
 MINI_COCO = Path(__file__).parent / "mini_coco"
 """Rendered scenes in COCO's format, which `data_builders/mini_coco_build.py` made: they need no download."""

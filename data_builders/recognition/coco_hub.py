@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_builders.coco import Annotations, Opened, Photograph, Presence, open_photograph, split_of
-from data_builders.images import UnusableImageError
+from data_builders.prompt_sets.images import UnusableImageError
+from data_builders.recognition.coco import Annotations, Opened, Photograph, Presence, open_photograph, split_of
 from models.hub import Repository, hub_commit, parse_repository, snapshot
 from tracking.progress import progress
 

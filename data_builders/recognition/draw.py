@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from data_builders.coco import Polygon
+from data_builders.recognition.coco import Polygon
 
 SUBPIXEL_BITS = 4
 MAX_DILATION = 100

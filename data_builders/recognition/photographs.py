@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_builders.coco import (
+from data_builders.pairs.sets import Drawing
+from data_builders.prompt_sets.images import UnusableImageError
+from data_builders.recognition.coco import (
     ANNOTATIONS_FILE,
     IMAGES_DIR,
     MINI_COCO,
@@ -32,9 +34,7 @@ from data_builders.coco import (
     read_outlines,
     read_photograph,
 )
-from data_builders.coco_hub import fetch_hub_annotations, hub_fingerprint
-from data_builders.images import UnusableImageError
-from data_builders.pair_sets import Drawing
+from data_builders.recognition.coco_hub import fetch_hub_annotations, hub_fingerprint
 from tracking.command import did_you_mean
 from tracking.product import partial_file
 

@@ -25,10 +25,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_builders.images import place_file
-from data_builders.prompts import ABILITIES, Prompt, write_prompts
-from data_builders.sources import Source, open_sources
-from data_builders.upstream import DROPPED, NOTED, RowRules, examine
+from data_builders.prompt_sets.images import place_file
+from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
+from data_builders.rl.upstream import DROPPED, NOTED, RowRules, examine
+from data_builders.sources.rows import Source, open_sources
 from tracking.command import did_you_mean
 from tracking.progress import progress
 from tracking.records import Record, RecordLog

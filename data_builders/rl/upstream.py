@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_builders.images import PixelLimits, UnusableImageError, is_blank, open_image, store_image
-from data_builders.sources import Row
+from data_builders.prompt_sets.images import PixelLimits, UnusableImageError, is_blank, open_image, store_image
+from data_builders.sources.rows import Row
 from tracking.records import Record
 
 PLACEHOLDER = "<image>"
@@ -150,7 +150,7 @@ def examine(key: str, row: Row, root: Path | None, images_dir: Path, rules: RowR
 
     Args:
         key: names the row.
-        row: as `data_builders.sources` reads it.
+        row: as `data_builders.sources.rows` reads it.
         root: what relative paths of images are relative to.
         images_dir: where images are stored.
     """

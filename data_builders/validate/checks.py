@@ -1,26 +1,24 @@
 """What is wrong with one pair of a set? Its texts, sizes and boxes, and what its pictures show.
 
-A pair that one of our builders drew is held against its own record (`TASK_checks.py`); any other is measured by its
-pixels alone (`unproven.py`).
+A pair that one of our builders drew is held against its own record (`TASK/check.py`); any other is measured by its
+pixels alone (`data_builders/pairs/unproven.py`).
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_builders import (
-    counting_checks,
-    grounding_checks,
-    ocr_checks,
-    pair_defects,
-    pocket_checks,
-    recognition_checks,
-)
-from data_builders.pair_defects import preflight
-from data_builders.pair_pictures import Found, PairPictures
-from data_builders.pairs import Pair
-from data_builders.repeats import REPEAT_DEFECTS, Keys, keys_of
-from data_builders.set_files import PAIR_RECORD_DEFECTS, PairSet, check_id, check_sizes
-from data_builders.unproven import NOT_SEEN, UNPROVEN_DEFECTS, check_unproven
+from data_builders.counting import check as counting
+from data_builders.grounding import check as grounding
+from data_builders.ocr import check as ocr
+from data_builders.pairs import defects
+from data_builders.pairs.defects import preflight
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import Found, PairPictures
+from data_builders.pairs.unproven import NOT_SEEN, UNPROVEN_DEFECTS, check_unproven
+from data_builders.pocket import check as pocket
+from data_builders.recognition import check as recognition
+from data_builders.validate.repeats import REPEAT_DEFECTS, Keys, keys_of
+from data_builders.validate.set_files import PAIR_RECORD_DEFECTS, PairSet, check_id, check_sizes
 
 MISREAD = "word_misread"
 """The one kind that is looked for on request alone."""
@@ -38,13 +36,13 @@ class Checks(NamedTuple):
 
 
 CHECKS: dict[str, Checks] = {
-    "ocr": Checks(ocr_checks.DEFECTS, ocr_checks.check_ocr, unseen=ocr_checks.unseen),
-    "counting": Checks(counting_checks.DEFECTS, counting_checks.check_counting),
-    "grounding": Checks(grounding_checks.DEFECTS, grounding_checks.check_grounding),
+    "ocr": Checks(ocr.DEFECTS, ocr.check_ocr, unseen=ocr.unseen),
+    "counting": Checks(counting.DEFECTS, counting.check_counting),
+    "grounding": Checks(grounding.DEFECTS, grounding.check_grounding),
     "recognition": Checks(
-        recognition_checks.DEFECTS, recognition_checks.check_recognition, "whether photographs show what is annotated"
+        recognition.DEFECTS, recognition.check_recognition, "whether photographs show what is annotated"
     ),
-    "pocket_pairs": Checks(pocket_checks.DEFECTS, pocket_checks.check_pocket),
+    "pocket_pairs": Checks(pocket.DEFECTS, pocket.check_pocket),
 }
 """Name in `data_builders.build` -> the checks of the pairs it builds."""
 
@@ -81,14 +79,14 @@ def checks_of(pair_set: PairSet, pair: Pair) -> Checks:
 
 def meanings_of(pair_set: PairSet, pair: Pair, *, read_back: bool) -> dict[str, str]:
     """Returns all kinds of defects that are looked for in a pair, with what each means."""
-    found = pair_defects.DEFECTS | REPEAT_DEFECTS
+    found = defects.DEFECTS | REPEAT_DEFECTS
     if pair_set.manifest:
         found |= PAIR_RECORD_DEFECTS
     found |= checks_of(pair_set, pair).defects
     if has_words(pair_set, pair):
         found.pop(MISREAD, None)
         if read_back:
-            found[MISREAD] = ocr_checks.DEFECTS[MISREAD]
+            found[MISREAD] = ocr.DEFECTS[MISREAD]
     return found
 
 
@@ -123,5 +121,5 @@ def check_pair(pair_set: PairSet, pair: Pair, number: int, *, read_back: bool) -
         found += checks.check(pictures)
         unseen = checks.unseen(pair)
         if read_back and has_words(pair_set, pair):
-            found += ocr_checks.read_words(pictures)
+            found += ocr.read_words(pictures)
     return PairFindings(pair.id, found, keys_of(pair, pictures, builder=builder), differing_frac, unseen)

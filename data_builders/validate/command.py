@@ -27,12 +27,14 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from data_builders.ocr_checks import tesseract_available
-from data_builders.pair_checks import PairFindings, check_pair, checks_of, has_words, meanings_of
-from data_builders.pairs import PAIRS_FILE, Pair, iter_pairs
-from data_builders.published import PUBLISHED_FILE
-from data_builders.repeats import Seen
-from data_builders.set_files import (
+from data_builders.ocr.check import tesseract_available
+from data_builders.pairs.files import iter_pairs
+from data_builders.pairs.pair import PAIRS_FILE, Pair
+from data_builders.pairs.published import PUBLISHED_FILE
+from data_builders.pairs.workers import num_cores, work_through
+from data_builders.validate.checks import PairFindings, check_pair, checks_of, has_words, meanings_of
+from data_builders.validate.repeats import Seen
+from data_builders.validate.set_files import (
     FILE_DEFECTS,
     PairSet,
     check_arguments,
@@ -42,8 +44,6 @@ from data_builders.set_files import (
     files_of,
     open_set,
 )
-from data_builders.workers import num_cores, work_through
-from tracking.command import run_command
 from tracking.progress import progress
 
 DATA_DIR = "data"
@@ -271,7 +271,3 @@ def _can_read_back(surveys: Sequence[Survey]) -> bool:
         print("--words: Tesseract is not installed (package tesseract-ocr); words are not read back")
         return False
     return True
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data_builders.pair_pictures import PairPictures
-from data_builders.pairs import Pair
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import PairPictures
 
 KEY_BYTES = 16
 """Of a hash, kept for everything seen."""

@@ -29,9 +29,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_builders.text_sources import TextSource, open_texts
-from data_builders.word_forms import base_forms
-from tracking.command import parse_arguments, run_command
+from data_builders.sources.texts import TextSource, open_texts
+from data_builders.vocabulary.forms import base_forms
+from tracking.command import parse_arguments
 from tracking.product import write_text
 from tracking.progress import progress
 from tracking.run import open_run
@@ -304,7 +304,3 @@ def _print_report(report: dict[str, Any], min_documents: int) -> None:
             f"counts may be too low by {report['max_undercount_documents']} documents, so words near min_documents "
             f"{min_documents} may be missing; raise --max_tracked"
         )
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.claim_tables import CONTRADICTED, MARGIN, SUPPORTED, UNMEASURED, claim_table, statement_table
-from eval.formatting import interval, percent, points, probability
-from eval.measured import read_measured, split_recipe
-from eval.published import ABILITY_SIZE, BENCHMARK_SIZES, read_published
-from tracking.command import parse_arguments, run_command
+from eval.claims.measured import read_measured, split_recipe
+from eval.claims.published import ABILITY_SIZE, BENCHMARK_SIZES, read_published
+from eval.claims.tables import CONTRADICTED, MARGIN, SUPPORTED, UNMEASURED, claim_table, statement_table
+from eval.display.formatting import interval, percent, points, probability
+from tracking.command import parse_arguments
 from tracking.product import write_text
 from tracking.run import open_run
 from tracking.tables import read_table, write_table
@@ -190,7 +190,3 @@ def main(argv: list[str] | None = None) -> None:
     for line in summary(read_table(output_dir / "claims.csv")):
         print(line)
     print(f"claims: {output_dir / 'claims.html'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

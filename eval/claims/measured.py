@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.differences import POOLED
-from eval.pairing import ABILITY, ACCURACY
-from eval.published import BENCHMARK_SIZES, BRIDGE, REASONING, VISION, Claim, Difference, separate_samples
+from eval.claims.published import BENCHMARK_SIZES, BRIDGE, REASONING, VISION, Claim, Difference, separate_samples
+from eval.statistics.differences import POOLED
+from eval.statistics.pairing import ABILITY, ACCURACY
 from tracking.tables import read_table
 
 if TYPE_CHECKING:

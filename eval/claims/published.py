@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.statistics import CONFIDENCE
+from eval.statistics.intervals import CONFIDENCE
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 ABILITY_SIZE = 100

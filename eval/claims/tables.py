@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.measured import Measured
-from eval.power import detectable, num_needed
-from eval.published import STATEMENTS, Claim, Difference, list_claims, read_published, sample_size, separate_samples
-from eval.statistics import CONFIDENCE, holm
+from eval.claims.measured import Measured
+from eval.claims.published import (
+    STATEMENTS,
+    Claim,
+    Difference,
+    list_claims,
+    read_published,
+    sample_size,
+    separate_samples,
+)
+from eval.statistics.intervals import CONFIDENCE, holm
+from eval.statistics.power import detectable, num_needed
 
 if TYPE_CHECKING:
     import pandas as pd

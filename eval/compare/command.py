@@ -5,17 +5,18 @@
 
 `NAME=DIR` is a model that stands once, `NAME@SEED=DIR` one that was trained with several seeds, `DIR` alone is named
 after its folder. Every model is compared with the baseline and with the reference, per task and ability (what is
-compared: `eval/pairing.py`). Pooled rows: a bootstrap crossed over seeds and samples. Rows per seed: the exact McNemar
-test where each prompt has one answer, else the bootstrap. Prompts that belong together (a record's `cluster`) are drawn
-together and have clustered standard errors. P-values are Holm-corrected within their family (the pooled ones of one
-metric; the ones per seed). `detectable` is the smallest difference that would have been found (`eval/power.py`).
+compared: `eval/statistics/pairing.py`). Pooled rows: a bootstrap crossed over seeds and samples. Rows per seed: the
+exact McNemar test where each prompt has one answer, else the bootstrap. Prompts that belong together (a record's
+`cluster`) are drawn together and have clustered standard errors. P-values are Holm-corrected within their family (the
+pooled ones of one metric; the ones per seed). `detectable` is the smallest difference that would have been found
+(`eval/statistics/power.py`).
 
 *Gain kept* = (arm - baseline) / (reference - baseline), given only where the interval of the denominator excludes zero
 and there is a gain, not a loss.
 
 `scores.csv` and `comparison.csv` hold the numbers, `transitions.csv` every prompt that flipped, `comparison.html` the
 flipped prompts to read. Where models were trained with rollouts whose engine is known, `rollouts.csv` says which, and
-what makes their comparison open to doubt is printed and stands on the page (`eval/rollouts.py`).
+what makes their comparison open to doubt is printed and stands on the page (`eval/replies/rollouts.py`).
 """
 
 import argparse
@@ -26,15 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.comparison_page import find_tasks, render
-from eval.differences import compare_group
-from eval.outcomes import GIVEN, outcomes
-from eval.pairing import ABILITY, FLIPPING_METRICS, METRICS, Entry, collect_groups, parse_entry
-from eval.rollouts import Rollout, doubts, rollout_of, rollout_table
-from eval.scores import score_table
-from eval.statistics import holm
-from eval.transitions import transition_table
-from tracking.command import did_you_mean, run_command
+from eval.compare.page import find_tasks, render
+from eval.compare.transitions import transition_table
+from eval.replies.outcomes import GIVEN, outcomes
+from eval.replies.rollouts import Rollout, doubts, rollout_of, rollout_table
+from eval.statistics.differences import compare_group
+from eval.statistics.intervals import holm
+from eval.statistics.pairing import ABILITY, FLIPPING_METRICS, METRICS, Entry, collect_groups, parse_entry
+from eval.statistics.scores import score_table
+from tracking.command import did_you_mean
 from tracking.product import write_text
 from tracking.records import Record, read_records
 from tracking.run import open_run, read_run
@@ -239,7 +240,3 @@ def main(argv: list[str] | None = None) -> None:
     for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries)]:
         print(f"open to doubt: {doubt}")
     print(f"comparison: {arguments.output_dir / 'comparison.csv'}, to read: {arguments.output_dir / 'comparison.html'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_builders.prompts import Prompt
-from eval.formatting import interval, points, probability
-from eval.outcomes import CONDITIONS, GIVEN
-from eval.pairing import FLIPPING_METRICS, label
+from data_builders.prompt_sets.prompts import Prompt
+from eval.compare.transitions import FLIPS
+from eval.display.formatting import interval, points, probability
+from eval.replies.outcomes import CONDITIONS, GIVEN
+from eval.statistics.pairing import FLIPPING_METRICS, label
 from eval.tasks import Task, open_task
-from eval.transitions import FLIPS
 from tracking.records import Record
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.pairing import KINDS, Group, went
+from eval.statistics.pairing import KINDS, Group, went
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,9 @@ is not one answer. All rules take time in proportion to the reply's length.
 import re
 from collections.abc import Callable, Sequence
 
-from eval.boxes import boxes_in
-from eval.options import mentions, yes_or_no
-from eval.quantities import find_numbers, parse_number, parse_quantity, with_unit
+from eval.grading.boxes import boxes_in
+from eval.grading.options import mentions, yes_or_no
+from eval.grading.quantities import find_numbers, parse_number, parse_quantity, with_unit
 
 Find = Callable[[str, str, Sequence[str]], str | None]
 

@@ -6,7 +6,7 @@ compared as they are written: whoever asks maps a model's coordinates to those o
 
 import re
 
-from data_builders.pairs import Box, box_area, intersection
+from data_builders.pairs.pair import Box, box_area, intersection
 
 MIN_IOU = 0.5
 """Above it two boxes are the same (arXiv 2602.12395, appendix D)."""

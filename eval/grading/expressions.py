@@ -1,18 +1,18 @@
 r"""Are two mathematical answers equal? What is plain to see is decided here, the rest by math-verify.
 
-Certain without mathematics, and so decided first: the same plain spelling (`eval/latex.py`); two exact numbers; tuples
+Certain without mathematics, and so decided first: the same plain spelling (`latex.py`); two exact numbers; tuples
 and intervals of exact numbers; numerals in a named base (`52_8` is `52`, and neither `42` nor `52_9`); golds that are
-words (`\text{east}`) or an option's letter (`\text{(C)}`). What this does not settle, `eval/mathematics.py` is asked.
+words (`\text{east}`) or an option's letter (`\text{(C)}`). What this does not settle, `mathematics.py` is asked.
 
 Two things that math-verify accepts are refused: a set in braces for a pair, and numbers side by side (`2 3`, its 5).
 """
 
 import re
 
-from eval.latex import plain
-from eval.mathematics import equal_expressions
-from eval.options import equal_options
-from eval.quantities import equal_quantities, parse_quantity
+from eval.grading.latex import plain
+from eval.grading.mathematics import equal_expressions
+from eval.grading.options import equal_options
+from eval.grading.quantities import equal_quantities, parse_quantity
 
 MAX_DEPTH = 20
 """Deeper brackets are no final answer; parsing them takes time without bound."""

@@ -1,13 +1,13 @@
 r"""Is this answer right? The one grader that rewards, scores and tables all call.
 
-An answer is first found in the response by the first rule that applies (`eval/answers.py`), then judged by its kind:
+An answer is first found in the response by the first rule that applies (`answers.py`), then judged by its kind:
 
-    number  equal as exact quantities; thousands separators, percent and units as `eval/quantities.py` reads them, and
+    number  equal as exact quantities; thousands separators, percent and units as `quantities.py` reads them, and
             where the data set counts decimals (`precision`), both sides rounded to them
-    math    equal as mathematical expressions (`eval/expressions.py`: plain spelling, exact numbers, then math-verify)
-    choice  the same option, named by its letter or its text (`eval/options.py`)
+    math    equal as mathematical expressions (`expressions.py`: plain spelling, exact numbers, then math-verify)
+    choice  the same option, named by its letter or its text (`options.py`)
     yes_no  yes or no, true or false
-    box     IoU above 0.5 (`eval/boxes.py`)
+    box     IoU above 0.5 (`boxes.py`)
     list    as many elements, in the same order, each equal as a number or as a text
     text    equal after lower-casing and dropping articles and punctuation
 
@@ -21,17 +21,12 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eval.answers import find_answer, is_well_formed, last_boxed
-from eval.boxes import equal_boxes
-from eval.expressions import equal_mathematics
-from eval.latex import unwrapped
-from eval.options import equal_options, equal_yes_no
-from eval.quantities import equal_numbers, parse_number
-
-__all__ = [
-    "CORRECT", "INCORRECT", "KINDS", "UNSCORED", "Verdict", "find_answer", "grade", "is_gradable", "is_well_formed",
-    "last_boxed", "parse_number",
-]  # fmt: skip
+from eval.grading.answers import find_answer
+from eval.grading.boxes import equal_boxes
+from eval.grading.expressions import equal_mathematics
+from eval.grading.latex import unwrapped
+from eval.grading.options import equal_options, equal_yes_no
+from eval.grading.quantities import equal_numbers
 
 CORRECT, INCORRECT, UNSCORED = "correct", "incorrect", "unscored"
 

@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import Any
 
-from eval.latex import in_ascii, unwrapped
+from eval.grading.latex import in_ascii, unwrapped
 from tracking.command import REPOSITORY_ROOT
 
 LIMIT_S = 5.0
@@ -31,7 +31,7 @@ POINT_DIGITS, POINT_TOLERANCE = 30, 1e-9
 FLOAT_DECIMALS = 12
 """A decimal equals an irrational number only to so many places; math-verify's 6 take 1.414214 for a root of 2."""
 READY = b"ready\n"
-JUDGE = (sys.executable, "-m", "eval.mathematics")
+JUDGE = (sys.executable, "-m", "eval.grading.worker")
 
 
 class _Judge:
@@ -51,7 +51,7 @@ class _Judge:
             self.end()
             raise RuntimeError(
                 f"the judge of mathematics did not start (exit status {self.process.returncode}); "
-                f"see why with: {sys.executable} -m eval.mathematics"
+                f"see why with: {sys.executable} -m eval.grading.worker"
             )
 
     def ask(self, answer: str, gold: str) -> bool | None:
@@ -227,7 +227,7 @@ def _as_tuple(rows: str) -> str:
     return f"({', '.join(entry for entry in entries if entry)})"
 
 
-def main() -> None:
+def serve() -> None:
     """Judges one pair a line until the asker goes away."""
     import math_verify  # noqa: F401  (before the clock runs)
 
@@ -243,7 +243,3 @@ def main() -> None:
             verdict = None
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(verdict), flush=True)
-
-
-if __name__ == "__main__":
-    main()

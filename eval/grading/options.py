@@ -17,8 +17,8 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from eval.latex import plain
-from eval.quantities import equal_quantities, parse_quantity
+from eval.grading.latex import plain
+from eval.grading.quantities import equal_quantities, parse_quantity
 
 LETTERS = "ABCDEFGHIJ"
 _LETTER = r"[A-Ja-j]"

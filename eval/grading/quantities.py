@@ -2,7 +2,7 @@ r"""Which number is this, exactly? Decimals, fractions, mixed numbers, powers of
 
 A number is what its digits say, never a near one: 1009 is not 1000, and 0.333333 is not 1/3. Where a data set counts a
 fixed number of decimals, both sides are rounded to them, halves away from zero. Units agree where they are the same or
-convert exactly (`eval/units.py`), and are ignored where one side has none. A percent sign beside a number without one
+convert exactly (`units.py`), and are ignored where one side has none. A percent sign beside a number without one
 is read both ways: 50% is 50 (percent) and 0.5.
 
 Commas are thousands separators only in groups of three: `1,234` is a number, `2,1251` and `10,00` are none.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from eval.latex import plain
-from eval.units import PERCENT, SCALES, Unit, known_unit, parse_unit
+from eval.grading.latex import plain
+from eval.grading.units import PERCENT, SCALES, Unit, known_unit, parse_unit
 
 MAX_CHARS = 400
 MAX_EXPONENT = 400

@@ -8,7 +8,7 @@ What the endpoint failed to answer is counted, ends the command with exit status
 Where it is gone for good, `--judge-unanswered keep` finishes all the same: those answers stay unscored and counted.
 What it refused or answered otherwise (a reply cut at its limit, no one-word verdict) is the answer's own result: the
 rule in its record says why, and it is not asked again in this output directory. The key, where the endpoint needs one,
-is read from the environment; what is sent says `eval/endpoint.py`.
+is read from the environment; what is sent says `endpoint.py`.
 
 Known limits: the judge reads the last 4,000 characters of a reply, and no images; endpoints that refuse `max_tokens`
 or temperature 0 cannot judge.
@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.asking import MAX_AT_ONCE, Calls, count_reasons
-from eval.endpoint import Endpoint, EndpointError, UnansweredError, check_url
 from eval.grading import CORRECT, INCORRECT, UNSCORED, Verdict
-from eval.reply_cache import ReplyCache, content_hash
+from eval.judge.asking import MAX_AT_ONCE, Calls, count_reasons
+from eval.judge.cache import ReplyCache, content_hash
+from eval.judge.endpoint import Endpoint, EndpointError, UnansweredError, check_url
 from tracking.progress import progress
 from tracking.records import Record
 

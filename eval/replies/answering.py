@@ -9,16 +9,16 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from eval.batching import BatchSize
-from eval.conditions import Query
-from eval.engines import Engine, Request
 from eval.grading import grade, is_well_formed
-from eval.pictures import pictures_sha256
-from eval.sampling import reply_seed
+from eval.replies.batching import BatchSize
+from eval.replies.conditions import Query
+from eval.replies.engines import Engine, Request
+from eval.replies.pictures import pictures_sha256
+from eval.replies.sampling import reply_seed
 from tracking.records import Record
 
 if TYPE_CHECKING:
-    from eval.generation import Generation
+    from eval.replies.generation import Generation
 
 
 def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch_size: int) -> list[list[Query]]:
@@ -27,7 +27,7 @@ def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch
     Args:
         texts: rendered prompts, by the key of the first of their samples.
     """
-    from eval.generation import make_batches
+    from eval.replies.generation import make_batches
 
     batches: list[list[Query]] = []
     for task in dict.fromkeys(query.task for query in queries):

@@ -2,7 +2,7 @@
 
 Asked *black*, a prompt keeps its words, and each image is a black one of the same size. Asked *described*, a
 description of the images stands before the question as well. Prompts without images are asked as given alone, and those
-without a description never described: for them the paper's definitions (`eval/outcomes.py`) cannot be said, and they
+without a description never described: for them the paper's definitions (`outcomes.py`) cannot be said, and they
 are counted.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_builders.prompts import Prompt
-from eval.outcomes import ABILITY_CONDITIONS, BLACK, CONDITIONS, DESCRIBED, GIVEN, record_key
-from eval.pictures import Picture
+from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.outcomes import ABILITY_CONDITIONS, BLACK, CONDITIONS, DESCRIBED, GIVEN, record_key
+from eval.replies.pictures import Picture
 from eval.tasks import Task
 from tracking.command import did_you_mean
 

@@ -15,7 +15,7 @@ from models.families import family_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eval.sampling import SeededSampler
+    from eval.replies.sampling import SeededSampler
 
 STOP, LENGTH, REPETITION = "stop", "length", "repetition"
 """Why a reply ended: the model ended its turn, the limit did, or it went round in circles."""
@@ -63,7 +63,7 @@ class _Pause:
     """A stopping criterion that knows which rows have ended, and stops all of them where half have."""
 
     def __init__(self, ends: Sequence[int], num_prompt_tokens: int, window: int) -> None:
-        from eval.repetition import RepetitionStop
+        from eval.replies.repetition import RepetitionStop
 
         self._ends = ends
         self._ended: Tensor | None = None
@@ -134,7 +134,7 @@ def decode(
 
     Args:
         rows: as `read_prompts` leaves them, taken as often as each is to be answered; used up.
-        settings: a whole generation configuration, as `eval.generation.greedy_settings` makes it.
+        settings: a whole generation configuration, as `eval.replies.generation.greedy_settings` makes it.
         repetition_window: tokens that must be rounds of one cycle for a reply to be ended; 0 never ends one.
         sampler: of each row; greedy without.
     """

@@ -21,14 +21,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data_builders.prompts import Prompt
-from eval.asking import MAX_AT_ONCE, Calls, count_reasons
-from eval.endpoint import Endpoint, EndpointError, Messages, UnansweredError, check_url, without_thoughts
-from eval.reply_cache import ReplyCache, content_hash
+from data_builders.prompt_sets.prompts import Prompt
+from eval.judge.asking import MAX_AT_ONCE, Calls, count_reasons
+from eval.judge.cache import ReplyCache, content_hash
+from eval.judge.endpoint import Endpoint, EndpointError, Messages, UnansweredError, check_url, without_thoughts
 from tracking.progress import progress
 
 if TYPE_CHECKING:
-    from eval.subject import Subject
+    from eval.replies.subject import Subject
 
 DESCRIPTIONS_FILE = "descriptions.jsonl"
 INSTRUCTION = (
@@ -240,7 +240,7 @@ class CheckpointDescriptions:
     """Descriptions that a checkpoint gives; it is loaded when one is missing, and let go when all are there."""
 
     def __init__(self, arguments: DescriptionArguments, model: str, cache: ReplyCache) -> None:
-        from eval.subject import open_subject
+        from eval.replies.subject import open_subject
 
         self._arguments, self._cache = arguments, cache
         self._subject: Subject = open_subject(model)
@@ -262,7 +262,7 @@ class CheckpointDescriptions:
         return self._cache.get(_key(self.source, _read(prompt, directory))) or None
 
     def _describe(self, missing: Mapping[str, Prompt], directory: Path) -> None:
-        from eval.generation import generate, greedy_settings, make_batches, render_prompt
+        from eval.replies.generation import generate, greedy_settings, make_batches, render_prompt
 
         model, processor = self._subject.load(dtype="auto", attn_implementation="sdpa")
         settings = greedy_settings(model, processor, self._arguments.describe_max_tokens)

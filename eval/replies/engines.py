@@ -1,6 +1,6 @@
 """Who answers? Transformers, or vLLM, behind one small interface: requests in, replies out, in their order.
 
-`huggingface` runs everywhere, answers a batch as `eval/decoding.py` says, and its replies are the same for the same
+`huggingface` runs everywhere, answers a batch as `decoding.py` says, and its replies are the same for the same
 batches. `vllm` (`make setup-vllm` for GPUs, `make setup-vllm-cpu` for CPUs) schedules by itself: give it batches of
 hundreds; its replies may differ in near-ties from run to run. On CPUs a quarter of the free memory holds its cache, or
 what `VLLM_CPU_KVCACHE_SPACE` says (GiB).
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eval.decoding import LENGTH, REPETITION, STOP
-from eval.pictures import Picture, PixelLimits, open_picture
-from eval.sampling import SamplingArguments
+from eval.replies.decoding import LENGTH, REPETITION, STOP
+from eval.replies.pictures import Picture, PixelLimits, open_picture
+from eval.replies.sampling import SamplingArguments
 from models.checkpoint import open_checkpoint
 from models.layout import read_model_config
 from models.shards import DTYPES
@@ -34,8 +34,8 @@ from tracking.command import quiet_libraries
 from tracking.offspring import Offspring
 
 if TYPE_CHECKING:
-    from eval.generation import Generation, Processor
-    from eval.subject import Subject
+    from eval.replies.generation import Generation, Processor
+    from eval.replies.subject import Subject
 
 
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
@@ -97,7 +97,7 @@ class HuggingFace:
             processor.image_processor.size = type(processor.image_processor.size)(**size)
 
     def answer(self, requests: Sequence[Request]) -> list["Generation"]:
-        from eval.generation import SeededSampler, generate
+        from eval.replies.generation import SeededSampler, generate
 
         options = self._options
         numbers: dict[tuple[str, tuple[Picture, ...]], int] = {}
@@ -310,8 +310,8 @@ def vllm_settings(options: EngineOptions, seed: int) -> dict[str, Any]:
 
 def read_vllm(tokens: list[int], finish_reason: str, options: EngineOptions, tokenizer: Any) -> "Generation":
     """Returns what vLLM wrote as any engine's: without the token that ended it, cut where it went round in circles."""
-    from eval.generation import Generation
-    from eval.repetition import circles_at
+    from eval.replies.generation import Generation
+    from eval.replies.repetition import circles_at
 
     ends = options.settings["eos_token_id"]
     length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))

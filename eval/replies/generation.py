@@ -1,7 +1,7 @@
 """How are answers generated? Batched, left-padded, with the checkpoint's own generation settings overridden.
 
-Greedy by default; with a `SeededSampler` (`eval/sampling.py`) each reply is drawn by a seed of its own. What decodes is
-`eval/decoding.py`; what else may answer, `eval/engines.py`.
+Greedy by default; with a `SeededSampler` (`sampling.py`) each reply is drawn by a seed of its own. What decodes is
+`decoding.py`; what else may answer, `engines.py`.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from data_builders.prompts import Prompt
-from eval.decoding import LENGTH, REPETITION, STOP, Reply, decode, read_prompts
-from eval.prompting import chat_messages
-from eval.sampling import SeededSampler
+from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.decoding import LENGTH, REPETITION, STOP, Reply, decode, read_prompts
+from eval.replies.prompting import chat_messages
+from eval.replies.sampling import SeededSampler
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.companions import ROLLOUT_FILE
+from merge.recipes.companions import ROLLOUT_FILE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.plan import SplicePlan, fingerprint, make_plan
-from merge.recipe import read_recipe, recipe_dict
+from merge.recipes.plan import SplicePlan, fingerprint, make_plan
+from merge.recipes.recipe import read_recipe, recipe_dict
 from models.checkpoint import open_checkpoint
 from models.loading import load_model, load_processor, local_checkpoint
 
@@ -43,7 +43,7 @@ class Subject:
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         processor = load_processor(self.directory)
         if self.plan is not None:
-            from merge.live import LiveSplicer
+            from merge.tensors.live import LiveSplicer
 
             return LiveSplicer(device=device, **options).splice(self.plan), processor
         return load_model(self.directory, **options).eval().to(device), processor

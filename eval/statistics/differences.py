@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eval.pairing import ABILITY, KINDS, Group, Pair, went
-from eval.power import detectable, mcnemar_detectable
-from eval.statistics import (
+from eval.statistics.intervals import (
     CrossedDraws,
     PairedDifference,
     bootstrap_p,
@@ -18,6 +16,8 @@ from eval.statistics import (
     gain_kept,
     mcnemar,
 )
+from eval.statistics.pairing import ABILITY, KINDS, Group, Pair, went
+from eval.statistics.power import detectable, mcnemar_detectable
 
 RESAMPLING_SEED = 20_260_212
 POOLED = "pooled"

@@ -5,8 +5,8 @@ A *group* is one ability of one task. A *metric* says what a prompt counts for a
     accuracy                                 the share of samples that are right, where both models could be judged
     accuracy where both are well-formed      the same, of prompts that both answered in the asked-for form, so that form
                                              alone cannot win
-    ability                                  the paper's definition (`eval/outcomes.py`); only where more than prompts
-                                             as given was asked, for else it repeats the accuracy
+    ability                                  the paper's definition (`eval/replies/outcomes.py`); only where
+                                             other conditions were asked too; else it repeats the accuracy
 
 A prompt that is right more than half the time under one model and less under the other has *flipped*; with one answer a
 prompt these are McNemar's discordant pairs.
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from eval.outcomes import Outcome
+from eval.replies.outcomes import Outcome
 
 ACCURACY, WELL_FORMED, ABILITY = "accuracy", "accuracy where both are well-formed", "ability"
 METRICS = (ACCURACY, WELL_FORMED, ABILITY)

@@ -1,7 +1,8 @@
 """What do an evaluation's records say of one model? `scores.csv`, a row per task and ability.
 
     accuracy        mean over prompts of the share of their samples, as given, that are right (accuracy@1)
-    ability_score   mean over prompts of the paper's definition (`eval/outcomes.py`), over the `num_ability` prompts for
+    ability_score   mean over prompts of the paper's definition (`eval/replies/outcomes.py`), over the `num_ability`
+    prompts for
                     which it can be said: all conditions that it names were asked and could be judged
 
 Where every prompt has one answer and stands for itself intervals are Wilson's; with several samples, or prompts that
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.decoding import LENGTH, REPETITION
 from eval.grading import UNSCORED
-from eval.outcomes import GIVEN, Outcome, outcomes
-from eval.statistics import Estimate, clustered_mean, wilson
+from eval.replies.decoding import LENGTH, REPETITION
+from eval.replies.outcomes import GIVEN, Outcome, outcomes
+from eval.statistics.intervals import Estimate, clustered_mean, wilson
 from tracking.records import Record
 
 if TYPE_CHECKING:

@@ -33,12 +33,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from eval.compare import check_alike, check_roles
+from eval.compare.command import check_alike, check_roles
 from eval.grading import CORRECT, UNSCORED, parse_number
-from eval.outcomes import GIVEN
-from eval.pairing import Entry, common_seeds, parse_entry, rows_of_seeds
-from eval.statistics import CrossedDraws, Estimate, draw_crossed, percentile_interval
-from tracking.command import run_command
+from eval.replies.outcomes import GIVEN
+from eval.statistics.intervals import CrossedDraws, Estimate, draw_crossed, percentile_interval
+from eval.statistics.pairing import Entry, common_seeds, parse_entry, rows_of_seeds
 from tracking.records import Record, read_records
 from tracking.run import open_run, read_run
 from tracking.tables import format_columns, write_table
@@ -287,7 +286,7 @@ def _columns(found: Estimate) -> dict[str, float]:
 
 def write_support(output_dir: Path, entries: Sequence[Entry], *, baseline: str, overwrite: bool = False) -> None:
     """Writes the tables and the figure into their own run directory."""
-    from eval.support_figure import draw
+    from eval.support.figures import draw
 
     check_roles(entries, baseline=baseline)
     settings = {
@@ -329,7 +328,3 @@ def main(argv: list[str] | None = None) -> None:
     entries = [parse_entry(text) for text in arguments.models]
     write_support(arguments.output_dir, entries, baseline=arguments.baseline, overwrite=arguments.overwrite)
     print(f"support: {arguments.output_dir / 'support.csv'}, {arguments.output_dir / 'changes.csv'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

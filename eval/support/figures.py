@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.colours import model_style
+from eval.display.colours import model_style
 from tracking.product import partial_file
 
 if TYPE_CHECKING:

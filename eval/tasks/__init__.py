@@ -3,11 +3,11 @@
     mathvista               the hub's files, at the commit that the benchmark's module names
     mathvista@REVISION      the same at another commit, tag or branch
     mathvista:PATH          a copy: a Parquet, JSON or JSONL file, or a folder that holds the hub's files
-    FOLDER:SPLIT            a prompt set (`data_builders/prompts.py`)
+    FOLDER:SPLIT            a prompt set (`data_builders/prompt_sets/prompts.py`)
 
 Each benchmark is a module here: where it lies, its columns, how a row becomes a prompt, how answers are graded. How the
-prompt is framed (plain, boxed, think) is the run's choice (`eval/prompting.py`). A folder of one's own that is called
-like a benchmark is named `./mathvista:SPLIT`.
+prompt is framed (plain, boxed, think) is the run's choice (`eval/replies/prompting.py`). A folder of one's own that is
+called like a benchmark is named `./mathvista:SPLIT`.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from eval.tasks.benchmark import Benchmark, Row, Task
 from eval.tasks.gsm8k import GSM8K
 from eval.tasks.math500 import MATH500

@@ -2,7 +2,7 @@
 that ends in `#### GOLD`, a number. Ids are the line numbers, so every model meets the same problem under the same id.
 """
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from eval.tasks.benchmark import Benchmark, Row
 
 

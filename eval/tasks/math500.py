@@ -2,7 +2,7 @@
 `problem`, `solution`, `answer`, `subject`, `level`. Ids are the line numbers.
 """
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from eval.tasks.benchmark import Benchmark, Row
 
 

@@ -11,7 +11,7 @@ a file of its own, is no part of it.
 
 import re
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from eval.tasks.benchmark import ASK_LETTER, LETTERS, Benchmark, Row, free_answer_kind, named_choice
 
 IN_FIGURE = "Answer the question that stands in the image."

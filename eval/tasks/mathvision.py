@@ -8,7 +8,7 @@ they say where in the one picture a thing is meant.
 
 from dataclasses import replace
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from eval.tasks.benchmark import Benchmark, Row, ask_with_choices, free_answer_kind, named_choice
 
 

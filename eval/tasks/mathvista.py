@@ -7,7 +7,7 @@ an answer in floating point), `answer` (of a choice, its text), `question_type` 
 the answer, its unit, its decimals) stands after the question, in words of our own.
 """
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from eval.tasks.benchmark import Benchmark, Row, ask_with_choices
 
 ABILITIES = {"general-vqa": "vision", "math-targeted-vqa": "vision-to-reasoning"}

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from data_builders.images import DECODING_ERRORS, store_image
+from data_builders.prompt_sets.images import DECODING_ERRORS, store_image
 from tracking.product import write_text
 
 IMAGES_DIR = "images"

@@ -1,8 +1,8 @@
-"""A prompt set as a task: `FOLDER:SPLIT`, as `data_builders/prompts.py` describes it, under the name of its split."""
+"""A prompt set as a task: `FOLDER:SPLIT`, under the name of its split (`data_builders/prompt_sets/prompts.py`)."""
 
 from pathlib import Path
 
-from data_builders.prompts import prompts_fingerprint, read_prompts
+from data_builders.prompt_sets.prompts import prompts_fingerprint, read_prompts
 from eval.tasks.benchmark import Task
 
 

@@ -4,7 +4,7 @@
     python -m eval.tower --model Qwen/Qwen2.5-VL-3B-Instruct --data pathmnist.npz --output-dir outputs/pathmnist
 
 A model is a checkpoint, a hub id or a splice's recipe, `NAME=MODEL` or named after its folder. Data: a folder of
-pictures a class, MedMNIST's `.npz`, or the pocket world's shapes (`eval/tower_images.py`). Two baselines of every run
+pictures a class, MedMNIST's `.npz`, or the pocket world's shapes (`images.py`). Two baselines of every run
 say what a probe finds without training: `random`, towers of the same configuration with weights drawn from several
 seeds, and `pixels`, the pictures themselves, reduced to 32 x 32.
 
@@ -14,8 +14,8 @@ D/figures/tower.png; D/samples.csv, the pictures with class and part; D/records.
 predicted; D/features/, a batch of pictures a file (may be removed when the command is done)
 
 Pictures pass through `qwen_vl_utils` between the fewest and most pixels of the first model's processor, the same for
-all, and the patches' features are averaged (`eval/tower_features.py`). Probes are tuned on training pictures alone
-(`eval/tower_probes.py`). Known limits: an average over patches forgets where a thing stands, which raw pixels keep. The
+all, and the patches' features are averaged (`features.py`). Probes are tuned on training pictures alone
+(`probes.py`). Known limits: an average over patches forgets where a thing stands, which raw pixels keep. The
 intervals cover new test pictures and, against `random`, other random towers, but not another training part. Where a
 probe is nearly always right, no towers can be told apart: take fewer training pictures. One process.
 """
@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from data_builders.images import PixelLimits
-from eval.pictures import pixel_limits
-from eval.subject import Subject, open_subject
-from eval.tower_features import (
+from data_builders.prompt_sets.images import PixelLimits
+from eval.replies.pictures import pixel_limits
+from eval.replies.subject import Subject, open_subject
+from eval.tower.features import (
     PIXELS,
     Embed,
     FeatureStore,
@@ -42,12 +42,12 @@ from eval.tower_features import (
     trained_tower,
     vision_family,
 )
-from eval.tower_figure import draw
-from eval.tower_images import TEST, TRAIN, ImageSet, load_images
-from eval.tower_probes import PROBES, probe
-from eval.tower_tables import RANDOM, difference_rows, score_rows
+from eval.tower.figures import draw
+from eval.tower.images import TEST, TRAIN, ImageSet, load_images
+from eval.tower.probes import PROBES, probe
+from eval.tower.tables import RANDOM, difference_rows, score_rows
 from models.loading import load_processor
-from tracking.command import parse_arguments, run_command
+from tracking.command import parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, RecordLog
 from tracking.run import open_run
@@ -265,7 +265,3 @@ def probe_towers(arguments: TowerArguments) -> Path:
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, TowerArguments, description=__doc__)
     print(f"tower probes: {probe_towers(arguments) / 'tower.csv'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from data_builders.images import PixelLimits, UnusableImageError, open_image
-from eval.subject import Subject
-from eval.tower_images import LabelledImage
+from data_builders.prompt_sets.images import PixelLimits, UnusableImageError, open_image
+from eval.replies.subject import Subject
+from eval.tower.images import LabelledImage
 from models.families import Family, family_of
 from models.layout import read_model_config
 from models.loading import load_processor

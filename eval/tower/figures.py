@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.tower_features import PIXELS
-from eval.tower_tables import RANDOM
+from eval.tower.features import PIXELS
+from eval.tower.tables import RANDOM
 from tracking.product import partial_file
 
 if TYPE_CHECKING:

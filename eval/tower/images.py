@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_builders.images import DECODING_ERRORS
-from data_builders.pocket import Scene, draw_scene, render
+from data_builders.pocket.world import Scene, draw_scene, render
+from data_builders.prompt_sets.images import DECODING_ERRORS
 from tracking.progress import progress
 
 if TYPE_CHECKING:

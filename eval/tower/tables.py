@@ -3,9 +3,9 @@
 Every model is compared with raw pixels and, at the same layer, with every model named before it: the share of pictures
 only the first gets right less the share only the second does, with its interval (Agresti and Min) and the exact McNemar
 test. Random towers differ among themselves, on some pictures by more than a trained one from their mean; so a model is
-compared with all of them by a bootstrap over pictures and random seeds (crossed, `eval/statistics.py`), which a few
-seeds make too narrow rather than too wide. P-values are Holm-corrected within their family: one probe and one kind of
-comparison, over all layers and models.
+compared with all of them by a bootstrap over pictures and random seeds (crossed, `eval/statistics/intervals.py`), which
+a few seeds make too narrow rather than too wide. P-values are Holm-corrected within their family: one probe and one
+kind of comparison, over all layers and models.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int
 
-from eval.power import detectable, mcnemar_detectable
-from eval.statistics import (
+from eval.statistics.intervals import (
     NUM_RESAMPLES,
     Estimate,
     PairedDifference,
@@ -28,7 +27,8 @@ from eval.statistics import (
     percentile_interval,
     wilson,
 )
-from eval.tower_features import PIXELS
+from eval.statistics.power import detectable, mcnemar_detectable
+from eval.tower.features import PIXELS
 from tracking.records import Record
 
 if TYPE_CHECKING:

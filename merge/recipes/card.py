@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from merge.plan import Part, SplicePlan
-from merge.recipe import Blend, recipe_dict
+from merge.recipes.plan import Part, SplicePlan
+from merge.recipes.recipe import Blend, recipe_dict
 from models.blocks import BLOCKS
 from models.fetch import format_size
 from models.hub import parse_repository

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merge.companions import CompanionFile, find_companions
-from merge.recipe import Blend, Owner, Recipe, donors_of
+from merge.recipes.companions import CompanionFile, find_companions
+from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
 from models.blocks import Partition, format_layers, make_partition, resolve
 from models.checkpoint import (
     INDEX_FILE,

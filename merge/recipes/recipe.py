@@ -9,7 +9,7 @@
 The first donor gives the layout: names on disk, shards, order. An owner is a donor, or arithmetic between donors:
 `start + alpha · (end − start)`, or, with `onto`, `onto + alpha · (end − start)`.
 
-Known limits: no checkpoint is opened here; whether expressions fit the model is found by `merge/plan.py`.
+Known limits: no checkpoint is opened here; whether expressions fit the model is found by `plan.py`.
 """
 
 import math

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.plan import SplicePlan, make_plan
-from merge.recipe import Blend, Owner, Recipe, donors_of
+from merge.recipes.plan import SplicePlan, make_plan
+from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
 from models.checkpoint import Checkpoint
 from models.loading import load_model
 from models.shards import DTYPES
@@ -146,7 +146,7 @@ def _dtype_of(owner: Owner, donors: dict[str, Checkpoint], name: str) -> str:
 def _owner_bytes(owner: Owner, donors: dict[str, Checkpoint], name: str) -> Iterator[bytes | memoryview]:
     """Yields a tensor's bytes as the written splice would hold them."""
     if isinstance(owner, Blend):
-        from merge.transplant import blend_bytes
+        from merge.tensors.transplant import blend_bytes
 
         yield from blend_bytes(donors, owner, name, _dtype_of(owner, donors, name))
     else:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from merge.recipe import Blend
+from merge.recipes.recipe import Blend
 from models.checkpoint import Checkpoint, cast_bytes
 from models.shards import DTYPES
 

@@ -1,14 +1,14 @@
 """What must be known of a cluster? Where jobs go, what they get, and what happens when their time is up.
 
 One file a cluster (`configs/slurm/`), read into one dataclass. Every value that reaches a script is quoted for the
-shell (`slurm/render.py`); one with a line break or `#SBATCH` in it is refused here.
+shell (`render.py`); one with a line break or `#SBATCH` in it is refused here.
 """
 
 import re
 from dataclasses import asdict, dataclass, field
 
-from slurm.settings import check_one_line, read_pairs
-from slurm.study import KINDS
+from slurm.planning.settings import check_one_line, read_pairs
+from slurm.planning.study import KINDS
 from tracking.command import did_you_mean
 
 DEFAULT = "default"

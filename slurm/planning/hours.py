@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.study import TRAINING, StudyArguments, StudyJob, run_module
+from slurm.planning.study import TRAINING, StudyArguments, StudyJob, run_module
 from tracking.command import read_yaml
 
 NUM_CONDITIONS = 3

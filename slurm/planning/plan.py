@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm.study import KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
+from slurm.planning.study import KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
 from tracking.command import did_you_mean
 
 DATA_DIR = "data"

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.cluster import Cluster
-from slurm.hours import Costs, TrainingPlan, read_training_plan
-from slurm.plan import plan_study
-from slurm.rehearse import check_settings
-from slurm.settings import read_settings
-from slurm.stages import Stage, make_stages
-from slurm.study import StudyArguments, StudyJob, read_necessity
+from slurm.planning.cluster import Cluster
+from slurm.planning.hours import Costs, TrainingPlan, read_training_plan
+from slurm.planning.plan import plan_study
+from slurm.planning.rehearse import check_settings
+from slurm.planning.settings import read_settings
+from slurm.planning.stages import Stage, make_stages
+from slurm.planning.study import StudyArguments, StudyJob, read_necessity
 from tracking.product import write_text
 from tracking.tables import format_columns
 

@@ -4,13 +4,12 @@ In a process of its own (`slurm/` starts the other packages by command line) eve
 its turn comes, and is stopped there. Training is not among them: `train.plan` has read its settings already.
 """
 
-import importlib
 import json
 import sys
 from collections.abc import Sequence
 
-from slurm.study import StudyJob, run_module
-from tracking.command import ArgumentsTaken, arguments_only, run_command
+from slurm.planning.study import StudyJob, run_module
+from tracking.command import ArgumentsTaken, arguments_only, command_module, run_command
 
 ASKED = (
     "data_builders.build", "data_builders.pocket_descriptions", "eval.run", "analyze.swap", "analyze.skip",
@@ -31,7 +30,7 @@ def check_settings(jobs: Sequence[StudyJob]) -> None:
         if command[0] in ASKED:
             same = (job.kind, *command[:2], *job.words_after("--config"))
             commands.setdefault(same, (job.name, *command))
-    run_module("slurm.rehearse", stdin=json.dumps(list(commands.values())), said_by="a job of the study")
+    run_module("slurm.planning.rehearse", stdin=json.dumps(list(commands.values())), said_by="a job of the study")
 
 
 def gathered(command: tuple[str, ...]) -> tuple[str, ...]:
@@ -44,7 +43,7 @@ def main() -> None:
     for name, module, *words in json.load(sys.stdin):
         try:
             with arguments_only():
-                importlib.import_module(module).main(words)
+                command_module(module).main(words)
         except ArgumentsTaken:
             continue
         except ValueError as error:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.cluster import Cluster, slurm_time
-from slurm.settings import check_one_line
+from slurm.planning.cluster import Cluster, slurm_time
+from slurm.planning.settings import check_one_line
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 SHAPES = ("cpu", "process", "node", "nodes", "vllm")
 LINE = 116
 """Characters of a line, beyond which a command is broken."""

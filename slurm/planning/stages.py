@@ -8,9 +8,9 @@ waits for with `afterok`; what gathers (comparison, report) comes `afterany`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slurm.cluster import Cluster
-from slurm.render import ClusterJob, Task
-from slurm.study import INFERENCE, TRAINING, StudyArguments, StudyJob
+from slurm.planning.cluster import Cluster
+from slurm.planning.render import ClusterJob, Task
+from slurm.planning.study import INFERENCE, TRAINING, StudyArguments, StudyJob
 
 VLLM_WORDS = (
     "--weight-transfer-config", '{"backend": "nccl"}', "--max-logprobs", "-1", "--logprobs-mode", "processed_logprobs",

@@ -1,6 +1,6 @@
 """What is a study? Its experiment, its probes and where it runs, as `study.yaml` says.
 
-What jobs follow from it stands in `slurm/plan.py`.
+What jobs follow from it stands in `plan.py`.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.settings import check_one_line, read_numbers
+from slurm.planning.settings import check_one_line, read_numbers
 from tracking.command import REPOSITORY_ROOT, did_you_mean, read_yaml
 from tracking.schedule import Job
 

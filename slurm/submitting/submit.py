@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from slurm.cluster import Cluster
-from slurm.planned import PLAN_FILE, Study, plan_as_json, read_plan, write_plan
-from slurm.queueing import JOBS_FILE, Submitted, cancel_queued, latest_launch, queue_states, run_slurm
-from slurm.render import render
-from slurm.stages import Stage
-from slurm.study import StudyJob
+from slurm.planning.cluster import Cluster
+from slurm.planning.planned import PLAN_FILE, Study, plan_as_json, read_plan, write_plan
+from slurm.planning.render import render
+from slurm.planning.stages import Stage
+from slurm.planning.study import StudyJob
+from slurm.submitting.queueing import JOBS_FILE, Submitted, cancel_queued, latest_launch, queue_states, run_slurm
 from tracking.command import REPOSITORY_ROOT
 from tracking.product import partial_path, write_text
 from tracking.run import LOCK_FILE, git_state, is_finished

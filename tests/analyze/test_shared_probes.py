@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from analyze import attention, skip, swap
-from data_builders.pairs import Pair, write_pairs
+from analyze.attention.command import command as attention
+from analyze.skip.command import command as skip
+from analyze.swap.command import command as swap
+from data_builders.pairs.files import write_pairs
+from data_builders.pairs.pair import Pair
 from tests.eval.test_run import write_prompt_set
 from tracking.command import REPOSITORY_ROOT, run_command
 

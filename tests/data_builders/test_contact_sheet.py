@@ -17,7 +17,8 @@ from data_builders.contact_sheet import (
     main,
     sheet_font,
 )
-from data_builders.pairs import Pair, write_pairs
+from data_builders.pairs.files import write_pairs
+from data_builders.pairs.pair import Pair
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 

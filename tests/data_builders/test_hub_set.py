@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_builders import build, hub_set
 from data_builders.hub_set import main
-from data_builders.pairs import read_pairs
+from data_builders.pairs.files import read_pairs
 from tracking.command import REPOSITORY_ROOT
 
 NUM_PAIRS = 3

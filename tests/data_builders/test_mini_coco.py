@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.clevr_geometry import id_mask
-from data_builders.coco import ANNOTATIONS_FILE, IMAGES_DIR, MINI_COCO, read_annotations, split_of
-from data_builders.inpainting import PAINTED, draw_mask
+from data_builders.counting.geometry import id_mask
 from data_builders.mini_coco_build import (
     CATEGORIES,
     HEIGHT,
@@ -26,8 +24,10 @@ from data_builders.mini_coco_build import (
     to_text,
     write_photograph,
 )
-from data_builders.pair_pictures import read_rgb
-from data_builders.recognition_photographs import PhotographRules, usable_photographs
+from data_builders.pairs.pictures import read_rgb
+from data_builders.recognition.coco import ANNOTATIONS_FILE, IMAGES_DIR, MINI_COCO, read_annotations, split_of
+from data_builders.recognition.draw import PAINTED, draw_mask
+from data_builders.recognition.photographs import PhotographRules, usable_photographs
 
 MAX_BYTES = 600_000
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from data_builders.build import main as build
-from data_builders.pocket import RGB
+from data_builders.pocket.world import RGB
 from data_builders.pocket_descriptions import DESCRIPTIONS_FILE, main
-from data_builders.prompts import read_prompts
+from data_builders.prompt_sets.prompts import read_prompts
 
 SIZES = ("--num_base", "1", "--num_sft", "1", "--num_rl", "1", "--num_validation_per_ability", "1")
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest, chisquare
 
-from data_builders.prompts import Prompt, read_prompts, write_prompts
+from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from eval.boundary import BoundaryArguments, main, reply_seed, select_boundary
 from eval.grading import grade
 
@@ -84,7 +84,7 @@ def rate(replies: list[str], gold: str) -> float:
 def test_draws_follow_the_softmax_at_the_temperature() -> None:
     import torch
 
-    from eval.generation import SeededSampler
+    from eval.replies.generation import SeededSampler
 
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -float("inf")])
     num_rows = 6000
@@ -100,7 +100,7 @@ def test_draws_follow_the_softmax_at_the_temperature() -> None:
 def test_a_draw_depends_on_its_own_seed_and_not_on_its_neighbours() -> None:
     import torch
 
-    from eval.generation import SeededSampler
+    from eval.replies.generation import SeededSampler
 
     scores = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
     seeds = [reply_seed(0, "p", number) for number in range(4)]

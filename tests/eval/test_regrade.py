@@ -37,7 +37,7 @@ REPLIES = [
 
 def write_evaluation(directory: Path, replies: list[dict[str, Any]], *, finished: bool = True) -> Path:
     """Writes an output directory as `eval.run` leaves it."""
-    from eval.scores import score_table
+    from eval.statistics.scores import score_table
     from tracking.tables import write_table
 
     common = {"task": "test", "ability": "reasoning", "num_tokens": 3, "finish_reason": "stop", "well_formed": True}

@@ -9,15 +9,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_builders.prompts import Prompt, read_prompts, write_prompts
-from eval.compare import main as compare
-from eval.generation import make_batches, render_prompt
+from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
+from eval.compare.command import main as compare
+from eval.replies.generation import make_batches, render_prompt
 from eval.run import EvaluationArguments, evaluate, load_task, main
-from merge.recipe import read_recipe, recipe_from_dict
+from merge.recipes.recipe import read_recipe, recipe_from_dict
 from merge.splice import main as splice
 from models.loading import load_processor
 from models.pocket import PocketShape, write_pocket_checkpoint
-from train.data import DataArguments, build_dataset
+from train.running.data import DataArguments, build_dataset
 
 TEXT = {"ability": "reasoning", "answer_kind": "number"}
 PICTURE = {"ability": "vision", "answer_kind": "text"}

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data_builders.prompts import Prompt, write_prompts
-from eval import compare, run
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
+from eval import run
+from eval.compare.command import command as compare
 from tracking.command import REPOSITORY_ROOT
 from tracking.records import read_records
 
@@ -222,7 +223,7 @@ def test_a_failing_describer_ends_the_command_before_the_model_is_loaded_and_eac
         raise AssertionError("the model was loaded")
 
     with monkeypatch.context() as patched:
-        patched.setattr("eval.subject.Subject.load", refuse)
+        patched.setattr("eval.replies.subject.Subject.load", refuse)
         with pytest.raises(RuntimeError, match=r"3 of 6 requests for a description had no answer: status 503"):
             run.main(words)
     assert len(chat_server.asked) == 1 + 6

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from data_builders.prompts import Prompt, read_prompts, write_prompts
+from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from eval import run
-from eval.endpoint import Endpoint, RefusedError, UnusableReplyError
-from eval.generation import generate, greedy_settings, render_prompt
-from eval.subject import open_subject
+from eval.judge.endpoint import Endpoint, RefusedError, UnusableReplyError
+from eval.replies.generation import generate, greedy_settings, render_prompt
+from eval.replies.subject import open_subject
 from tracking.records import read_records
 
 pytestmark = pytest.mark.vllm

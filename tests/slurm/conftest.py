@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from slurm.cluster import Cluster
-from slurm.render import ClusterJob, Task, render
-from slurm.settings import read_settings
+from slurm.planning.cluster import Cluster
+from slurm.planning.render import ClusterJob, Task, render
+from slurm.planning.settings import read_settings
 from tests.slurm.real_slurm import RealSlurm, real_slurm, why_unavailable
 from tests.train.conftest import tiny_prompts, warm_checkpoint  # noqa: F401
 from tracking.command import REPOSITORY_ROOT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.queueing import latest_launch, read_launch
+from slurm.submitting.queueing import latest_launch, read_launch
 from tests.slurm.real_slurm import RealSlurm
 from tracking.command import REPOSITORY_ROOT
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from slurm.cancel import cancel
-from slurm.cluster import Cluster
-from slurm.hours import TrainingPlan
 from slurm.launch import main
-from slurm.planned import PLAN_FILE, Study, format_plan, plan_as_json
-from slurm.queueing import Submitted, read_launch
-from slurm.settings import read_settings
+from slurm.planning.cluster import Cluster
+from slurm.planning.hours import TrainingPlan
+from slurm.planning.planned import PLAN_FILE, Study, format_plan, plan_as_json
+from slurm.planning.settings import read_settings
+from slurm.planning.study import StudyArguments, StudyJob
 from slurm.status import format_status, study_status
-from slurm.study import StudyArguments, StudyJob
-from slurm.submit import check_folder, dependency, sole_launch, submit, unfinished, write_launch
+from slurm.submitting.queueing import Submitted, read_launch
+from slurm.submitting.submit import check_folder, dependency, sole_launch, submit, unfinished, write_launch
 from tracking.command import REPOSITORY_ROOT, Preempted
 from tracking.run import open_run
 from tracking.schedule import Schedule

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from slurm.queueing import State, task_names
 from slurm.status import format_status, main, progress_of, state_of, study_status, worked_s
+from slurm.submitting.queueing import State, task_names
 from tracking.command import Preempted
 from tracking.run import open_run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_builders.prompts import Prompt, write_prompts
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from models.checkpoint import open_checkpoint
 
 COLOURS = {"red": (214, 40, 40), "green": (38, 150, 60), "blue": (40, 80, 210)}

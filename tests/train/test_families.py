@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eval.rollouts import ROLLOUT_FILE
+from eval.replies.rollouts import ROLLOUT_FILE
 from models.checkpoint import open_checkpoint
 from models.layout import layout_of
 from models.loading import load_model, load_processor
-from train.freeze import FreezeArguments, count_blocks, plan_freeze
+from train.freezing.freeze import FreezeArguments, count_blocks, plan_freeze
 from train.grpo import main
 from train.sft import main as sft
 from train.verify import EXIT_BREACH

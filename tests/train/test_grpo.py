@@ -15,15 +15,15 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-import train.trainers
-from eval.rollouts import ROLLOUT_FILE, read_rollout
+import train.running.trainers
+from eval.replies.rollouts import ROLLOUT_FILE, read_rollout
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from tracking.command import REPOSITORY_ROOT
 from tracking.records import read_records
-from train.callbacks import UNPROVED_DIR, last_checkpoint
-from train.freeze import FreezeArguments, find_breaches, frozen_digests, plan_freeze
+from train.freezing.freeze import FreezeArguments, find_breaches, frozen_digests, plan_freeze
 from train.grpo import check_save_steps, main
+from train.running.callbacks import UNPROVED_DIR, last_checkpoint
 from train.verify import main as verify
 
 SETTINGS: dict[str, Any] = {
@@ -206,12 +206,12 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     """Adds the callback to the trainer, which is otherwise the real one."""
 
     def planted(name: str, step: int) -> None:
-        class Sabotaged(train.trainers.WatchedGRPOTrainer):
+        class Sabotaged(train.running.trainers.WatchedGRPOTrainer):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
                 self.add_callback(FlipBeforeSave(name, step))
 
-        monkeypatch.setattr(train.trainers, "WatchedGRPOTrainer", Sabotaged)
+        monkeypatch.setattr(train.running.trainers, "WatchedGRPOTrainer", Sabotaged)
 
     return planted
 
@@ -266,12 +266,12 @@ class LookAtSave(TrainerCallback):
 def test_the_last_proved_checkpoint_goes_only_once_the_next_is_proved(
     warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Watched(train.trainers.WatchedGRPOTrainer):
+    class Watched(train.running.trainers.WatchedGRPOTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(LookAtSave())
 
-    monkeypatch.setattr(train.trainers, "WatchedGRPOTrainer", Watched)
+    monkeypatch.setattr(train.running.trainers, "WatchedGRPOTrainer", Watched)
     LookAtSave.standing.clear()
     main(flags(warm_checkpoint, tiny_prompts, tmp_path / "run", max_steps=2, save_steps=1, save_total_limit=1))
     assert LookAtSave.standing == [[], ["checkpoint-1"]]
@@ -295,7 +295,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """Collects the questions of every generation batch."""
     batches: list[list[str]] = []
 
-    class Watched(train.trainers.WatchedGRPOTrainer):
+    class Watched(train.running.trainers.WatchedGRPOTrainer):
         def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
             def content(prompt: Any) -> str:
                 return json.dumps(prompt[-1]["content"], default=lambda image: hash(image.tobytes()))
@@ -303,7 +303,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
             batches.append([content(prompt) for prompt in prompts])
             return super()._tokenize_prompts(prompts)
 
-    monkeypatch.setattr(train.trainers, "WatchedGRPOTrainer", Watched)
+    monkeypatch.setattr(train.running.trainers, "WatchedGRPOTrainer", Watched)
     yield batches
 
 

@@ -12,8 +12,8 @@ from benchmarks.freezing import ARMS, LAUNCHES, MODES, Case, all_cases, launch, 
 from models.blocks import format_layers
 from models.checkpoint import open_checkpoint
 from models.layout import layout_of
-from train.backward import layers_with_graph
-from train.freeze import FreezeArguments, plan_freeze
+from train.freezing.backward import layers_with_graph
+from train.freezing.freeze import FreezeArguments, plan_freeze
 
 EXPRESSIONS = {
     "full": FreezeArguments(),

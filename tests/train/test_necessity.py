@@ -9,7 +9,7 @@ import yaml
 
 from models.layout import Layout
 from tracking.command import REPOSITORY_ROOT
-from train.freeze import FreezeArguments, plan_freeze
+from train.freezing.freeze import FreezeArguments, plan_freeze
 from train.necessity import NecessityArguments, main, plan_study
 
 ARMS = ("full", "freeze-early", "freeze-mid", "only-late", "freeze-random-1", "no-attn=mid.attn")
@@ -117,7 +117,7 @@ def test_a_mistake_in_the_study_is_one_line_and_nothing_is_written(
 def test_a_study_with_vllm_where_there_is_none_is_refused_before_anything_is_written(
     study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.rollout_setup.installed_vllm", lambda: None)
+    monkeypatch.setattr("train.rollouts.setup.installed_vllm", lambda: None)
     with pytest.raises(ValueError, match="vLLM is not installed here; make setup-vllm"):
         run({**study, "grpo_config": str(REPOSITORY_ROOT / "configs" / "pocket" / "grpo_vllm.yaml")})
     assert not Path(study["output_dir"]).exists()

@@ -152,7 +152,7 @@ def test_a_breach_ends_both_processes_with_one_line_and_no_result(breached: tupl
 def main() -> None:
     from transformers import TrainerCallback
 
-    import train.trainers
+    import train.running.trainers
     from train.grpo import main as grpo
 
     class Sabotage(TrainerCallback):
@@ -169,12 +169,12 @@ def main() -> None:
                 frozen = next(parameter for parameter in model.parameters() if not parameter.requires_grad)
                 frozen.data.view(-1)[0] += 1
 
-    class Sabotaged(train.trainers.WatchedGRPOTrainer):
+    class Sabotaged(train.running.trainers.WatchedGRPOTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(Sabotage)
 
-    train.trainers.WatchedGRPOTrainer = Sabotaged
+    train.running.trainers.WatchedGRPOTrainer = Sabotaged
     work, start, prompts = (Path(argument) for argument in sys.argv[1:4])
     for job in json.loads(sys.argv[4]):
         Sabotage.kind, mistake = job.pop("sabotage", None), job.pop("mistake", None)

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_builders.prompts import Prompt, write_prompts
-from eval.prompting import STYLES
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
+from eval.replies.prompting import STYLES
 from tracking.command import REPOSITORY_ROOT
-from train.freeze import FreezeArguments, apply_freeze, plan_freeze
+from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze
 from train.grpo import main
 from train.sft import main as teach
 

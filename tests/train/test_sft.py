@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
-from train.callbacks import UNPROVED_DIR, MetricsRecorder
-from train.freeze import FreezeArguments, find_breaches, frozen_digests, plan_freeze
+from train.freezing.freeze import FreezeArguments, find_breaches, frozen_digests, plan_freeze
+from train.running.callbacks import UNPROVED_DIR, MetricsRecorder
 from train.sft import main
 
 SETTINGS: dict[str, Any] = {

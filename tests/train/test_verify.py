@@ -9,7 +9,7 @@ import pytest
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from models.shards import write_safetensors
-from train.freeze import FreezeArguments, plan_freeze
+from train.freezing.freeze import FreezeArguments, plan_freeze
 from train.verify import EXIT_BREACH, main
 
 

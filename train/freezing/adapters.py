@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from models.checkpoint import Checkpoint
 from models.shards import DTYPES
 from tracking.command import did_you_mean
-from train.freeze import FreezeArguments, FreezePlan
+from train.freezing.freeze import FreezeArguments, FreezePlan
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.blocks import format_layers
 from models.layout import Layout
-from train.freeze import FreezePlan
+from train.freezing.freeze import FreezePlan
 
 if TYPE_CHECKING:
     import torch

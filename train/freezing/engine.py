@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from models.checkpoint import Checkpoint
 from models.shards import DTYPES
 from tracking.processes import num_processes
-from train.freeze import FreezePlan
+from train.freezing.freeze import FreezePlan
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ Transformers 5.23 writes Qwen2.5-VL). With t tokens of width h, MLP width f, and
     SwiGLU         3·e·f, and the product e·f where `down_proj` trains
     autocast       bf16 copies of the weights through which a gradient passes
 
-A layer below the lowest parameter that trains keeps nothing (train/backward.py); a frozen layer above it keeps no
-inputs of its projections. With gradient checkpointing a layer keeps its input, and one at a time is recomputed.
-TRL (1.16) computes log-probabilities in tiles of 4,096 tokens by 32,768 words: no [tokens, vocabulary] logits stand.
+A layer below the lowest parameter that trains keeps nothing (train/freezing/backward.py); a frozen layer above it keeps
+no inputs of its projections. With gradient checkpointing a layer keeps its input, and one at a time is recomputed. TRL
+(1.16) computes log-probabilities in tiles of 4,096 tokens by 32,768 words: no [tokens, vocabulary] logits stand.
 
 Tests count saved tensors of the pocket model on the CPU; sizes on a GPU are untested.
 """

@@ -10,7 +10,7 @@ Known limits: files beside weights and optimizer state (tokenizer, random states
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train.memory import MASTER_BYTES, MOMENT_BYTES, Engine, Tensor
+from train.planning.memory import MASTER_BYTES, MOMENT_BYTES, Engine, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.checkpoint import Checkpoint
-from models.layout import Layout
+from models.layout import WIDTHS, Layout
 from models.shards import DTYPES
-from train.activations import (
+from train.freezing.freeze import FreezePlan
+from train.planning.activations import (
     Layer,
     Precision,
     Tokens,
@@ -19,9 +20,8 @@ from train.activations import (
     stack_bytes,
     tile_bytes,
 )
-from train.disk import Disk, plan_disk
-from train.freeze import FreezePlan
-from train.memory import (
+from train.planning.disk import Disk, plan_disk
+from train.planning.memory import (
     BACKWARD,
     MASTER_BYTES,
     PHASES,
@@ -34,7 +34,7 @@ from train.memory import (
     tensors_in_memory,
     total_bytes,
 )
-from train.recipe import WIDTHS, Recipe
+from train.planning.recipe import Recipe
 
 GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = GIB

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from models.layout import Layout
-from train.freeze import FreezePlan
+from train.freezing.freeze import FreezePlan
 
 MASTER_BYTES = 4
 MOMENT_BYTES = 4

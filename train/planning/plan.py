@@ -1,18 +1,5 @@
-"""What would a run need, before it is launched? Parameters, memory, disk and GPU-hours of every arm.
+"""How is a plan made? The settings of a study or a run, and from them the forecast of each arm."""
 
-    python -m train.plan --config configs/frankenstein_3b/necessity.yaml --num-gpus 2 --gpu h200-141gb
-    python -m train.plan --config configs/frankenstein_3b/grpo.yaml --layout_config configs/frankenstein_3b/config.json
-
-The configuration is a study's (every arm) or one of train.grpo (one arm; its flags, such as `--freeze mid`, apply).
-From `config.json` and safetensors headers alone: no weights are read, and nothing is written but `--json`.
-
-Known limits: weights, gradients and optimizer state are exact (tests count them in live runs); activations are counted
-on the CPU and untested on a GPU; memory lost to fragmentation is not in the plan. Gradients and activations are taken
-to stand together, as they do where a step has several passes; with one pass a step that is too much.
-"""
-
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -21,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.layout import Layout, layout_from_config, read_model_config
-from tracking.command import did_you_mean, parse_arguments, run_command
-from tracking.product import write_text
-from train.forecast import GIB, MIB, Forecast, Lengths, Model, describe_model, forecast
-from train.freeze import FreezeArguments, FreezePlan, count_blocks, plan_freeze
-from train.recipe import Launch, Recipe, config_keys, make_recipe, read_launcher, training_fields
+from tracking.command import did_you_mean, parse_arguments
+from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, plan_freeze
+from train.planning.forecast import GIB, MIB, Forecast, Lengths, Model, describe_model, forecast
+from train.planning.recipe import Launch, Recipe, config_keys, make_recipe, read_launcher, training_fields
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from train.study import NecessityArguments
+    from train.planning.study import NecessityArguments
 
+PURPOSE = "What would a run need, before it is launched? Parameters, memory, disk and GPU-hours of every arm."
 DEFAULT_PROMPT_TOKENS = 1024
 DEFAULT_IMAGE_TOKENS = 1280
 """The upper end of what Qwen2.5-VL's model card proposes for an image (256 to 1,280 tokens)."""
@@ -137,8 +124,8 @@ def memory_of(gpu: str) -> int:
 
 def plan_study(study: "NecessityArguments", arguments: PlanArguments) -> Plan:
     """Plans every arm of a study; the model is laid out once."""
-    from train.arms import parse_arms
-    from train.necessity import freeze_arguments
+    from train.freezing.arms import parse_arms
+    from train.planning.study import freeze_arguments
 
     launch = read_launcher(study.launcher)
     training, model_config, configured = _read_training(study.grpo_config)
@@ -216,7 +203,7 @@ def _plan(
 
 
 def _freeze_plan(layout: Layout, freeze: FreezeArguments, recipe: Recipe) -> FreezePlan:
-    from train.adapters import plan_adapters
+    from train.freezing.adapters import plan_adapters
 
     plan = plan_freeze(layout, freeze)
     return plan_adapters(plan, freeze, recipe.model_config) if recipe.adapter_rank else plan
@@ -232,7 +219,7 @@ def _study_config(study: "NecessityArguments") -> dict[str, Any]:
         if name:
             return read_model_config(local_checkpoint(name, config_only=True))
     from models.pocket import PocketShape, build_config, build_tokenizer
-    from train.necessity import study_files
+    from train.planning.study import study_files
 
     assert study.init_config is not None
     values = study_files(study)[study.init_config]
@@ -257,7 +244,7 @@ def _read_training(config: str) -> tuple[Any, "ModelConfig", str | None]:
     from trl import ModelConfig
 
     training, model_config, _, configured = parse_arguments(
-        ["--config", config], training_fields(), ModelConfig, FreezeArguments, _Configured, description=__doc__
+        ["--config", config], training_fields(), ModelConfig, FreezeArguments, _Configured, description=PURPOSE
     )
     return training, model_config, configured.deepspeed
 
@@ -295,24 +282,11 @@ def make_plan(argv: Sequence[str]) -> Plan:
     path = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), path)
     keys = config_keys(path)
     if {"grpo_config", "arms"} & set(keys):
-        from train.study import NecessityArguments
+        from train.planning.study import NecessityArguments
 
-        study, arguments = parse_arguments(argv, NecessityArguments, PlanArguments, description=__doc__)
+        study, arguments = parse_arguments(argv, NecessityArguments, PlanArguments, description=PURPOSE)
         return plan_study(study, arguments)
     from trl import ModelConfig
 
     classes = (PlanArguments, ModelArguments, FreezeArguments, ModelConfig, training_fields())
-    return plan_run(*parse_arguments(argv, *classes, description=__doc__))
-
-
-def main(argv: list[str] | None = None) -> None:
-    from train.plan_tables import format_plan
-
-    plan = make_plan(sys.argv[1:] if argv is None else argv)
-    print(format_plan(plan))
-    if plan.arguments.json:
-        write_text(Path(plan.arguments.json), json.dumps(plan_as_json(plan), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    run_command(main)
+    return plan_run(*parse_arguments(argv, *classes, description=PURPOSE))

@@ -13,13 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.memory import Engine
+from models.layout import WIDTHS
+from train.planning.memory import Engine
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of an element."""
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
 
 
@@ -88,8 +87,8 @@ def training_fields() -> type:
     """
     from trl import GRPOConfig
 
-    from train.freeze import FreezeArguments
-    from train.grpo import OUR_ARGUMENTS
+    from train.freezing.freeze import FreezeArguments
+    from train.running.grpo_arguments import OUR_ARGUMENTS
 
     merged: dict[str, Any] = {}
     for source in (GRPOConfig, *(ours for ours in OUR_ARGUMENTS if ours is not FreezeArguments)):

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_builders.build import DATA_DIR
 from models.pocket import CHECKPOINT_DIR
 from tracking.schedule import Job
 from train import FINAL_DIR
-from train.arms import Arm
+from train.freezing.arms import Arm
+from train.freezing.freeze import FreezeArguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,22 @@ class NecessityArguments:
             self.eval_config,
         )
         return [path for path in files if path is not None]
+
+
+def freeze_arguments(arguments: NecessityArguments, arm: Arm) -> FreezeArguments:
+    return FreezeArguments(
+        freeze=list(arm.freeze),
+        always_freeze=arguments.always_freeze,
+        partition=arguments.partition,
+        cuts=arguments.cuts,
+    )
+
+
+def study_files(arguments: NecessityArguments) -> dict[str, dict[str, Any]]:
+    """Returns the contents of the study's configuration files by path."""
+    import yaml
+
+    return {path: yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} for path in arguments.config_files()}
 
 
 def plan_jobs(arguments: NecessityArguments, arms: Sequence[Arm]) -> list[Job]:

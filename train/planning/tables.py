@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tracking.tables import format_columns
-from train.forecast import GIB, MIB, Forecast, weight_width
-from train.freeze import count_blocks, format_freeze_table
-from train.memory import PHASES
-from train.rollout_setup import known_pairs
+from train.freezing.freeze import count_blocks, format_freeze_table
+from train.planning.forecast import GIB, MIB, Forecast, weight_width
+from train.planning.memory import PHASES
+from train.rollouts.setup import known_pairs
 
 if TYPE_CHECKING:
-    from train.plan import Plan
+    from train.planning.plan import Plan
 
 
 def format_plan(plan: "Plan") -> str:

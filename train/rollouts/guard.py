@@ -1,7 +1,7 @@
 """Is what vLLM sampled what the trainer scores? Compared in every pass on the weights that wrote the replies.
 
 The trainer computes the log-probabilities of the sampled tokens anyway, in its loss; vLLM returns its own. They are
-compared before the pass's gradients are used, by prompts with and without pictures apart (`train/rollout_gap.py`), and
+compared before the pass's gradients are used, by prompts with and without pictures apart (`gap.py`), and
 logged beside what rounding explains: `rollout_gap/KIND`, `rollout_gap_p99/KIND` and `rollout_rounding/KIND`, in nats a
 token. The first pass of each kind in an attempt measures what rounding explains, with one more forward pass; so does
 one in every `rollout_rounding_steps` steps, and every pass that exceeds what was measured before.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tracking.processes import any_process
-from train.rollout_gap import GAP_FACTOR, IMAGES, KINDS, Gap, exceeds, gaps_by_kind, rounding_noise
+from train.rollouts.gap import GAP_FACTOR, IMAGES, KINDS, Gap, exceeds, gaps_by_kind, rounding_noise
 
 MAX_UNSCORED = 0.1
 """Share of sampled tokens for which vLLM may give no log-probability; one that computes NaN gives none at all."""

@@ -5,7 +5,7 @@
      "weight_sync": {"num_syncs": 40, "sent_bytes": …, "whole_bytes": …, "num_compared": …}}
 
 `gap` is |log p_engine - log p_trainer| of the sampled tokens, in nats a token, averaged over the logged steps;
-`rounding` is what rounding alone explains (`train/rollout_gap.py`). Arms whose gaps differ were trained on replies of
+`rounding` is what rounding alone explains (`gap.py`). Arms whose gaps differ were trained on replies of
 policies that differ from their own by different amounts.
 """
 
@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.rollouts import ROLLOUT_FILE
+from eval.replies.rollouts import ROLLOUT_FILE
 from tracking.product import write_text
 from tracking.records import Record
-from train.rollout_gap import KINDS
+from train.rollouts.gap import KINDS
 
 GAP, GAP_P99, ROUNDING = "rollout_gap", "rollout_gap_p99", "rollout_rounding"
 """Columns of `metrics.csv`, each followed by `/text` or `/images`."""

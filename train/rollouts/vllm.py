@@ -1,7 +1,7 @@
 """Who writes the replies? vLLM, shown exactly what the trainer scores, and holding exactly its weights.
 
 TRL's `VLLMGeneration` drives the engine; four things are mended or added where the engine runs in the trainer's process
-(`vllm_mode: colocate`). Read in TRL 1.16 and vLLM 0.31; `tests/train/test_vllm_rollout.py` fails when they change.
+(`vllm_mode: colocate`). Read in TRL 1.16 and vLLM 0.31; `tests/train/rollouts/test_vllm.py` fails when they change.
 
 - **Pictures.** TRL hands over prompts in which a picture already is n image tokens, and vLLM expands the first of them
   to n once more. Here each picture is one token, as vLLM expects. The prompt that the engine reports back must equal
@@ -33,10 +33,10 @@ from accelerate.utils import is_peft_model
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
-from eval.engines import CACHE_VARIABLE, available_bytes
+from eval.replies.engines import CACHE_VARIABLE, available_bytes
+from models.layout import WIDTHS
 from tracking.processes import num_processes
-from train.recipe import WIDTHS
-from train.rollout_setup import RolloutArguments
+from train.rollouts.setup import RolloutArguments
 
 COLOCATE = "colocate"
 MIN_CACHE_BYTES = 2**26

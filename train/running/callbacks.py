@@ -19,10 +19,10 @@ from tracking.processes import any_process, on_main_process, wait_for_all
 from tracking.product import write_text
 from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
 from tracking.records import RecordLog
-from train.backward import GraphWitness
-from train.engine import inspect_optimizer, zero_stage
-from train.freeze import FreezePlan
-from train.telemetry import block_of
+from train.freezing.backward import GraphWitness
+from train.freezing.engine import inspect_optimizer, zero_stage
+from train.freezing.freeze import FreezePlan
+from train.running.telemetry import block_of
 
 UNPROVED_DIR = ".unproved"
 PROGRESS_INTERVAL_S = 1.0

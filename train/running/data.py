@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_builders.images import DECODING_ERRORS
-from data_builders.prompts import Prompt, read_prompts
-from eval.generation import render_prompt, tokenizer_of
+from data_builders.prompt_sets.images import DECODING_ERRORS
+from data_builders.prompt_sets.prompts import Prompt, read_prompts
 from eval.grading import is_gradable
-from eval.prompting import STYLES, check_style
+from eval.replies.generation import render_prompt, tokenizer_of
+from eval.replies.prompting import STYLES, check_style
 from tracking.progress import progress
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> di
     if arguments.system_prompt:
         messages.insert(0, {"role": "system", "content": arguments.system_prompt})
     row: dict[str, Any] = {
-        "prompt": messages,  # TRL puts the images first, as eval.prompting does
+        "prompt": messages,  # TRL puts the images first, as eval.replies.prompting does
         "images": [str(Path(arguments.prompts) / image) for image in prompt.images],
     }
     if with_response:

@@ -20,7 +20,7 @@ from transformers import TrainingArguments as Arguments
 from tracking.command import is_main_process
 from tracking.product import write_text
 from tracking.tables import write_table
-from train.freeze import FreezePlan, count_blocks
+from train.freezing.freeze import FreezePlan, count_blocks
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -14,8 +14,8 @@ from tracking.product import partial_directory, write_text
 from tracking.records import Record, RecordLog
 from tracking.tables import write_table
 from train import FINAL_DIR
-from train.adapters import adapted_modules, adapter_breaches, merge_adapter
-from train.freeze import (
+from train.freezing.adapters import adapted_modules, adapter_breaches, merge_adapter
+from train.freezing.freeze import (
     FreezeArguments,
     broken_tensors,
     compare_tensors,
@@ -23,7 +23,7 @@ from train.freeze import (
     never_moved,
     summarise_changes,
 )
-from train.start import Start
+from train.running.start import Start
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -7,7 +7,7 @@
 
 TRL masks a sample only where *every* reward returns None, so an answer that cannot be judged is None in all of them. It
 is judged once, whichever reward asks first, and the share of such samples is logged as `unscored_frac`. Each question
-has its own time limit (`eval/mathematics.py`), and MAX_JUDGES of a batch are judged side by side.
+has its own time limit (`eval/grading/mathematics.py`), and MAX_JUDGES of a batch are judged side by side.
 """
 
 import hashlib
@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from eval.grading import grade, is_well_formed, last_boxed
-from eval.mathematics import MAX_JUDGES
+from eval.grading import MAX_JUDGES, grade, is_well_formed, last_boxed
 from tracking.command import did_you_mean
 
 RewardFunction = Callable[..., list[float | None]]

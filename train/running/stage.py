@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_builders.prompts import Prompt, prompts_fingerprint
-from eval.rollouts import ROLLOUT_FILE
+from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint
+from eval.replies.rollouts import ROLLOUT_FILE
 from models.loading import load_model, load_processor, resolved_revision
 from tracking.command import Preempted
 from tracking.processes import num_processes, on_main_process, wait_for_all
@@ -31,8 +31,18 @@ from tracking.product import write_text
 from tracking.records import RecordLog
 from tracking.run import RUN_FILE, read_run
 from tracking.sharding import open_shared_run
-from train.backward import GraphWitness, stop_backward_early
-from train.callbacks import (
+from train.freezing.backward import GraphWitness, stop_backward_early
+from train.freezing.engine import (
+    check_batches,
+    check_precision,
+    engine_settings,
+    keeps_gradients,
+    open_engine,
+    zero_stage,
+)
+from train.freezing.freeze import FreezeArguments, FreezePlan, apply_freeze, format_freeze_table, frozen_digests
+from train.rollouts.record import RolloutRecord, write_rollout
+from train.running.callbacks import (
     UNPROVED_DIR,
     CheckpointProof,
     FirstStep,
@@ -43,22 +53,19 @@ from train.callbacks import (
     checkpoint_step,
     last_checkpoint,
 )
-from train.data import DataArguments, build_dataset, training_order
-from train.engine import check_batches, check_precision, engine_settings, keeps_gradients, open_engine, zero_stage
-from train.freeze import FreezeArguments, FreezePlan, apply_freeze, format_freeze_table, frozen_digests
-from train.order import one_kind_a_batch
-from train.reporting import FreezeTable, wandb_run
-from train.results import saved_breaches, write_final, write_freeze_report, write_metrics
-from train.rollout_record import RolloutRecord, write_rollout
-from train.start import Start, open_start
-from train.telemetry import Telemetry, TelemetryArguments
+from train.running.data import DataArguments, build_dataset, training_order
+from train.running.order import one_kind_a_batch
+from train.running.reporting import FreezeTable, wandb_run
+from train.running.results import saved_breaches, write_final, write_freeze_report, write_metrics
+from train.running.start import Start, open_start
+from train.running.telemetry import Telemetry, TelemetryArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
     from trl import ModelConfig
 
-    from train.watched import WatchedTrainer
+    from train.running.watched import WatchedTrainer
 
 CHECKPOINTS_DIR = "checkpoints"
 DATA_REPORT = "data_report.json"
@@ -272,7 +279,7 @@ def _build_trainer(
     import datasets
     import transformers
 
-    from train.adapters import add_adapters
+    from train.freezing.adapters import add_adapters
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

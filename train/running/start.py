@@ -7,8 +7,8 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.completeness import check_complete
 from models.layout import layout_of
 from models.loading import local_checkpoint
-from train.adapters import plan_adapters
-from train.freeze import FreezeArguments, FreezePlan, plan_freeze
+from train.freezing.adapters import plan_adapters
+from train.freezing.freeze import FreezeArguments, FreezePlan, plan_freeze
 
 if TYPE_CHECKING:
     from trl import ModelConfig

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from models.blocks import BLOCKS, REGIONS
-from train.adapters import PEFT_PREFIX
-from train.engine import zero_stage
-from train.freeze import FreezePlan
+from train.freezing.adapters import PEFT_PREFIX
+from train.freezing.engine import zero_stage
+from train.freezing.freeze import FreezePlan
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,11 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
-from train.rollout import CheckedGeneration, EngineSetup, replaced
-from train.rollout_gap import Gap
-from train.rollout_guard import Pass, RolloutGuard
-from train.rollout_record import GAP, GAP_P99, ROUNDING
-from train.watched import WatchedTrainer
+from train.rollouts.gap import Gap
+from train.rollouts.guard import Pass, RolloutGuard
+from train.rollouts.record import GAP, GAP_P99, ROUNDING
+from train.rollouts.vllm import CheckedGeneration, EngineSetup, replaced
+from train.running.watched import WatchedTrainer
 
 if TYPE_CHECKING:
     import torch

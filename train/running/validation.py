@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from tracking.command import is_main_process
-from train.data import DataArguments, build_dataset, load_prompts, training_order
-from train.order import one_kind_a_batch
+from train.running.data import DataArguments, build_dataset, load_prompts, training_order
+from train.running.order import one_kind_a_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from train.telemetry import Telemetry
+from train.running.telemetry import Telemetry
 
 
 class WatchedTrainer(Trainer):

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from scipy.stats import t, ttest_rel
 
-from analyze.attention import AttentionArguments, main, measure_attention
-from analyze.attention_records import MEASURES, SEGMENTS, collect
-from analyze.attention_tables import compare, pairs_of
-from data_builders.prompts import Prompt, write_prompts
-from eval.statistics import bootstrap_p, crossed_difference, draw_crossed, holm
+from analyze.attention.command import AttentionArguments, main, measure_attention
+from analyze.attention.records import MEASURES, SEGMENTS, collect
+from analyze.attention.tables import compare, pairs_of
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
+from eval.statistics.intervals import bootstrap_p, crossed_difference, draw_crossed, holm
 from models.pocket import PocketShape, write_pocket_checkpoint
 from tracking.command import run_command
 from tracking.records import read_records

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import analyze.attention_mass
-from analyze.attention_mass import IMPLEMENTATION, PADDING, AttentionMass, accumulating
-from analyze.attention_records import MEASURES, PARTS
-from analyze.attention_replies import QUESTION, REPLY, SINK, VISION, PromptedReply, make_inputs, measure, read_reply
-from data_builders.prompts import Prompt
-from eval.generation import render_prompt, tokenizer_of
+import analyze.attention.mass
+from analyze.attention.mass import IMPLEMENTATION, PADDING, AttentionMass, accumulating
+from analyze.attention.records import MEASURES, PARTS
+from analyze.attention.replies import QUESTION, REPLY, SINK, VISION, PromptedReply, make_inputs, measure, read_reply
+from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.generation import render_prompt, tokenizer_of
 from models.loading import load_model, load_processor
 
 TOP_TOKENS = 2
@@ -144,7 +144,7 @@ def test_padding_on_the_left_and_small_chunks_change_nothing(
     model, processor, rows = prepared("qwen3_vl_checkpoint")
     pad_id = tokenizer_of(processor).pad_token_id
     expected = measure(model, rows, pad_id=pad_id, top_tokens=TOP_TOKENS).result().numpy()
-    monkeypatch.setattr(analyze.attention_mass, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(analyze.attention.mass, "CHUNK_ELEMENTS", 1)
     chunked = measure(model, rows, pad_id=pad_id, top_tokens=TOP_TOKENS).result().numpy()
     np.testing.assert_allclose(chunked, expected, atol=1e-6)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyze.deltas import main
+from analyze.deltas.command import main
 from models.checkpoint import open_checkpoint
 from models.layout import layout_of
 from models.shards import write_safetensors

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from analyze.delta_figures import DeltaTables, draw_ranks
-from analyze.deltas import main
+from analyze.deltas.command import main
+from analyze.deltas.figures import DeltaTables, draw_ranks
 from models.pocket import write_pocket_checkpoint
-from tests.analyze.changes import deltas, difference, fp64, nudge, rewrite
+from tests.analyze.deltas.changes import deltas, difference, fp64, nudge, rewrite
 from tests.merge.donors import narrow, respell
 from tests.models.damage import DAMAGES, MISFITS
 from tracking.command import REPOSITORY_ROOT
@@ -25,8 +25,8 @@ FIGURES = {"energy", "changed", "ranks", "decay", "geometry"}
 EMBED = "model.language_model.embed_tokens.weight"
 KILLED = """
 import os, signal, sys
-from analyze.delta_figures import DeltaTables, draw_ranks
-from analyze.deltas import main
+from analyze.deltas.figures import DeltaTables, draw_ranks
+from analyze.deltas.command import main
 from tracking.records import RecordLog
 
 def append(log, *records, append=RecordLog.append):

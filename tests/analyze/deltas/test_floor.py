@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyze.floor import ABOVE, AT_FLOOR, IDENTICAL, ulp, verdict
+from analyze.deltas.floor import ABOVE, AT_FLOOR, IDENTICAL, ulp, verdict
 
 STD = 0.02
 SHAPE = (512, 1024)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analyze.geometry import decompose, principal_angles, top_subspace
-from analyze.spectra import singular_values
+from analyze.deltas.geometry import decompose, principal_angles, top_subspace
+from analyze.deltas.spectra import singular_values
 
 
 def noise(rows: int, columns: int, *, seed: int = 0) -> torch.Tensor:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from analyze.ranks import Spectrum, SpectrumSummary, summarise_spectrum
-from analyze.spectra import (
+from analyze.deltas.ranks import Spectrum, SpectrumSummary, summarise_spectrum
+from analyze.deltas.spectra import (
     gram_matrix,
     in_batches,
     matched_null,

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from analyze.floor import ULP_LABELS
+from analyze.deltas.floor import ULP_LABELS
 from models.layout import Layout, layout_of
-from tests.analyze.changes import add, deltas, difference, fp64, nudge, rewrite
+from tests.analyze.deltas.changes import add, deltas, difference, fp64, nudge, rewrite
 
 EVERYTHING = "energy floor spectra null geometry"
 FROZEN = ".layers.1."

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from analyze.probe_inputs import check_choices, check_loading, load_problems, readable, skipped_rows, unreadable_images
-from data_builders.prompts import Prompt, write_prompts
+from analyze.probes.inputs import check_choices, check_loading, load_problems, readable, skipped_rows, unreadable_images
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
 
 
 def write_task(directory: Path, **changes: Any) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analyze.report import write_report
-from analyze.report_inputs import read_inputs
-from eval.statistics import paired_interval, wilson
+from analyze.report.command import write_report
+from analyze.report.inputs import read_inputs
+from eval.statistics.intervals import paired_interval, wilson
 from tracking.run import open_run
 from tracking.tables import write_table
 

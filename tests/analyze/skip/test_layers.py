@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from analyze.skip_generation import Rows, answer_rows
-from analyze.skip_plans import Configuration, make_configurations
-from analyze.skipping import Branches, RowwiseSkip
-from data_builders.prompts import Prompt
-from eval.generation import Generation, generate, greedy_settings, render_prompt, tokenizer_of
+from analyze.skip.generation import Rows, answer_rows
+from analyze.skip.layers import Branches, RowwiseSkip
+from analyze.skip.plan import Configuration, make_configurations
+from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.generation import Generation, generate, greedy_settings, render_prompt, tokenizer_of
 from models.blocks import make_partition
 from models.layout import layout_of
 from models.loading import load_model, load_processor
-from tests.analyze.rebuilt import decoder_of, with_passing_layer, with_zero_weights, without_layers
+from tests.analyze.swap.rebuilt import decoder_of, with_passing_layer, with_zero_weights, without_layers
 
 NUM_DEEPSTACK = 2
 """After so many first layers the Qwen3-VL of the fixtures adds features of the picture."""

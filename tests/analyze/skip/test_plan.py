@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analyze.skip_plans import KINDS, make_configurations
+from analyze.skip.plan import KINDS, make_configurations
 from models.blocks import make_partition
 from models.layout import Layout
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from analyze.skip_generation import Rows, answer_rows
-from analyze.skip_tables import REPETITION
-from analyze.skipping import RowwiseSkip
-from eval.generation import greedy_settings
+from analyze.skip.generation import Rows, answer_rows
+from analyze.skip.layers import RowwiseSkip
+from analyze.skip.tables import REPETITION
+from eval.replies.generation import greedy_settings
 from models.loading import load_model, load_processor
 
 

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from analyze.prefix import Reply
-from analyze.swap import main
-from analyze.swap_tables import check_controls
-from analyze.swapping import PairOptions, ReadyPair, compare, open_pair, swap_pairs, swapped_layers
-from data_builders.pairs import Pair, read_pairs, write_pairs
-from data_builders.pocket import draw_scene, render
-from eval.generation import greedy_settings
+from analyze.swap.command import main
+from analyze.swap.prefix import Reply
+from analyze.swap.run import PairOptions, ReadyPair, compare, open_pair, swap_pairs, swapped_layers
+from analyze.swap.tables import check_controls
+from data_builders.pairs.files import read_pairs, write_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pocket.world import draw_scene, render
+from eval.replies.generation import greedy_settings
 from models.loading import load_model, load_processor
 from tracking.command import run_command
 from tracking.records import read_records

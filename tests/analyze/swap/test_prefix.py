@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from analyze.hooked_swap import (
+from analyze.swap.prefix import Continuation, ReadyPrompt, compose, make_ready, read_prefixes
+from analyze.swap.reference import (
     generate_swapped,
     model_inputs,
     picture_states,
     swapped,
 )
-from analyze.prefix import Continuation, ReadyPrompt, compose, make_ready, read_prefixes
-from analyze.swapping import make_plan, plain_replies, swapped_layers, trimmed
-from data_builders.pocket import draw_scene, render
-from eval.generation import greedy_settings
-from eval.prompting import chat_messages
+from analyze.swap.run import make_plan, plain_replies, swapped_layers, trimmed
+from data_builders.pocket.world import draw_scene, render
+from eval.replies.generation import greedy_settings
+from eval.replies.prompting import chat_messages
 from models.loading import load_processor
 
 MAX_NEW_TOKENS = 6

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from analyze.swap_scores import (
+from analyze.swap.scores import (
     BOX_SPACES,
     FAMILY_BOX_SPACES,
     IMAGE_SPACE,
@@ -21,8 +21,8 @@ from analyze.swap_scores import (
     is_right,
     score,
 )
-from data_builders.pairs import TASKS, Pair
-from eval.boxes import iou
+from data_builders.pairs.pair import TASKS, Pair
+from eval.grading import iou
 from models.families import FAMILIES
 
 GOLDS = {

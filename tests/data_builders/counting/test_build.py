@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from data_builders.counting_checks import check_counting
-from data_builders.counting_pairs import COUNTING, CountingArguments, draw_change
-from data_builders.pair_pictures import PairPictures
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import read_pairs, to_line
-from data_builders.vision_grid import open_vision_grid
+from data_builders.counting.build import COUNTING, CountingArguments, draw_change
+from data_builders.counting.check import check_counting
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import to_line
+from data_builders.pairs.pictures import PairPictures
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import open_vision_grid
 
 NUM_PAIRS = 20
 OWN = CountingArguments(image_size="96x64", num_samples=4)
@@ -113,7 +114,7 @@ def test_what_cannot_be_drawn_is_refused(changed: dict[str, object], told: str) 
 
 
 def test_a_pair_that_finds_no_scene_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_builders.clevr_layout.NUM_DRAWS", 3)
+    monkeypatch.setattr("data_builders.counting.layout.NUM_DRAWS", 3)
     crowded = CountingArguments(image_size="96x64", num_samples=4, min_visible_frac=0.9, min_visible_pixels=400)
     draw = COUNTING.open(crowded, drawing_in(tmp_path))
     index = next(number for number in range(20) if draw_change(drawing_in(tmp_path), number, 3).target == 10)

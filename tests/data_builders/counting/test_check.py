@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.counting_checks import DEFECTS, check_counting
-from data_builders.counting_pairs import COUNTING, CountingArguments
-from data_builders.pair_defects import DEFECTS as PREFLIGHT_DEFECTS
-from data_builders.pair_pictures import PairPictures
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import Pair, read_pairs
-from data_builders.vision_grid import open_vision_grid
+from data_builders.counting.build import COUNTING, CountingArguments
+from data_builders.counting.check import DEFECTS, check_counting
+from data_builders.pairs.defects import DEFECTS as PREFLIGHT_DEFECTS
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import PairPictures
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import open_vision_grid
 
 Meta = dict[str, Any]
 

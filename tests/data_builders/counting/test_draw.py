@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_builders.clevr_geometry import id_mask, touched_region
-from data_builders.clevr_layout import Visibility, draw_scene, is_countable
-from data_builders.clevr_render import describe_scene, open_mitsuba, render_change, render_scene, to_linear, to_srgb
-from data_builders.clevr_scenes import COLOURS, MATERIALS, SHAPES, Scene, Thing, scene_from_json
-from data_builders.counting_checks import looks
+from data_builders.counting.check import looks
+from data_builders.counting.draw import describe_scene, open_mitsuba, render_change, render_scene, to_linear, to_srgb
+from data_builders.counting.geometry import id_mask, touched_region
+from data_builders.counting.layout import Visibility, draw_scene, is_countable
+from data_builders.counting.scenes import COLOURS, MATERIALS, SHAPES, Scene, Thing, scene_from_json
 from tracking.command import REPOSITORY_ROOT
 
 WIDTH, HEIGHT = 120, 80
@@ -29,8 +29,8 @@ def test_another_process_renders_the_same_bytes() -> None:
     here = hashlib.sha256(render_scene(scene, WIDTH, HEIGHT, 4).tobytes()).hexdigest()
     code = (
         "import hashlib, json, sys\n"
-        "from data_builders.clevr_render import render_scene\n"
-        "from data_builders.clevr_scenes import scene_from_json\n"
+        "from data_builders.counting.draw import render_scene\n"
+        "from data_builders.counting.scenes import scene_from_json\n"
         f"scene = scene_from_json({scene.to_json()!r})\n"
         f"print(hashlib.sha256(render_scene(scene, {WIDTH}, {HEIGHT}, 4).tobytes()).hexdigest())\n"
     )

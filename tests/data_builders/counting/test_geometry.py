@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_builders.clevr_geometry import grown, id_mask, keeps_light_from, ray_directions, touched_region
-from data_builders.clevr_layout import LAMPS, draw_scene
-from data_builders.clevr_render import describe_scene, open_mitsuba, render_scene
-from data_builders.clevr_scenes import SHAPES, Lamp, Scene, Thing
+from data_builders.counting.draw import describe_scene, open_mitsuba, render_scene
+from data_builders.counting.geometry import grown, id_mask, keeps_light_from, ray_directions, touched_region
+from data_builders.counting.layout import LAMPS, draw_scene
+from data_builders.counting.scenes import SHAPES, Lamp, Scene, Thing
 
 WIDTH, HEIGHT = 120, 80
 LAMP = Lamp(x=LAMPS[0][0], y=LAMPS[0][1], z=LAMPS[0][2], radius=LAMPS[0][3], radiance=LAMPS[0][4])

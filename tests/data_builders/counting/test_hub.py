@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.counting_checks import check_counting
-from data_builders.counting_hub import WINDOW_ROWS, read_count
-from data_builders.counting_pairs import COUNTING, CountingArguments
-from data_builders.pair_pictures import PairPictures
-from data_builders.pair_sets import SPLITS, Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import Pair, read_pairs
-from data_builders.vision_grid import open_vision_grid
+from data_builders.counting.build import COUNTING, CountingArguments
+from data_builders.counting.check import check_counting
+from data_builders.counting.hub import WINDOW_ROWS, read_count
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import PairPictures
+from data_builders.pairs.sets import SPLITS, Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import open_vision_grid
 
 ROWS_PER_PAIR = WINDOW_ROWS * len(SPLITS)
 NUM_PAIRS = 4

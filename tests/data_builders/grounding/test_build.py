@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.grounding_pairs import (
+from data_builders.grounding.build import (
     BACKGROUNDS,
     COLOURS,
     GAP_PIXELS,
@@ -19,10 +19,11 @@ from data_builders.grounding_pairs import (
     GroundingArguments,
     draw_cover,
 )
-from data_builders.pair_defects import preflight
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import Pair, read_pairs
-from data_builders.vision_grid import open_vision_grid
+from data_builders.pairs.defects import preflight
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import open_vision_grid
 
 SMALL = {"image_size": "240x180", "min_object_pixels": 24, "max_object_pixels": 40}
 NUM_PAIRS = 16

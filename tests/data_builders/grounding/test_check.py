@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.grounding_checks import DEFECTS, check_grounding
-from data_builders.grounding_pairs import COLOURS, GROUNDING, GroundingArguments, draw_cover
-from data_builders.pair_defects import DEFECTS as PREFLIGHT_DEFECTS
-from data_builders.pair_pictures import PairPictures
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import Pair, box_text, read_pairs
-from data_builders.vision_grid import open_vision_grid
+from data_builders.grounding.build import COLOURS, GROUNDING, GroundingArguments, draw_cover
+from data_builders.grounding.check import DEFECTS, check_grounding
+from data_builders.pairs.defects import DEFECTS as PREFLIGHT_DEFECTS
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import Pair, box_text
+from data_builders.pairs.pictures import PairPictures
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import open_vision_grid
 
 NUM_PAIRS = 12
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.ocr_drawing import contrast, draw_ink, draw_page, load_font, open_font
-from data_builders.ocr_pairs import OCR, OcrArguments, check_words, open_ocr_pairs
-from data_builders.pair_defects import preflight
-from data_builders.pair_sets import Drawing, DrawnPair, PairSetArguments, build_pair_set
-from data_builders.pairs import read_pairs
-from data_builders.vision_grid import PROCESSORS
-from data_builders.vocabulary import SCIENCE_FILE, read_vocabulary, split_of_word
+from data_builders.ocr.build import OCR, OcrArguments, check_words, open_ocr_pairs
+from data_builders.ocr.draw import contrast, draw_ink, draw_page, load_font, open_font
+from data_builders.pairs.defects import preflight
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.sets import Drawing, DrawnPair, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import PROCESSORS
+from data_builders.vocabulary.command import SCIENCE_FILE, read_vocabulary, split_of_word
 
 NUM_PAIRS = 40
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.ocr_checks import DEFECTS, RECORD, check_ocr, read_words, tesseract_available, unseen
-from data_builders.ocr_drawing import draw_ink, load_font, open_font
-from data_builders.ocr_pairs import OcrArguments, open_ocr_pairs
-from data_builders.pair_defects import DEFECTS as PAIR_DEFECTS
-from data_builders.pair_pictures import PairPictures
-from data_builders.pair_sets import Drawing, with_grid
-from data_builders.pairs import Pair
-from data_builders.vision_grid import PROCESSORS
-from data_builders.vocabulary import split_of_word
+from data_builders.ocr.build import OcrArguments, open_ocr_pairs
+from data_builders.ocr.check import DEFECTS, RECORD, check_ocr, read_words, tesseract_available, unseen
+from data_builders.ocr.draw import draw_ink, load_font, open_font
+from data_builders.pairs.defects import DEFECTS as PAIR_DEFECTS
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import PairPictures
+from data_builders.pairs.sets import Drawing, with_grid
+from data_builders.pairs.vision_grid import PROCESSORS
+from data_builders.vocabulary.command import split_of_word
 
 GRID = PROCESSORS["qwen2_5_vl"]
 

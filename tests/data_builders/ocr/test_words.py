@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_builders.ocr_words import (
+from data_builders.ocr.words import (
     DISTRACTORS,
     LETTER_COSTS,
     LETTERS,
@@ -19,7 +19,7 @@ from data_builders.ocr_words import (
     encode_words,
     look_distances,
 )
-from data_builders.vocabulary import SCIENCE_FILE, read_vocabulary
+from data_builders.vocabulary.command import SCIENCE_FILE, read_vocabulary
 
 SCIENCE = read_vocabulary(SCIENCE_FILE)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.flat_png import encode_flat
+from data_builders.pairs.flat_png import encode_flat
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_builders.pair_defects import NOT_SEEN, preflight, summarise
-from data_builders.pairs import TASKS, Pair, pairs_fingerprint, read_pairs, write_pairs
+from data_builders.pairs.defects import NOT_SEEN, preflight, summarise
+from data_builders.pairs.files import pairs_fingerprint, read_pairs, write_pairs
+from data_builders.pairs.pair import TASKS, Pair
 from tracking.command import REPOSITORY_ROOT
 
 PUBLISHED = REPOSITORY_ROOT.parent / "shared" / "data" / "published_pairs"

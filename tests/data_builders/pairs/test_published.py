@@ -15,11 +15,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_builders import build
-from data_builders.pair_pictures import read_rgb
-from data_builders.pairs import TASKS, read_pairs
-from data_builders.published import PUBLISHED_FILE
-from data_builders.unproven import MAX_OWN_FRAC, outlines_of_own
-from data_builders.validate import survey, validate
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import TASKS
+from data_builders.pairs.pictures import read_rgb
+from data_builders.pairs.published import PUBLISHED_FILE
+from data_builders.pairs.unproven import MAX_OWN_FRAC, outlines_of_own
+from data_builders.validate.command import survey, validate
 from tracking.command import REPOSITORY_ROOT
 
 PUBLISHED = REPOSITORY_ROOT.parent / "shared" / "data" / "published_pairs"

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from data_builders import build
-from data_builders.grounding_pairs import GROUNDING, GroundingArguments
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import read_pairs
-from data_builders.pocket_pairs import POCKET_PAIRS, PocketPairArguments
-from data_builders.vision_grid import open_vision_grid, read_size
+from data_builders.grounding.build import GROUNDING, GroundingArguments
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import open_vision_grid, read_size
+from data_builders.pocket.build import POCKET_PAIRS, PocketPairArguments
 from tracking.command import REPOSITORY_ROOT, raised_by_us
 from tracking.product import partial_path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_builders.vision_grid import PROCESSORS, VisionGrid, open_vision_grid, read_size
+from data_builders.pairs.vision_grid import PROCESSORS, VisionGrid, open_vision_grid, read_size
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)

@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analyze import swap
+from analyze.swap.command import command as swap
 from data_builders import build
-from data_builders.pair_defects import preflight
-from data_builders.pairs import Pair, read_pairs, write_pairs
-from data_builders.pocket import (
+from data_builders.pairs.defects import preflight
+from data_builders.pairs.files import read_pairs, write_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pocket.build import BLANK_SCENE, KINDS, SPLITS, cell_pixels, draw_scenes
+from data_builders.pocket.world import (
     BACKGROUND_RGB,
     CELL_PIXELS,
     GRID,
@@ -25,7 +27,6 @@ from data_builders.pocket import (
     render,
     split_of,
 )
-from data_builders.pocket_pairs import BLANK_SCENE, KINDS, SPLITS, cell_pixels, draw_scenes
 from eval.grading import is_gradable
 from models.pocket import PLACES, build_tokenizer
 

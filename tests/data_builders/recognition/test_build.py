@@ -13,13 +13,14 @@ from datasets import load_dataset
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt
 
-from data_builders.coco import ORIENTATION_TAG, split_of
-from data_builders.inpainting import PAINTED, draw_mask
-from data_builders.pair_defects import preflight
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import Pair, read_pairs
-from data_builders.recognition_pairs import RECOGNITION, RecognitionArguments, article_for, prompt_for
-from data_builders.vision_grid import PROCESSORS
+from data_builders.pairs.defects import preflight
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import PROCESSORS
+from data_builders.recognition.build import RECOGNITION, RecognitionArguments, article_for, prompt_for
+from data_builders.recognition.coco import ORIENTATION_TAG, split_of
+from data_builders.recognition.draw import PAINTED, draw_mask
 
 SIZE = (96, 64)
 NAMES = {1: "dog", 4: "apple", 7: "scissors"}

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.pair_defects import DEFECTS as PREFLIGHT_DEFECTS
-from data_builders.pair_pictures import PairPictures
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import Pair, read_pairs
-from data_builders.recognition_checks import DEFECTS, META_TYPES, check_recognition
-from data_builders.recognition_pairs import RECOGNITION, SOURCE_KINDS, RecognitionArguments
-from data_builders.vision_grid import PROCESSORS
+from data_builders.pairs.defects import DEFECTS as PREFLIGHT_DEFECTS
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import PairPictures
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import PROCESSORS
+from data_builders.recognition.build import RECOGNITION, SOURCE_KINDS, RecognitionArguments
+from data_builders.recognition.check import DEFECTS, META_TYPES, check_recognition
 
 NUM_PAIRS = 6
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders import coco
-from data_builders.coco import open_photograph, read_annotations, read_outlines, read_photograph, split_of
-from data_builders.images import UnusableImageError
+from data_builders.prompt_sets.images import UnusableImageError
+from data_builders.recognition import coco
+from data_builders.recognition.coco import open_photograph, read_annotations, read_outlines, read_photograph, split_of
 
 SQUARE = [1.0, 1.0, 9.0, 1.0, 9.0, 9.0, 1.0, 9.0]
 

@@ -10,15 +10,16 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from data_builders import coco_hub
-from data_builders.coco import split_of
-from data_builders.coco_hub import hub_fingerprint
-from data_builders.pair_pictures import PairPictures
-from data_builders.pair_sets import Drawing, PairSetArguments, build_pair_set
-from data_builders.pairs import Pair, read_pairs
-from data_builders.recognition_checks import check_recognition
-from data_builders.recognition_pairs import RECOGNITION, RecognitionArguments
-from data_builders.vision_grid import PROCESSORS
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.pictures import PairPictures
+from data_builders.pairs.sets import Drawing, PairSetArguments, build_pair_set
+from data_builders.pairs.vision_grid import PROCESSORS
+from data_builders.recognition import coco_hub
+from data_builders.recognition.build import RECOGNITION, RecognitionArguments
+from data_builders.recognition.check import check_recognition
+from data_builders.recognition.coco import split_of
+from data_builders.recognition.coco_hub import hub_fingerprint
 
 NAMES = ["dog", "apple"]
 SIZE = (40, 30)

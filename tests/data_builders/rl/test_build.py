@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 from data_builders import build
-from data_builders.images import PixelLimits, UnusableImageError, open_image, store_image
-from data_builders.prompts import Prompt, read_prompts
-from data_builders.rl import ANSWER_KINDS, RlArguments, group_prompts, read_rules, split_prompts
-from data_builders.sources import open_sources, stream_dataset
+from data_builders.prompt_sets.images import PixelLimits, UnusableImageError, open_image, store_image
+from data_builders.prompt_sets.prompts import Prompt, read_prompts
+from data_builders.rl.build import ANSWER_KINDS, RlArguments, group_prompts, read_rules, split_prompts
+from data_builders.sources.rows import open_sources, stream_dataset
 from eval.grading import KINDS
 from tracking.command import REPOSITORY_ROOT
 

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from data_builders import build
-from data_builders.pair_checks import check_pair
-from data_builders.pair_sets import METADATA_FILE
-from data_builders.pairs import PAIRS_FILE, read_pairs
-from data_builders.pocket_pairs import KINDS
-from data_builders.set_files import open_set
-from data_builders.validate import main, survey, validate
+from data_builders.pairs.files import read_pairs
+from data_builders.pairs.pair import PAIRS_FILE
+from data_builders.pairs.sets import METADATA_FILE
+from data_builders.pocket.build import KINDS
+from data_builders.validate.checks import check_pair
+from data_builders.validate.command import main, survey, validate
+from data_builders.validate.set_files import open_set
 from tracking.command import REPOSITORY_ROOT
 
 BUILDS: dict[str, list[str]] = {

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_builders import build, validate
-from data_builders.pairs import read_pairs
+from data_builders import build
+from data_builders.pairs.files import read_pairs
+from data_builders.validate.command import command as validate
 
 NUM_PAIRS = 100
 SMALL = {

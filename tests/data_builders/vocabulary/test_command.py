@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from data_builders import vocabulary
-from data_builders.vocabulary import (
+from data_builders.vocabulary.command import (
     COMMON_FILE,
     SCIENCE_FILE,
     SPLIT_SHARES,
@@ -21,7 +20,8 @@ from data_builders.vocabulary import (
     read_vocabulary,
     split_of_word,
 )
-from data_builders.word_forms import base_forms
+from data_builders.vocabulary.command import command as vocabulary
+from data_builders.vocabulary.forms import base_forms
 
 SCIENCE = read_vocabulary(SCIENCE_FILE)
 

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eval.claim_tables import CONTRADICTED, SUPPORTED, UNDECIDED, UNMEASURED, claim_table, statement_table, verdict
-from eval.claims import main
-from eval.measured import canonical_model, in_the_papers_words, read_measured
-from eval.published import HYBRIDS, Claim, list_claims, read_published, separate_samples
-from eval.statistics import holm
+from eval.claims.command import main
+from eval.claims.measured import canonical_model, in_the_papers_words, read_measured
+from eval.claims.published import HYBRIDS, Claim, list_claims, read_published, separate_samples
+from eval.claims.tables import CONTRADICTED, SUPPORTED, UNDECIDED, UNMEASURED, claim_table, statement_table, verdict
+from eval.statistics.intervals import holm
 from tracking.command import REPOSITORY_ROOT
 
 PAPER = REPOSITORY_ROOT.parent / "shared" / "reference" / "paper.md"

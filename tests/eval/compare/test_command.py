@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eval.compare import COLUMNS, compare, main
-from eval.outcomes import BLACK, DESCRIBED, GIVEN, record_key
-from eval.pairing import ABILITY, ACCURACY, WELL_FORMED, Entry, parse_entry
-from eval.statistics import clustered_mean, holm
+from eval.compare.command import COLUMNS, compare, main
+from eval.replies.outcomes import BLACK, DESCRIBED, GIVEN, record_key
+from eval.statistics.intervals import clustered_mean, holm
+from eval.statistics.pairing import ABILITY, ACCURACY, WELL_FORMED, Entry, parse_entry
 from tracking.run import open_run
 
 SETTINGS = {"tasks": {"test": "abc"}, "prompt_style": "plain", "max_new_tokens": 24, "dtype": "float32"}

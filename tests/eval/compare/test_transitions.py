@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data_builders.prompts import Prompt, prompts_fingerprint, write_prompts
-from eval.compare import main
-from eval.comparison_page import NUM_SHOWN, REPLY_CHARS, shorten, spread, thumbnail
-from eval.outcomes import BLACK, GIVEN, record_key
+from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, write_prompts
+from eval.compare.command import main
+from eval.compare.page import NUM_SHOWN, REPLY_CHARS, shorten, spread, thumbnail
+from eval.replies.outcomes import BLACK, GIVEN, record_key
 from tracking.run import open_run
 
 NUM_PROMPTS = 90

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from eval.answers import RULES, find_answer, is_well_formed, last_boxed
 from eval.grading import KINDS, grade
+from eval.grading.answers import RULES, find_answer, is_well_formed, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,11 @@ def test_the_time_to_find_an_answer_grows_with_the_length_alone(kind: str) -> No
 
 
 def test_every_rule_has_a_name_and_a_place_in_the_documentation() -> None:
-    import eval.answers
+    import eval.grading.answers
 
     listed = [
-        line.split("  ")[2].strip() for line in (eval.answers.__doc__ or "").splitlines() if line.startswith("    ")
+        line.split("  ")[2].strip()
+        for line in (eval.grading.answers.__doc__ or "").splitlines()
+        if line.startswith("    ")
     ]
     assert listed == list(RULES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.boxes import boxes_in, equal_boxes, iou
+from eval.grading.boxes import boxes_in, equal_boxes, iou
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eval.answers import RULES
 from eval.grading import CORRECT, INCORRECT, KINDS, UNSCORED, grade
+from eval.grading.answers import RULES
 
 CASES: list[dict[str, Any]] = [
     json.loads(line)

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from eval.expressions import equal_mathematics, plainly_equal
-from eval.mathematics import equal_expressions
+from eval.grading.expressions import equal_mathematics, plainly_equal
+from eval.grading.mathematics import equal_expressions
 
 NUMBERS = [
     "7",

@@ -141,11 +141,11 @@ def test_long_and_hostile_replies_are_judged_in_bounded_time(response: str) -> N
 def test_an_expression_that_takes_for_ever_is_given_up() -> None:
     """A judge that sleeps stands in for expressions from which math-verify never returns."""
     sleeping = (
-        "import time; from eval import mathematics; "
+        "import time; from eval.grading import mathematics; "
         "mathematics._judge = lambda answer, gold: time.sleep(60); mathematics.main()"
     )
     program = (
-        "import sys\nfrom eval import mathematics\nfrom eval.grading import grade, is_gradable\n"
+        "import sys\nfrom eval.grading import mathematics\nfrom eval.grading import grade, is_gradable\n"
         f"mathematics.JUDGE = (sys.executable, '-c', {sleeping!r})\n"
         r"print(grade(r'<answer>\sqrt{x}+1</answer>', r'\sqrt{x+1}', 'math').status)"
         "\n"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from eval.grading import KINDS, Verdict, grade
-from eval.mathematics import LIMIT_S, MARGIN_S, MAX_JUDGES
+from eval.grading.mathematics import LIMIT_S, MARGIN_S, MAX_JUDGES
 
 GOLDS = {
     "number": "5",

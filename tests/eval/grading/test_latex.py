@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from eval.latex import plain
+from eval.grading.latex import plain
 
 SAME = [
     [r"\frac{4}{3}", r"\frac43", r"\dfrac 43", r"$\tfrac{4}{3}$", r"\frac 4 3", "4/3", r"\(\frac{4}{3}\).", "**4/3**"],

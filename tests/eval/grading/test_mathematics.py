@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-import eval.mathematics
-from eval.mathematics import LIMIT_S, MARGIN_S, MAX_JUDGES, equal_expressions
+import eval.grading.mathematics
+from eval.grading.mathematics import LIMIT_S, MARGIN_S, MAX_JUDGES, equal_expressions
 from tracking.command import REPOSITORY_ROOT
 
 ENDLESS = "x+60"
 """A question over which the stand-in sleeps, where math-verify would never return from another."""
 SLEEPING_JUDGE = (
     "import time\n"
-    "from eval import mathematics\n"
+    "from eval.grading import mathematics\n"
     "judge = mathematics._judge\n"
     f"mathematics._judge = lambda answer, gold: time.sleep(60) if answer == {ENDLESS!r} else judge(answer, gold)\n"
     "mathematics.main()\n"
@@ -34,16 +34,16 @@ def judges() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and "eval.mathematics" in child.cmdline()
+        if child.status() != psutil.STATUS_ZOMBIE and "eval.grading.worker" in child.cmdline()
     ]
 
 
 @pytest.fixture
 def judge() -> Iterator[psutil.Process]:
     """A judge that has answered and waits for the next question, the only one."""
-    for started in list(eval.mathematics._started):
+    for started in list(eval.grading.mathematics._started):
         started.end()
-    eval.mathematics._idle.clear()
+    eval.grading.mathematics._idle.clear()
     assert equal_expressions("1+x", "x+1") is True
     (process,) = judges()
     yield process
@@ -59,10 +59,10 @@ def test_threads_get_the_verdicts_on_their_own_questions() -> None:
 
 @pytest.mark.slow
 def test_a_question_without_end_holds_up_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for started in list(eval.mathematics._started):
+    for started in list(eval.grading.mathematics._started):
         started.end()
-    eval.mathematics._idle.clear()
-    monkeypatch.setattr(eval.mathematics, "JUDGE", (sys.executable, "-c", SLEEPING_JUDGE))
+    eval.grading.mathematics._idle.clear()
+    monkeypatch.setattr(eval.grading.mathematics, "JUDGE", (sys.executable, "-c", SLEEPING_JUDGE))
     begin = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
         endless = pool.submit(equal_expressions, ENDLESS, "5")
@@ -73,9 +73,9 @@ def test_a_question_without_end_holds_up_no_other_thread(monkeypatch: pytest.Mon
     assert LIMIT_S <= time.monotonic() - begin < LIMIT_S + MARGIN_S
     assert equal_expressions("5", "5") is True
     monkeypatch.undo()
-    for started in list(eval.mathematics._started):
+    for started in list(eval.grading.mathematics._started):
         started.end()
-    eval.mathematics._idle.clear()
+    eval.grading.mathematics._idle.clear()
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -98,8 +98,8 @@ def test_all_judges_killed_at_once_are_replaced() -> None:
 def test_a_judge_that_does_not_answer_in_time_gives_no_verdict(
     judge: psutil.Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eval.mathematics, "LIMIT_S", 0.2)
-    monkeypatch.setattr(eval.mathematics, "MARGIN_S", 0.2)
+    monkeypatch.setattr(eval.grading.mathematics, "LIMIT_S", 0.2)
+    monkeypatch.setattr(eval.grading.mathematics, "MARGIN_S", 0.2)
     judge.suspend()
     assert equal_expressions("2+2", "4") is None
     assert not judge.is_running() or judge.status() == psutil.STATUS_ZOMBIE
@@ -132,7 +132,7 @@ def test_a_spawned_process_asks_a_judge_of_its_own(judge: psutil.Process) -> Non
 def test_a_judge_ends_with_its_asker_even_where_a_fork_lives_on() -> None:
     program = (
         "import os, signal, time\n"
-        "from eval import mathematics\n"
+        "from eval.grading import mathematics\n"
         "mathematics.equal_expressions('1', '1')\n"
         "fork = os.fork()\n"
         "if fork == 0:\n"

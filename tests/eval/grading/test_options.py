@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from eval.options import LETTERS, equal_options, mentions, named_options, yes_or_no
+from eval.grading.options import LETTERS, equal_options, mentions, named_options, yes_or_no
 
 ANIMALS = ("cat", "dog", "wild cat", "the dog's owner")
 

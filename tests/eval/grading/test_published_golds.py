@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.grading import CORRECT, INCORRECT, Verdict, grade
-from eval.mathematics import equal_expressions
+from eval.grading.mathematics import equal_expressions
 from tracking.command import REPOSITORY_ROOT
 
 SHARED = REPOSITORY_ROOT.parent / "shared" / "data"

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from eval.quantities import equal_numbers, find_numbers, parse_number, parse_quantity, rounded, with_unit
+from eval.grading.quantities import equal_numbers, find_numbers, parse_number, parse_quantity, rounded, with_unit
 
 
 @pytest.mark.parametrize("separator", ["", ","])

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from eval.reply_cache import ReplyCache, content_hash
+from eval.judge.cache import ReplyCache, content_hash
 
 
 def test_replies_are_kept_over_runs_and_over_writers_and_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eval.endpoint import (
+from eval.judge.endpoint import (
     MAX_FAILURES,
     SETTINGS,
     Endpoint,

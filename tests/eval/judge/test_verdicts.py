@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from eval.endpoint import Endpoint
 from eval.grading import CORRECT, INCORRECT, UNSCORED, Verdict, grade
-from eval.judge import (
+from eval.judge.cache import ReplyCache
+from eval.judge.endpoint import Endpoint
+from eval.judge.verdicts import (
     JUDGE_FILE,
     MAX_RESPONSE_CHARS,
     Judge,
@@ -19,7 +20,6 @@ from eval.judge import (
     read_verdict,
     report,
 )
-from eval.reply_cache import ReplyCache
 
 SECRET = "sk-only-for-this-test"
 UNDECIDED = Verdict(UNSCORED, "B. 12", "answer tag; not comparable as choice")

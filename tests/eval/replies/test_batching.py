@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from eval.batching import BatchSize
+from eval.replies.batching import BatchSize
 
 FITS = 3
 """Items that fit; one more asks for more memory than any machine has."""

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data_builders.prompts import Prompt, write_prompts
-from eval.answering import answer_batch
-from eval.conditions import Query, make_queries
-from eval.generation import Generation
-from eval.pictures import Picture, PixelLimits, open_picture, pixel_limits
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
+from eval.replies.answering import answer_batch
+from eval.replies.conditions import Query, make_queries
+from eval.replies.generation import Generation
+from eval.replies.pictures import Picture, PixelLimits, open_picture, pixel_limits
 from eval.run import ARGUMENTS, EvaluationArguments, evaluate, main
 from eval.tasks import Task
 from models.loading import load_processor

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_builders.prompts import Prompt
-from eval.descriptions import DESCRIPTIONS_FILE, DescriptionArguments, Descriptions, open_descriptions
+from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.descriptions import DESCRIPTIONS_FILE, DescriptionArguments, Descriptions, open_descriptions
 
 SECRET = "sk-only-for-this-test"
 
@@ -156,12 +156,12 @@ def test_a_checkpoint_describes_in_batches_what_is_missing_and_is_not_loaded_for
     assert told[3] is None
     assert told[0] == told[2]
 
-    import eval.subject
+    import eval.replies.subject
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the checkpoint was loaded again")
 
-    monkeypatch.setattr(eval.subject.Subject, "load", refuse)
+    monkeypatch.setattr(eval.replies.subject.Subject, "load", refuse)
     assert [opened(arguments, tmp_path / "together")(each, pictures) for each in prompts] == told
 
 

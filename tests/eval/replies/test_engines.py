@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.engines import (
+from eval.replies.engines import (
     EngineOptions,
     Request,
     available_bytes,
@@ -22,10 +22,10 @@ from eval.engines import (
     vllm_prompt,
     vllm_settings,
 )
-from eval.generation import resolved_settings
-from eval.pictures import Picture, pixel_limits
-from eval.sampling import SamplingArguments
-from eval.subject import open_subject
+from eval.replies.generation import resolved_settings
+from eval.replies.pictures import Picture, pixel_limits
+from eval.replies.sampling import SamplingArguments
+from eval.replies.subject import open_subject
 from models.loading import load_model, load_processor
 from models.pocket import PocketShape, write_pocket_checkpoint
 
@@ -129,7 +129,7 @@ def test_a_model_is_spread_over_as_many_gpus_as_divide_its_heads(
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.engines.CGROUP", tmp_path)
+    monkeypatch.setattr("eval.replies.engines.CGROUP", tmp_path)
     free = available_bytes()
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.max").write_text("max\n")

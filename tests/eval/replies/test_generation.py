@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_builders.prompts import Prompt
-from eval.generation import (
+from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.generation import (
     LENGTH,
     REPETITION,
     STOP,

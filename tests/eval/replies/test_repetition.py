@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from eval.repetition import INTERVAL_TOKENS, NUM_ROUNDS, RepetitionStop, circles_at, is_circling
+from eval.replies.repetition import INTERVAL_TOKENS, NUM_ROUNDS, RepetitionStop, circles_at, is_circling
 
 
 def test_circling_is_found_as_by_cutting_the_tokens_into_rounds() -> None:

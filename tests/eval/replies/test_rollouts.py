@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from data_builders.prompts import Prompt, write_prompts
-from eval import compare, run
-from eval.rollouts import ROLLOUT_FILE, doubts, read_rollout
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
+from eval import run
+from eval.compare.command import command as compare
+from eval.replies.rollouts import ROLLOUT_FILE, doubts, read_rollout
 from models.pocket import PocketShape, write_pocket_checkpoint
 
 GAP = {"mean": 0.004, "p99": 0.05, "rounding": 0.004, "num_steps": 40}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_builders.prompts import Prompt, write_prompts
+from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from tracking.command import EXIT_PREEMPTED, REPOSITORY_ROOT
 from tracking.offspring import MARK
 

@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from data_builders.prompts import read_prompts
-from eval.engines import ENGINES, VLLM, EngineOptions, HuggingFace, Request
-from eval.generation import Generation, render_prompt, resolved_settings, tokenizer_of
-from eval.pictures import Picture, open_picture, pixel_limits
+from data_builders.prompt_sets.prompts import read_prompts
+from eval.replies.engines import ENGINES, VLLM, EngineOptions, HuggingFace, Request
+from eval.replies.generation import Generation, render_prompt, resolved_settings, tokenizer_of
+from eval.replies.pictures import Picture, open_picture, pixel_limits
+from eval.replies.sampling import SamplingArguments
+from eval.replies.subject import open_subject
 from eval.run import EvaluationArguments, evaluate
-from eval.sampling import SamplingArguments
-from eval.subject import open_subject
-from eval.support import main as support
+from eval.support.command import main as support
 from models.loading import load_processor
 from models.pocket import PocketShape, write_pocket_checkpoint
 from tracking.records import read_records

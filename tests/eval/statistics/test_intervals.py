@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import statsmodels.api
 
-from eval.statistics import (
+from eval.statistics.intervals import (
     bootstrap_p,
     clustered_mean,
     crossed_difference,

@@ -9,7 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
-from eval.power import detectable, mcnemar_detectable, mcnemar_power, num_needed
+from eval.statistics.power import detectable, mcnemar_detectable, mcnemar_power, num_needed
 
 
 def test_power_agrees_with_the_worked_example_of_g_power() -> None:

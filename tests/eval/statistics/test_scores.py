@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from eval.scores import score_table
-from eval.statistics import wilson
+from eval.statistics.intervals import wilson
+from eval.statistics.scores import score_table
 
 
 def record(number: int, status: str, *, condition: str = "given", sample: int = 0, **changes: Any) -> dict[str, Any]:

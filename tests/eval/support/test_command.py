@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.support import (
+from eval.support.command import (
     MAJORITY,
     NARROWED,
     NO_CHANGE,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_builders.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import grade, parse_number
 from eval.tasks import open_task
 from tracking.command import REPOSITORY_ROOT

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.prompts import Prompt, prompts_fingerprint, write_prompts
+from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, write_prompts
 from eval.grading import CORRECT, INCORRECT, grade
 from eval.tasks import TASKS, open_task
 from eval.tasks.mathverse import listed_choices

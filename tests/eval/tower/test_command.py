@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.tower import main, open_subjects
+from eval.tower.command import main, open_subjects
 from models.checkpoint import open_checkpoint
 from tracking.tables import read_table
 
@@ -148,9 +148,9 @@ def _learnt_weights(checkpoint: Path) -> Any:
     """Trains the tower for seconds to name the most frequent shape, on pictures of another seed than the probe's."""
     import torch
 
-    from eval.subject import open_subject
-    from eval.tower_features import trained_tower
-    from eval.tower_images import load_images
+    from eval.replies.subject import open_subject
+    from eval.tower.features import trained_tower
+    from eval.tower.images import load_images
     from models.loading import load_processor
 
     images = load_images("pocket:600", test_frac=0.01, seed=77, max_images=None, min_per_class=2)

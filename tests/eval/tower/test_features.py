@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_builders.images import PixelLimits
-from eval import tower_features
-from eval.subject import open_subject
-from eval.tower_features import (
+from data_builders.prompt_sets.images import PixelLimits
+from eval.replies.subject import open_subject
+from eval.tower.command import features as tower_features
+from eval.tower.features import (
     FeatureStore,
     embed_as_pixels,
     embed_by_tower,
@@ -20,7 +20,7 @@ from eval.tower_features import (
     trained_tower,
     vision_family,
 )
-from eval.tower_images import LabelledImage
+from eval.tower.images import LabelledImage
 from models.loading import load_model, load_processor
 
 FAMILIES = ("pocket_checkpoint", "qwen2_vl_checkpoint", "qwen3_vl_checkpoint")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.tower_images import TEST, TRAIN, ImageSet, load_images
+from eval.tower.images import TEST, TRAIN, ImageSet, load_images
 
 
 def load(data: Path | str, **changes: Any) -> ImageSet:

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.tower_probes import C_GRID, K_GRID, PROBES, knn_path, linear_path, probe
+from eval.tower.probes import C_GRID, K_GRID, PROBES, knn_path, linear_path, probe
 
 
 def clusters(num: int, width: int, *, distance: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from eval.statistics import mcnemar, wilson
-from eval.tower_tables import difference_rows, score_rows
+from eval.statistics.intervals import mcnemar, wilson
+from eval.tower.tables import difference_rows, score_rows
 from tracking.records import Record
 
 N = 400

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merge.plan import SplicePlan, fingerprint, make_plan
-from merge.recipe import Blend, Owner, Recipe
+from merge.recipes.plan import SplicePlan, fingerprint, make_plan
+from merge.recipes.recipe import Blend, Owner, Recipe
 from models.checkpoint import INDEX_FILE, WEIGHTS_FILE, open_checkpoint
 from tests.merge.donors import LAYER, Donors
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merge.recipe import Blend, Recipe, read_recipe, recipe_dict, recipe_from_pattern
+from merge.recipes.recipe import Blend, Recipe, read_recipe, recipe_dict, recipe_from_pattern
 
 DONORS = {"in": "sft/final", "rl": "owner/rl@main"}
 BLOCKS = {"early": "in", "mid": "rl", "late": "rl"}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge.copying import BUFFER_BYTES, NUM_BUFFERS, ByteRange, write_shard
+from merge.tensors.copying import BUFFER_BYTES, NUM_BUFFERS, ByteRange, write_shard
 
 
 def test_shard_of_every_size_of_piece_is_whole_and_hashed(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from merge.live import LiveSplicer, live_splices
-from merge.plan import make_plan
-from merge.recipe import Blend, Owner, Recipe
+from merge.recipes.plan import make_plan
+from merge.recipes.recipe import Blend, Owner, Recipe
 from merge.splice import write_splice
+from merge.tensors.live import LiveSplicer, live_splices
 from models.blocks import REGIONS
 from models.checkpoint import open_checkpoint
 from models.families import QWEN2_5_VL, QWEN2_VL, Family

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from merge.recipe import Blend
+from merge.recipes.recipe import Blend
 from merge.splice import main as splice
-from merge.transplant import CHUNK_ELEMENTS, blend_bytes
+from merge.tensors.transplant import CHUNK_ELEMENTS, blend_bytes
 from merge.verify import main as verify
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.pocket import PocketShape, write_pocket_checkpoint

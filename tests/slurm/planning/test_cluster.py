@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster, seconds_of, slurm_time
-from slurm.settings import read_settings
+from slurm.planning.cluster import Cluster, seconds_of, slurm_time
+from slurm.planning.settings import read_settings
 from tracking.command import REPOSITORY_ROOT
 
 GIVEN = {"time": ["default=01:00:00"], "gpus_per_node": 8}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster
-from slurm.render import SHAPES, ClusterJob, Task, render
+from slurm.planning.cluster import Cluster
+from slurm.planning.render import SHAPES, ClusterJob, Task, render
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path("/home/me/frankenstein suite")

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from slurm.cluster import Cluster
 from slurm.gather import main as gather_main
 from slurm.gather import split_inputs
-from slurm.hours import Costs, TrainingPlan
-from slurm.plan import plan_study
-from slurm.rehearse import check_settings
-from slurm.settings import read_settings
-from slurm.stages import Stage, make_stages
-from slurm.study import StudyArguments, StudyJob
-from slurm.submit import unfinished
+from slurm.planning.cluster import Cluster
+from slurm.planning.hours import Costs, TrainingPlan
+from slurm.planning.plan import plan_study
+from slurm.planning.rehearse import check_settings
+from slurm.planning.settings import read_settings
+from slurm.planning.stages import Stage, make_stages
+from slurm.planning.study import StudyArguments, StudyJob
+from slurm.submitting.submit import unfinished
 from tracking.command import REPOSITORY_ROOT
 from tracking.run import open_run
 

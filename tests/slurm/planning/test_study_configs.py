@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from analyze.attention import AttentionArguments
-from analyze.deltas import DeltaArguments
-from analyze.skip import SkipArguments
-from analyze.swap import SwapArguments
-from eval.descriptions import DescriptionArguments
+from analyze.attention.command import AttentionArguments
+from analyze.deltas.command import DeltaArguments
+from analyze.skip.command import SkipArguments
+from analyze.swap.command import SwapArguments
+from eval.replies.descriptions import DescriptionArguments
+from eval.replies.sampling import SamplingArguments
 from eval.run import EvaluationArguments
-from eval.sampling import SamplingArguments
 from eval.tasks import TASKS
 from models.fetch import FetchArguments, find_repositories
-from slurm.settings import read_settings
-from slurm.study import StudyArguments
+from slurm.planning.settings import read_settings
+from slurm.planning.study import StudyArguments
 from tracking.command import REPOSITORY_ROOT, parse_arguments
 
 STUDIES = sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))

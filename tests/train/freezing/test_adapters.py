@@ -11,8 +11,15 @@ from trl import ModelConfig
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from models.loading import load_model
-from train.adapters import adapted_modules, adapter_breaches, add_adapters, merge_adapter, plan_adapters, target_pattern
-from train.freeze import FreezeArguments, FreezePlan, plan_freeze
+from train.freezing.adapters import (
+    adapted_modules,
+    adapter_breaches,
+    add_adapters,
+    merge_adapter,
+    plan_adapters,
+    target_pattern,
+)
+from train.freezing.freeze import FreezeArguments, FreezePlan, plan_freeze
 
 LORA = ModelConfig(use_peft=True, lora_r=4, lora_alpha=8)
 DECODER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",

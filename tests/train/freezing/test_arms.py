@@ -3,7 +3,7 @@
 import pytest
 
 from models.blocks import Partition
-from train.arms import Arm, parse_arm, parse_arms
+from train.freezing.arms import Arm, parse_arm, parse_arms
 
 PARTITION = Partition(28, (9, 18))
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from models.layout import Layout
 from models.loading import load_model, load_processor
-from train.backward import GraphWitness, layers_with_graph, stop_backward_early
-from train.freeze import FreezeArguments, apply_freeze, plan_freeze
+from train.freezing.backward import GraphWitness, layers_with_graph, stop_backward_early
+from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze
 
 CHECKPOINTING = {"off": None, "non-reentrant": {"use_reentrant": False}, "reentrant": {"use_reentrant": True}}
 

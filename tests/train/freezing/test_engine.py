@@ -11,9 +11,9 @@ from transformers import Trainer, TrainingArguments
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from models.loading import load_model
-from train.engine import ROUNDED_AWAY_FRAC, check_batches, check_precision, inspect_optimizer, zero_stage
-from train.freeze import FreezeArguments, apply_freeze, plan_freeze
-from train.stage import check_windows
+from train.freezing.engine import ROUNDED_AWAY_FRAC, check_batches, check_precision, inspect_optimizer, zero_stage
+from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze
+from train.running.stage import check_windows
 
 MID = FreezeArguments(freeze=["mid"])
 
@@ -96,7 +96,7 @@ def test_ddp_with_reentrant_checkpointing_needs_every_weight_in_every_step(
     training = arguments(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
     plan = plan_freeze(pocket_layout, MID)
     check_batches(training, plan, some_without_images=True)
-    monkeypatch.setattr("train.engine.num_processes", lambda: 2)
+    monkeypatch.setattr("train.freezing.engine.num_processes", lambda: 2)
     with pytest.raises(ValueError, match="needs an image in every prompt; use gradient_checkpointing_kwargs"):
         check_batches(training, plan, some_without_images=True)
     check_batches(training, plan, some_without_images=False)

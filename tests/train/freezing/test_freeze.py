@@ -12,7 +12,7 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.layout import Layout
 from models.loading import load_model
 from models.shards import write_safetensors
-from train.freeze import (
+from train.freezing.freeze import (
     FreezeArguments,
     apply_freeze,
     compare_tensors,

@@ -25,8 +25,8 @@ from transformers import Trainer  # noqa: E402
 
 from models.layout import layout_of  # noqa: E402
 from models.loading import load_model, load_processor  # noqa: E402
-from train.adapters import add_adapters, plan_adapters  # noqa: E402
-from train.freeze import FreezeArguments, apply_freeze, plan_freeze  # noqa: E402
+from train.freezing.adapters import add_adapters, plan_adapters  # noqa: E402
+from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze  # noqa: E402
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 
 from models.layout import Layout, layout_from_config
 from models.pocket import PocketShape, build_config, build_tokenizer
-from train.activations import (
+from train.planning.activations import (
     Precision,
     Tokens,
     ends_bytes,
@@ -131,7 +131,7 @@ def test_eager_attention_keeps_its_weights(pocket_config: Any) -> None:
 def test_adapters_keep_their_inputs(pocket_config: Any, numbers: str) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from train.adapters import target_pattern
+    from train.freezing.adapters import target_pattern
 
     dtype, precision = PRECISIONS[numbers]
     model, layout, _ = build_model(pocket_config, dtype, [])
@@ -159,7 +159,7 @@ def test_norms_of_queries_and_keys_are_counted(qwen3_vl_checkpoint: Path) -> Non
 def test_checkpointed_layers_keep_their_inputs_alone(pocket_config: Any, frozen: list[str]) -> None:
     precision = PRECISIONS["fp32"][1]
     model, layout, trainable = build_model(pocket_config, torch.float32, ["visual", *frozen])
-    model.enable_input_require_grads = lambda: None  # as train/backward.py has it
+    model.enable_input_require_grads = lambda: None  # as train/freezing/backward.py has it
     model.gradient_checkpointing_enable({"use_reentrant": False})
     forward = log_probs(model, autocast=False)
     before = live_storages()

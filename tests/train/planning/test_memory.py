@@ -12,9 +12,9 @@ import pytest
 from models.layout import Layout, layout_of
 from models.pocket import PocketShape, write_pocket_checkpoint
 from tracking.command import REPOSITORY_ROOT
-from train.disk import state_bytes, weights_bytes
-from train.freeze import FreezeArguments, FreezePlan, plan_freeze
-from train.memory import (
+from train.freezing.freeze import FreezeArguments, FreezePlan, plan_freeze
+from train.planning.disk import state_bytes, weights_bytes
+from train.planning.memory import (
     Engine,
     Tensor,
     decays,
@@ -25,7 +25,7 @@ from train.memory import (
     sub_groups,
     tensors_in_memory,
 )
-from train.recipe import deepspeed_engine
+from train.planning.recipe import deepspeed_engine
 
 WIDTHS = {"float32": 4, "bfloat16": 2}
 
@@ -84,7 +84,7 @@ def test_one_process_holds_what_the_plan_says(
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from models.loading import load_model
-    from train.freeze import apply_freeze
+    from train.freezing.freeze import apply_freeze
 
     plan = plan_freeze(pocket_layout, FreezeArguments(freeze=frozen))
     model: Any = load_model(pocket_checkpoint)
@@ -138,7 +138,7 @@ def picture_inputs(checkpoint: Path) -> dict[str, Any]:
 def with_adapters(model: Any, plan: FreezePlan, frozen: list[str], rank: int) -> tuple[FreezePlan, Any]:
     from trl import ModelConfig
 
-    from train.adapters import add_adapters, plan_adapters
+    from train.freezing.adapters import add_adapters, plan_adapters
 
     config = ModelConfig(use_peft=True, lora_r=rank, lora_dropout=0.0)
     adapted = plan_adapters(plan, FreezeArguments(freeze=frozen), config)
@@ -225,7 +225,7 @@ def test_each_rank_of_an_engine_holds_what_the_plan_says(
 def planned_engine(checkpoint: Path, case: dict[str, Any]) -> tuple[list[Tensor], Engine]:
     from trl import ModelConfig
 
-    from train.adapters import plan_adapters
+    from train.freezing.adapters import plan_adapters
 
     bf16 = case["deepspeed"]["bf16"]["enabled"]
     passes = case["deepspeed"]["gradient_accumulation_steps"]

@@ -14,10 +14,10 @@ import yaml
 
 from models.layout import Layout, layout_of
 from tracking.command import REPOSITORY_ROOT
-from train.memory import BACKWARD, ROLLOUT, STEP, Engine
-from train.plan import GPUS, Plan, main, make_plan, memory_of, plan_as_json
-from train.plan_tables import format_plan
-from train.recipe import deepspeed_engine, read_launcher
+from train.planning.memory import BACKWARD, ROLLOUT, STEP, Engine
+from train.planning.plan import GPUS, Plan, main, make_plan, memory_of, plan_as_json
+from train.planning.recipe import deepspeed_engine, read_launcher
+from train.planning.tables import format_plan
 
 ARMS = ["full", "freeze-early", "freeze-mid", "only-late"]
 CONFIG_3B = str(REPOSITORY_ROOT / "configs/frankenstein_3b/config.json")

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from models.pocket import PocketShape, write_pocket_checkpoint
-from train.forecast import CONTEXT_BYTES
-from train.memory import BACKWARD
-from train.plan import Plan, make_plan
+from train.planning.forecast import CONTEXT_BYTES
+from train.planning.memory import BACKWARD
+from train.planning.plan import Plan, make_plan
 
 LOWER = ["embed", "early", "mid"]
 PASS = ("--gradient_accumulation_steps", 2, "--use_vllm", "true", "--vllm_mode", "server", "--image_tokens", 0)
@@ -49,7 +49,7 @@ def trained_model(checkpoint: Path, of_run: Plan, *, device: str) -> tuple[Any, 
 
     model: Any = load_model(checkpoint, dtype=torch.float32).train().to(device)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    model.enable_input_require_grads = lambda: None  # as train/backward.py has it
+    model.enable_input_require_grads = lambda: None  # as train/freezing/backward.py has it
     (needs,) = of_run.forecasts.values()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in set(needs.plan.frozen))

@@ -14,11 +14,15 @@ import pytest
 import torch
 import yaml
 
-import train.rollout_setup as rollout_setup
+import train.rollouts.setup as rollout_setup
 from models.loading import load_model
 from tracking.command import REPOSITORY_ROOT
-from train.generation_defaults import describe, set_aside
-from train.rollout import (
+from train.rollouts.gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
+from train.rollouts.generation_defaults import describe, set_aside
+from train.rollouts.guard import Pass, RolloutGuard
+from train.rollouts.record import RolloutRecord, write_rollout
+from train.rollouts.setup import RolloutArguments, check_context, check_rollout, check_versions
+from train.rollouts.vllm import (
     cache_bytes,
     check_covered,
     check_prompts,
@@ -27,10 +31,6 @@ from train.rollout import (
     one_token_a_picture,
     only_one,
 )
-from train.rollout_gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
-from train.rollout_guard import Pass, RolloutGuard
-from train.rollout_record import RolloutRecord, write_rollout
-from train.rollout_setup import RolloutArguments, check_context, check_rollout, check_versions
 
 IMAGE, START, END = 9, 7, 8
 

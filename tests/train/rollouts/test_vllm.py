@@ -1,6 +1,6 @@
 """GRPO with a real vLLM in the trainer's process, on a CPU: what it sees, what it holds, and what stops a run.
 
-Also the seams of TRL and vLLM: where a test fails after an upgrade, `train/rollout.py` says what it relies on.
+Also the seams of TRL and vLLM: where a test fails after an upgrade, `train/rollouts/vllm.py` says what it relies on.
 """
 
 import gc
@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from data_builders.prompts import Prompt, read_prompts, write_prompts
+from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from models.checkpoint import open_checkpoint
 from models.layout import layout_of
 from tracking.command import REPOSITORY_ROOT
-from train.freeze import FreezeArguments, plan_freeze
+from train.freezing.freeze import FreezeArguments, plan_freeze
 from train.verify import main as verify
 
 pytestmark = pytest.mark.vllm
@@ -210,7 +210,7 @@ def test_another_seed_draws_other_replies(
 
 def _expand_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """As TRL hands pictures over."""
-    monkeypatch.setattr("train.rollout.one_token_a_picture", lambda ids, *_, **__: list(ids))
+    monkeypatch.setattr("train.rollouts.vllm.one_token_a_picture", lambda ids, *_, **__: list(ids))
 
 
 def _swap_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def _forget_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.rollout import CheckedGeneration
+    from train.rollouts.vllm import CheckedGeneration
 
     pairs = CheckedGeneration._iter_named_params
 
@@ -248,7 +248,7 @@ def _forget_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _round_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.rollout import CheckedGeneration
+    from train.rollouts.vllm import CheckedGeneration
 
     pairs = CheckedGeneration._iter_named_params
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_builders.prompts import Prompt, read_prompts, write_prompts
+from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from models.loading import load_processor
-from train.data import DataArguments, build_dataset, count_tokens, filter_prompts, load_prompts, training_order
+from train.running.data import DataArguments, build_dataset, count_tokens, filter_prompts, load_prompts, training_order
 
 
 def test_every_prompt_comes_once_a_pass_in_another_order_each_pass() -> None:

@@ -1,4 +1,4 @@
-from train.order import one_kind_a_batch
+from train.running.order import one_kind_a_batch
 
 KINDS = [True, True, False, True, False, False, True, True]
 

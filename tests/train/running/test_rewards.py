@@ -9,10 +9,10 @@ import numpy as np
 import psutil
 import pytest
 
-import eval.mathematics
+import eval.grading.mathematics
 from eval.grading import grade
-from eval.prompting import STYLES
-from train.rewards import FORMATS, REWARDS, RewardArguments, bind_rewards, choose_rewards, length_penalty
+from eval.replies.prompting import STYLES
+from train.running.rewards import FORMATS, REWARDS, RewardArguments, bind_rewards, choose_rewards, length_penalty
 
 REPLIES = (
     ("<think>2+3</think><answer>5</answer>", "5", "number", 1.0, 1.0),
@@ -71,10 +71,10 @@ def test_a_verdict_that_did_not_come_in_time_is_missing_from_the_later_rewards_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reply = (f"<answer>{random.randrange(10**9)}+x</answer>", "x", "math")
-    assert eval.mathematics.equal_expressions("x", "x") is True
-    monkeypatch.setattr(eval.mathematics, "LIMIT_S", 0.2)
-    monkeypatch.setattr(eval.mathematics, "MARGIN_S", 0.2)
-    for judge in eval.mathematics._idle:
+    assert eval.grading.mathematics.equal_expressions("x", "x") is True
+    monkeypatch.setattr(eval.grading.mathematics, "LIMIT_S", 0.2)
+    monkeypatch.setattr(eval.grading.mathematics, "MARGIN_S", 0.2)
+    for judge in eval.grading.mathematics._idle:
         psutil.Process(judge.process.pid).suspend()
     assert rewards(BOUND[0], [reply]) == [None]
     monkeypatch.undo()

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.freezing import deepspeed_settings, released
-from data_builders.prompts import read_prompts, write_prompts
+from data_builders.prompt_sets.prompts import read_prompts, write_prompts
 from models.checkpoint import open_checkpoint
 from models.layout import layout_of
 from tracking.command import REPOSITORY_ROOT
@@ -114,10 +114,10 @@ def test_under_offload_a_step_in_one_process_holds_prompts_of_one_kind(tiny_prom
     from accelerate import DeepSpeedPlugin
     from trl import ModelConfig, SFTConfig
 
-    from train.data import DataArguments, load_prompts
-    from train.freeze import FreezeArguments
-    from train.stage import Stage, _order
-    from train.telemetry import TelemetryArguments
+    from train.freezing.freeze import FreezeArguments
+    from train.running.data import DataArguments, load_prompts
+    from train.running.stage import Stage, _order
+    from train.running.telemetry import TelemetryArguments
 
     training = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_accumulation_steps=2)
     data = DataArguments(prompts=str(tiny_prompts), split="sft")
@@ -141,14 +141,14 @@ def main() -> None:
     from transformers import TrainerCallback
 
     import train.grpo
-    import train.stage
+    import train.running.stage
     from tracking.command import quiet_libraries
 
     quiet_libraries()
     start, directory = (Path(argument) for argument in sys.argv[1:])
-    mended = train.stage.StaleGradients
+    mended = train.running.stage.StaleGradients
     for engine, callback in [(engine, mended) for engine in ENGINES] + [(engine, None) for engine in UNMENDED]:
-        train.stage.StaleGradients = callback or (lambda plan: TrainerCallback())
+        train.running.stage.StaleGradients = callback or (lambda plan: TrainerCallback())
         values = {
             **SETTINGS, "model_name_or_path": start, "prompts": directory / "prompts",
             "deepspeed": directory / f"{engine}.json",

@@ -10,11 +10,11 @@ from transformers import TrainerCallback
 
 from models.layout import Layout
 from models.loading import load_model, load_processor
-from train.data import DataArguments, build_dataset, load_prompts, training_order
-from train.freeze import FreezeArguments, FreezePlan, apply_freeze, plan_freeze
-from train.telemetry import Telemetry, TelemetryArguments, block_of, is_measured
-from train.trainers import WatchedGRPOTrainer
-from train.validation import validation_sets
+from train.freezing.freeze import FreezeArguments, FreezePlan, apply_freeze, plan_freeze
+from train.running.data import DataArguments, build_dataset, load_prompts, training_order
+from train.running.telemetry import Telemetry, TelemetryArguments, block_of, is_measured
+from train.running.trainers import WatchedGRPOTrainer
+from train.running.validation import validation_sets
 
 NUM_STEPS = 4
 Row = dict[str, Any]

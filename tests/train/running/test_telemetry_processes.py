@@ -86,10 +86,10 @@ def run_case(case: str, checkpoint: Path, prompts_dir: Path, directory: Path, ev
 
     from models.layout import layout_of
     from models.loading import load_model, load_processor
-    from train.data import DataArguments, build_dataset, load_prompts, training_order
-    from train.freeze import FreezeArguments, apply_freeze, plan_freeze
-    from train.telemetry import Telemetry, TelemetryArguments, block_of
-    from train.trainers import WatchedGRPOTrainer
+    from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze
+    from train.running.data import DataArguments, build_dataset, load_prompts, training_order
+    from train.running.telemetry import Telemetry, TelemetryArguments, block_of
+    from train.running.trainers import WatchedGRPOTrainer
 
     class Watched(WatchedGRPOTrainer):
         pass

@@ -13,11 +13,11 @@ from transformers import PrinterCallback
 
 from models.layout import Layout
 from models.loading import load_model, load_processor
-from train.data import DataArguments, build_dataset, load_prompts, training_order
-from train.freeze import FreezeArguments, apply_freeze, count_blocks, plan_freeze
-from train.reporting import FREEZE_TABLE, FreezeTable, wandb_run
-from train.telemetry import Telemetry, TelemetryArguments
-from train.validation import prompts_per_eval_batch, validation_sets
+from train.freezing.freeze import FreezeArguments, apply_freeze, count_blocks, plan_freeze
+from train.running.data import DataArguments, build_dataset, load_prompts, training_order
+from train.running.reporting import FREEZE_TABLE, FreezeTable, wandb_run
+from train.running.telemetry import Telemetry, TelemetryArguments
+from train.running.validation import prompts_per_eval_batch, validation_sets
 
 BLOCK_BYTES = 32_768
 HEADER_BYTES = 7
@@ -71,7 +71,7 @@ def test_wandb_holds_every_row_in_the_run_directory_and_a_continued_run_keeps_it
 ) -> None:
     from trl import SFTConfig, SFTTrainer
 
-    from train.watched import WatchedTrainer
+    from train.running.watched import WatchedTrainer
 
     class WatchedSFTTrainer(SFTTrainer, WatchedTrainer):
         pass

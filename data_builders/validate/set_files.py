@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_builders.pair_pictures import Found
-from data_builders.pair_sets import IMAGES_DIR, MANIFEST_FILE, MASKS_DIR, METADATA_FILE, SPLITS, pair_id, scale_box
-from data_builders.pairs import PAIRS_FILE, TASKS, Pair, from_row, to_line
-from data_builders.vision_grid import Size, VisionGrid
+from data_builders.pairs.pair import PAIRS_FILE, TASKS, Pair, from_row, to_line
+from data_builders.pairs.pictures import Found
+from data_builders.pairs.sets import IMAGES_DIR, MANIFEST_FILE, MASKS_DIR, METADATA_FILE, SPLITS, pair_id, scale_box
+from data_builders.pairs.vision_grid import Size, VisionGrid
 
 CARD_FILE = "README.md"
 MANIFEST_KEYS = {"task": str, "builder_version": int, "arguments": dict, "files": dict}

@@ -1,0 +1,1 @@
+"""Which layers does an answer need? Each left out in turn."""

@@ -1,0 +1,1 @@
+"""Counting pairs: a rendered scene with more and with fewer objects."""

@@ -1,0 +1,1 @@
+"""Grounding pairs: one object at two places of a page."""

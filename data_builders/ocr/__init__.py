@@ -1,0 +1,1 @@
+"""Reading pairs: two words on equal pages."""

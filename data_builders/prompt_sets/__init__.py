@@ -1,0 +1,1 @@
+"""What is a prompt set? Its format, and how pictures get into it."""

@@ -1,0 +1,1 @@
+"""Recognition pairs: a photograph with an object and without it."""

@@ -1,0 +1,1 @@
+"""Where do rows and texts come from? Files, folders and data sets on the hub."""

@@ -1,0 +1,1 @@
+"""Which words are scientific? The word lists of the reading pairs."""

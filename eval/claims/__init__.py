@@ -1,0 +1,1 @@
+"""Does what was measured bear out what the paper claims?"""

@@ -1,0 +1,1 @@
+"""Does one model do better than another? Paired tests on identical prompts."""

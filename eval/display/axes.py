@@ -1,0 +1,18 @@
+"""How does a figure look? Plain axes, labels of regions, resolution."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+REGION_LABELS = {"vision": "vision", "projector": "proj.", "embed": "embed", "norm": "norm", "head": "head"}
+RESOLUTION_DPI = 160
+
+
+def plain(axes: "Axes") -> None:
+    """Draws axes without a box, over a faint grid."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=9)
+    axes.grid(axis="both", color="#eeeeee", zorder=-1)
+    axes.set_axisbelow(True)

@@ -1,0 +1,1 @@
+"""How are replies made? Prompts, pictures, conditions, engines, decoding, and the outcome of each prompt."""

@@ -1,0 +1,1 @@
+"""How sure are we? Scores, paired differences, intervals, tests and power."""

@@ -1,0 +1,1 @@
+"""What does the vision tower know? Probes on its frozen features, layer by layer."""

@@ -1,0 +1,1 @@
+"""How do scripts get to Slurm, and what does it know of them?"""

@@ -1,0 +1,32 @@
+"""Which arguments does a GRPO run have beside TRL's? One dataclass a concern, in the order in which they are parsed."""
+
+from dataclasses import dataclass
+
+from train.freezing.freeze import FreezeArguments
+from train.rollouts.setup import RolloutArguments
+from train.running.data import DataArguments
+from train.running.rewards import RewardArguments
+from train.running.telemetry import TelemetryArguments
+from train.running.validation import ValidationArguments
+
+OUR_ARGUMENTS = (
+    DataArguments,
+    FreezeArguments,
+    RewardArguments,
+    TelemetryArguments,
+    ValidationArguments,
+    RolloutArguments,
+)
+"""Parsed beside TRL's `GRPOConfig` and `ModelConfig`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoArguments:
+    """Everything of a run that is not TRL's."""
+
+    data: DataArguments
+    freeze: FreezeArguments
+    rewards: RewardArguments
+    telemetry: TelemetryArguments
+    validation: ValidationArguments
+    rollout: RolloutArguments
