@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from analyze.attention.command import command as attention
-from analyze.skip.command import command as skip
-from analyze.swap.command import command as swap
+from analyze.attention import command as attention
+from analyze.skip import command as skip
+from analyze.swap import command as swap
 from data_builders.pairs.files import write_pairs
 from data_builders.pairs.pair import Pair
 from tests.eval.test_run import write_prompt_set

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.contact_sheet import (
+from data_builders.contact_sheet import main
+from data_builders.pairs.files import write_pairs
+from data_builders.pairs.pair import Pair
+from data_builders.pairs.sheet import (
     BOX_RGB,
     GAP_PIXELS,
     MARGIN_PIXELS,
@@ -14,11 +17,8 @@ from data_builders.contact_sheet import (
     PICTURE_PIXELS,
     _wrap,
     draw_sheet,
-    main,
     sheet_font,
 )
-from data_builders.pairs.files import write_pairs
-from data_builders.pairs.pair import Pair
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 

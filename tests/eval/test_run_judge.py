@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from eval import run
-from eval.compare.command import command as compare
+from eval.compare import command as compare
 from tracking.command import REPOSITORY_ROOT
 from tracking.records import read_records
 

@@ -9,12 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.slurm.test_render import GOLDEN, ROOT
 
 from slurm.planning.planned import read_study
 from slurm.planning.render import render
 from slurm.planning.settings import read_settings
 from slurm.planning.study import StudyArguments
+from tests.slurm.planning.test_render import GOLDEN, ROOT
 from tracking.command import REPOSITORY_ROOT
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from analyze.deltas import change
 from analyze.deltas.change import Comparison, TensorChange, measure_change, measure_many
-from analyze.deltas.command import change
 from analyze.deltas.floor import ULP_LABELS
 from models.checkpoint import WEIGHTS_FILE, Checkpoint, open_checkpoint
 from models.shards import write_safetensors

@@ -23,7 +23,7 @@ from tracking.command import run_command
 from tracking.records import read_records
 
 NUM_LAYERS = 6
-PUBLISHED = Path(__file__).parents[2] / "../shared/data/published_pairs"
+PUBLISHED = Path(__file__).parents[3] / "../shared/data/published_pairs"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="../shared/data/published_pairs is not here")
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analyze.swap.command import command as swap
+from analyze.swap import command as swap
 from data_builders import build
 from data_builders.pairs.defects import preflight
 from data_builders.pairs.files import read_pairs, write_pairs

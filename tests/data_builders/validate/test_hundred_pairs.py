@@ -7,7 +7,7 @@ import pytest
 
 from data_builders import build
 from data_builders.pairs.files import read_pairs
-from data_builders.validate.command import command as validate
+from data_builders.validate import command as validate
 
 NUM_PAIRS = 100
 SMALL = {

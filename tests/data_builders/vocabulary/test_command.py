@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from data_builders.vocabulary import command as vocabulary
 from data_builders.vocabulary.command import (
     COMMON_FILE,
     SCIENCE_FILE,
@@ -20,7 +21,6 @@ from data_builders.vocabulary.command import (
     read_vocabulary,
     split_of_word,
 )
-from data_builders.vocabulary.command import command as vocabulary
 from data_builders.vocabulary.forms import base_forms
 
 SCIENCE = read_vocabulary(SCIENCE_FILE)

@@ -11,8 +11,7 @@ from eval.grading import CORRECT, INCORRECT, KINDS, UNSCORED, grade
 from eval.grading.answers import RULES
 
 CASES: list[dict[str, Any]] = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "grading_corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    json.loads(line) for line in (Path(__file__).parent / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 STATUS = {
     "same": CORRECT,

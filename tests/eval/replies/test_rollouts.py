@@ -9,7 +9,7 @@ import pytest
 
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from eval import run
-from eval.compare.command import command as compare
+from eval.compare import command as compare
 from eval.replies.rollouts import ROLLOUT_FILE, doubts, read_rollout
 from models.pocket import PocketShape, write_pocket_checkpoint
 

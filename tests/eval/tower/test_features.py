@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_builders.prompt_sets.images import PixelLimits
 from eval.replies.subject import open_subject
-from eval.tower.command import features as tower_features
+from eval.tower import features as tower_features
 from eval.tower.features import (
     FeatureStore,
     embed_as_pixels,

@@ -16,7 +16,7 @@ import pytest
 from slurm.planning.cluster import Cluster
 from slurm.planning.render import SHAPES, ClusterJob, Task, render
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 ROOT = Path("/home/me/frankenstein suite")
 CLUSTER = Cluster(
     time=["default=04:00:00", "arm=1-00:00:00"], gpus_per_node=8, account="lab 7", partition="gpu", cpu_partition="cpu",

@@ -14,8 +14,9 @@ import yaml
 
 from models.layout import Layout, layout_of
 from tracking.command import REPOSITORY_ROOT
+from train.plan import main
 from train.planning.memory import BACKWARD, ROLLOUT, STEP, Engine
-from train.planning.plan import GPUS, Plan, main, make_plan, memory_of, plan_as_json
+from train.planning.plan import GPUS, Plan, make_plan, memory_of, plan_as_json
 from train.planning.recipe import deepspeed_engine, read_launcher
 from train.planning.tables import format_plan
 
