@@ -22,16 +22,12 @@ Known limits: a batch goes on until its longest reply has ended. In lower precis
 shape of its batch; `controls.csv` says how many do.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from analyze.probes.inputs import (
     SKIPPED_COLUMNS,
-    Problem,
     check_choices,
     check_least,
     check_loading,
@@ -41,27 +37,24 @@ from analyze.probes.inputs import (
     skipped_rows,
     unreadable_images,
 )
+from analyze.skip.controls import check_controls, control_table
 from analyze.skip.figures import draw_all
-from analyze.skip.plan import KINDS, NONE, Configuration, make_configurations
-from analyze.skip.run import Row, all_rows, make_units, row_record
-from analyze.skip.tables import control_table, rate_table
+from analyze.skip.plan import KINDS, NONE, Asking, all_rows, make_configurations
+from analyze.skip.run import answer_all
+from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
-from eval.replies.batching import BatchSize
 from eval.replies.prompting import check_style
-from eval.replies.subject import Subject, open_subject
+from eval.replies.subject import open_subject
 from eval.run import MIN_REPETITION_WINDOW
 from models.blocks import make_partition
 from models.layout import layout_of
 from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
-from tracking.progress import progress
 from tracking.sharding import SharedLog, open_shared_run
 from tracking.tables import format_columns, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from eval.replies.generation import Generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +135,9 @@ def probe(arguments: SkipArguments) -> Path:
         run.note(**subject.facts)
         unreadable = on_main_process(lambda: unreadable_images(problems))
         put = readable(problems, unreadable)
+        asking = Asking(**{one.name: getattr(arguments, one.name) for one in fields(Asking)})
         with SharedLog(output_dir, [row.key for row in all_rows(put, configurations)]) as log:
-            _answer_all(arguments, subject, put, configurations, log)
+            answer_all(subject, put, configurations, log, asking, title=f"{arguments.model}: skip")
             records = log.merge()
 
         def write() -> None:
@@ -156,81 +150,10 @@ def probe(arguments: SkipArguments) -> Path:
             write_table(output_dir / "skipped.csv", skipped)
             draw_all(rates, partition, output_dir / "figures")
             _print_summary(rates, controls, num_skipped=len(unreadable))
-            _check_controls(controls, output_dir)
+            check_controls(controls, output_dir)
 
         on_main_process(write)
     return output_dir
-
-
-def _answer_all(
-    arguments: SkipArguments,
-    subject: Subject,
-    problems: Sequence[Problem],
-    configurations: Sequence[Configuration],
-    log: SharedLog,
-) -> None:
-    """Generates, grades and records what is not done."""
-    from eval.replies.generation import render_prompt
-
-    model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
-    texts = {
-        problem.key: render_prompt(
-            processor, problem.prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt
-        )
-        for problem in problems
-    }
-    units = [
-        unit
-        for task in dict.fromkeys(problem.task for problem in problems)
-        for unit in make_units([p for p in problems if p.task == task], texts, configurations, arguments.batch_size)
-    ]
-    own = [units[number] for number in log.pending_groups([[row.key for row in unit] for unit in units])]
-    size = BatchSize(arguments.batch_size)
-    dtype = str(model.dtype).removeprefix("torch.")
-    for unit in progress(own, label=f"{arguments.model}: skip", unit="batch"):
-        answers = _answers(arguments, model, processor, unit, texts, size)
-        log.append(
-            *[row_record(row, text=texts[row.problem.key], dtype=dtype, answer=answer) for row, answer in answers]
-        )
-
-
-def _answers(
-    arguments: SkipArguments, model: Any, processor: Any, unit: Sequence[Row], texts: dict[str, str], size: BatchSize
-) -> Iterator[tuple[Row, "Generation"]]:
-    import torch
-
-    from analyze.skip.generation import Rows, answer_rows
-    from analyze.skip.layers import RowwiseSkip
-    from eval.replies.generation import generate, greedy_settings
-
-    settings = greedy_settings(model, processor, arguments.max_new_tokens)
-
-    def work(rows: Sequence[Row]) -> list["Generation"]:
-        problems = list(dict.fromkeys(row.problem for row in rows))
-        rendered = [texts[problem.key] for problem in problems]
-        images = [problem.image_paths for problem in problems]
-        configurations = [row.configuration for row in rows if row.configuration]
-        if not configurations:
-            return generate(model, processor, rendered, images, settings)
-        with RowwiseSkip(model) as skip:
-            batch = Rows(
-                texts=rendered,
-                images=images,
-                prompts=[problems.index(row.problem) for row in rows],
-                plan=torch.from_numpy(np.stack([one.plan(skip.num_layers) for one in configurations])),
-            )
-            return answer_rows(model, processor, skip, batch, settings, repetition_window=arguments.repetition_window)
-
-    for rows, generations in size.run(unit, work):
-        yield from zip(rows, generations, strict=True)
-
-
-def _check_controls(controls: "pd.DataFrame", output_dir: Path) -> None:
-    for _, row in controls[~controls["holds"]].iterrows():
-        raise RuntimeError(
-            f"{row['task']}: with nothing left out only {row['num_equal_replies']} of {row['n']} replies are the plain "
-            f"model's; the drops in {output_dir / 'rates.csv'} are not to be trusted"
-        )
 
 
 def _print_summary(rates: "pd.DataFrame", controls: "pd.DataFrame", *, num_skipped: int) -> None:

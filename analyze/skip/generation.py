@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from analyze.skip.layers import Branches, Plan, RowwiseSkip
-from analyze.skip.tables import REPETITION
+from analyze.skip.records import REPETITION
 from eval.replies.decoding import prompt_positions
 from eval.replies.generation import Generation, tokenizer_of
 from eval.replies.repetition import RepetitionStop

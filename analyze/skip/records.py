@@ -1,0 +1,35 @@
+"""What is kept of an answer with parts left out? The whole reply, graded, under the name of its configuration."""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from eval.grading import grade
+from tracking.records import Record
+
+if TYPE_CHECKING:
+    from analyze.skip.plan import Row
+    from eval.replies.generation import Generation
+
+REPETITION = "repetition"
+"""How a reply ended that went round in circles, beside `stop` and `length`."""
+
+
+def row_record(row: "Row", *, text: str, dtype: str, answer: "Generation") -> Record:
+    """Returns what is kept of one answer, graded."""
+    prompt = row.problem.prompt
+    verdict = grade(answer.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
+    return {
+        "key": row.key,
+        **row.problem.head,
+        "configuration": row.name,
+        "gold": prompt.answer,
+        "answer_kind": prompt.answer_kind,
+        "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "dtype": dtype,
+        "response": answer.response,
+        "num_tokens": answer.num_tokens,
+        "finish_reason": answer.finish_reason,
+        "extracted": verdict.extracted,
+        "status": verdict.status,
+        "rule": verdict.rule,
+    }
