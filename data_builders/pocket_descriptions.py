@@ -16,7 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_builders.pocket.world import SPLIT_ABILITIES, Scene, count_colours, draw_split, render
+from data_builders.pocket.draw import Scene, count_colours, render
+from data_builders.pocket.world import SPLIT_ABILITIES, draw_split
 from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_builders.grounding.build import BACKGROUNDS, COLOURS, GAP_PIXELS, PROMPT, SHAPES, Thing, gap_between
+from data_builders.grounding.build import GAP_PIXELS, PROMPT, gap_between
+from data_builders.grounding.draw import BACKGROUNDS, COLOURS, SHAPES, Thing
 from data_builders.pairs.pair import Box, Pair, box_text
 from data_builders.pairs.pictures import Found, PairPictures, box_around
 

@@ -30,19 +30,17 @@ from typing import NamedTuple
 
 from data_builders.pairs.pair import Pair
 from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, pair_id
-from data_builders.pocket.world import (
+from data_builders.pocket.draw import (
     CELL_PIXELS,
     GRID,
     Scene,
     Thing,
-    content_of,
     count_colours,
-    draw_expression,
     draw_scene,
     render,
-    split_of,
     things_by_place,
 )
+from data_builders.pocket.world import content_of, draw_expression, split_of
 from models.pocket import COLOURS, PLACES, SHAPES
 from tracking.command import did_you_mean
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from data_builders.pairs.pictures import Found, PairPictures, box_around
-from data_builders.pocket.world import BACKGROUND_RGB, CELL_PIXELS, GRID, IMAGE_PIXELS, RGB, Scene, Thing, render
+from data_builders.pocket.draw import BACKGROUND_RGB, CELL_PIXELS, GRID, IMAGE_PIXELS, RGB, Scene, Thing, render
 from models.pocket import COLOURS, PLACES, SHAPES
 
 DEFECTS = {

@@ -18,24 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
+from data_builders.pocket.draw import Scene, count_colours, draw_scene, render, things_by_place
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
-from models.pocket import COLOURS, PLACES, SHAPES
-
-GRID = 3
-CELL_PIXELS = 28
-"""One vision token of Qwen2.5-VL: patch 14 x spatial merge 2."""
-IMAGE_PIXELS = GRID * CELL_PIXELS
-MAX_THINGS = 6
-OVERSAMPLING = 4
-"""Shapes are drawn this much larger and reduced, so that their edges are smooth."""
-
-RGB = {"red": (214, 40, 40), "green": (38, 150, 60), "blue": (40, 80, 210), "yellow": (235, 200, 30)}
-BACKGROUND_RGB = (122, 116, 104)
-"""The mean colour that the processor subtracts: an empty cell is zero to the model."""
-RADIUS_PIXELS = (9.0, 10.5)
-JITTER_PIXELS = 1.5
+from models.pocket import COLOURS, SHAPES
 
 SPLIT_SHARES = {"base": 40, "sft": 15, "rl": 25, "validation": 5, "test": 15}
 """Percent of all possible samples that each split may draw from."""
@@ -69,21 +54,6 @@ class PocketSizes:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object in a cell; radius and offsets, in pixels, move it inside the cell."""
-
-    shape: str
-    colour: str
-    radius: float
-    offset_x: float
-    offset_y: float
-
-
-Scene = tuple[Thing | None, ...]
-"""The nine cells, row by row."""
-
-
-@dataclass(frozen=True)
 class Question:
     """A question about a scene, its answer, and the thought a teacher writes before it."""
 
@@ -91,54 +61,6 @@ class Question:
     answer: str
     answer_kind: str
     thought: str
-
-
-def draw_scene(rng: random.Random) -> Scene:
-    """Draws 2 to 6 objects in two to four colours; each fills a cell of its own."""
-    num_things = rng.randint(2, MAX_THINGS)
-    colours = rng.sample(COLOURS, len(COLOURS))
-    cells: list[Thing | None] = [None] * (GRID * GRID)
-    for cell in rng.sample(range(GRID * GRID), num_things):
-        cells[cell] = Thing(
-            rng.choice(SHAPES),
-            rng.choice(colours),
-            radius=rng.uniform(*RADIUS_PIXELS),
-            offset_x=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
-            offset_y=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
-        )
-    return tuple(cells)
-
-
-def render(scene: Scene) -> Image.Image:
-    """Returns the scene as an 84 x 84 RGB picture."""
-    side = IMAGE_PIXELS * OVERSAMPLING
-    image = Image.new("RGB", (side, side), BACKGROUND_RGB)
-    canvas = ImageDraw.Draw(image)
-    for cell, thing in enumerate(scene):
-        if thing is None:
-            continue
-        row, column = divmod(cell, GRID)
-        x = ((column + 0.5) * CELL_PIXELS + thing.offset_x) * OVERSAMPLING
-        y = ((row + 0.5) * CELL_PIXELS + thing.offset_y) * OVERSAMPLING
-        r = thing.radius * OVERSAMPLING
-        fill = RGB[thing.colour]
-        if thing.shape == "circle":
-            canvas.ellipse((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=fill)
-        elif thing.shape == "square":
-            canvas.rectangle((x - 1.1 * r, y - 1.1 * r, x + 1.1 * r, y + 1.1 * r), fill=fill)
-        else:
-            canvas.polygon([(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=fill)
-    return image.resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.Resampling.BOX)
-
-
-def count_colours(scene: Scene) -> dict[str, int]:
-    """Returns how many objects have each colour."""
-    return {colour: sum(thing is not None and thing.colour == colour for thing in scene) for colour in COLOURS}
-
-
-def things_by_place(scene: Scene) -> dict[str, Thing]:
-    """Returns the objects by the names of their places, row by row."""
-    return {place: thing for place, thing in zip(PLACES, scene, strict=True) if thing is not None}
 
 
 def ask_vision(scene: Scene, rng: random.Random) -> Question:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_builders.pocket.world import Scene, draw_scene, render
+from data_builders.pocket.draw import Scene, draw_scene, render
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from tracking.progress import progress
 

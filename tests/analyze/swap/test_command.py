@@ -18,7 +18,7 @@ from analyze.swap.prefix import Reply
 from analyze.swap.run import swap_pairs
 from data_builders.pairs.files import read_pairs, write_pairs
 from data_builders.pairs.pair import Pair
-from data_builders.pocket.world import draw_scene, render
+from data_builders.pocket.draw import draw_scene, render
 from eval.replies.generation import greedy_settings
 from models.loading import load_model, load_processor
 from tracking.command import run_command

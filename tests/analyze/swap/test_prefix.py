@@ -18,7 +18,7 @@ from analyze.swap.reference import (
     swapped,
 )
 from analyze.swap.run import make_plan, plain_replies, trimmed
-from data_builders.pocket.world import draw_scene, render
+from data_builders.pocket.draw import draw_scene, render
 from eval.replies.generation import greedy_settings
 from eval.replies.prompting import chat_messages
 from models.loading import load_processor
