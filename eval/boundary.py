@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 from data_builders.build import DATA_DIR, write_manifest
 from data_builders.prompt_sets.images import place_file
 from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts, write_prompts
-from eval.grading import CORRECT, UNSCORED, grade
+from eval.grading import CORRECT, UNSCORED
+from eval.replies.answering import graded
 from eval.replies.prompting import check_style
 from eval.replies.sampling import SeededSampler, reply_seed
 from eval.replies.subject import Subject, open_subject
@@ -190,21 +191,10 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
             settings,
             SeededSampler(seeds, temperature=arguments.temperature, device=model.device),
         )
-        records: list[Record] = []
-        for (prompt, number), generation in zip(chosen, generations, strict=True):
-            verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
-            records.append(
-                {
-                    "key": _key(prompt, number),
-                    "id": prompt.id,
-                    "response": generation.response,
-                    "num_tokens": generation.num_tokens,
-                    "finish_reason": generation.finish_reason,
-                    "extracted": verdict.extracted,
-                    "status": verdict.status,
-                    "rule": verdict.rule,
-                }
-            )
+        records: list[Record] = [
+            {"key": _key(prompt, number), "id": prompt.id, **graded(prompt, generation)}
+            for (prompt, number), generation in zip(chosen, generations, strict=True)
+        ]
         log.append(*[record for record in records if record["key"] not in log])
 
 

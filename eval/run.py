@@ -43,6 +43,7 @@ from eval.replies.conditions import (
     count_without_images,
     make_queries,
 )
+from eval.replies.decoding import check_repetition_window
 from eval.replies.descriptions import DescriptionArguments, Descriptions, open_descriptions
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
 from eval.replies.outcomes import DESCRIBED, GIVEN
@@ -70,8 +71,6 @@ __all__ = ["ARGUMENTS", "EvaluationArguments", "Task", "evaluate", "load_task", 
 
 CACHE_DIR = "outputs/tasks"
 ATTENTION = "sdpa"
-MIN_REPETITION_WINDOW = 16
-"""Four rounds of a cycle of four tokens; with fewer, numbers and lists would be ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +119,7 @@ class EvaluationArguments:
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.repetition_window and self.repetition_window < MIN_REPETITION_WINDOW:
-            raise ValueError(
-                f"repetition_window is {self.repetition_window}; so few tokens repeat in sound replies too, it must be "
-                f"at least {MIN_REPETITION_WINDOW}, or 0 to end no reply"
-            )
+        check_repetition_window(self.repetition_window)
         repeated = {task for task in self.tasks if self.tasks.count(task) > 1}
         if repeated:
             raise ValueError(f"task {sorted(repeated)[0]!r} is named twice")

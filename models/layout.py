@@ -102,6 +102,15 @@ def config_value(config: dict[str, Any], *keys: str) -> Any:
     return config.get(key)
 
 
+def head_size(config: dict[str, Any]) -> int:
+    """Returns the width of the decoder's attention heads: as named, or the hidden size divided among them."""
+    named = config_value(config, "text_config", "head_dim")
+    if named:
+        return int(named)
+    hidden, num_heads = (config_value(config, "text_config", key) for key in ("hidden_size", "num_attention_heads"))
+    return int(hidden // num_heads)
+
+
 def is_tied(config: dict[str, Any]) -> bool:
     """True where the output head is the embedding matrix.
 

@@ -16,7 +16,7 @@ from analyze.attention.controls import NUM_CONTROL_REPLIES, check_model
 from analyze.attention.plan import MODES, Contender, Unit
 from analyze.attention.records import Label, encode_masses
 from analyze.probes.inputs import Problem
-from eval.grading import grade
+from eval.replies.answering import graded
 from eval.replies.batching import BatchSize
 from models.families import family_of
 from tracking.progress import progress
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from eval.replies.generation import Processor
 
 Item = TypeVar("Item")
+KEPT_OF_ANSWERS = ("response", "num_tokens", "finish_reason", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,15 +171,9 @@ def _answer(label: Label, loaded: Loaded, batch: Sequence[Problem]) -> list[Reco
             "model": label.name,
             "seed": label.seed,
             **problem.head,
-            "response": generation.response,
-            "num_tokens": generation.num_tokens,
-            "finish_reason": generation.finish_reason,
-            "status": grade(
-                generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision
-            ).status,
+            **{name: value for name, value in graded(problem.prompt, generation).items() if name in KEPT_OF_ANSWERS},
         }
         for problem, generation in zip(batch, generations, strict=True)
-        for prompt in [problem.prompt]
     ]
 
 

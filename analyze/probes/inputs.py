@@ -15,6 +15,7 @@ from eval.grading import KINDS
 from eval.run import load_task
 from models.layout import Layout
 from tracking.command import did_you_mean
+from tracking.processes import on_main_process
 from tracking.progress import progress
 
 SKIPPED_COLUMNS = ["task", "id", "reason"]
@@ -92,6 +93,18 @@ def unreadable_images(problems: Sequence[Problem]) -> dict[str, str]:
                 said = type(error).__name__ if path.name in str(error) else " ".join(str(error).split())
                 reasons[problem.key] = f"image {path.name} cannot be read: {said}"
     return reasons
+
+
+def leave_out_unreadable(problems: Sequence[Problem]) -> tuple[list[Problem], list[dict[str, str]]]:
+    """Returns the problems that can be put, and a row of `SKIPPED_COLUMNS` for each that is left out.
+
+    The main process looks for all.
+
+    Raises:
+        ValueError: where none can be put.
+    """
+    unreadable = on_main_process(lambda: unreadable_images(problems))
+    return readable(problems, unreadable), skipped_rows(problems, unreadable)
 
 
 def readable(problems: Sequence[Problem], unreadable: dict[str, str]) -> list[Problem]:

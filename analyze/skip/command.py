@@ -32,10 +32,8 @@ from analyze.probes.inputs import (
     check_least,
     check_loading,
     check_sight,
+    leave_out_unreadable,
     load_problems,
-    readable,
-    skipped_rows,
-    unreadable_images,
 )
 from analyze.skip.controls import check_controls, control_table
 from analyze.skip.figures import draw_all
@@ -43,9 +41,9 @@ from analyze.skip.plan import KINDS, NONE, Asking, all_rows, make_configurations
 from analyze.skip.run import answer_all
 from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
+from eval.replies.decoding import check_repetition_window
 from eval.replies.prompting import check_style
 from eval.replies.subject import open_subject
-from eval.run import MIN_REPETITION_WINDOW
 from models.blocks import make_partition
 from models.layout import layout_of
 from tracking.command import is_main_process, parse_arguments
@@ -90,11 +88,7 @@ class SkipArguments:
         check_style(self.prompt_style)
         check_loading(dtype=self.dtype, attn_implementation=self.attn_implementation)
         check_least(self, max_new_tokens=1, batch_size=1, max_problems=1, repetition_window=0)
-        if 0 < self.repetition_window < MIN_REPETITION_WINDOW:
-            raise ValueError(
-                f"repetition_window is {self.repetition_window}; so few tokens repeat in sound replies too, it must be "
-                f"at least {MIN_REPETITION_WINDOW}, or 0 to end no reply"
-            )
+        check_repetition_window(self.repetition_window)
         if self.abilities:
             check_choices("ability", self.abilities, ABILITIES)
 
@@ -133,8 +127,7 @@ def probe(arguments: SkipArguments) -> Path:
         if run.finished:
             return output_dir
         run.note(**subject.facts)
-        unreadable = on_main_process(lambda: unreadable_images(problems))
-        put = readable(problems, unreadable)
+        put, left_out = leave_out_unreadable(problems)
         asking = Asking(**{one.name: getattr(arguments, one.name) for one in fields(Asking)})
         with SharedLog(output_dir, [row.key for row in all_rows(put, configurations)]) as log:
             answer_all(subject, put, configurations, log, asking, title=f"{arguments.model}: skip")
@@ -146,10 +139,10 @@ def probe(arguments: SkipArguments) -> Path:
             rates, controls = rate_table(records, configurations, partition), control_table(records)
             write_table(output_dir / "rates.csv", rates)
             write_table(output_dir / "controls.csv", controls)
-            skipped = pd.DataFrame(skipped_rows(problems, unreadable), columns=SKIPPED_COLUMNS)
+            skipped = pd.DataFrame(left_out, columns=SKIPPED_COLUMNS)
             write_table(output_dir / "skipped.csv", skipped)
             draw_all(rates, partition, output_dir / "figures")
-            _print_summary(rates, controls, num_skipped=len(unreadable))
+            _print_summary(rates, controls, num_skipped=len(left_out))
             check_controls(controls, output_dir)
 
         on_main_process(write)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analyze.skip.plan import NONE, PLAIN
-from analyze.skip.records import REPETITION
 from eval.grading import CORRECT
+from eval.replies.decoding import REPETITION
 from eval.statistics.intervals import mcnemar
 from tracking.records import Record
 

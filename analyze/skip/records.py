@@ -3,21 +3,17 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from eval.grading import grade
+from eval.replies.answering import graded
 from tracking.records import Record
 
 if TYPE_CHECKING:
     from analyze.skip.plan import Row
     from eval.replies.generation import Generation
 
-REPETITION = "repetition"
-"""How a reply ended that went round in circles, beside `stop` and `length`."""
-
 
 def row_record(row: "Row", *, text: str, dtype: str, answer: "Generation") -> Record:
     """Returns what is kept of one answer, graded."""
     prompt = row.problem.prompt
-    verdict = grade(answer.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
     return {
         "key": row.key,
         **row.problem.head,
@@ -26,10 +22,5 @@ def row_record(row: "Row", *, text: str, dtype: str, answer: "Generation") -> Re
         "answer_kind": prompt.answer_kind,
         "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "dtype": dtype,
-        "response": answer.response,
-        "num_tokens": answer.num_tokens,
-        "finish_reason": answer.finish_reason,
-        "extracted": verdict.extracted,
-        "status": verdict.status,
-        "rule": verdict.rule,
+        **graded(prompt, answer),
     }

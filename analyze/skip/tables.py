@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analyze.skip.plan import NONE, Configuration
-from analyze.skip.records import REPETITION
 from eval.grading import CORRECT, UNSCORED
+from eval.replies.decoding import REPETITION
 from eval.statistics.intervals import holm, mcnemar, paired_interval, wilson
 from models.blocks import Partition
 from tracking.records import Record

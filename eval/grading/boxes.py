@@ -5,9 +5,10 @@ compared as they are written: whoever asks maps a model's coordinates to those o
 """
 
 import re
+from collections.abc import Sequence
 
-from data_builders.pairs.pair import Box, box_area, intersection
-
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge (xyxy)."""
 MIN_IOU = 0.5
 """Above it two boxes are the same (arXiv 2602.12395, appendix D)."""
 
@@ -37,9 +38,16 @@ def boxes_in(text: str) -> list[Box]:
 
 def iou(first: Box, second: Box) -> float:
     """Returns the intersection of two boxes over their union; zero where neither has an area."""
-    shared = box_area(intersection(first, second))
-    union = box_area(first) + box_area(second) - shared
+    overlap = (*map(max, first[:2], second[:2]), *map(min, first[2:], second[2:]))
+    shared = _area(overlap)
+    union = _area(first) + _area(second) - shared
     return shared / union if union > 0 else 0.0
+
+
+def _area(box: Sequence[float]) -> float:
+    """Returns a box's area; zero where an edge stands on the wrong side."""
+    left, top, right, bottom = box
+    return max(0.0, right - left) * max(0.0, bottom - top)
 
 
 def equal_boxes(answer: str, gold: str) -> bool | None:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import grade, is_well_formed
 from eval.replies.batching import BatchSize
 from eval.replies.conditions import Query
@@ -60,7 +61,6 @@ def answer_batch(
 
 def _record(query: Query, text: str, generation: "Generation") -> Record:
     prompt = query.prompt
-    verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
     return {
         "key": query.key,
         "task": query.task,
@@ -75,11 +75,19 @@ def _record(query: Query, text: str, generation: "Generation") -> Record:
         "precision": prompt.precision,
         "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "images_sha256": pictures_sha256(query.pictures),
+        **graded(prompt, generation),
+        "well_formed": is_well_formed(generation.response),
+    }
+
+
+def graded(prompt: Prompt, generation: "Generation") -> Record:
+    """Returns what records keep of a reply: its text, why it ended, and the verdict of the rules."""
+    verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
+    return {
         "response": generation.response,
         "num_tokens": generation.num_tokens,
         "finish_reason": generation.finish_reason,
         "extracted": verdict.extracted,
         "status": verdict.status,
         "rule": verdict.rule,
-        "well_formed": is_well_formed(generation.response),
     }

@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 STOP, LENGTH, REPETITION = "stop", "length", "repetition"
 """Why a reply ended: the model ended its turn, the limit did, or it went round in circles."""
+MIN_REPETITION_WINDOW = 16
+"""Four rounds of a cycle of four tokens; with fewer, numbers and lists would be ended."""
+
+
+def check_repetition_window(window: int) -> None:
+    """Refuses a window so short that it would end sound replies; 0 ends none."""
+    if window and window < MIN_REPETITION_WINDOW:
+        raise ValueError(
+            f"repetition_window is {window}; so few tokens repeat in sound replies too, it must be at least "
+            f"{MIN_REPETITION_WINDOW}, or 0 to end no reply"
+        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from eval.replies.decoding import LENGTH, REPETITION, STOP
 from eval.replies.pictures import Picture, PixelLimits, open_picture
 from eval.replies.sampling import SamplingArguments
 from models.checkpoint import open_checkpoint
-from models.layout import read_model_config
+from models.layout import head_size, read_model_config
 from models.shards import DTYPES
 from tracking.command import quiet_libraries
 from tracking.offspring import Offspring
@@ -274,9 +274,7 @@ def check_platform(directory: Path, *, otherwise: str) -> None:
 def _check_head_size(directory: Path, otherwise: str) -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # no public name (0.31)
 
-    config = read_model_config(directory)
-    text = config.get("text_config") or config
-    size = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    size = head_size(read_model_config(directory))
     known = CPUAttentionBackend.get_supported_head_sizes()
     if size not in known:
         raise ValueError(

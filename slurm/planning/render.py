@@ -15,6 +15,7 @@ from pathlib import Path
 
 from slurm.planning.cluster import Cluster, slurm_time
 from slurm.planning.settings import check_one_line
+from slurm.planning.study import StudyJob
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SHAPES = ("cpu", "process", "node", "nodes", "vllm")
@@ -22,18 +23,6 @@ LINE = 116
 """Characters of a line, beyond which a command is broken."""
 SHUTDOWN_MARGIN_S = 5
 """A launcher kills its processes this long before Slurm would."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One command: a job by itself, or one of an array."""
-
-    name: str
-    index: int
-    """Its number in the array; the same number in all arrays is the same arm and seed."""
-    command: tuple[str, ...]
-    """Module and arguments."""
-    directory: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +34,8 @@ class ClusterJob:
     kind: str
     title: str
     shape: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[StudyJob, ...]
+    """One, or those of an array; an index stands for the same arm and seed in all arrays."""
     folder: str
     """Folder of the launch: scripts, logs, attempts."""
     nodes: int = 1
@@ -90,7 +80,7 @@ def render(job: ClusterJob, cluster: Cluster, *, root: Path) -> str:
     """
     import jinja2
 
-    texts = {task.name: [task.name, task.directory, *task.command] for task in job.tasks}
+    texts = {task.name: [task.name, task.output_dir, *task.command] for task in job.tasks}
     check_one_line({"repository": str(root), "study": job.folder, "title": job.title, **texts})
     check_one_line({"server model": job.server_model, "server options": list(job.server_options)})
     environment = jinja2.Environment(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slurm.planning.cluster import Cluster
-from slurm.planning.render import ClusterJob, Task
+from slurm.planning.render import ClusterJob
 from slurm.planning.study import INFERENCE, TRAINING, StudyArguments, StudyJob
 
 VLLM_WORDS = (
@@ -73,17 +73,13 @@ def make_stages(
         group = grouped[name]
         kind = group[0].kind
         nodes, gpus, server_gpus = _gpus(kind, arguments, cluster, arm_gpus)
-        tasks = [
-            Task(name=job.name, index=job.index, command=job.command, directory=job.output_dir)
-            for job in sorted(group, key=lambda job: job.index)
-        ]
         submission = ClusterJob(
             name=name,
             study=study,
             kind=kind,
             title=TITLES.get(name, f"{name}: {group[0].command[0]}."),
             shape=_shape(nodes, gpus, server_gpus),
-            tasks=tuple(tasks),
+            tasks=tuple(sorted(group, key=lambda job: job.index)),
             folder=folder,
             nodes=nodes,
             gpus=gpus,

@@ -171,7 +171,7 @@ def _submit_stage(stage: Stage, cluster: Cluster, submitted: dict[str, Submitted
             ids=ids,
             is_array=stage.job.is_array,
             waits=waits,
-            tasks=[{"index": task.index, "name": task.name, "directory": task.directory} for task in stage.job.tasks],
+            tasks=[{"index": task.index, "name": task.name, "directory": task.output_dir} for task in stage.job.tasks],
         )
         records = [asdict(entry) for entry in submitted.values()]
         write_text(folder / JOBS_FILE, json.dumps(records, indent=1) + "\n")

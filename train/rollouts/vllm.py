@@ -34,7 +34,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from eval.replies.engines import CACHE_VARIABLE, available_bytes
-from models.layout import WIDTHS
+from models.layout import WIDTHS, head_size
 from tracking.processes import num_processes
 from train.rollouts.setup import RolloutArguments
 
@@ -239,8 +239,7 @@ class CheckedGeneration(VLLMGeneration):
 def cache_bytes(config: Any, num_tokens: int, dtype: str) -> int:
     """Returns the bytes that keys and values of so many tokens take: 2 · layers · heads · head size · width each."""
     text = config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * WIDTHS[dtype]
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size(text.to_dict()) * WIDTHS[dtype]
     return int(num_tokens * per_token)
 
 

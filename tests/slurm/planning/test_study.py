@@ -126,7 +126,7 @@ def test_models_and_prompts_at_hand_are_waited_for_by_nobody() -> None:
     plan = necessity(arguments.output_dir, built=False)
     stages = stages_of(plan_study(arguments, {**plan, "prompts": "outputs/rl/data"}), arguments)
     assert waits(stages["train"]) == {"afterok:prompts"}
-    assert stages["prompts"].job.tasks[0].directory == "outputs/rl"
+    assert stages["prompts"].job.tasks[0].output_dir == "outputs/rl"
 
 
 def test_jobs_get_the_gpus_they_need() -> None:
