@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from data_builders.prompt_sets.prompts import Prompt
 from eval.replies.engines import check_platform
-from eval.replies.generation import tokenizer_of
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
@@ -26,7 +25,6 @@ from train.running.data import DataArguments, FilterReport, filter_prompts, load
 from train.running.grpo_arguments import OUR_ARGUMENTS, GrpoArguments
 from train.running.rewards import RewardArguments, bind_rewards
 from train.running.stage import Stage, check_windows, run_stage, steps_to_train
-from train.running.validation import load_validation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,7 +96,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
     ) -> "WatchedTrainer":
-        from train.running.trainers import WatchedGRPOTrainer
+        from train.running.trainers import WatchedGRPOTrainer, common_arguments
 
         unasked = set_aside(model)
         if unasked and not training.use_vllm and is_main_process():
@@ -110,21 +108,10 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
             asked = training.generation_kwargs or {}
             training.generation_kwargs = {**asked, "logit_bias": {**asked.get("logit_bias", {}), **banned}}
         num_generations = training.num_generations_eval or training.num_generations
-        trainer: WatchedTrainer = WatchedGRPOTrainer(
-            model,
-            reward_funcs=reward_functions,
-            args=training,
-            train_dataset=dataset,
-            eval_dataset=load_validation(
-                ours.validation,
-                ours.data,
-                training,
-                num_generations=num_generations,
-                text_only=tokenizer_of(processor) is processor,
-            ),
-            processing_class=processor,
-            **rollout,
+        given = common_arguments(
+            training, processor, dataset, ours.data, ours.validation, num_generations=num_generations
         )
+        trainer: WatchedTrainer = WatchedGRPOTrainer(model, reward_funcs=reward_functions, **given, **rollout)
         return trainer
 
     stage = Stage(

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.replies.generation import tokenizer_of
 from tracking.command import is_main_process, parse_arguments, run_command
 from train.freezing.freeze import FreezeArguments
 from train.running.data import DataArguments, load_prompts
 from train.running.stage import Stage, check_windows, run_stage, steps_to_train
 from train.running.telemetry import TelemetryArguments
-from train.running.validation import ValidationArguments, load_validation
+from train.running.validation import ValidationArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,21 +58,10 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
     ) -> "WatchedTrainer":
-        from train.running.trainers import WatchedSFTTrainer
+        from train.running.trainers import WatchedSFTTrainer, common_arguments
 
-        trainer: WatchedTrainer = WatchedSFTTrainer(
-            model,
-            args=training,
-            train_dataset=dataset,
-            eval_dataset=load_validation(
-                ours.validation,
-                ours.data,
-                training,
-                with_response=True,
-                text_only=tokenizer_of(processor) is processor,
-            ),
-            processing_class=processor,
-        )
+        given = common_arguments(training, processor, dataset, ours.data, ours.validation, with_response=True)
+        trainer: WatchedTrainer = WatchedSFTTrainer(model, **given)
         return trainer
 
     stage = Stage(

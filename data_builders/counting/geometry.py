@@ -13,7 +13,7 @@ a thing counts by what stands behind it too, since it shows some of both.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,16 @@ class Silhouette(NamedTuple):
     def hit(self) -> Bool[np.ndarray, "rows columns"]:
         hit: Bool[np.ndarray, "rows columns"] = np.isfinite(self.distance)
         return hit
+
+
+class Segments(NamedTuple):
+    """Lines from points to a lamp's middle, t from 0 to 1, beside a thing that is grown by `margin` and t `spread`."""
+
+    starts: Float[np.ndarray, "num_points 3"]
+    """Of each, from the thing's middle."""
+    ways: Float[np.ndarray, "num_points 3"]
+    margin: float
+    spread: float
 
 
 def id_mask(scene: Scene, width: int, height: int) -> UInt8[np.ndarray, "height width"]:
@@ -128,7 +138,7 @@ def keeps_light_from(
     if thing.shape != "sphere":
         near = np.flatnonzero(found)
         meets = _meets_cube if thing.shape == "cube" else _meets_cylinder
-        found[near] = meets(thing, starts[near], ways[near], margin, lamp.radius)
+        found[near] = meets(thing, Segments(starts[near], ways[near], margin, lamp.radius))
     return found
 
 
@@ -238,38 +248,22 @@ def _meets_ball(
     return meets
 
 
-def _meets_cube(
-    thing: Thing,
-    starts: Float[np.ndarray, "num_points 3"],
-    ways: Float[np.ndarray, "num_points 3"],
-    margin: float,
-    spread: float,
-) -> Bool[np.ndarray, " num_points"]:
-    """Returns whether the segment meets, at some t of 0 to 1, the cube whose faces move out by t spread."""
-    starts, ways = _turned(starts, thing.rotation), _turned(ways, thing.rotation)
-    first, last = np.zeros(len(starts)), np.ones(len(starts))
-    half = thing.half_height + margin
-    for axis in range(3):
-        for start, way in ((starts[:, axis], ways[:, axis]), (-starts[:, axis], -ways[:, axis])):
-            first, last = _narrowed(first, last, start - half, way - spread)
+def _meets_cube(thing: Thing, segments: Segments) -> Bool[np.ndarray, " num_points"]:
+    """Returns whether a segment meets, at some t of 0 to 1, the cube whose faces move out by t spread."""
+    seen = segments._replace(
+        starts=_turned(segments.starts, thing.rotation), ways=_turned(segments.ways, thing.rotation)
+    )
+    first, last = _between_faces(seen, thing.half_height, axes=range(3))
     return first <= last
 
 
-def _meets_cylinder(
-    thing: Thing,
-    starts: Float[np.ndarray, "num_points 3"],
-    ways: Float[np.ndarray, "num_points 3"],
-    margin: float,
-    spread: float,
-) -> Bool[np.ndarray, " num_points"]:
-    """Returns whether the segment can meet the cylinder grown by t spread.
+def _meets_cylinder(thing: Thing, segments: Segments) -> Bool[np.ndarray, " num_points"]:
+    """Returns whether a segment can meet the cylinder grown by t spread.
 
     Its lid moves out by t spread; its side by the spread at the t where the segment leaves that height.
     """
-    first, last = np.zeros(len(starts)), np.ones(len(starts))
-    half = thing.half_height + margin
-    for start, way in ((starts[:, 2], ways[:, 2]), (-starts[:, 2], -ways[:, 2])):
-        first, last = _narrowed(first, last, start - half, way - spread)
+    starts, ways, margin, spread = segments
+    first, last = _between_faces(segments, thing.half_height, axes=[2])
     meets: Bool[np.ndarray, " num_points"] = first <= last
     radius = thing.radius + margin + spread * np.where(meets, last, 0.0)
     square = (ways[:, :2] ** 2).sum(axis=-1)
@@ -280,6 +274,19 @@ def _meets_cylinder(
     squares = ((starts[:, :2] + nearest[:, None] * ways[:, :2]) ** 2).sum(axis=-1)
     meets &= squares <= radius**2
     return meets
+
+
+def _between_faces(
+    segments: Segments, half_height: float, *, axes: Iterable[int]
+) -> tuple[Float[np.ndarray, " num_points"], Float[np.ndarray, " num_points"]]:
+    """Returns the first and the last t of 0 to 1 at which segments are between both faces of each axis."""
+    starts, ways, margin, spread = segments
+    first, last = np.zeros(len(starts)), np.ones(len(starts))
+    half = half_height + margin
+    for axis in axes:
+        for start, way in ((starts[:, axis], ways[:, axis]), (-starts[:, axis], -ways[:, axis])):
+            first, last = _narrowed(first, last, start - half, way - spread)
+    return first, last
 
 
 def _narrowed(

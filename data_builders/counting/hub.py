@@ -6,7 +6,6 @@ streamed, or from a folder of Parquet or JSON lines. Pair i takes the first two 
 differ and whose pictures have one size, so that it depends on nothing but the data set, the split and i.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,8 @@ from PIL import Image
 from data_builders.pairs.pair import Pair
 from data_builders.pairs.sets import SPLITS, Drawing, DrawnPair, DrawPair, image_names, pair_id
 from data_builders.prompt_sets.images import DECODING_ERRORS
-from models.hub import Repository, hub_commit, parse_repository, snapshot
+from data_builders.sources.files import files_sha256
+from data_builders.sources.hub import HubPlace, hub_place, named_repository, stream_rows
 
 WINDOW_ROWS = 8
 """Rows that each pair is made of; windows of train, validation and test take turns."""
@@ -57,13 +57,7 @@ def scenes_fingerprint(source: SceneSource) -> str:
     """Returns what changes with the rows: a hub commit, or a sha256 over a folder's files."""
     assert source.scenes is not None
     place = Path(source.scenes)
-    if not place.is_dir():
-        return _commit(_repository(source.scenes))
-    digest = hashlib.sha256()
-    for path in _files_in(place):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return files_sha256(_files_in(place)) if place.is_dir() else _hub_place(source.scenes).commit
 
 
 def fetch_scenes(source: SceneSource, drawing: Drawing, num_pairs: int) -> None:
@@ -188,33 +182,29 @@ def _choose(source: SceneSource, drawing: Drawing, window: list[dict[str, Any]],
 
 def _rows(source: SceneSource) -> Iterator[Mapping[str, Any]]:
     """Yields the rows, their pictures as they are stored."""
-    from datasets import load_dataset
-    from huggingface_hub import constants
-
     assert source.scenes is not None
-    options: dict[str, Any] = {"split": source.scenes_split, "streaming": True}
     place = Path(source.scenes)
     if place.is_dir():
         files = _files_in(place)
-        kind = "parquet" if files[0].suffix == ".parquet" else "json"
-        options |= {"data_files": {source.scenes_split: list(map(str, files))}}
-        arguments: tuple[str | None, ...] = (kind,)
+        path, config = "parquet" if files[0].suffix == ".parquet" else "json", None
+        options: dict[str, Any] = {"data_files": {source.scenes_split: list(map(str, files))}}
     else:
-        repository = _repository(source.scenes)
-        arguments = (repository.repo, source.scenes_config)
-        options["revision"] = _commit(repository)
-        if constants.HF_HUB_OFFLINE:
-            arguments = (str(snapshot(repository, cached_only=True)), source.scenes_config)
-            del options["revision"]
-    try:
-        rows: Iterator[Mapping[str, Any]] = islice(load_dataset(*arguments, **options).decode(False), None)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"scenes {source.scenes}: datasets cannot stream its split {source.scenes_split!r} ({reason}); "
-            "correct scenes_split or scenes_config, or download it and name the folder"
-        ) from error
-    return rows
+        found = _hub_place(source.scenes)
+        path, config, options = found.path, source.scenes_config, {"revision": found.revision}
+    rows = stream_rows(
+        path,
+        config,
+        split=source.scenes_split,
+        named=f"scenes {source.scenes}",
+        correct="scenes_split or scenes_config, or download it and name the folder",
+        **options,
+    )
+    return islice(rows.decode(False), None)
+
+
+@cache
+def _hub_place(name: str) -> HubPlace:
+    return hub_place(named_repository(name, named="scenes", example="BUAADreamer/clevr_count_70k"))
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -222,17 +212,3 @@ def _files_in(folder: Path) -> list[Path]:
     if len({path.suffix for path in files}) != 1:
         raise ValueError(f"scenes {folder} holds {len(files)} files; expected .parquet files or .jsonl files, not both")
     return files
-
-
-def _repository(name: str) -> Repository:
-    repository = parse_repository(name, kind="dataset")
-    if repository is None:
-        raise ValueError(f"scenes {name!r} is neither a folder nor a hub id such as BUAADreamer/clevr_count_70k")
-    return repository
-
-
-@cache
-def _commit(repository: Repository) -> str:
-    from huggingface_hub import constants
-
-    return snapshot(repository, cached_only=True).name if constants.HF_HUB_OFFLINE else hub_commit(repository)

@@ -6,7 +6,6 @@ in the order of the data set and no more of them than are needed; one photograph
 the split are kept in a folder.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
@@ -15,7 +14,8 @@ from typing import Any
 
 from data_builders.prompt_sets.images import UnusableImageError
 from data_builders.recognition.coco import Annotations, Opened, Photograph, Presence, open_photograph, split_of
-from models.hub import Repository, hub_commit, parse_repository, snapshot
+from data_builders.sources.files import files_sha256
+from data_builders.sources.hub import HubPlace, hub_place, named_repository, stream_rows
 from tracking.progress import progress
 
 COLUMNS = ("image_id", "image", "width", "height", "objects")
@@ -23,19 +23,10 @@ OBJECT_COLUMNS = ("category", "area")
 ASK_EVERY = 50
 
 
-@cache
 def hub_fingerprint(name: str) -> str:
     """Returns the commit of a hub data set, found once for this process, or what changes with a folder's files."""
-    from huggingface_hub import constants
-
-    if Path(name).is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(Path(name).rglob("*.parquet")):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
-    repository = _repository(name)
-    return snapshot(repository, cached_only=True).name if constants.HF_HUB_OFFLINE else hub_commit(repository)
+    folder = Path(name)
+    return files_sha256(sorted(folder.rglob("*.parquet"))) if folder.is_dir() else _place(name).commit
 
 
 def fetch_hub_annotations(
@@ -73,32 +64,21 @@ def fetch_hub_annotations(
     return read
 
 
-def _repository(name: str) -> Repository:
-    repository = parse_repository(name, kind="dataset")
-    if repository is None:
-        raise ValueError(f"hub_dataset {name!r} is neither a folder nor a hub id such as detection-datasets/coco")
-    return repository
+@cache
+def _place(name: str) -> HubPlace:
+    return hub_place(named_repository(name, named="hub_dataset", example="detection-datasets/coco"))
 
 
 def _open_rows(name: str, hub_split: str) -> tuple[Iterator[Mapping[str, Any]], Sequence[str]]:
     """Returns the rows, images as they are stored, and the names of the categories."""
-    from datasets import load_dataset
-    from huggingface_hub import constants
-
-    place, revision = name, None
-    if not Path(name).is_dir():
-        repository = _repository(name)
-        place, revision = repository.repo, hub_fingerprint(name)
-        if constants.HF_HUB_OFFLINE:
-            place, revision = str(snapshot(repository, cached_only=True)), None
-    try:
-        dataset = load_dataset(place, split=hub_split, revision=revision, streaming=True)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"hub_dataset {name}: datasets cannot stream its split {hub_split!r} ({reason}); correct hub_split, or "
-            "download it and name the folder"
-        ) from error
+    place = None if Path(name).is_dir() else _place(name)
+    dataset = stream_rows(
+        name if place is None else place.path,
+        split=hub_split,
+        revision=None if place is None else place.revision,
+        named=f"hub_dataset {name}",
+        correct="hub_split, or download it and name the folder",
+    )
     features = dataset.features or {}
     objects = features.get("objects")
     if any(column not in features for column in COLUMNS) or not isinstance(objects, Mapping):

@@ -5,7 +5,6 @@ their images, so no more than `BATCH_ROWS` of them are in memory together, besid
 stand on (with most writers a row group, or 1,024 rows of it). A reader can begin at any row.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from models.hub import Repository, hub_commit, parse_repository, snapshot
+from data_builders.sources.files import check_columns, file_sha256, parquet_columns
+from data_builders.sources.hub import hub_place, stream_rows
+from models.hub import Repository, parse_repository
 
 COLUMNS = ("prompt", "images", "reward_model", "extra_info", "data_source")
 NEEDED_COLUMNS = ("prompt", "reward_model")
@@ -100,32 +101,14 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 def _file_source(path: Path, label: str, image_root: Path | None) -> Source:
     if path.suffix == ".parquet":
-        _check_columns(path, _parquet_columns(path))
-    with path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        check_columns(path, NEEDED_COLUMNS, parquet_columns(path))
     read = _parquet_rows if path.suffix == ".parquet" else _json_rows
     return Source(
         label=label,
-        fingerprint=fingerprint,
+        fingerprint=file_sha256(path),
         rows=lambda start: read(path, start),
         image_root=image_root or path.parent,
     )
-
-
-def _parquet_columns(path: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"source {path} is not readable as Parquet ({str(error).splitlines()[0]})") from error
-
-
-def _check_columns(place: Path | str, columns: Sequence[str]) -> None:
-    for needed in NEEDED_COLUMNS:
-        if needed not in columns:
-            raise ValueError(f"source {place} has no column {needed!r}; it has {', '.join(columns)}")
 
 
 def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
@@ -158,17 +141,10 @@ def _json_rows(path: Path, start: int) -> Iterator[Row]:
 
 
 def _hub_source(repository: Repository, config: str | None, split: str) -> Source:
-    """Opens a hub data set: streamed at a fixed commit, or read from the cache where the hub is switched off."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        folder = snapshot(repository, cached_only=True)
-        commit, rows = folder.name, stream_dataset(str(folder), config=config, split=split)
-    else:
-        commit = hub_commit(repository)
-        rows = stream_dataset(repository.repo, config=config, split=split, revision=commit)
+    place = hub_place(repository)
+    rows = stream_dataset(place.path, config=config, split=split, revision=place.revision)
     label = "/".join([repository.repo, *([config] if config else []), split])
-    return Source(label=label, fingerprint=commit, rows=rows, image_root=None)
+    return Source(label=label, fingerprint=place.commit, rows=rows, image_root=None)
 
 
 def stream_dataset(
@@ -178,18 +154,16 @@ def stream_dataset(
 
     They stream through `datasets`, which leaves their images as they are stored.
     """
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(place, config, split=split, revision=revision, streaming=True).decode(False)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"source {place}: datasets cannot stream its split {split!r} ({reason}); "
-            "correct hub_config or hub_split, or download it and name the folder"
-        ) from error
+    dataset = stream_rows(
+        place,
+        config,
+        split=split,
+        revision=revision,
+        named=f"source {place}",
+        correct="hub_config or hub_split, or download it and name the folder",
+    ).decode(False)
     columns = dataset.column_names
     if columns is not None:
-        _check_columns(place, columns)
+        check_columns(place, NEEDED_COLUMNS, columns)
         dataset = dataset.select_columns([column for column in COLUMNS if column in columns])
     return lambda start: iter(dataset.skip(start))

@@ -8,17 +8,45 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
+from eval.replies.generation import tokenizer_of
 from train.rollouts.gap import Gap
 from train.rollouts.guard import Pass, RolloutGuard
 from train.rollouts.record import GAP, GAP_P99, ROUNDING
 from train.rollouts.vllm import CheckedGeneration, EngineSetup, replaced
+from train.running.data import DataArguments
+from train.running.validation import ValidationArguments, load_validation
 from train.running.watched import WatchedTrainer
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
+    from transformers import ProcessorMixin, TrainingArguments
 
 PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
 """What TRL (1.16) keeps of a batch's pictures, for the families of `models/families.py`."""
+
+
+def common_arguments(
+    training: "TrainingArguments",
+    processor: "ProcessorMixin",
+    dataset: "Dataset",
+    data: DataArguments,
+    validation: ValidationArguments,
+    *,
+    num_generations: int = 1,
+    with_response: bool = False,
+) -> dict[str, Any]:
+    """Returns what both trainers are given beside the model: arguments, prompts to train on and to evaluate on.
+
+    Args:
+        num_generations: replies to each prompt of an evaluation.
+        with_response: for supervised training.
+    """
+    text_only = tokenizer_of(processor) is processor
+    evaluated = load_validation(
+        validation, data, training, num_generations=num_generations, with_response=with_response, text_only=text_only
+    )
+    return {"args": training, "train_dataset": dataset, "eval_dataset": evaluated, "processing_class": processor}
 
 
 class WatchedSFTTrainer(SFTTrainer, WatchedTrainer):
