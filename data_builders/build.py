@@ -1,4 +1,4 @@
-"""Builds a data set from a seed: the same arguments give byte-identical files.
+"""How is a data set built? Prompt sets and pair sets from a seed or from source files, byte-identical each time.
 
 python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
 python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --output-dir outputs/rl/data

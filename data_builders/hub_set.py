@@ -1,4 +1,4 @@
-"""How does a pair set get onto the Hugging Face hub? As it is, with a dataset card by which `load_dataset` finds it.
+"""How does a pair set get onto the Hugging Face hub? Uploads it as it is, with a dataset card for `load_dataset`.
 
     python -m data_builders.hub_set FOLDER --repo-id OWNER/NAME --dry-run
     python -m data_builders.hub_set FOLDER --repo-id OWNER/NAME --private --license cc-by-4.0

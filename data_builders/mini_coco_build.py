@@ -1,4 +1,4 @@
-"""What do pairs of photographs stand on where there are none? Rendered scenes, annotated as COCO annotates photographs.
+"""How are recognition pairs built without a download? Renders scenes and annotates them in COCO's format.
 
 Each scene shows two of the three categories sphere, cube and cylinder, one instance of each large enough to be asked
 about; outlines, boxes and areas are those of what is seen of a thing. A scene depends on its number alone, and most

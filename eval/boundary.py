@@ -1,4 +1,4 @@
-"""On which prompts does this model succeed now and then? Pass rates over sampled replies, and the prompts in between.
+"""Which prompts does this model answer correctly only sometimes? Selects prompts by pass rate over sampled replies.
 
     python -m eval.boundary --model CHECKPOINT --data outputs/rl/data --split rl --num-samples 8 --output-dir D
 

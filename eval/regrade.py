@@ -1,4 +1,4 @@
-"""What would today's grader say of replies that were graded before? Stored replies graded again, without the model.
+"""What does the current grader say of stored replies? Grades them again, without running the model.
 
     python -m eval.regrade outputs/eval/base outputs/eval/sft --dry-run
     python -m eval.regrade outputs/eval/base outputs/eval/sft

@@ -1,4 +1,4 @@
-"""What can this model do? Answers to every prompt of the tasks, graded, with accuracy and the paper's abilities.
+"""What can this model do? Answers and grades all prompts of the tasks; reports accuracy and the paper's abilities.
 
     python -m eval.run --model CHECKPOINT --tasks outputs/pocket/data:test --output-dir outputs/eval/sft
     python -m eval.run --model CHECKPOINT --tasks mathvista math500 --abilities true --descriptions FILE.jsonl …

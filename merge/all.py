@@ -1,4 +1,4 @@
-"""What does every exchange of thirds give? All 2³ patterns of two donors, or the paper's six, each a splice of its own.
+"""What does each third of the layers contribute? All 2³ splices of two donors by thirds, or the paper's six.
 
     python -m merge.all --donor in=IN --donor rl=RL --rest in --patterns paper --output-dir outputs/splices
 

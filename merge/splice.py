@@ -1,4 +1,4 @@
-"""How does a recipe become a checkpoint? Byte ranges copied between safetensors files, bit for bit.
+"""What if parts came from elsewhere? Builds a checkpoint from several donors by a recipe, copying byte ranges.
 
     python -m merge.splice --pattern in:rl:rl --donor in=IN --donor rl=RL --rest in --output-dir outputs/in-rl-rl
     python -m merge.splice --recipe recipe.yaml --output-dir outputs/splice [--dry-run]

@@ -1,4 +1,4 @@
-"""Does a splice still hold what its recipe says? Every tensor and file compared with its donor, byte for byte.
+"""Does a splice still match its recipe? Compares every tensor and file with its donor, byte for byte.
 
     python -m merge.verify outputs/in-rl-rl [--donor in=WHERE-IT-STANDS-NOW]
 

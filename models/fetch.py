@@ -1,4 +1,4 @@
-"""What does a study need from the hub? Its checkpoints and data, fetched into the cache for nodes without internet.
+"""What does a study need from the hub? Fetches its checkpoints and data into the cache, for nodes without internet.
 
     python -m models.fetch --config configs/frankenstein_3b/necessity.yaml [--dry-run]
 

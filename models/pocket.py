@@ -1,4 +1,4 @@
-"""The pocket model: a real Qwen2.5-VL of about one million parameters, built from nothing on any machine.
+"""How is a model made without a download? Builds the pocket model, a real Qwen2.5-VL of about a million parameters.
 
 It has the true classes throughout (`Qwen2_5_VLForConditionalGeneration`, its processor, a Qwen byte-level BPE
 tokenizer trained here on the pocket vocabulary), so whatever runs on it runs unchanged on 3B and 7B checkpoints.

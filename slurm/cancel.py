@@ -1,4 +1,4 @@
-"""How is a study stopped? All its jobs leave the queue; what they have done stays, and a launch continues it.
+"""How is a study stopped? Cancels all its jobs; what they have done stays, and a launch continues it.
 
 python -m slurm.cancel outputs/pocket_study
 """

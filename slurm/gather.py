@@ -1,4 +1,4 @@
-"""How is a table made although a model is missing? A command run with what there is of its inputs.
+"""How is a table made when a model is missing? Runs a command with the inputs that exist, and lists what is missing.
 
     python -m slurm.gather --study S --name comparison eval.compare sft=S/… full@0=S/… --baseline sft --output_dir S/…
 

@@ -1,4 +1,4 @@
-"""How does a study get onto a cluster? Every job rendered as a script and submitted with what it waits for.
+"""How does a study run on a cluster? Renders every job as a script and submits it with its dependencies.
 
     python -m slurm.launch --config configs/openmmreasoner_7b/study.yaml --dry-run    the plan: jobs, GPUs, GPU-hours
     python -m slurm.launch --config … --test-only                                     would this cluster take the jobs?

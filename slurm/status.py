@@ -1,4 +1,4 @@
-"""How far is a study? Its jobs as a tree: states, steps done, time left, and the end of the log of what failed.
+"""How far is a study? Lists its jobs with states, steps done and time left, and the end of the log of what failed.
 
     python -m slurm.status outputs/pocket_study
 

@@ -29,6 +29,7 @@ class Package:
     """One row of the house's table."""
 
     name: str
+    question: str
     rooms: tuple[str, ...]
     """Lowest first; empty for a package without folders."""
     imports: tuple[str, ...]
@@ -97,7 +98,8 @@ def read_house(page: Path) -> list[Package]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and re.fullmatch(r"`\w+/`", cells[0]):
             rooms, imports = (tuple(re.findall(r"\w+", cell)) for cell in cells[2:])
-            packages.append(Package(name=cells[0].strip("`/"), rooms=rooms, imports=imports))
+            name, question = cells[0].strip("`/"), cells[1]
+            packages.append(Package(name=name, question=question, rooms=rooms, imports=imports))
     assert packages, f"{page} has no table of packages under 'The house'"
     return packages
 

@@ -140,8 +140,8 @@ def test_imports_against_the_order_of_the_page_are_noticed(tmp_path: Path) -> No
     (tmp_path / "design.md").write_text(PAGE)
     house = read_house(tmp_path / "design.md")
     assert house == [
-        Package(name="models", rooms=(), imports=()),
-        Package(name="eval", rooms=("grading", "replies", "commands"), imports=("models",)),
+        Package(name="models", question="what?", rooms=(), imports=()),
+        Package(name="eval", question="how?", rooms=("grading", "replies", "commands"), imports=("models",)),
     ]
     sound = {
         "models/loading.py": "import models.shards\n", "models/shards.py": "",
@@ -161,7 +161,7 @@ def test_imports_against_the_order_of_the_page_are_noticed(tmp_path: Path) -> No
         assert said in found
     without = write(tmp_path / "without", {name: "" for name in sound if "replies" not in name})
     assert upward_imports(without, house) == ["eval/replies is on the page, not here"]
-    upside_down = [Package(name="models", rooms=(), imports=("eval",)), house[1]]
+    upside_down = [Package(name="models", question="", rooms=(), imports=("eval",)), house[1]]
     assert upward_imports(write(tmp_path, sound), upside_down) == ["models imports from eval, which is not above it"]
 
 

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards, with TRL's `GRPOTrainer`, any blocks frozen.
+"""How is a model trained with reinforcement learning? GRPO with verifiable rewards (TRL), any blocks frozen.
 
     python -m train.grpo --config configs/pocket/grpo.yaml --freeze mid
 

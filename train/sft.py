@@ -1,4 +1,4 @@
-"""Supervised training on the responses of a prompt set, with TRL's `SFTTrainer`: the base model and the cold start.
+"""How is a model trained on given responses? Supervised training (TRL), for the base model and the cold start.
 
 python -m train.sft --config configs/pocket/sft.yaml
 """

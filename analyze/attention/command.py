@@ -1,4 +1,4 @@
-"""How much does a model look at its image while it reasons, and what has training changed in that, layer by layer?
+"""How much does a model attend to its image while it reasons? Attention per layer and head, compared between models.
 
     python -m analyze.attention --models base=BASE sft=SFT rl=RL --tasks outputs/pocket/data:test \\
         --output-dir outputs/attention

@@ -1,4 +1,4 @@
-"""Which layers does an answer need? Each left out in turn, its skip connection kept, and the drop in accuracy measured.
+"""Which layers does an answer need? Skips each layer in turn and measures the drop in accuracy.
 
     python -m analyze.skip --model CHECKPOINT --tasks gsm8k:FILE math500:FILE --output-dir outputs/skip/rl
     accelerate launch -m analyze.skip --model … --tasks outputs/pocket/data:test --abilities reasoning …

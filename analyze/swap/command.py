@@ -1,4 +1,4 @@
-"""In which layers does a model look at the picture? Its vision tokens swapped for another picture's, layer by layer.
+"""In which layers does a model use the picture? Swaps its vision tokens for another picture's, layer by layer.
 
     python -m analyze.swap --model CHECKPOINT --pairs outputs/pocket/pairs/data --output-dir outputs/swap
     accelerate launch --num_processes 8 -m analyze.swap …
