@@ -4,7 +4,7 @@ A weight w is stored to within half an ulp (unit in the last place), the gap bet
 2^(e-7) for bf16, where 2^e <= |w| < 2^(e+1). Rounding one end of a phase alone gives Σ ulp²/12, rounding both Σ ulp²/6.
 
 What a true normal update of r ulps (rms) on weights of std 0.02 measures when both ends are rounded to bf16 (measured;
-`tests/analyze/deltas/test_floor.py` repeats the ends): below r = 0.4 rounding is most of the squared change.
+`tests/analyze/test_floor.py` repeats the ends): below r = 0.4 rounding is most of the squared change.
 
     r                               0.02   0.05   0.1    0.2    0.3    0.41   0.5    1      3      10
     measured ‖Δ‖ over the true one  5.6    3.5    2.5    1.8    1.5    1.3    1.3    1.08   1.01   1.00

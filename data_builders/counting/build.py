@@ -1,9 +1,9 @@
 """How many objects are there? A rendered scene, and the same scene with up to a few objects fewer or more.
 
 Camera, lamps, floor and the other objects stay as they are, to the pixel, outside the region that the objects which go
-can touch: what they cover and where their shadows fall. That region is computed from geometry (`geometry.py`),
+can touch: what they cover and where their shadows fall. That region is computed from geometry (`clevr_geometry.py`),
 never from the pictures, and a picture that differs outside of it would stop the build. Nothing is mirrored: light comes
-straight from the lamps (`draw.py`).
+straight from the lamps (`clevr_render.py`).
 
 Target counts are 1 to 10, each once in ten pairs, in an order drawn for those ten; in half of the ten the target is the
 fuller picture. Masks hold the number of the object that each pixel's middle shows, counted from 1 in `meta`'s scene.
@@ -11,7 +11,7 @@ fuller picture. Masks hold the number of the object that each pixel's middle sho
     python -m data_builders.build counting --num_pairs 100 --output-dir outputs/pairs/counting
     python -m data_builders.build counting --scenes BUAADreamer/clevr_count_70k --output-dir outputs/pairs/clevr
 
-The second takes pairs of unrelated scenes from a data set, as the paper's are (`hub.py`); none is minimal.
+The second takes pairs of unrelated scenes from a data set, as the paper's are (`counting_hub.py`); none is minimal.
 """
 
 from dataclasses import asdict, dataclass, field, fields

@@ -2,7 +2,7 @@
 
 Shapes, sizes, materials and colours are those of CLEVR (Johnson et al. 2017, arXiv 1612.06890, section 3 and its
 `image_generation/data/properties.json`), and so are the camera and the room that things stand in; where the lamps hang
-is ours. A scene is numbers alone: `layout.py` draws it, `draw.py` makes the picture, `geometry.py`
+is ours. A scene is numbers alone: `clevr_layout.py` draws it, `clevr_render.py` makes the picture, `clevr_geometry.py`
 says which pixel shows what. Lengths are in CLEVR's units; the things stand on the floor, z = 0.
 """
 

@@ -4,7 +4,7 @@
 
 Both words have the same left edge of their ink and the same baseline, at a place where both stand wholly on the page.
 Fonts come equally often. A word belongs to one split, by its hash (`vocabulary.split_of_word`). No two pairs of a set
-hold the same two words (`words.py`); a set larger than the vocabulary allows is refused. The files are PNG with a
+hold the same two words (`ocr_words.py`); a set larger than the vocabulary allows is refused. The files are PNG with a
 palette: what reads them must convert them to RGB, as Qwen's processors do.
 
     python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr

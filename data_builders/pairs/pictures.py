@@ -1,4 +1,4 @@
-"""What do a pair's files show? Its two pictures and its masks as arrays, for the checks of `validate/`."""
+"""What do a pair's files show? Its two pictures and its masks as arrays, for the checks of `validate.py`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,10 +4,10 @@ The target is a photograph in COCO's format (`coco.py`), the source, by `source_
 
     white, grey, black    of that colour
     mean                  of the photograph's mean colour
-    inpainted             the photograph itself, every instance of the category painted out (`draw.py`) and no
+    inpainted             the photograph itself, every instance of the category painted out (`inpainting.py`) and no
                           other pixel touched: stricter, since a blank differs from a photograph in everything
 
-All kinds of source are built over the same photographs (`photographs.py`). A photograph stands in one
+All kinds of source are built over the same photographs (`recognition_photographs.py`). A photograph stands in one
 split, by its number. Where no photographs are named, they are the rendered scenes in `mini_coco/`:
 
     python -m data_builders.build recognition --num_pairs 100 --output-dir outputs/pairs/recognition

@@ -1,6 +1,6 @@
 """Do the files of a built set fit together? Its manifest, its metadata, its names and the sizes it records.
 
-What is in the pictures is for `pairs/defects.py` and the checks of each task; `command.py` calls them all.
+What is in the pictures is for `pair_defects.py` and the checks of each task; `validate.py` calls them all.
 """
 
 import hashlib
