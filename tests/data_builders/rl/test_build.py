@@ -438,7 +438,7 @@ def test_a_hub_id_is_read_from_the_cache_where_the_hub_is_switched_off(
     assert json.loads((data / "manifest.json").read_text())["arguments"]["source"] == {"group/rl-data/train": commit}
     from_file = run(tmp_path / "from_file", tmp_path / "hub", **options)
     assert [p.id for p in all_prompts(data)] == [p.id for p in all_prompts(from_file)]
-    with pytest.raises(ValueError, match="dataset group/other is no local folder"):
+    with pytest.raises(ValueError, match="dataset group/other is not a local folder"):
         run(tmp_path / "out2", Path("group/other"))
 
 

@@ -291,7 +291,7 @@ def test_a_benchmark_is_read_from_the_hub_at_the_commit_its_module_names(
     assert task.facts["source"] == f"AI4Math/MathVista@{TASKS['mathvista'].revision}"
     assert len(prompts(f"mathvista@{other}", tmp_path)) == 2
     with pytest.raises(
-        ValueError, match=r"dataset openai/gsm8k@\w+ is no local folder and not, or not whole, in the cache"
+        ValueError, match=r"dataset openai/gsm8k@\w+ is not a local folder and not completely in the cache"
     ):
         open_task("gsm8k", cache_dir=tmp_path / "cache")
 
