@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePl
     Args:
         recipe: the owner of each part.
         max_shard_bytes: repack the tensors into shards of at most this size, in the first donor's order; by default
-    the first donor's shards are kept.
+            the first donor's shards are kept.
 
     Raises:
         ValueError: if the donors are incompatible, or a tensor has no owner or two.

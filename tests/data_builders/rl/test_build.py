@@ -540,7 +540,7 @@ def test_sources_that_changed_are_not_mixed(tmp_path: Path) -> None:
         ({"source": "{text}"}, "is no .parquet or .jsonl file"),
         ({"source": "{columns}"}, "has no column 'reward_model'; it has prompt"),
         ({"source": "{torn}"}, "is not readable as Parquet"),
-        ({"ability": "visoin"}, "'visoin' is none of .*did you mean 'vision'"),
+        ({"ability": "visoin"}, "'visoin' is not one of .*did you mean 'vision'"),
         ({"answer_kind": ["math", "text"]}, "a second rule for all rows"),
         ({"validation_frac": "0.6", "test_frac": "0.4"}, "expected shares from 0 whose sum is below 1"),
         ({"test_frac": "-0.1"}, "expected shares from 0"),
