@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
-    """How the run directory is treated."""
+    """Handling of the run directory."""
 
     overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftArguments:
-    """Everything of a run that is not TRL's."""
+    """All arguments of a run that are not TRL's."""
 
     data: DataArguments
     freeze: FreezeArguments
@@ -42,11 +42,11 @@ class SftArguments:
 
 
 OUR_ARGUMENTS = (DataArguments, FreezeArguments, RunArguments, TelemetryArguments, ValidationArguments)
-"""Parsed beside TRL's `SFTConfig` and `ModelConfig`."""
+"""Parsed along with TRL's `SFTConfig` and `ModelConfig`."""
 
 
 def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments) -> Path:
-    """Trains to the end and returns the run directory."""
+    """Runs the training and returns the run directory."""
     check_windows(training)
     if ours.data.max_prompt_tokens is not None:
         raise ValueError("max_prompt_tokens has no effect in supervised training; its limit is max_length")

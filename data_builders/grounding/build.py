@@ -1,14 +1,14 @@
-"""Grounding pairs: the same object, to the pixel, at two places of one page, and the box around it as the answer.
+"""Grounding pairs: the same object, to the pixel, at two positions on one page; the answer is its bounding box.
 
     Locate the object: red circle. Return bounding box as x1,y1,x2,y2.
 
-The object is drawn once and pasted at whole pixels, so that shape, colour, size and rotation cannot differ; the two
-boxes have a gap between them. A box is the smallest around the pixels that the object touches (right and bottom
-exclusive), in the image's pixels; `data_builders/pairs/sets.py` adds it in the pixels that the model sees. Distractors
-stand at the same places in both pictures and none has the object's name. All names, a colour with a shape, come equally
-often: they are drawn in rounds, each in an order of its own.
+The object is drawn once and pasted at integer positions, so shape, colour, size and rotation cannot differ; the two
+boxes do not touch. A box is the smallest around the pixels that the object covers at all (right and bottom exclusive),
+in image pixels; `data_builders/pairs/sets.py` adds it in the resized image's pixels. Distractors are at the same
+positions in both images, and none has the object's name. All names (a colour with a shape) are equally frequent: they
+are drawn in rounds, each in a random order.
 
-One mask a pair holds how much of each pixel the object covers (0 to 255), at both places.
+One mask per pair gives the object's coverage of each pixel (0 to 255), at both positions.
 
     python -m data_builders.build grounding --num-pairs 100 --seed 0 --output-dir outputs/pairs/grounding
 """
@@ -27,23 +27,23 @@ from data_builders.pairs.vision_grid import Size, read_size
 from tracking.command import did_you_mean
 
 PROMPT = "Locate the object: {name}. Return bounding box as x1,y1,x2,y2."
-"""That of the published pairs."""
+"""The prompt of the published pairs."""
 
 WholeBox = tuple[int, int, int, int]
-"""Left, top, right and bottom edge in whole pixels, right and bottom exclusive."""
+"""Left, top, right, bottom in whole pixels; right and bottom exclusive."""
 
 GAP_PIXELS = 8
-"""Least distance between two boxes, and from a box to the frame."""
+"""Minimum distance between two boxes, and from a box to the frame."""
 MIN_OBJECT_PIXELS = 12
-"""Below it a pentagon is a blot."""
+"""Smaller pentagons are not recognisable."""
 MAX_PAGE_SHARE = 0.4
-"""Of the page that the objects with their gaps may take; more is seldom found a place for at random."""
+"""Share of the page that objects with their gaps may take; random placement rarely succeeds with more."""
 MAX_TRIES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingArguments:
-    """What stands on a page."""
+    """The contents of a page."""
 
     num_distractors: int = field(default=0, metadata={"help": "other objects, the same in both pictures"})
     image_size: str = field(
@@ -88,7 +88,7 @@ class GroundingArguments:
 
 
 def draw_thing(name: tuple[str, str], arguments: GroundingArguments, rng: random.Random) -> Thing:
-    """Draws the size and rotation of an object of a name."""
+    """Draws size and rotation of an object with a given name."""
     colour, shape = name
     most = SHAPES[shape].max_rotation
     size_pixels = rng.randint(arguments.min_object_pixels, arguments.max_object_pixels)
@@ -96,10 +96,10 @@ def draw_thing(name: tuple[str, str], arguments: GroundingArguments, rng: random
 
 
 def draw_places(sizes: Sequence[Size], page: Size, rng: random.Random) -> list[WholeBox]:
-    """Draws places for rectangles, each the gap away from the others and from the frame.
+    """Draws positions for rectangles, with the gap between each other and to the frame.
 
     Raises:
-        ValueError: where they are not found.
+        ValueError: if none are found.
     """
     for _ in range(MAX_TRIES):
         boxes: list[WholeBox] = []
@@ -111,7 +111,7 @@ def draw_places(sizes: Sequence[Size], page: Size, rng: random.Random) -> list[W
         else:
             return boxes
     raise ValueError(
-        f"{len(sizes)} objects find no place on {page[0]} x {page[1]} pixels; take smaller or fewer objects "
+        f"{len(sizes)} objects do not fit on {page[0]} x {page[1]} pixels; take smaller or fewer objects "
         "(max_object_pixels, num_distractors), or a larger image_size"
     )
 
@@ -126,12 +126,12 @@ def _draw_place(size: Size, page: Size, others: Sequence[WholeBox], rng: random.
 
 
 def gap_between(first: Sequence[float], second: Sequence[float]) -> float:
-    """Returns how far two boxes stand apart along the axis on which they are further apart; negative: they overlap."""
+    """Returns the gap between two boxes, the larger one of both axes; negative if they overlap."""
     return max(max(second[axis] - first[axis + 2], first[axis] - second[axis + 2]) for axis in (0, 1))
 
 
 def open_grounding_pairs(arguments: GroundingArguments, drawing: Drawing) -> DrawPair:
-    """Returns what draws the pair of a number."""
+    """Returns the function that draws a pair, given its number."""
     page_size = arguments.page_size
 
     def draw(index: int) -> DrawnPair:

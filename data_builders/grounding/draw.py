@@ -13,19 +13,19 @@ COLOURS: dict[str, Rgb] = {
     "gray": (130, 130, 130), "black": (20, 20, 20),
 }  # fmt: skip
 BACKGROUNDS: dict[str, Rgb] = {"white": (255, 255, 255), "ivory": (252, 246, 228), "silver": (224, 226, 228)}
-"""Each differs from every colour by 80 or more in a channel: a pixel that an object hardly touches shows it."""
+"""Each differs from every object colour by 80 or more in a channel, so even slightly covered pixels are visible."""
 
 OVERSAMPLING = 4
-"""Objects are drawn this much larger and averaged: a pixel that is touched at all is covered by 1/16 or more."""
+"""Supersampling factor: a pixel that is covered at all is covered by 1/16 or more."""
 
 
 class Shape(NamedTuple):
-    """An outline inside the circle of radius 1 around the origin, y downwards."""
+    """An outline within the unit circle around the origin, y downwards."""
 
     corners: tuple[tuple[float, float], ...]
-    """Empty for the circle itself."""
+    """Empty for the circle."""
     max_rotation: float
-    """In degrees, to either side; further, its name would change: a square on its corner is a diamond."""
+    """Maximum rotation in degrees to either side; beyond it the name changes: a square on its corner is a diamond."""
 
 
 def _regular(num_corners: int) -> tuple[tuple[float, float], ...]:
@@ -76,11 +76,11 @@ NAMES = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 
 
 def draw_cover(shape: str, size_pixels: int, rotation_degrees: float) -> Image.Image:
-    """Returns how much of each pixel an object covers (0 to 255), cut to the pixels that it touches.
+    """Returns an object's coverage of each pixel (0 to 255), cropped to the covered pixels.
 
     Args:
         shape: one of `SHAPES`.
-        size_pixels: diameter of the circle around it.
+        size_pixels: diameter of its circumscribed circle.
         rotation_degrees: clockwise.
     """
     corners, _ = SHAPES[shape]
@@ -100,7 +100,7 @@ def draw_cover(shape: str, size_pixels: int, rotation_degrees: float) -> Image.I
 
 
 class Thing(NamedTuple):
-    """An object without its place."""
+    """An object without its position."""
 
     colour: str
     shape: str

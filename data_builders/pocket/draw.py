@@ -13,18 +13,18 @@ CELL_PIXELS = 28
 IMAGE_PIXELS = GRID * CELL_PIXELS
 MAX_THINGS = 6
 OVERSAMPLING = 4
-"""Shapes are drawn this much larger and reduced, so that their edges are smooth."""
+"""Supersampling factor of shapes, for smooth edges."""
 
 RGB = {"red": (214, 40, 40), "green": (38, 150, 60), "blue": (40, 80, 210), "yellow": (235, 200, 30)}
 BACKGROUND_RGB = (122, 116, 104)
-"""The mean colour that the processor subtracts: an empty cell is zero to the model."""
+"""The processor's mean colour: an empty cell is zero for the model."""
 RADIUS_PIXELS = (9.0, 10.5)
 JITTER_PIXELS = 1.5
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object in a cell; radius and offsets, in pixels, move it inside the cell."""
+    """One object in a cell; radius and offsets are in pixels."""
 
     shape: str
     colour: str
@@ -38,7 +38,7 @@ Scene = tuple[Thing | None, ...]
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """Draws 2 to 6 objects in two to four colours; each fills a cell of its own."""
+    """Draws 2 to 6 objects in two to four colours, each in its own cell."""
     num_things = rng.randint(2, MAX_THINGS)
     colours = rng.sample(COLOURS, len(COLOURS))
     cells: list[Thing | None] = [None] * (GRID * GRID)
@@ -54,7 +54,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Returns the scene as an 84 x 84 RGB picture."""
+    """Returns the scene as an 84 x 84 RGB image."""
     side = IMAGE_PIXELS * OVERSAMPLING
     image = Image.new("RGB", (side, side), BACKGROUND_RGB)
     canvas = ImageDraw.Draw(image)
@@ -76,10 +76,10 @@ def render(scene: Scene) -> Image.Image:
 
 
 def count_colours(scene: Scene) -> dict[str, int]:
-    """Returns how many objects have each colour."""
+    """Returns the number of objects per colour."""
     return {colour: sum(thing is not None and thing.colour == colour for thing in scene) for colour in COLOURS}
 
 
 def things_by_place(scene: Scene) -> dict[str, Thing]:
-    """Returns the objects by the names of their places, row by row."""
+    """Returns the objects by place name, row by row."""
     return {place: thing for place, thing in zip(PLACES, scene, strict=True) if thing is not None}

@@ -1,9 +1,8 @@
-"""How are COCO's photographs read from the hub? Row by row, in the layout of `detection-datasets/coco`.
+"""Reads COCO's photographs from the hub, row by row, in the layout of `detection-datasets/coco`.
 
-A row holds `image_id`, `image`, `width`, `height`, and under `objects` a `category` and an `area` for each instance;
-whether one is a crowd is not told (a set that tells it under `iscrowd` is heard), and there are no outlines. Rows come
-in the order of the data set and no more of them than are needed; one photograph at a time is in memory, and those of
-the split are kept in a folder.
+A row has `image_id`, `image`, `width`, `height`, and under `objects` a `category` and an `area` for each instance.
+There are no outlines and no crowd flags (`iscrowd` is used if a data set has it). Rows are read in order, only as many
+as needed; one photograph at a time is in memory, and those of the split are stored in a folder.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ ASK_EVERY = 50
 
 
 def hub_fingerprint(name: str) -> str:
-    """Returns the commit of a hub data set, found once for this process, or what changes with a folder's files."""
+    """Returns the commit of a hub data set, looked up once per process, or a fingerprint of a folder's files."""
     folder = Path(name)
     return files_sha256(sorted(folder.rglob("*.parquet"))) if folder.is_dir() else _place(name).commit
 
@@ -32,15 +31,15 @@ def hub_fingerprint(name: str) -> str:
 def fetch_hub_annotations(
     name: str, hub_split: str, num_rows: int, split: str, directory: Path, enough: Callable[[Annotations], bool]
 ) -> Annotations:
-    """Reads rows until there are enough, and keeps the photographs of the split in a folder.
+    """Reads rows until there are enough photographs, and stores those of the split in a folder.
 
     Args:
-        name: a hub id, such as `owner/name@revision`, or a folder laid out as one.
+        name: a hub id, such as `owner/name@revision`, or a folder with the same layout.
         hub_split: the data set's own split.
-        num_rows: no more rows than these are read.
-        split: ours, into which photographs fall by their number.
-        directory: where the photographs are kept.
-        enough: says so, asked every `ASK_EVERY` photographs.
+        num_rows: maximum number of rows to read.
+        split: this suite's split; photographs are assigned by number.
+        directory: folder for the photographs.
+        enough: returns whether there are enough; called every `ASK_EVERY` photographs.
     """
     rows, categories = _open_rows(name, hub_split)
     read = Annotations(categories=dict(enumerate(categories)))
@@ -70,7 +69,7 @@ def _place(name: str) -> HubPlace:
 
 
 def _open_rows(name: str, hub_split: str) -> tuple[Iterator[Mapping[str, Any]], Sequence[str]]:
-    """Returns the rows, images as they are stored, and the names of the categories."""
+    """Returns the rows, with encoded images, and the category names."""
     place = None if Path(name).is_dir() else _place(name)
     dataset = stream_rows(
         name if place is None else place.path,

@@ -1,4 +1,4 @@
-"""Where do texts come from? Text files, JSON lines, Parquet and hub data sets, one text at a time."""
+"""Reads texts from text files, JSON Lines, Parquet and hub data sets, one at a time."""
 
 import gzip
 import json
@@ -12,20 +12,20 @@ from data_builders.sources.hub import hub_place, stream_rows
 from models.hub import Repository, parse_repository
 
 JSON_SUFFIXES = (".json", ".jsonl")
-"""arXiv's metadata come as `.json`, with an object a line all the same."""
+"""arXiv's metadata is a `.json` file with one object per line."""
 SUFFIXES = (".txt", *JSON_SUFFIXES, ".parquet")
 BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """Texts under one name."""
+    """Named texts."""
 
     label: str
     fingerprint: str
-    """Changes with the texts: a file's sha256, or the commit of a hub data set."""
+    """Version of the texts: a file's sha256, or the commit of a hub data set."""
     texts: Callable[[], Iterator[str | None]]
-    """Yields them in order; None for a row that cannot be read or has none."""
+    """Yields the texts in order; None for a row that cannot be read or has none."""
 
 
 def open_texts(names: Sequence[str], *, columns: Sequence[str], config: str | None, split: str) -> list[TextSource]:
@@ -33,8 +33,8 @@ def open_texts(names: Sequence[str], *, columns: Sequence[str], config: str | No
 
     Args:
         names: files, or hub ids such as `owner/name` or `owner/name@revision`.
-        columns: what holds the text of a row; several are read as one text.
-        config, split: which part of a hub data set.
+        columns: columns with the text of a row; several are joined.
+        config, split: part of a hub data set.
     """
     sources = []
     for name in names:
@@ -89,7 +89,7 @@ def _json_texts(path: Path, columns: Sequence[str]) -> Iterator[str | None]:
                 found.update(row)
             yield text
     if not any_text:
-        named = f"its rows have {', '.join(sorted(found))}" if found else "it has no JSON object a line"
+        named = f"its rows have {', '.join(sorted(found))}" if found else "it does not have one JSON object per line"
         raise ValueError(f"source {path} has no text in the column {' or '.join(columns)}; {named}")
 
 

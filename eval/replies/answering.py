@@ -1,8 +1,8 @@
-"""How do queries become records? In batches that hang on nothing but the queries, each reply graded by the rules.
+"""How do queries become records? In batches that depend only on the queries; each reply is graded by the rules.
 
-Batches are formed from all queries of a task, done or not, so a continued run batches as an undisturbed one. Where
-memory runs out a batch is halved, and the next one begins whole again: what is generated together never depends on what
-was done before. The longest prompts come first, so that memory runs out early or not at all.
+Batches are formed from all queries of a task, done or not, so a resumed run uses the same batches as an uninterrupted
+one. If memory runs out, a batch is halved, and the next batch starts at full size again: the composition of a batch
+never depends on earlier work. The longest prompts come first, so memory runs out early or not at all.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch_size: int) -> list[list[Query]]:
-    """Groups queries, task by task, into batches of similar length and equally many images.
+    """Groups queries, task by task, into batches with similar lengths and equal numbers of images.
 
     Args:
-        texts: rendered prompts, by the key of the first of their samples.
+        texts: key of a prompt's first sample -> rendered prompt.
     """
     from eval.replies.generation import make_batches
 
@@ -42,7 +42,7 @@ def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch
 def answer_batch(
     engine: Engine, batch: Sequence[Query], texts: Mapping[str, str], batch_size: int, seed: int
 ) -> Iterator[list[Record]]:
-    """Yields the records of a batch as they are there: all together, or in parts where memory does not hold them."""
+    """Yields the records of a batch: all at once, or in parts if memory is insufficient."""
 
     def answer(queries: Sequence[Query]) -> list["Generation"]:
         return engine.answer(

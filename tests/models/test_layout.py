@@ -117,7 +117,7 @@ def test_unsupported_family_names_the_supported_ones(tmp_path: Path, model_type:
         ("", "is not readable as JSON"),
         ("\udcff", "is not readable as JSON"),
         ('["qwen2_vl"]', "is a list; expected a JSON object"),
-        ('{"hidden_size": 8}', "names no model_type"),
+        ('{"hidden_size": 8}', "has no model_type"),
     ],
 )
 def test_missing_or_malformed_configuration_is_named(tmp_path: Path, text: str | None, message: str) -> None:

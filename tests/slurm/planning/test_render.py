@@ -93,9 +93,9 @@ def test_values_with_line_breaks_or_directives_are_refused() -> None:
     job = make_job("cpu")
     for word in ("a\nb", "x #SBATCH --uid=0", "a\u2028b"):
         task = replace(job.tasks[0], command=("train.grpo", "--output_dir", word))
-        with pytest.raises(ValueError, match=r"holds a line break|holds #SBATCH"):
+        with pytest.raises(ValueError, match=r"contains a line break|contains #SBATCH"):
             render(replace(job, tasks=(task,)), CLUSTER, root=ROOT)
-    with pytest.raises(ValueError, match="holds a line break"):
+    with pytest.raises(ValueError, match="contains a line break"):
         render(job, CLUSTER, root=Path("/home/a\nb"))
 
 
