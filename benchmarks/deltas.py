@@ -1,4 +1,4 @@
-"""How fast and how accurate are weight deltas, and how much memory do they take?
+"""How fast and how accurate are weight deltas? Time, memory and error, compared with other ways of computing them.
 
     python -m benchmarks.deltas --output benchmarks/results/deltas.json
 

@@ -129,8 +129,10 @@ def skip_contest(model: Any, processor: Any, settings: dict[str, Any], directory
 
 def swap_contest(model: Any, processor: Any, settings: dict[str, Any], directory: Path, num_problems: int) -> Contest:
     """The picture of each pair swapped from every layer on, and not at all."""
+    from analyze.swap.pairs import PairOptions, open_pair
+    from analyze.swap.plan import swapped_layers
     from analyze.swap.reference import generate_swapped
-    from analyze.swap.run import PairOptions, open_pair, run_variants, swapped_layers, trimmed
+    from analyze.swap.run import run_variants, trimmed
     from data_builders.pairs.pair import Pair
 
     swaps = swapped_layers("from", len(model.base_model.language_model.layers), 1)

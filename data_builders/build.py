@@ -1,11 +1,11 @@
-"""Builds a data set from a seed: the same arguments give byte-identical files.
+"""How is a data set built? Prompt sets and pair sets from a seed or from source files, byte-identical each time.
 
 python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
 python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --output-dir outputs/rl/data
 python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr
 python -m data_builders.build pocket_pairs --num-pairs 100 --seed 0 --output-dir outputs/pocket/pairs
 
-Pairs of pictures: ocr, counting, grounding, recognition, and pocket_pairs for the pocket model.
+Pair sets: ocr, counting, grounding, recognition, and pocket_pairs for the pocket model.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from tracking.product import partial_directory
 from tracking.run import open_run
 
 BUILDER_VERSION = 1
-"""Raised whenever the same arguments would give other files."""
+"""Increased whenever the same arguments would give different files."""
 DATA_DIR = "data"
 
 
@@ -48,15 +48,15 @@ class Task(NamedTuple):
     """One kind of data set."""
 
     arguments: tuple[type, ...]
-    """Its own arguments."""
+    """Dataclass of its arguments."""
     build: Callable[[Path, Path, int, Any], None]
-    """Writes into a folder, keeping unfinished work in the output directory, from a seed and its arguments."""
+    """Writes the product into a folder, given seed and arguments; keeps unfinished work in the output directory."""
     describe: Callable[[Any], dict[str, Any]]
-    """Returns what determines the product; names of places do not."""
+    """Returns what determines the product; paths do not."""
     check: Callable[[Path, int, Any], None] | None = None
-    """Refuses, from output directory, seed and arguments, what cannot be built, before anything is written."""
+    """Checks output directory, seed and arguments before anything is written."""
     continues: bool = False
-    """It goes on with the folder that a killed build left."""
+    """Whether it continues with the folder of a killed build."""
 
 
 def build_pocket(directory: Path, output_dir: Path, seed: int, own: tuple[PocketSizes]) -> None:
@@ -68,7 +68,7 @@ def build_rl_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[Rl
 
 
 def pair_task(name: str, task: PairTask) -> Task:
-    """Returns a kind of pair set as a kind of data set."""
+    """Wraps a kind of pair set as a kind of data set."""
 
     def drawing(output_dir: Path, seed: int, shared: PairSetArguments) -> Drawing:
         grid = open_vision_grid(shared.processor)

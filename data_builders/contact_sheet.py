@@ -1,4 +1,4 @@
-"""What do the pairs of a set look like? A sheet of target and source side by side, with prompt and answers below.
+"""What do the pairs of a set look like? Draws targets and sources side by side, with prompt and answers below.
 
 python -m data_builders.contact_sheet FOLDER --rows 1 --output F.png
 """

@@ -1,4 +1,4 @@
-"""Was it really frozen? Proof, or breach, for any two checkpoints, ours or foreign.
+"""Was it really frozen? Proof, or breach, for any two checkpoints, also from other tools.
 
     python -m train.verify --start SFT_CHECKPOINT --end RL_CHECKPOINT --frozen mid
 
@@ -27,7 +27,7 @@ from train.freezing.freeze import (
 
 EXIT_BREACH = 1
 NUM_NAMED = 10
-"""Tensors named on screen; the report names all."""
+"""Number of tensors printed; the report lists all."""
 
 
 @dataclass(frozen=True, kw_only=True)

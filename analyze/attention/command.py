@@ -1,4 +1,4 @@
-"""How much does a model look at its image while it reasons, and what has training changed in that, layer by layer?
+"""How much does a model attend to its image while it reasons? Attention per layer and head, compared between models.
 
     python -m analyze.attention --models base=BASE sft=SFT rl=RL --tasks outputs/pocket/data:test \\
         --output-dir outputs/attention
@@ -57,10 +57,8 @@ from analyze.probes.inputs import (
     check_least,
     check_loading,
     check_sight,
+    leave_out_unreadable,
     load_problems,
-    readable,
-    skipped_rows,
-    unreadable_images,
 )
 from eval.replies.prompting import check_style
 from models.blocks import Partition, make_partition
@@ -190,8 +188,7 @@ def measure_attention(arguments: AttentionArguments) -> Path:
         if run.finished:
             return output_dir
         run.note(**{str(contender.label): contender.subject.facts for contender in contenders})
-        unreadable = on_main_process(lambda: unreadable_images(problems))
-        put = readable(problems, unreadable)
+        put, left_out = leave_out_unreadable(problems)
         asked = [
             contender for contender in contenders if OWN in arguments.modes or (forced and contender.label == reference)
         ]
@@ -201,7 +198,6 @@ def measure_attention(arguments: AttentionArguments) -> Path:
         units = plan_units(contenders, put, arguments.modes, reference, replies, answers)
         jobs = measure_jobs(contenders, units, reading)
         records = share_jobs(output_dir, jobs, contenders, reading, title="attention")
-        left_out = skipped_rows(problems, unreadable)
         controls = on_main_process(
             lambda: write_results(output_dir, records, partition=partition, baselines=baselines, left_out=left_out)
         )

@@ -1,4 +1,4 @@
-"""What was found? One self-contained HTML page, organised by the paper's questions, drawn from the tables of a study.
+"""What did a study find? One self-contained HTML page, organised by the paper's questions, drawn from its tables.
 
     python -m analyze.report outputs/pocket_study --output outputs/pocket_study/report.html
     python -m analyze.report outputs/pocket outputs/swap/sft outputs/swap/rl --output report.html

@@ -1,10 +1,10 @@
-"""What is a prompt set? A folder of `SPLIT.jsonl` files with their images: what is trained on and what is scored.
+"""What is a prompt set? A folder of `SPLIT.jsonl` files with their images, used for training and evaluation.
 
-Each line is one `Prompt`. The pocket world writes such folders; so can anyone with data of their own:
+Each line is one `Prompt`. The builders write such folders; you can write them for your own data:
 
     {"id": "…", "ability": "vision", "question": "…", "answer": "7", "answer_kind": "number", "images": ["a.png"]}
 
-`response` (the teacher's reply) is needed only where a split is used for supervised training.
+`response` (the teacher's reply) is needed only for supervised training.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ ABILITIES = ("vision", "vision-to-reasoning", "reasoning")
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One question with its images and a gold answer that a rule can verify."""
+    """One question with its images and a verifiable gold answer."""
 
     id: str
     ability: str
@@ -31,11 +31,11 @@ class Prompt:
     images: tuple[str, ...] = ()
     """Paths relative to the prompt set's folder."""
     choices: tuple[str, ...] = ()
-    """The texts of the options, in the order of their letters."""
+    """The options' texts, in the order of their letters."""
     precision: int | None = None
-    """Decimal places to which a number counts, where its data set says so."""
+    """Decimal places to which a number is compared, if the data set states them."""
     response: str | None = None
-    """The teacher's whole reply, for supervised training."""
+    """The teacher's full reply, for supervised training."""
     meta: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not a JSON object ({error.msg}); expected one prompt a line") from error
+            raise ValueError(f"{where}: not a JSON object ({error.msg}); expected one prompt per line") from error
         if not isinstance(row, dict) or set(row) - known:
             extra = sorted(set(row) - known) if isinstance(row, dict) else type(row).__name__
             raise ValueError(f"{where}: unexpected {extra}; a prompt has the keys {', '.join(sorted(known))}")
@@ -72,7 +72,7 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
         if prompt.id in seen:
-            raise ValueError(f"{where}: id {prompt.id!r} stands twice; ids must be unique within a split")
+            raise ValueError(f"{where}: id {prompt.id!r} appears twice; ids must be unique within a split")
         seen.add(prompt.id)
         prompts.append(prompt)
     missing = [image for prompt in prompts for image in prompt.images if not (directory / image).is_file()]
@@ -82,7 +82,7 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
 
 
 def prompts_fingerprint(directory: Path, split: str) -> str:
-    """Returns a sha256 that changes with the prompts of a split, and with the images where a manifest lists them."""
+    """Returns a sha256 of a split's prompts and, if a manifest lists them, of its images."""
     digest = hashlib.sha256((directory / f"{split}.jsonl").read_bytes())
     manifest = directory / "manifest.json"
     if manifest.is_file():
@@ -91,7 +91,7 @@ def prompts_fingerprint(directory: Path, split: str) -> str:
 
 
 def write_prompts(directory: Path, split: str, prompts: Iterable[Prompt]) -> None:
-    """Writes one split, a line a prompt, without the fields a prompt leaves empty."""
+    """Writes one split, one line per prompt, without empty fields."""
     lines = []
     for prompt in prompts:
         row = {name: value for name, value in asdict(prompt).items() if value not in (None, ())}

@@ -1,4 +1,4 @@
-"""Is a set of pairs what it says it is? All that can be computed again from its files is, and every defect is named.
+"""Is a pair set what it claims to be? Recomputes all that its files allow, and names every defect.
 
     python -m data_builders.validate outputs/pairs/ocr [MORE SETS] [--words] [--num-workers 2]
     python -m data_builders.validate ../shared/data/published_pairs
@@ -6,13 +6,13 @@
 Each folder is a set, a run directory whose `data/` is one, or a folder of such. Checked are, of every set,
 
     files     against manifest.json, and metadata.jsonl against pairs.jsonl                `set_files.py`
-    pairs     texts, boxes, sizes and the processor's grid                                 `pair_checks.py`
+    pairs     texts, boxes, sizes and the processor's grid                                 `pairs/defects.py`
     pictures  that they differ in what is asked and in nothing else, and that answers and
-              boxes are true, by what the builder recorded of each pair                    `TASK_checks.py`
+              boxes are true, by what the builder recorded of each pair                    `TASK/check.py`
     repeats   pairs, words and photographs that stand twice, in all sets given together    `repeats.py`
 
-A set without such records, as the published one, is measured by its pixels alone (`unproven.py`). What could not be
-checked is said. Hidden files and the dataset card are left alone.
+A set without such records, such as the published one, is measured by its pixels alone (`pairs/unproven.py`). What could
+not be checked is reported. Hidden files and the dataset card are left alone.
 
 Exit status 0: no defects; 1: defects, a line each, and how many there are of each kind; 2: no set, or one that cannot
 be read.

@@ -1,4 +1,4 @@
-"""Does what was measured bear out what was published? Every comparison of the paper's Tables 2 and 3, with a verdict.
+"""Do the measurements support the paper's claims? Every comparison of its Tables 2 and 3, with a verdict.
 
     python -m eval.claims --output-dir outputs/claims
     python -m eval.claims --scores outputs/comparison/scores.csv --output-dir outputs/claims

@@ -1,4 +1,4 @@
-"""How does a page print a share, a difference, an interval, a probability? In points, with a true minus sign."""
+"""Formats shares, differences, intervals and p-values for pages, in points and with a real minus sign."""
 
 MINUS = "−"
 NOTHING = "–"
@@ -13,7 +13,7 @@ def points(value: float, *, sign: bool = True) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Formats an interval of shares as points: `[+1.0, +9.5]`; empty where there is none."""
+    """Formats an interval of shares as points: `[+1.0, +9.5]`; empty if there is none."""
     return "" if low != low else f"[{points(low)}, {points(high)}]"
 
 

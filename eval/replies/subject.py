@@ -1,4 +1,4 @@
-"""What is put to the test? A checkpoint, or the splice that a recipe (`*.yaml`) describes, made in memory."""
+"""Which model is evaluated? A checkpoint, or the splice that a recipe (`*.yaml`) describes, built in memory."""
 
 import hashlib
 import json
@@ -19,24 +19,24 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model to be tested; nothing of it is loaded until it is asked for."""
+    """A model to evaluate; it is loaded on demand."""
 
     directory: Path
-    """The checkpoint, or for a recipe the donor whose configuration and processor count."""
+    """The checkpoint, or for a recipe the donor that provides configuration and processor."""
     fingerprint: str
-    """Changes with the weights, and for a recipe with its donor's files too."""
+    """Changes with the weights and, for a recipe, with its donors' files."""
     plan: SplicePlan | None = field(default=None, repr=False)
-    """Of a recipe."""
+    """The recipe, if any."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` is to remember of it beside its name."""
+        """What `run.json` records about it besides its name."""
         return {} if self.plan is None else {"recipe": recipe_dict(self.plan.recipe)}
 
     def load(
         self, *, dtype: str, attn_implementation: str
     ) -> tuple["PreTrainedModel", "ProcessorMixin | PreTrainedTokenizerBase"]:
-        """Returns the model, on the GPU where there is one, and its processor."""
+        """Returns the model, on the GPU if there is one, and its processor."""
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,10 +50,10 @@ class Subject:
 
 
 def open_subject(name: str) -> Subject:
-    """Returns what `--model` names: a checkpoint's folder or hub id, or a recipe's file.
+    """Resolves `--model`: a checkpoint's folder or hub id, or a recipe's file.
 
     Raises:
-        ValueError: where it names neither, or something damaged.
+        ValueError: if it is none of these, or damaged.
     """
     path = Path(name)
     if path.suffix not in RECIPE_SUFFIXES or path.is_dir():

@@ -1,13 +1,13 @@
-"""What can a model be asked by name? Published benchmarks, and prompt sets.
+"""Which tasks are available by name? Published benchmarks, and prompt sets.
 
-    mathvista               the hub's files, at the commit that the benchmark's module names
+    mathvista               the hub's files, at the commit given in the benchmark's module
     mathvista@REVISION      the same at another commit, tag or branch
-    mathvista:PATH          a copy: a Parquet, JSON or JSONL file, or a folder that holds the hub's files
+    mathvista:PATH          a copy: a Parquet, JSON or JSONL file, or a folder with the hub's files
     FOLDER:SPLIT            a prompt set (`data_builders/prompt_sets/prompts.py`)
 
-Each benchmark is a module here: where it lies, its columns, how a row becomes a prompt, how answers are graded. How the
-prompt is framed (plain, boxed, think) is the run's choice (`eval/replies/prompting.py`). A folder of one's own that is
-called like a benchmark is named `./mathvista:SPLIT`.
+Each benchmark is a module here: its location, its columns, how a row becomes a prompt, how answers are graded. The
+prompt style (plain, boxed, think) is set by the run (`eval/replies/prompting.py`). A prompt set whose folder has the
+name of a benchmark is given as `./mathvista:SPLIT`.
 """
 
 import hashlib
@@ -40,19 +40,19 @@ TASKS: dict[str, Benchmark] = {
     "mathvision-testmini": MATHVISION_TESTMINI,
     "mathverse": MATHVERSE,
 }
-"""Name of a benchmark -> what it is."""
+"""Benchmarks by name."""
 
 
 def open_task(name: str, *, cache_dir: Path, with_images: bool = True) -> Task:
     """Reads a task.
 
     Args:
-        name: as the module's first lines have it.
-        cache_dir: where images that stand inside of rows are stored, in a folder a benchmark.
-        with_images: False asks the text alone, and needs no images.
+        name: in one of the forms of the module's docstring.
+        cache_dir: folder for images embedded in rows, with one subfolder per benchmark.
+        with_images: if False, only the text is used and no images are needed.
 
     Raises:
-        ValueError: in one line, where there is no such task, or where it is damaged or not whole.
+        ValueError: in one line, if there is no such task, or it is damaged or incomplete.
     """
     head, colon, place = name.partition(":")
     known, _, revision = head.partition("@")
@@ -124,12 +124,12 @@ def _with_images(
         return prompts, store_dir
     try:
         if stored:
-            raise ValueError(f"{len(prompts) - stored} of {len(prompts)} rows have a path in place of their image")
+            raise ValueError(f"{len(prompts) - stored} of {len(prompts)} rows have a path instead of their image")
         return prompts, image_root([prompt.images[0] for prompt in prompts], file)
     except ValueError as error:
         raise ValueError(
             f"{file}: {error}; unpack images.zip of the hub's {benchmark.repo} beside the file, or name the Parquet "
-            "files, which hold the images"
+            "files, which contain the images"
         ) from error
 
 
@@ -137,12 +137,12 @@ def _check_ids(prompts: list[Prompt], path: Path) -> None:
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise ValueError(f"{path}: id {prompt.id!r} stands twice; expected each problem once")
+            raise ValueError(f"{path}: id {prompt.id!r} appears twice; expected each problem once")
         seen.add(prompt.id)
 
 
 def _fingerprint(prompts: list[Prompt], directory: Path | None) -> str:
-    """Returns a sha256 of the prompts and the bytes of their images, without those that are named by their content."""
+    """Returns a sha256 of the prompts and of their images' bytes, except images named by their content."""
     digest = hashlib.sha256(json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True).encode())
     if directory is not None:
         for image in sorted({image for prompt in prompts for image in prompt.images}):

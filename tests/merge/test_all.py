@@ -143,7 +143,7 @@ def test_dry_run_prints_every_plan_and_writes_nothing(
         (["--donor", "in=a", "--rest", "in"], r"--donor names 1 donors \(in\); expected exactly two"),
         (["--donor", "in=a", "rl=b", "base=c", "--rest", "in"], "--donor names 3 donors"),
         (["--donor", "in=a", "rl=b", "--rest", "in", "--patterns", "six"], "--patterns 'six' is unknown"),
-        (["--donor", "in=a", "rl=b", "--rest", "base"], "rest vision: 'base' is no donor"),
+        (["--donor", "in=a", "rl=b", "--rest", "base"], "rest vision: 'base' is not a donor"),
         (["--donor", "in=missing", "rl=missing", "--rest", "in"], "checkpoint missing does not exist"),
     ],
 )
@@ -155,5 +155,5 @@ def test_mistaken_arguments_are_named(tmp_path: Path, arguments: list[str], mess
 
 def test_donor_names_that_would_share_a_folder_are_refused(donors: Donors, tmp_path: Path) -> None:
     flags = ["--donor", f"a={donors.paths['in']}", f"a-a={donors.paths['rl']}", "--rest", "a"]
-    with pytest.raises(ValueError, match="two patterns would stand in the folder 'a-a"):
+    with pytest.raises(ValueError, match="two patterns give the same folder 'a-a"):
         main([*flags, "--patterns", "all", "--output-dir", str(tmp_path / "run")])

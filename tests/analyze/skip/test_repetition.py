@@ -6,7 +6,7 @@ import torch
 
 from analyze.skip.generation import Rows, answer_rows
 from analyze.skip.layers import RowwiseSkip
-from analyze.skip.tables import REPETITION
+from eval.replies.decoding import REPETITION
 from eval.replies.generation import greedy_settings
 from models.loading import load_model, load_processor
 

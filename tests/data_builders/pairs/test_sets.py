@@ -155,7 +155,7 @@ def test_a_killed_build_goes_on_to_the_same_set_and_leaves_no_process(tmp_path: 
 @pytest.mark.parametrize(
     ("stop", "status", "message"),
     [
-        ("a worker", 1, "error: a worker process was killed, as happens where memory runs out"),
+        ("a worker", 1, "error: a worker process was killed, possibly for lack of memory"),
         ("by hand", 130, "interrupted; the same command continues where it stopped"),
     ],
 )

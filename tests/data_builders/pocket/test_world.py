@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from data_builders import build
-from data_builders.pocket.world import CELL_PIXELS, GRID, RGB, PocketSizes, build_pocket_world
+from data_builders.pocket.draw import CELL_PIXELS, GRID, RGB
+from data_builders.pocket.world import PocketSizes, build_pocket_world
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, read_prompts
 from eval.grading import grade, is_well_formed
 from models.pocket import PLACES, build_tokenizer
