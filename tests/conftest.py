@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,14 +13,17 @@ import pytest
 
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
+from tests.small_study import write_study_settings
+from tests.warm import start_server
 from tracking.command import REPOSITORY_ROOT, quiet_libraries
 
 quiet_libraries()
 
 LONGEST = (
-    "train/test_study_end_to_end.py", "slurm/test_real_slurm_study.py", "slurm/test_real_slurm.py",
-    "train/test_modes.py", "train/test_memory.py", "eval/test_vllm_engine.py", "train/test_vllm_rollout.py",
-    "eval/test_vllm_cut_start.py",
+    "slurm/test_real_slurm_study.py", "train/test_study_end_to_end.py", "slurm/test_real_slurm.py",
+    "train/test_modes.py", "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
+    "benchmarks/test_gpu_rehearsal.py", "train/test_processes.py", "docs/test_guides.py",
+    "eval/replies/test_vllm_engine.py", "train/rollouts/test_vllm.py", "eval/replies/test_vllm_cut_start.py",
 )  # fmt: skip
 """Files of minutes. A worker takes a file at a time: last in line, one of them would keep one worker from its end."""
 
@@ -33,6 +38,51 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((number for number, file in enumerate(LONGEST) if name.endswith(file)), len(LONGEST))
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder by name, the first time that any worker of this run asks for it; the others wait, and share it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+
+    def make(name: str, build: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        shared.mkdir(exist_ok=True)
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def warm_python(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A `python` for processes that need the libraries: forks of one that has imported them (`tests/warm.py`)."""
+    first = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    return made_once("warm", lambda folder: start_server(folder, lives_with=first)) / "python"
+
+
+@pytest.fixture(scope="session")
+def pocket_study(warm_python: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A folder as `make pocket` leaves it, of a study of two arms and two seeds with a few training steps.
+
+    Shared by all workers: copy it before changing anything in it. `settings/necessity.yaml` beside it is what made it.
+    """
+
+    def build(folder: Path) -> None:
+        config = write_study_settings(folder / "settings")
+        words = ["-m", "train.necessity", "--config", str(config), "--output_dir", str(folder / "pocket")]
+        done = subprocess.run([warm_python, *words], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"report: {folder / 'pocket' / 'report.html'}" in done.stdout
+
+    return made_once("pocket-study", build) / "pocket"
 
 
 @pytest.fixture(scope="session")

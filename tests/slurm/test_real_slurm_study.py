@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.slurm.real_slurm import MEMORY_PER_NODE_MB, RealSlurm
-from tests.train.test_study_end_to_end import write_configs
+from tests.small_study import write_study_settings
 from tracking.command import REPOSITORY_ROOT
 from tracking.run import is_finished, read_run
 
@@ -44,8 +44,7 @@ def write_study(folder: Path, cluster: Path) -> Path:
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load((shipped / f"{name}.yaml").read_text()), **changes}))
         study[name] = str(path)
-    necessity = write_configs(folder / "necessity")
-    necessity.write_text(yaml.safe_dump({**yaml.safe_load(necessity.read_text()), "seeds": [0]}))
+    necessity = write_study_settings(folder / "necessity", seeds=[0])
     changes = {
         "output_dir": str(folder / "study"),
         "necessity": str(necessity),
@@ -66,9 +65,10 @@ def gaps(study: Path) -> list[str]:
 
 
 def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_launch_completes_it(
-    slurm: RealSlurm, cluster_file: Callable[..., Path], tmp_path: Path
+    slurm: RealSlurm, cluster_file: Callable[..., Path], warm_python: Path, tmp_path: Path
 ) -> None:
-    config = write_study(tmp_path / "settings", cluster_file(memory=f"{MEMORY_PER_NODE_MB // 2}M"))
+    warm = [f"export PATH={warm_python.parent}:$PATH"]
+    config = write_study(tmp_path / "settings", cluster_file(memory=f"{MEMORY_PER_NODE_MB // 2}M", environment=warm))
     study = tmp_path / "settings" / "study"
     command(slurm, "slurm.launch", "--config", config)
     in_the_way = study / "necessity" / "arms" / BROKEN / "notes.txt"
