@@ -45,6 +45,8 @@ LIBRARIES = (
 )  # fmt: skip
 STARTED_WITHIN_S = 300
 PR_SET_PDEATHSIG = 1
+FRONT_PARENT = "FRONT_PARENT"
+"""Variable with the process that started the one in front: a child's own parent is the server."""
 KILLED = int(signal.SIGKILL).to_bytes(8, "big")
 """The status of a child whose server was killed, and it with it."""
 
@@ -79,7 +81,9 @@ def ask(name: str, real: str, words: list[str]) -> NoReturn:
     except OSError:
         os.execv(real, [real, *words])
     server.settimeout(None)
-    request = json.dumps({"words": words, "directory": str(Path.cwd()), "environment": dict(os.environ)}).encode()
+    request = json.dumps(
+        {"words": words, "directory": str(Path.cwd()), "environment": dict(os.environ), "parent": os.getppid()}
+    ).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     for number in FORWARDED:
@@ -197,6 +201,7 @@ def become(request: dict[str, Any], shim: str) -> Callable[[], object]:
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.environ[FRONT_PARENT] = str(request["parent"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     random.seed()
     np.random.seed()

@@ -31,8 +31,8 @@ SMALLER: dict[str, dict[str, Any]] = {
 STUDIES = sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))
 
 
-def command(slurm: RealSlurm, module: str, *words: object, check: bool = True) -> str:
-    return slurm.run(sys.executable, "-m", module, *map(str, words), check=check)
+def command(slurm: RealSlurm, python: Path, module: str, *words: object) -> str:
+    return slurm.run(str(python), "-m", module, *map(str, words))
 
 
 def write_study(folder: Path, cluster: Path) -> Path:
@@ -70,12 +70,12 @@ def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_laun
     warm = [f"export PATH={warm_python.parent}:$PATH"]
     config = write_study(tmp_path / "settings", cluster_file(memory=f"{MEMORY_PER_NODE_MB // 2}M", environment=warm))
     study = tmp_path / "settings" / "study"
-    command(slurm, "slurm.launch", "--config", config)
+    command(slurm, warm_python, "slurm.launch", "--config", config)
     in_the_way = study / "necessity" / "arms" / BROKEN / "notes.txt"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("no run of this suite")
     slurm.wait_until_idle(within_s=900)
-    shown = command(slurm, "slurm.status", study)
+    shown = command(slurm, Path(sys.executable), "slurm.status", study)
     for label in WHOLE:
         for folder in ("necessity/arms", "necessity/eval", "abilities", "samples"):
             assert is_finished(study / folder / label), shown
@@ -93,9 +93,9 @@ def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_laun
     begun = read_run(study / "swap" / "sft")["attempts"]
 
     in_the_way.unlink()
-    command(slurm, "slurm.launch", "--config", config)
+    command(slurm, warm_python, "slurm.launch", "--config", config)
     slurm.wait_until_idle(within_s=600)
-    shown = command(slurm, "slurm.status", study)
+    shown = command(slurm, Path(sys.executable), "slurm.status", study)
     number = len(json.loads((study / "plan.json").read_text())["jobs"])
     assert f"{number} of {number} jobs are finished" in shown
     assert {path.name: path.read_text() for path in (study / "missing").iterdir() if path.read_text()} == {}
@@ -106,6 +106,10 @@ def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_laun
 
 
 @pytest.mark.parametrize("config", STUDIES, ids=[path.parent.name for path in STUDIES])
-def test_sbatch_takes_every_script_of_a_shipped_study(config: Path, slurm: RealSlurm, tmp_path: Path) -> None:
-    said = command(slurm, "slurm.launch", "--config", config, "--output-dir", tmp_path / "study", "--test-only")
+def test_sbatch_takes_every_script_of_a_shipped_study(
+    config: Path, slurm: RealSlurm, warm_python: Path, tmp_path: Path
+) -> None:
+    said = command(
+        slurm, warm_python, "slurm.launch", "--config", config, "--output-dir", tmp_path / "study", "--test-only"
+    )
     assert "sbatch would take all" in said

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -167,13 +166,13 @@ def test_a_command_killed_at_any_time_continues_to_the_same_files(
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]])
 def test_a_process_that_is_killed_and_two_that_share_the_work_end_alike(
-    pocket_checkpoint: Path, descriptions: Path, tmp_path: Path, launcher: list[str]
+    pocket_checkpoint: Path, descriptions: Path, warm_python: Path, tmp_path: Path, launcher: list[str]
 ) -> None:
     prompts = write_prompt_set(tmp_path / "prompts", num_prompts=60)
     main(command(pocket_checkpoint, prompts, descriptions, tmp_path / "whole"))
     out = tmp_path / "out"
     flags = command(pocket_checkpoint, prompts, descriptions, out)
-    words = [sys.executable, *launcher, "-m", "eval.run", *flags]
+    words = [warm_python, *launcher, "-m", "eval.run", *flags]
     if not launcher:
         first = subprocess.Popen(words, cwd=REPOSITORY_ROOT)
         while first.poll() is None and not (out / "records-0.jsonl").exists():
