@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from tracking.command import REPOSITORY_ROOT, quiet_libraries
 from tracking.run import is_finished
 
 quiet_libraries()
+gc.disable()  # until all modules are imported
 
 LONGEST = (
     "slurm/test_real_slurm_study.py", "train/test_study_end_to_end.py", "slurm/test_real_slurm.py",
@@ -42,6 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((number for number, file in enumerate(LONGEST) if name.endswith(file)), len(LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves the millions of objects of the libraries to no later collection: each would take half a second."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries count as leaked what is not taken down at the end
 
 
 @pytest.fixture(scope="session")

@@ -222,23 +222,20 @@ def become(request: dict[str, Any], shim: str) -> Callable[[], object]:
 
 
 def prepare() -> None:
-    """Imports what commands import."""
+    """Imports what commands import, but nothing of the suite itself: a request may come from another checkout."""
     import gc
     import importlib
 
-    from tracking.command import quiet_libraries
-
-    quiet_libraries()
+    gc.disable()
     for name in LIBRARIES:
         importlib.import_module(name)
-    gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, all of it
+    gc.enable()
 
 
 def main(words: list[str]) -> None:
     if words[0] == "--client":
         ask(words[1], words[2], words[3:])
-    sys.path.insert(0, str(REPOSITORY_ROOT))
     server = Server(words[1], int(words[3]))
     sys.stdout.buffer.write(LISTENS)  # who asks before the libraries are there waits
     sys.stdout.close()
