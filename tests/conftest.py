@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import data_builders.build
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
 from tests.small_study import write_study_settings
@@ -123,8 +122,10 @@ def pocket_prompts(made_once: Callable[[str, Callable[[Path], object]], Path]) -
         "num_test_per_ability": 100,
     }  # fmt: skip
 
+    from data_builders.build import main
+
     def build(folder: Path) -> None:
-        data_builders.build.main(["pocket", *flags(output_dir=folder, **sizes)])
+        main(["pocket", *flags(output_dir=folder, **sizes)])
 
     return made_once("pocket-prompts", build) / "data"
 
