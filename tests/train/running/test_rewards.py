@@ -1,8 +1,6 @@
 """Rewards: the grader's verdicts, as the trainer takes them."""
 
 import random
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -70,7 +68,7 @@ def test_an_answer_that_cannot_be_judged_is_none_in_every_reward_and_counted() -
 
 
 @pytest.fixture
-def patient_judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def patient_judges(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Judges of mathematics that have a minute for a question: on a busy machine the first one may take long."""
     program = "from eval.grading import mathematics\nmathematics.LIMIT_S = 60.0\nmathematics.serve()\n"
 
@@ -80,7 +78,7 @@ def patient_judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         eval.grading.mathematics._idle.clear()
 
     end_all()
-    monkeypatch.setattr(eval.grading.mathematics, "JUDGE", (sys.executable, "-c", program))
+    monkeypatch.setattr(eval.grading.mathematics, "JUDGE", (eval.grading.mathematics.JUDGE[0], "-c", program))
     monkeypatch.setattr(eval.grading.mathematics, "LIMIT_S", 60.0)
     yield
     end_all()
