@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,8 @@ def test_a_connection_that_breaks_off_is_one_line_and_only_the_rest_is_fetched_a
     hub: Hub, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.branches["AIcell/IN", "main"]
+    at_once = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.file_download.time", at_once)  # it would wait a second before each new try
     hub.breaks_at = f"AIcell/IN/resolve/{commit}/model.safetensors"
     with pytest.raises(ValueError, match="checkpoint AIcell/IN ") as caught:
         main(arguments(study))

@@ -23,7 +23,7 @@ SLEEPING_JUDGE = (
     "from eval.grading import mathematics\n"
     "judge = mathematics._judge\n"
     f"mathematics._judge = lambda answer, gold: time.sleep(60) if answer == {ENDLESS!r} else judge(answer, gold)\n"
-    "mathematics.main()\n"
+    "mathematics.serve()\n"
 )
 """The judge itself, but for one question. A sleep ends as a call does that no Python signal handler could interrupt:
 the kernel ends the process."""

@@ -338,9 +338,9 @@ def test_what_gathers_runs_again_when_it_comes_after_something_that_does(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.stem)
-def test_shipped_studies_are_planned_without_weights_or_network(path: Path) -> None:
+def test_shipped_studies_are_planned_without_weights_or_network(path: Path, warm_python: Path) -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "slurm.launch", "--config", str(path), "--dry-run"],
+        [warm_python, "-m", "slurm.launch", "--config", str(path), "--dry-run"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in ("train", "evaluate", "swap", "skip", "attention", "splices", "support", "claims", "report"):
