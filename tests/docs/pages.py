@@ -6,6 +6,9 @@ included). A comment at the end of a command says what it needs or how it ends:
     # needs a GPU | the network | a cluster | vLLM     only its arguments are checked
     # takes 12 minutes                                 the same
     # exit status 1                                    it is run and has to end so
+
+A block that opens with ```text shows lines that these commands print, with the numbers of another run. One that opens
+with ```text trained shows lines whose words depend on how well the model was trained; nothing compares them.
 """
 
 import re
@@ -19,7 +22,7 @@ GUIDES = tuple(sorted((REPOSITORY_ROOT / "docs" / "guides").glob("*.md")))
 DOCS = REPOSITORY_ROOT / "docs"
 PAGES = (REPOSITORY_ROOT / "README.md", DOCS / "tutorial.md", *GUIDES, DOCS / "gpus.md")
 
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NEEDS = re.compile(r"#.*\b(needs (a GPU|the network|a cluster|vLLM)|takes \d+ minutes)")
 _STATUS = re.compile(r"#.*\bexit status (\d+)")
 _HERE_DOCUMENT = re.compile(r"<<\s*'?(\w+)'?")
@@ -87,6 +90,11 @@ def split_block(block: str, *, page: str) -> list[Command]:
             gathered.append(next(lines))
         found.append(Command(page=page, text="\n".join(gathered)))
     return found
+
+
+def shape(line: str) -> str:
+    """Returns a line without what differs between runs: numbers, and how columns are aligned."""
+    return re.sub(r"[\d.,]+", "#", " ".join(line.split()))
 
 
 def links(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.pages import PAGES, Command, commands
+from tests.docs.pages import PAGES, Command, blocks, commands, shape
 from tests.docs.workplace import make_workplace, run_pocket, working_directory
 from tracking.command import REPOSITORY_ROOT, ArgumentsTaken, arguments_only, command_module, run_command
 
@@ -86,11 +86,19 @@ def check_arguments(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_commands_run_as_they_are_written(page: Path, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run_as_they_are_written_and_print_what_is_shown(
+    page: Path, inside: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert commands(page), f"{page.name} shows no command"
+    printed: set[str] = set()
     for command in commands(page):
         if command.only_checked:
             check_arguments(command, monkeypatch)
-        else:
-            status = run(command)
-            assert status == command.status, f"{command.page}: exit status {status} of\n{command.text}"
+            continue
+        status = run(command)
+        said = "".join(capfd.readouterr())
+        assert status == command.status, f"exit status {status} of\n{command.text}\n{said}"
+        printed |= {shape(line) for line in said.splitlines()}
+    shown = [line for block in blocks(page, "text") for line in block.splitlines() if line]
+    missing = [line for line in shown if shape(line) not in printed]
+    assert not missing, f"{page.name} shows what no command printed"
