@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,10 @@ def check_arguments(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     here = ON_A_CPU if command.module in TRAINING else []
+    is_benchmark = command.module.startswith("benchmarks.")
+    module = import_module(f"{command.module}.__main__") if is_benchmark else command_module(command.module)
     with arguments_only(), pytest.raises(ArgumentsTaken):
-        command_module(command.module).main([*expand(command), *here])
+        module.main([*expand(command), *here])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
 
 
