@@ -20,8 +20,11 @@ def draw_gains(study: NecessityStudy) -> "Figure":
         return rows.reindex(study.arms)[["difference", "low", "high"]] * 100
 
     figure = _forest(study, study.arms, values, "change from SFT, points")
-    for axes in figure.axes:
-        axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+    for axes, ability in zip(figure.axes, study.abilities, strict=True):
+        axes.axvline(0, color="#666666", linewidth=1.0, zorder=1)
+        full = values(ability)["difference"].get("full", float("nan"))
+        if full == full:
+            axes.axvline(full, color="#666666", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
     return figure
 
 
