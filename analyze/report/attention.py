@@ -5,21 +5,19 @@ from collections.abc import Sequence
 from analyze.attention.controls import TEACHER_FORCED
 from analyze.report.inputs import Output
 from analyze.report.parts import (
-    LEVEL,
     REWARDED,
     Part,
     Table,
-    change,
     corrected,
     files_as_figures,
-    listed,
     main_model,
     model_name,
     same_elsewhere,
     share,
 )
 from analyze.report.probes import FAILED
-from eval.display.formatting import MINUS, interval, percent, points, probability
+from eval.compare.sentences import LEVEL
+from eval.display.formatting import MINUS, change, interval, listed, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 

@@ -4,34 +4,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyze.report.inputs import Output
-from analyze.report.parts import (
-    LEVEL,
-    Figure,
-    Part,
-    Table,
-    change,
-    corrected,
-    listed,
-    model_name,
-    share,
-    verdict,
-)
+from analyze.report.parts import Figure, Part, Table, corrected, model_name, share
 from analyze.report.start import BASE, weaker_start
 from eval.claims.published import HYBRIDS
-from eval.display.colours import model_colour
-from eval.display.forest import Mark, Panel, draw_forest
-from eval.display.formatting import MINUS, NOTHING, interval, percent, points, probability
-from eval.statistics.pairing import ABILITY, ACCURACY
+from eval.compare.sentences import (
+    LEVEL,
+    METRIC_WORDS,
+    draw_differences,
+    num_prompts,
+    row_ability,
+    row_change,
+    verdict,
+    with_labels,
+)
+from eval.compare.sentences import answers as sentences
+from eval.display.formatting import MINUS, NOTHING, interval, listed, percent, points, probability
+from eval.statistics.pairing import ACCURACY
 from tracking.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNDEFINED = float("nan")
-METRIC_WORDS = {ACCURACY: "accuracy", ABILITY: "by the paper’s definition"}
-KINDS = ("significant gain", "significant loss", "no significant change")
-MOST_NAMED = 3
-"""Models without a reference that an answer names one by one."""
 
 
 def has_splices(output: Output) -> bool:
@@ -73,7 +67,7 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
         directory = output.directory
         comparison, scores = read_table(directory / "comparison.csv"), read_table(directory / "scores.csv")
         baseline, reference = output.settings["baseline"], output.settings.get("reference")
-        chosen = _measured(comparison[comparison["seed"].astype(str) == "pooled"])
+        chosen = with_labels(comparison[comparison["seed"].astype(str) == "pooled"])
         against = chosen[chosen["against"] == baseline]
         answers.append(_answer(against, baseline, reference))
         warnings.append(weaker_start(chosen, baseline, reference))
@@ -115,47 +109,11 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
 
 
 def _draw(own: "pd.DataFrame", metric: str, baseline: str) -> Figure:
-    arms = list(dict.fromkeys(own["arm"]))
-    panels = [
-        Panel(
-            title=_ability(group.iloc[0]),
-            rows={
-                row["arm"]: [
-                    Mark(
-                        value=row["difference"], low=row["low"], high=row["high"], filled=row["p_holm"] < LEVEL,
-                        colour=model_colour(row["arm"], arms),
-                    )
-                ]
-                for _, row in group.iterrows()
-            },
-        )
-        for _, group in own.groupby("label", sort=False)
-    ]  # fmt: skip
-    words = METRIC_WORDS[metric].capitalize()
     return Figure(
-        drawing=draw_forest(
-            panels, label=f"model {MINUS} {baseline}, points", alt=f"{words}: difference of each model from {baseline}"
-        ),
-        caption=f"{words}: difference from {baseline} on the same prompts, with 95 % intervals over prompts and "
-        "training seeds. Filled marks are significant after correction, hollow ones are not.",
+        drawing=draw_differences(own, baseline),
+        caption=f"{METRIC_WORDS[metric].capitalize()}: each model minus {baseline} on the same prompts, with 95 % "
+        "intervals over prompts and training seeds. Filled marks are significant, hollow ones are not.",
     )
-
-
-def _measured(pooled: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns the rows of accuracy, and of the paper's definition where that differs, with a label each."""
-    import pandas as pd
-
-    kept = []
-    several_tasks = pooled["task"].nunique() > 1
-    for (task, ability), own in pooled[pooled["n"] > 0].groupby(["task", "ability"], sort=False):
-        name = f"{ability} ({task})" if several_tasks else str(ability)
-        accuracy, defined = own[own["metric"] == ACCURACY], own[own["metric"] == ABILITY]
-        if list(defined["difference"]) in ([], list(accuracy["difference"])):
-            kept.append(accuracy.assign(label=name))
-        else:
-            kept += [rows.assign(label=f"{name}, {METRIC_WORDS[metric]}")
-                     for metric, rows in ((ACCURACY, accuracy), (ABILITY, defined))]  # fmt: skip
-    return pd.concat(kept) if kept else pooled.iloc[:0].assign(label="")
 
 
 def _answer(against: "pd.DataFrame", baseline: str, reference: str | None) -> str:
@@ -165,50 +123,8 @@ def _answer(against: "pd.DataFrame", baseline: str, reference: str | None) -> st
         return ""
     if set(others["arm"]) & set(HYBRIDS):
         return _transfer(others[others["metric"] == ACCURACY], baseline, reference)
-    arms = list(dict.fromkeys(others["arm"]))
-    if reference in arms:
-        return _changes(others[others["arm"] == reference], f"{reference} {MINUS} {baseline}")
-    if len(arms) <= MOST_NAMED:
-        return " ".join(_changes(others[others["arm"] == arm], f"{arm} {MINUS} {baseline}") for arm in arms)
-    said = [
-        f"{_counted(int((own['p_holm'] < LEVEL).sum()), own)} differ significantly on {label}"
-        for label, own in others.groupby("label", sort=False)
-    ]
-    return f"Compared with {baseline}, {'; '.join(said)} (n = {_num_prompts(others)})."
-
-
-def _changes(rows: "pd.DataFrame", models: str) -> str:
-    """Says on which abilities one model gained, lost, or cannot be told from another."""
-    accuracy, defined = rows[rows["metric"] == ACCURACY], rows[rows["metric"] == ABILITY]
-    kinds: dict[str, list[str]] = {}
-    for _, row in accuracy.iterrows():
-        said = f"{_ability(row)} ({change(row['difference'], row['low'], row['high'])})"
-        kinds.setdefault(_kind(row), []).append(said)
-    parts = [f"{kind} on {listed(kinds[kind])}" for kind in KINDS if kind in kinds]
-    sentence = f"{models}: {'; '.join(parts)}; n = {_num_prompts(accuracy)}."
-    before = {(row["task"], row["ability"]): _kind(row) for _, row in accuracy.iterrows()}
-    differing = [
-        f"{_ability(row)} is {change(row['difference'], row['low'], row['high'])}, {verdict(row)}"
-        for _, row in defined.iterrows()
-        if _kind(row) != before.get((row["task"], row["ability"]))
-    ]
-    return f"{sentence} By the paper’s definition, {listed(differing)}." if differing else sentence
-
-
-def _ability(row: Any) -> str:
-    """Returns a row's ability, with its task where there are several, without its metric."""
-    return str(row["label"]).removesuffix(f", {METRIC_WORDS[row['metric']]}")
-
-
-def _kind(row: Any) -> str:
-    if row["p_holm"] < LEVEL:
-        return KINDS[0] if row["difference"] > 0 else KINDS[1]
-    return KINDS[2]
-
-
-def _num_prompts(rows: "pd.DataFrame") -> str:
-    numbers = sorted(set(rows["n"].astype(int)))
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    chosen = others[others["arm"] == reference] if reference in set(others["arm"]) else others
+    return " ".join(sentences(chosen, baseline))
 
 
 def _transfer(rows: "pd.DataFrame", baseline: str, reference: str | None) -> str:
@@ -217,11 +133,11 @@ def _transfer(rows: "pd.DataFrame", baseline: str, reference: str | None) -> str
     if own.empty:
         return f"Undecided: RL itself was not compared with {baseline}, so it is unknown what there is to transfer."
     gained = own[(own["p_holm"] < LEVEL) & (own["difference"] > 0)]
-    found = [f"{_ability(row)} {change(row['difference'], row['low'], row['high'])}" for _, row in own.iterrows()]
+    found = [f"{row_ability(row)} {row_change(row)}" for _, row in own.iterrows()]
     if gained.empty:
         return (
             f"Undecided: {reference} has no significant gain over {baseline} on any ability ({'; '.join(found)}; n = "
-            f"{_num_prompts(own)}), so there is no gain to transfer."
+            f"{num_prompts(own)}), so there is no gain to transfer."
         )
     return " ".join(_transferred(row, rows[rows["label"] == row["label"]], baseline) for _, row in gained.iterrows())
 
@@ -231,9 +147,9 @@ def _transferred(gain: Any, rows: "pd.DataFrame", baseline: str) -> str:
     above = splices[(splices["p_holm"] < LEVEL) & (splices["difference"] > 0)].sort_values("difference")
     head = "Not shown" if above.empty else "Yes" if len(above) == len(splices) else "In part"
     ends = [above.iloc[end] for end in ([0, -1] if len(above) > 1 else [0] if len(above) else [])]
-    said = " to ".join(f"{row['arm']} {change(row['difference'], row['low'], row['high'])}" for row in ends)
+    said = " to ".join(f"{row['arm']} {row_change(row)}" for row in ends)
     return (
-        f"{head}: RL gains {change(gain['difference'], gain['low'], gain['high'])} on {_ability(gain)} ({gain['arm']} "
+        f"{head}: RL gains {row_change(gain)} on {row_ability(gain)} ({gain['arm']} "
         f"{MINUS} {baseline}, n = {int(gain['n'])}), and {len(above)} of {len(splices)} splices of its layers into "
         f"{baseline} gain significantly there{f' ({said})' if said else ''}."
     )
@@ -249,7 +165,7 @@ def _finding(ability: str, own: "pd.DataFrame", baseline: str, reference: str | 
     if len(others):
         said = f"{_counted(len(beyond), others)} differ significantly from {baseline}"
         largest = others["detectable"].max()
-        named = [f"{arm} {change(row['difference'], row['low'], row['high'])}" for arm, row in beyond.iterrows()]
+        named = [f"{arm} {row_change(row)}" for arm, row in beyond.iterrows()]
         if named:
             said += f": {listed(named)}"
         elif largest == largest:
@@ -268,7 +184,7 @@ def _counted(number: int, others: "pd.DataFrame") -> str:
 
 def _difference_words(row: Any) -> str:
     """Says a difference with its interval, its p, and whether it is significant."""
-    return f"{change(row['difference'], row['low'], row['high'])}, {corrected(row['p_holm'])}, {verdict(row)}"
+    return f"{row_change(row)}, {corrected(row['p_holm'])}, {verdict(row)}"
 
 
 def _difference_row(row: Any, reference: str | None) -> list[str]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyze.report.inputs import Output
-from analyze.report.parts import REWARDED, Figure, Part, Table, change, corrected, inline_file, listed
+from analyze.report.parts import REWARDED, Figure, Part, Table, corrected, inline_file
 from eval.claims.command import display_model
 from eval.claims.page import answer, draw_statements
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED
-from eval.display.formatting import MINUS, NOTHING, interval, points, probability
+from eval.display.formatting import MINUS, NOTHING, change, interval, listed, points, probability
 from eval.support.command import MAJORITY, NARROWED, NO_CHANGE, PASS, SHARPENED, WIDENED
 from tracking.tables import read_table
 

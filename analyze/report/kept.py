@@ -6,10 +6,11 @@ An arm that keeps more than half of the gain, by its whole interval, did not nee
 
 from typing import TYPE_CHECKING, Any
 
-from analyze.report.parts import LEVEL, change, corrected, listed
+from analyze.report.parts import corrected
 from analyze.report.start import BASE
 from analyze.report.study import NecessityStudy
-from eval.display.formatting import MINUS, percent, points, probability
+from eval.compare.sentences import LEVEL
+from eval.display.formatting import MINUS, change, listed, percent, points, probability
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,11 +22,12 @@ from analyze.report.kept import (
     gain_rows,
     proof_sentence,
 )
-from analyze.report.parts import LEVEL, inline_file
+from analyze.report.parts import inline_file
 from analyze.report.start import BASE, draw_levels, weaker_start
 from analyze.report.study import ArmRun, NecessityStudy
 from analyze.report.study_figures import FIGURES
 from eval.compare.command import COLUMNS
+from eval.compare.sentences import LEVEL
 from eval.display.colours import model_colour
 from eval.display.formatting import MINUS, interval, percent, points, probability
 from tracking.run import read_run

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.display.formatting import interval, percent, points, probability
+from eval.display.formatting import percent, probability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-LEVEL = 0.05
-"""Of a corrected p; below it a difference is called significant."""
 REWARDED = ("full", "rl")
 """Names of the model after RL with nothing frozen."""
 LONGEST_OPEN_TABLE = 12
@@ -144,11 +142,6 @@ def share(value: float, low: float, high: float) -> str:
     return f"{percent(value)} % [{percent(low)}, {percent(high)}]"
 
 
-def change(value: float, low: float, high: float) -> str:
-    """Formats a difference with its interval: `+1.2 points [−1.4, +3.8]`."""
-    return f"{points(value)} points {interval(low, high)}".rstrip()
-
-
 def model_name(label: str, seed: Any = None) -> str:
     """Returns a model as the page names it: `full (seed 0)` of `full-seed0`, or of an arm and its seed."""
     if seed is not None and seed == seed and seed != "":
@@ -160,11 +153,6 @@ def corrected(p: float) -> str:
     return f"corrected p = {probability(p)}"
 
 
-def verdict(row: Any) -> str:
-    """Says whether a difference is significant."""
-    return "significant" if row["p_holm"] < LEVEL else "not significant"
-
-
 def main_model(names: Sequence[str]) -> str:
     """Returns the model that an answer speaks of: full RL where it is among them, else the last."""
     return next((name for name in names if name.partition(" (seed")[0] in REWARDED), names[-1])
@@ -173,11 +161,6 @@ def main_model(names: Sequence[str]) -> str:
 def same_elsewhere(num_same: int, num_others: int, what: str) -> str:
     """Says in how many other cases the same holds: `; the same in 2 of 3 other models`; empty where there are none."""
     return f"; the same in {num_same} of {num_others} other {what}" if num_others else ""
-
-
-def listed(words: Sequence[str]) -> str:
-    """Joins words: `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _uri(content: bytes) -> str:

@@ -6,20 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from analyze.report.figures import draw_depth
 from analyze.report.inputs import Output
-from analyze.report.parts import (
-    LEVEL,
-    Figure,
-    Part,
-    Table,
-    change,
-    inline_drawing,
-    main_model,
-    model_name,
-    same_elsewhere,
-    share,
-)
+from analyze.report.parts import Figure, Part, Table, inline_drawing, main_model, model_name, same_elsewhere, share
 from analyze.swap.scores import PAPER_METRICS
-from eval.display.formatting import NOTHING, interval, percent, points, probability
+from eval.compare.sentences import LEVEL
+from eval.display.formatting import NOTHING, change, interval, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 

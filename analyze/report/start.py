@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyze.report.parts import Figure, change, listed
+from analyze.report.parts import Figure
 from eval.claims.published import BRIDGE, REASONING, VISION
 from eval.display.colours import model_colour
 from eval.display.forest import Mark, Panel, draw_forest
-from eval.display.formatting import MINUS
+from eval.display.formatting import MINUS, change, listed
 
 if TYPE_CHECKING:
     import pandas as pd

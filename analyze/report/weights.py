@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyze.report.inputs import Output
-from analyze.report.parts import REWARDED, Part, Table, files_as_figures, listed, model_name
-from eval.display.formatting import MINUS, NOTHING, percent
+from analyze.report.parts import REWARDED, Part, Table, files_as_figures, model_name
+from eval.display.formatting import MINUS, NOTHING, listed, percent
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 
