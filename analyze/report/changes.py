@@ -150,8 +150,8 @@ def _transferred(gain: Any, rows: "pd.DataFrame", baseline: str) -> str:
     said = " to ".join(f"{row['arm']} {row_change(row)}" for row in ends)
     return (
         f"{head}: RL gains {row_change(gain)} on {row_ability(gain)} ({gain['arm']} "
-        f"{MINUS} {baseline}, n = {int(gain['n'])}), and {len(above)} of {len(splices)} splices of its layers into "
-        f"{baseline} gain significantly there{f' ({said})' if said else ''}."
+        f"{MINUS} {baseline}, n = {int(gain['n'])}), and {len(above)} of {len(splices)} splices that put its layers "
+        f"into {baseline} also gain significantly{f' ({said})' if said else ''}."
     )
 
 

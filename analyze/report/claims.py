@@ -132,7 +132,7 @@ def claims_part(outputs: Sequence[Output]) -> Part:
         statements = read_table(output.directory / "statements.csv")
         claims = read_table(output.directory / "claims.csv")
         measured = bool(statements["measured_difference"].notna().any())
-        answers.append(answer(statements, measured=measured))
+        answers.append(answer(statements, claims, measured=measured))
         figures.append(
             Figure(
                 drawing=draw_statements(statements, measured=measured),

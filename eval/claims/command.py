@@ -106,7 +106,7 @@ def render(claims: "pd.DataFrame", statements: "pd.DataFrame", num_samples: int,
         for number, own in claims.groupby("table", sort=False)
     ]
     return template.render(
-        answer=answer(statements, measured=measured),
+        answer=answer(statements, claims, measured=measured),
         drawing=draw_statements(statements, measured=measured),
         tables=tables,
         statements=[_statement_row(row) for row in _rows(statements)],

@@ -16,11 +16,12 @@ MOST_NAMED = 3
 """Statements of one verdict that the answer names one by one."""
 
 
-def answer(statements: "pd.DataFrame", *, measured: bool) -> str:
+def answer(statements: "pd.DataFrame", claims: "pd.DataFrame", *, measured: bool) -> str:
     """Says in a sentence how many statements of the paper are supported, contradicted, or cannot be decided.
 
     Args:
         statements: rows of `statements.csv`.
+        claims: rows of `claims.csv`.
         measured: judged by what was measured; otherwise by the paper's own percentages.
     """
     verdicts = [str(verdict) for verdict in statements["verdict"]]
@@ -34,6 +35,10 @@ def answer(statements: "pd.DataFrame", *, measured: bool) -> str:
             named.append(f"{verdict}: {', '.join(said)}")
     by = "the measurements" if measured else "the paper’s own percentages"
     head = f"Of {len(verdicts)} statements, judged by {by}: {', '.join(counts)}."
+    if not measured:
+        num_significant = int(claims["exceeds_noise"].sum())
+        verb = "is" if num_significant == 1 else "are"
+        head = f"{num_significant} of {len(claims)} published differences {verb} significant. {head}"
     return head + "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in named)
 
 

@@ -230,8 +230,8 @@ def test_splices_answer_whether_the_gain_transfers(tmp_path: Path) -> None:
     page = page_of(comparison_output(tmp_path / "comparison", rows))
     assert "1 of 2 splices differ significantly from sft: in-rl-rl +5.0 points [+1.0, +9.0]." in page
     assert (
-        "In part: RL gains +5.0 points [+1.0, +9.0] on vision (full − sft, n = 500), and 1 of 2 splices of its layers "
-        "into sft gain significantly there (in-rl-rl +5.0 points [+1.0, +9.0])."
+        "In part: RL gains +5.0 points [+1.0, +9.0] on vision (full − sft, n = 500), and 1 of 2 splices that put its "
+        "layers into sft also gain significantly (in-rl-rl +5.0 points [+1.0, +9.0])."
     ) in page
 
 

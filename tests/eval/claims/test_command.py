@@ -240,6 +240,9 @@ def test_the_page_says_which_published_differences_are_significant(
     assert "Table 2: 134 not decidable at this n, 1 supported" in capsys.readouterr().out
     page = re.sub(r"<[^>]+>|\s+", " ", (tmp_path / "out" / "claims.html").read_text())
     page = re.sub(" +", " ", page)
+    assert re.search(
+        r"\b\d+ of \d+ published differences (is|are) significant\. Of 10 statements, judged by the paper", page
+    )
     assert "Of 135 published differences between ability scores, 1 is significant" in page
     assert "reasoning of Revisual-R1, RL with base +25.0" in page
     assert page.count("IN:RL:RL with IN") == 9 + 1
