@@ -72,6 +72,7 @@ def attention_part(outputs: Sequence[Output]) -> Part:
                 num_words=2,
             )
         ],
+        failed=failed,
         controls=controls,
         limits=("Attention shows which tokens a model looks at, not which it uses.",),
     )

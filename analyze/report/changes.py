@@ -137,7 +137,7 @@ def _transfer(rows: "pd.DataFrame", baseline: str, reference: str | None) -> str
     if gained.empty:
         return (
             f"Undecided: {reference} has no significant gain over {baseline} on any ability ({'; '.join(found)}; n = "
-            f"{num_prompts(own)}), so there is no gain to transfer."
+            f"{num_prompts(own)}), so it cannot be seen whether a gain transfers."
         )
     return " ".join(_transferred(row, rows[rows["label"] == row["label"]], baseline) for _, row in gained.iterrows())
 
@@ -151,7 +151,7 @@ def _transferred(gain: Any, rows: "pd.DataFrame", baseline: str) -> str:
     return (
         f"{head}: RL gains {row_change(gain)} on {row_ability(gain)} ({gain['arm']} "
         f"{MINUS} {baseline}, n = {int(gain['n'])}), and {len(above)} of {len(splices)} splices that put its layers "
-        f"into {baseline} also gain significantly{f' ({said})' if said else ''}."
+        f"into the start ({baseline}) also gain significantly{f' ({said})' if said else ''}."
     )
 
 

@@ -152,6 +152,7 @@ def render(inputs: Inputs, title: str) -> str:
             sections=answered if only_necessity else sections,
             unanswered=[section for section in sections if section.is_empty] if only_necessity else [],
             only_necessity=only_necessity,
+            failed=[part.title for section in sections for part in section.parts if part.failed],
             warning=warnings[0] if warnings else "",
             levels=None if only_necessity else _levels(inputs),
             gaps=inputs.gaps,

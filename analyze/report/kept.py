@@ -33,17 +33,17 @@ def gain_kept(row: Any) -> str:
 
 
 def answer(study: NecessityStudy) -> str:
-    """Answers in a sentence per gain whether the frozen blocks were necessary for it."""
+    """Answers in a sentence per gain whether the frozen blocks were necessary for it, or says why it cannot."""
     rows = {ability: study.pooled(ability, ACCURACY, START).set_index("arm") for ability in study.abilities}
     rows = {ability: own for ability, own in rows.items() if FULL in own.index}
     if not rows:
-        return ""
+        return f"Not answered: there is no comparison of an arm {FULL} with {START}, so RL’s gain is unknown."
     gained = {ability: own for ability, own in rows.items() if own["gain_kept"].notna()[FULL]}
     if not gained:
         found = [f"{ability} {_full(own)}" for ability, own in rows.items()]
         return (
-            f"Undecided: {FULL} has no certain gain over {START} on any ability ({'; '.join(found)}), so there is no "
-            "gain that freezing a block could cost."
+            f"Undecided: {FULL} has no certain gain over {START} on any ability ({'; '.join(found)}), so it "
+            "cannot be seen whether freezing a block costs any."
         )
     return " ".join(_judge(ability, own) for ability, own in gained.items())
 

@@ -249,8 +249,8 @@ def _lead_figure(study: NecessityStudy, images: dict[str, str]) -> parts.Figure 
         source=images["gains"],
         alt="Change in accuracy from SFT, per arm and ability",
         caption=f"Accuracy of each arm minus that of SFT on the same held-out prompts ({'; '.join(num_prompts)}; "
-        f"{seeds} training seed{'' if seeds == 1 else 's'}), with 95 % intervals. Dashed: what {FULL}, with nothing "
-        "frozen, gains. A block’s change was necessary where freezing it loses that gain.",
+        f"{seeds} training seed{'' if seeds == 1 else 's'}), with 95 % intervals. Dashed: the change of {FULL}, with "
+        "nothing frozen. A block’s change was necessary where freezing the block loses that gain.",
     )
 
 

@@ -61,6 +61,8 @@ class Part:
     """The first one shows the answer."""
     tables: Sequence[Table] = ()
     controls: Sequence[str] = ()
+    failed: bool = False
+    """True where one of the controls failed."""
     limits: Sequence[str] = ()
 
     @property

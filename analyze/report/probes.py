@@ -85,6 +85,7 @@ def swap_part(outputs: Sequence[Output]) -> Part:
                 num_words=3,
             )
         ],
+        failed=failed,
         controls=[_swap_controls(name, output.directory) for name, output in named.items()],
         limits=(
             "The pairs show one kind of picture; layers that read other properties may not be found.",
@@ -265,6 +266,7 @@ def skip_part(outputs: Sequence[Output]) -> Part:
                 num_words=3,
             ),
         ],
+        failed=failed,
         controls=[_skip_controls(name, output.directory) for name, output in named.items()],
         limits=(
             "Without a layer, later layers get input that they were not trained on. A loss shows that the model as it "

@@ -135,7 +135,9 @@ def test_an_answer_whose_control_failed_says_so_first(tmp_path: Path) -> None:
     directory = swap_output(tmp_path / "sft", {0: 99, 1: 4, 2: 0, 3: 0})
     controls = pd.read_csv(directory / "controls.csv").assign(num_equal=99, num_differs=1)
     write_table(directory / "controls.csv", controls)
-    assert "A control failed, so this is not to be relied on. The picture is read mostly in" in page_of(directory)
+    page = page_of(directory)
+    assert "Note. A control failed in: Vision swap. Do not rely on these numbers." in page
+    assert "A control failed, so this is not to be relied on. The picture is read mostly in" in page
 
 
 def test_a_loss_without_a_layer_has_a_minus_sign_and_its_interval(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_splices_answer_whether_the_gain_transfers(tmp_path: Path) -> None:
     assert "1 of 2 splices differ significantly from sft: in-rl-rl +5.0 points [+1.0, +9.0]." in page
     assert (
         "In part: RL gains +5.0 points [+1.0, +9.0] on vision (full − sft, n = 500), and 1 of 2 splices that put its "
-        "layers into sft also gain significantly (in-rl-rl +5.0 points [+1.0, +9.0])."
+        "layers into the start (sft) also gain significantly (in-rl-rl +5.0 points [+1.0, +9.0])."
     ) in page
 
 
@@ -239,7 +241,7 @@ def test_without_a_gain_there_is_nothing_to_transfer(tmp_path: Path) -> None:
     same = {"ability": "vision", "difference": 0.01, "low": -0.03, "high": 0.05, "p_holm": 1}
     page = page_of(comparison_output(tmp_path / "comparison", [{**same, "arm": arm} for arm in ("full", "in-rl-rl")]))
     assert "Undecided: full has no significant gain over sft on any ability (vision +1.0 points [−3.0, +5.0]" in page
-    assert "so there is no gain to transfer" in page
+    assert "so it cannot be seen whether a gain transfers" in page
 
 
 def test_what_a_study_planned_and_did_not_get_is_told(tmp_path: Path) -> None:
