@@ -1,4 +1,4 @@
-"""What do several models look like side by side? Figures that join the tables of several commands."""
+"""How do several models compare over the decoder's depth? A figure of the tables of several runs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ MOST_NARROW_LAYERS = 14
 """Of a decoder that fits into a third of the page's width."""
 SHIFT = 0.09
 """Between the models' points of one layer, so that none hides another."""
+MARKERS = ("o", "s", "^", "D", "v")
+"""Of the models in turn, so that they differ on paper too."""
 
 
 def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, below: str) -> "Figure":
@@ -41,7 +43,8 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
             places = table["layer"].astype(float) + (number - (len(models) - 1) / 2) * SHIFT
             axes.errorbar(
                 places, table["value"], yerr=[table["value"] - table["low"], table["high"] - table["value"]],
-                color=model_colour(arms[number], arms), marker="o", markersize=4, linewidth=1.4, capsize=2, label=model,
+                color=model_colour(arms[number], arms), marker=MARKERS[number % len(MARKERS)], markersize=4,
+                linewidth=1.4, capsize=2, label=model,
             )  # fmt: skip
         axes.axhline(0, color="#999999", linewidth=0.8, zorder=0)
         axes.set_title(title, fontsize=LABEL_SIZE)

@@ -1,7 +1,7 @@
-"""Which prompts did one model get right that another got wrong, and the reverse? The rows of `transitions.csv`.
+"""Which prompts did one model answer right and another wrong? The rows of `transitions.csv`.
 
-A row a flip: `kind` is `right->wrong` or `wrong->right`, seen from the model compared with (`against`) to the model
-(`arm`); `before` and `after` are what the prompt counts under either, the share of its samples that are right.
+One row per flip: `kind` is `right->wrong` or `wrong->right`, from the model compared with (`against`) to the model
+(`arm`); `before` and `after` are the prompt's share of right samples under these two models.
 """
 
 from collections.abc import Sequence

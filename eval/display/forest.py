@@ -12,13 +12,16 @@ from eval.display.formatting import MINUS, percent, points
 
 WIDTH = 920
 """Of the drawing, in its own units; the page scales it."""
-ROW_HEIGHT, TITLE_HEIGHT, AXIS_HEIGHT = 24, 26, 40
+ROW_HEIGHT, TITLE_HEIGHT, TICKS_HEIGHT, LABEL_HEIGHT = 24, 26, 24, 18
+TICK_WIDTH = 38
+MOST_COLUMNS = 3
 MARK_SPREAD = 8
 """Between the marks of one row."""
 LETTER_WIDTH = 8.2
 VALUE_WIDTH, GAP = 44, 14
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-MOST_TICKS = 6
+Box = tuple[float, float, float]
+"""Left and right end of a panel's axis, and its top."""
 INK, SOFT, LINE = "#1c1e21", "#5d6570", "#c9ced4"
 
 
@@ -56,22 +59,28 @@ def draw_forest(panels: Sequence[Panel], *, label: str, alt: str, signed: bool =
     marks = [mark for panel in panels for row in panel.rows.values() for mark in row if _is_drawn(mark)]
     if not marks:
         raise ValueError(f"no estimate to draw in {[panel.title for panel in panels]}")
-    low, high = _limits(marks, signed=signed)
+    limits = _limits(marks, signed=signed)
     left = max(len(name) for name in names) * LETTER_WIDTH + 10
-    width = (WIDTH - left) / len(panels)
-    bottom = TITLE_HEIGHT + ROW_HEIGHT * len(names)
+    room = int((WIDTH - left) // (max(len(panel.title) for panel in panels) * LETTER_WIDTH))
+    most = max(1, min(MOST_COLUMNS, room))
+    num_columns = len(panels) if len(panels) <= most else min(most, math.ceil(len(panels) / 2))
+    num_lines = math.ceil(len(panels) / num_columns)
+    width, height = (WIDTH - left) / num_columns, TITLE_HEIGHT + ROW_HEIGHT * len(names) + TICKS_HEIGHT
+    end = num_lines * height + LABEL_HEIGHT
     parts = [
-        f'<svg class="forest" role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {WIDTH} {bottom + AXIS_HEIGHT}" '
+        f'<svg class="forest" role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {WIDTH} {end}" '
         f'font-family="inherit" font-size="13" fill="{INK}">'
     ]
-    for number, name in enumerate(names):
-        parts.append(_text(left - 10, _middle(number) + 4.5, name, anchor="end"))
+    for line in range(num_lines):
+        for number, name in enumerate(names):
+            parts.append(_text(left - 10, line * height + _middle(number) + 4.5, name, anchor="end"))
     for number, panel in enumerate(panels):
-        begin, end = left + number * width, left + (number + 1) * width - VALUE_WIDTH - GAP
-        parts += _axis(panel.title, begin, end, bottom, low, high, signed=signed)
+        line, column = divmod(number, num_columns)
+        box = (left + column * width, left + (column + 1) * width - VALUE_WIDTH - GAP, line * height)
+        parts += _axis(panel.title, box, len(names), limits, signed=signed)
         for row, name in enumerate(names):
-            parts += _row(panel.rows.get(name, ()), _middle(row), begin, end, low, high, signed=signed)
-    parts.append(_text((left + WIDTH) / 2, bottom + AXIS_HEIGHT - 4, label, anchor="middle", colour=SOFT))
+            parts += _row(panel.rows.get(name, ()), _middle(row), box, limits, signed=signed)
+    parts.append(_text((left + WIDTH) / 2, end - 4, label, anchor="middle", colour=SOFT))
     return "".join([*parts, "</svg>"])
 
 
@@ -91,43 +100,48 @@ def _limits(marks: Sequence[Mark], *, signed: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _axis(title: str, begin: float, end: float, bottom: float, low: float, high: float, *, signed: bool) -> list[str]:
+def _axis(title: str, box: Box, num_rows: int, limits: tuple[float, float], *, signed: bool) -> list[str]:
+    begin, end, top = box
+    bottom = top + TITLE_HEIGHT + num_rows * ROW_HEIGHT
+    low, high = limits
     parts = [
-        f'<text x="{begin:.1f}" y="15" font-weight="600">{html.escape(title)}</text>',
+        f'<text x="{begin:.1f}" y="{top + 15:.1f}" font-weight="600">{html.escape(title)}</text>',
         _line(begin, bottom, end, bottom, LINE),
     ]
-    step = next((step for step in STEPS if (high - low) / step <= MOST_TICKS), STEPS[-1])
+    most = max(2, int((end - begin) // TICK_WIDTH))
+    step = next((step for step in STEPS if (high - low) / step <= most), STEPS[-1])
     for number in range(math.ceil(low / step), math.floor(high / step) + 1):
-        value = number * step
-        x = begin + (end - begin) * (value - low) / (high - low)
+        x = _place(number * step, box, limits)
         is_zero = signed and number == 0
-        parts.append(_line(x, TITLE_HEIGHT, x, bottom, SOFT if is_zero else "#eceef0"))
-        text = f"{100 * value:.0f}".replace("-", MINUS)
+        parts.append(_line(x, top + TITLE_HEIGHT, x, bottom, SOFT if is_zero else "#eceef0"))
+        text = f"{100 * number * step:.0f}".replace("-", MINUS)
         parts.append(_text(x, bottom + 15, f"+{text}" if signed and number > 0 else text, anchor="middle", colour=SOFT))
     return parts
 
 
-def _row(
-    marks: Sequence[Mark], middle: float, begin: float, end: float, low: float, high: float, *, signed: bool
-) -> list[str]:
-    def place(value: float) -> float:
-        return begin + (end - begin) * (value - low) / (high - low)
+def _place(value: float, box: Box, limits: tuple[float, float]) -> float:
+    """Returns where a value lies from left to right."""
+    begin, end, _ = box
+    low, high = limits
+    return begin + (end - begin) * (value - low) / (high - low)
 
+
+def _row(marks: Sequence[Mark], middle: float, box: Box, limits: tuple[float, float], *, signed: bool) -> list[str]:
     drawn = [mark for mark in marks if _is_drawn(mark)]
     parts = []
     for number, mark in enumerate(drawn):
-        y = middle + (number - (len(drawn) - 1) / 2) * MARK_SPREAD
+        y = box[2] + middle + (number - (len(drawn) - 1) / 2) * MARK_SPREAD
         if not math.isnan(mark.low):
-            parts.append(_line(place(mark.low), y, place(mark.high), y, mark.colour, 2))
+            parts.append(_line(_place(mark.low, box, limits), y, _place(mark.high, box, limits), y, mark.colour, 2))
         fill = mark.colour if mark.filled else "#fff"
         parts.append(
-            f'<circle cx="{place(mark.value):.1f}" cy="{y:.1f}" r="4.2" fill="{fill}" stroke="{mark.colour}" '
-            'stroke-width="1.8"/>'
+            f'<circle cx="{_place(mark.value, box, limits):.1f}" cy="{y:.1f}" r="4.2" fill="{fill}" '
+            f'stroke="{mark.colour}" stroke-width="1.8"/>'
         )
     if drawn:
         mean = sum(mark.value for mark in drawn) / len(drawn)
         text = points(mean) if signed else percent(mean)
-        parts.append(_text(end + VALUE_WIDTH, middle + 4.5, text, anchor="end"))
+        parts.append(_text(box[1] + VALUE_WIDTH, box[2] + middle + 4.5, text, anchor="end"))
     return parts
 
 

@@ -48,6 +48,15 @@ def test_what_was_not_measured_leaves_its_row_empty() -> None:
         draw_forest([Panel(title="vision", rows={"a": []})], label="", alt="")
 
 
+def test_many_panels_are_put_in_several_lines_without_overlap() -> None:
+    panels = [Panel(title=f"task {number}", rows={"a": [Mark(value=0.1, low=0, high=0.2)]}) for number in range(7)]
+    svg = ElementTree.fromstring(draw_forest(panels, label="points", alt="differences"))
+    places = [(float(circle.get("cx", "")), float(circle.get("cy", ""))) for circle in svg.iter("circle")]
+    assert len(set(places)) == 7 and len({x for x, _ in places}) == 3 and len({y for _, y in places}) == 3
+    _, _, width, height = map(float, svg.get("viewBox", "").split())
+    assert all(0 < x < width and 0 < y < height for x, y in places)
+
+
 def test_no_line_ends_inside_an_interval_or_a_difference() -> None:
     text = unbroken("full − sft is +1.2 points [−1.4, +3.8] (n = 500), 45 % of all")
     assert re.split(" ", text) == [
