@@ -1,6 +1,7 @@
 """Which layers look at the picture, and did training change that? Parts from the tables of `analyze.attention`."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from analyze.attention.controls import TEACHER_FORCED
 from analyze.report.inputs import Output
@@ -20,6 +21,9 @@ from eval.compare.sentences import LEVEL
 from eval.display.formatting import MINUS, change, interval, listed, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VISION = "vision"
 START = "sft"
@@ -100,6 +104,15 @@ def attention_controls(output: Output) -> list[str]:
     return [f"{names}: {state}; {skipped} prompts skipped."]
 
 
+def _no_change(blocks: "pd.DataFrame") -> str:
+    """Says that no block changed significantly, with the largest difference."""
+    own = blocks[blocks["block"] != "all"]
+    own = own if len(own) else blocks
+    row = own.iloc[int(own["difference"].abs().to_numpy().argmax())]
+    largest = change(row["difference"], row["low"], row["high"])
+    return f"no significant change in any block; the largest is {largest} in {row['block']}"
+
+
 def attention_shift_part(outputs: Sequence[Output]) -> Part | None:
     """What training changed in where models look; None where no models were compared."""
     findings, rows, figures = [], [], []
@@ -120,7 +133,7 @@ def attention_shift_part(outputs: Sequence[Output]) -> Part | None:
                 f"{row['block']} {change(row['difference'], row['low'], row['high'])}, {corrected(row['p_holm'])}"
                 for _, row in beyond.iterrows()
             ]
-            said = f"significant change in {listed(places)}" if places else "no significant change in any block"
+            said = f"significant change in {listed(places)}" if places else _no_change(chosen)
             findings.append(f"{model} {MINUS} {against}, {ability} (n = {int(chosen['n'].max())}): {said}.")
             if against == START and model in REWARDED:
                 answers.append(findings[-1])
