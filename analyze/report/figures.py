@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 MOST_NARROW_LAYERS = 14
 """Of a decoder that fits into a third of the page's width."""
+BAND_ALPHA = 0.15
+"""Of the intervals of deeper decoders, where bars would hide each other."""
 SHIFT = 0.09
 """Between the models' points of one layer, so that none hides another."""
 MARKERS = ("o", "s", "^", "D", "v")
@@ -40,12 +42,19 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
     for axes, (title, own) in zip(grid.flat, panels.items(), strict=False):
         for model, table in own.items():
             number = models.index(model)
-            places = table["layer"].astype(float) + (number - (len(models) - 1) / 2) * SHIFT
-            axes.errorbar(
-                places, table["value"], yerr=[table["value"] - table["low"], table["high"] - table["value"]],
-                color=model_colour(arms[number], arms), marker=MARKERS[number % len(MARKERS)], markersize=4,
-                linewidth=1.4, capsize=2, label=model,
-            )  # fmt: skip
+            colour, marker = model_colour(arms[number], arms), MARKERS[number % len(MARKERS)]
+            if deepest < MOST_NARROW_LAYERS:
+                places = table["layer"].astype(float) + (number - (len(models) - 1) / 2) * SHIFT
+                errors = [table["value"] - table["low"], table["high"] - table["value"]]
+                axes.errorbar(
+                    places, table["value"], yerr=errors, color=colour, marker=marker, markersize=4, linewidth=1.4,
+                    capsize=2, label=model,
+                )  # fmt: skip
+            else:
+                places = table["layer"].astype(float)
+                axes.plot(places, table["value"], color=colour, marker=marker, markersize=3, linewidth=1.3, label=model)
+                bounds = (table[end].to_numpy(float) for end in ("low", "high"))
+                axes.fill_between(places.to_numpy(), *bounds, color=colour, alpha=BAND_ALPHA, linewidth=0)
         axes.axhline(0, color="#999999", linewidth=0.8, zorder=0)
         axes.set_title(title, fontsize=LABEL_SIZE)
         named = next(iter(own.values()))

@@ -12,11 +12,13 @@ from eval.display.formatting import MINUS, percent, points
 
 WIDTH = 920
 """Of the drawing, in its own units; the page scales it."""
-ROW_HEIGHT, TITLE_HEIGHT, TICKS_HEIGHT, LABEL_HEIGHT = 24, 26, 24, 18
+TITLE_HEIGHT, TICKS_HEIGHT, LABEL_HEIGHT = 26, 24, 18
+ROW_HEIGHT, MARK_HEIGHT = 24, 5
+"""Of a row with few marks, and what each of many marks adds."""
 TICK_WIDTH = 38
 MOST_COLUMNS = 3
 MARK_SPREAD = 8
-"""Between the marks of one row."""
+"""Between the marks of one row, at most."""
 LETTER_WIDTH = 8.2
 VALUE_WIDTH, GAP = 44, 14
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -60,12 +62,14 @@ def draw_forest(panels: Sequence[Panel], *, label: str, alt: str, signed: bool =
     if not marks:
         raise ValueError(f"no estimate to draw in {[panel.title for panel in panels]}")
     limits = _limits(marks, signed=signed)
+    most_marks = max(len(row) for panel in panels for row in panel.rows.values())
+    row_height = max(ROW_HEIGHT, MARK_HEIGHT * most_marks + 8)
     left = max(len(name) for name in names) * LETTER_WIDTH + 10
     room = int((WIDTH - left) // (max(len(panel.title) for panel in panels) * LETTER_WIDTH))
     most = max(1, min(MOST_COLUMNS, room))
     num_columns = len(panels) if len(panels) <= most else min(most, math.ceil(len(panels) / 2))
     num_lines = math.ceil(len(panels) / num_columns)
-    width, height = (WIDTH - left) / num_columns, TITLE_HEIGHT + ROW_HEIGHT * len(names) + TICKS_HEIGHT
+    width, height = (WIDTH - left) / num_columns, TITLE_HEIGHT + row_height * len(names) + TICKS_HEIGHT
     end = num_lines * height + LABEL_HEIGHT
     parts = [
         f'<svg class="forest" role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {WIDTH} {end}" '
@@ -73,13 +77,13 @@ def draw_forest(panels: Sequence[Panel], *, label: str, alt: str, signed: bool =
     ]
     for line in range(num_lines):
         for number, name in enumerate(names):
-            parts.append(_text(left - 10, line * height + _middle(number) + 4.5, name, anchor="end"))
+            parts.append(_text(left - 10, line * height + _middle(number, row_height) + 4.5, name, anchor="end"))
     for number, panel in enumerate(panels):
         line, column = divmod(number, num_columns)
         box = (left + column * width, left + (column + 1) * width - VALUE_WIDTH - GAP, line * height)
-        parts += _axis(panel.title, box, len(names), limits, signed=signed)
+        parts += _axis(panel.title, box, row_height * len(names), limits, signed=signed)
         for row, name in enumerate(names):
-            parts += _row(panel.rows.get(name, ()), _middle(row), box, limits, signed=signed)
+            parts += _row(panel.rows.get(name, ()), _middle(row, row_height), row_height, box, limits, signed=signed)
     parts.append(_text((left + WIDTH) / 2, end - 4, label, anchor="middle", colour=SOFT))
     return "".join([*parts, "</svg>"])
 
@@ -88,8 +92,8 @@ def _is_drawn(mark: Mark) -> bool:
     return not math.isnan(mark.value)
 
 
-def _middle(row: int) -> float:
-    return TITLE_HEIGHT + ROW_HEIGHT * (row + 0.5)
+def _middle(row: int, row_height: float) -> float:
+    return TITLE_HEIGHT + row_height * (row + 0.5)
 
 
 def _limits(marks: Sequence[Mark], *, signed: bool) -> tuple[float, float]:
@@ -100,9 +104,9 @@ def _limits(marks: Sequence[Mark], *, signed: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _axis(title: str, box: Box, num_rows: int, limits: tuple[float, float], *, signed: bool) -> list[str]:
+def _axis(title: str, box: Box, height: float, limits: tuple[float, float], *, signed: bool) -> list[str]:
     begin, end, top = box
-    bottom = top + TITLE_HEIGHT + num_rows * ROW_HEIGHT
+    bottom = top + TITLE_HEIGHT + height
     low, high = limits
     parts = [
         f'<text x="{begin:.1f}" y="{top + 15:.1f}" font-weight="600">{html.escape(title)}</text>',
@@ -126,11 +130,14 @@ def _place(value: float, box: Box, limits: tuple[float, float]) -> float:
     return begin + (end - begin) * (value - low) / (high - low)
 
 
-def _row(marks: Sequence[Mark], middle: float, box: Box, limits: tuple[float, float], *, signed: bool) -> list[str]:
+def _row(
+    marks: Sequence[Mark], middle: float, height: float, box: Box, limits: tuple[float, float], *, signed: bool
+) -> list[str]:
     drawn = [mark for mark in marks if _is_drawn(mark)]
+    spread = min(MARK_SPREAD, (height - 8) / max(1, len(drawn) - 1))
     parts = []
     for number, mark in enumerate(drawn):
-        y = box[2] + middle + (number - (len(drawn) - 1) / 2) * MARK_SPREAD
+        y = box[2] + middle + (number - (len(drawn) - 1) / 2) * spread
         if not math.isnan(mark.low):
             parts.append(_line(_place(mark.low, box, limits), y, _place(mark.high, box, limits), y, mark.colour, 2))
         fill = mark.colour if mark.filled else "#fff"

@@ -57,6 +57,14 @@ def test_many_panels_are_put_in_several_lines_without_overlap() -> None:
     assert all(0 < x < width and 0 < y < height for x, y in places)
 
 
+def test_the_marks_of_many_seeds_stay_in_their_row() -> None:
+    many = [Mark(value=0.1, low=0, high=0.2)] * 8
+    svg = drawn(("a", many), ("b", many))
+    heights = [float(circle.get("cy", "")) for circle in svg.iter("circle")]
+    between = (max(heights[:8]) + min(heights[8:])) / 2
+    assert len(set(heights)) == 16 and max(heights[:8]) < between < min(heights[8:])
+
+
 def test_no_line_ends_inside_an_interval_or_a_difference() -> None:
     text = unbroken("full − sft is +1.2 points [−1.4, +3.8] (n = 500), 45 % of all")
     assert re.split(" ", text) == [
