@@ -1,5 +1,7 @@
 """Formats shares, differences, intervals and p-values for pages, in points and with a real minus sign."""
 
+from collections.abc import Sequence
+
 MINUS = "−"
 NOTHING = "–"
 
@@ -27,3 +29,13 @@ def probability(value: float) -> str:
     if value != value:
         return NOTHING
     return f"{value:.1e}".replace("-", MINUS) if value < 0.001 else f"{value:.3f}"
+
+
+def change(value: float, low: float, high: float) -> str:
+    """Formats a difference with its interval: `+1.2 points [−1.4, +3.8]`."""
+    return f"{points(value)} points {interval(low, high)}".rstrip()
+
+
+def listed(words: Sequence[str]) -> str:
+    """Joins words: `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
