@@ -17,13 +17,10 @@ import json
 import platform
 import re
 import shutil
-import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from merge.recipes.card import describe_plan, render_card
 from merge.recipes.companions import CARD_FILE, SPLICE_FILE
@@ -34,6 +31,7 @@ from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
 from tracking.product import partial_directory
+from tracking.progress import BYTES, Progress
 from tracking.records import RecordLog
 from tracking.run import git_state, open_run
 
@@ -148,13 +146,12 @@ def write_splice(plan: SplicePlan, directory: Path, *, max_shard_bytes: int | No
 def write_weights(plan: SplicePlan, partial: Path, log: RecordLog) -> None:
     """Writes the shards that are not done, each with its record once it is on the disk."""
     done = sum(shard.num_bytes for shard in plan.shards if shard.file in log)
-    bar = tqdm(total=plan.num_bytes, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
-    with bar:
+    with Progress(label=f"writing {partial.parent}", total=plan.num_bytes, unit=BYTES, done=done) as bar:
         for shard in plan.shards:
             if shard.file in log:
                 continue
             sources = (source_of(plan, entry) for entry in shard.entries)
-            hashes = write_shard(partial / shard.file, shard.header, sources, advance=bar.update)
+            hashes = write_shard(partial / shard.file, shard.header, sources, advance=bar.advance)
             names = [entry.name_on_disk for entry in shard.entries]
             sha256 = dict(zip(names, hashes, strict=True))
             log.append({"key": shard.file, "num_bytes": shard.num_bytes, "sha256": sha256})
