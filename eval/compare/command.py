@@ -21,12 +21,12 @@ what makes their comparison open to doubt is printed and stands on the page (`ev
 
 import argparse
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from eval.compare.alike import check_alike, read_evaluation
 from eval.compare.page import find_tasks, render
 from eval.compare.transitions import transition_table
 from eval.replies.outcomes import GIVEN, outcomes
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 
 RECORDS_FILE = "records.jsonl"
 ROLLOUTS_FILE = "rollouts.csv"
-PER_MODEL_SETTINGS = ("model", "model_fingerprint")
-"""Settings of an evaluation in which the models of a comparison may differ."""
-PER_MODEL_TOKENS = ("eos_token_id", "pad_token_id")
-"""Of the generation's settings: where a model ends its turn is its own."""
 COLUMNS = (
     "task", "ability", "metric", "arm", "against", "seed", "n", "num_seeds", "difference", "standard_error", "low",
     "high", "num_gained", "num_lost", "num_both_right", "num_both_wrong", "p", "p_holm", "family", "test", "detectable",
@@ -69,29 +65,6 @@ class Comparison:
     """A row per comparison."""
     transitions: "pd.DataFrame"
     """A row per flipped prompt."""
-
-
-def check_alike(entries: Sequence[Entry]) -> None:
-    """Refuses a comparison of models that were not asked the same in the same way."""
-    labels = sorted(entry.label for entry in entries)
-    repeated = [label for label, group in itertools.groupby(labels) if len(list(group)) > 1]
-    if repeated:
-        raise ValueError(f"model {repeated[0]!r} is named twice; expected each model and seed once, as NAME@SEED=DIR")
-    settings = {}
-    for entry in entries:
-        run = read_run(entry.directory)
-        if run["status"] != "finished":
-            raise ValueError(f"{entry.directory} is {run['status']}; run its evaluation to the end first")
-        settings[entry.label] = _shared_settings(run["settings"])
-    first, *others = settings
-    for other in others:
-        for key in dict.fromkeys([*settings[first], *settings[other]]):
-            ours, theirs = settings[first].get(key), settings[other].get(key)
-            if ours != theirs:
-                raise ValueError(
-                    f"{first} and {other} were evaluated with different {key}: {ours!r} and {theirs!r}; evaluate both "
-                    "alike"
-                )
 
 
 def check_roles(entries: Sequence[Entry], **roles: str | None) -> None:
@@ -121,16 +94,6 @@ def compare(entries: Sequence[Entry], *, baseline: str, reference: str | None) -
         differences=_corrected(pd.DataFrame(rows).reindex(columns=list(COLUMNS))),
         transitions=transition_table(groups, flipping, baseline=baseline, reference=reference),
     )
-
-
-def _shared_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of an evaluation that every model of a comparison must share."""
-    shared = {key: value for key, value in settings.items() if key not in PER_MODEL_SETTINGS}
-    if "generation" in shared:
-        shared["generation"] = {
-            key: value for key, value in shared["generation"].items() if key not in PER_MODEL_TOKENS
-        }
-    return shared
 
 
 def _scores(entry: Entry, records: list[Record]) -> "pd.DataFrame":
@@ -165,6 +128,8 @@ def write_comparison(
     Args:
         tasks: where the prompts stand now, named as for eval.run; by default where the evaluations read them.
     """
+    for entry in entries:
+        read_evaluation(entry.directory)
     rollouts = rollouts_of(entries)
     settings = {
         "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},

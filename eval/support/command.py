@@ -33,13 +33,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from eval.compare.command import check_alike, check_roles
+from eval.compare.alike import check_alike, read_evaluation
+from eval.compare.command import check_roles
 from eval.grading import CORRECT, UNSCORED, parse_number
 from eval.replies.outcomes import GIVEN
 from eval.statistics.intervals import CrossedDraws, Estimate, draw_crossed, percentile_interval
 from eval.statistics.pairing import Entry, common_seeds, parse_entry, rows_of_seeds
 from tracking.records import Record, read_records
-from tracking.run import open_run, read_run
+from tracking.run import open_run
 from tracking.tables import format_columns, write_table
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ def write_support(output_dir: Path, entries: Sequence[Entry], *, baseline: str, 
 
     check_roles(entries, baseline=baseline)
     settings = {
-        "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
+        "models": {entry.label: read_evaluation(entry.directory)["settings"] for entry in entries},
         "baseline": baseline,
     }
     with open_run(output_dir, command="eval.support", settings=settings, overwrite=overwrite) as run:
