@@ -36,7 +36,7 @@ from analyze.swap.tables import (
     skipped_table,
 )
 from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
-from data_builders.pairs.files import pairs_fingerprint, read_pairs
+from data_builders.pairs.files import DATA_DIR, find_sets, pairs_fingerprint, read_pairs
 from data_builders.pairs.pair import Pair
 from eval.replies.batching import BatchSize
 from eval.replies.prompting import check_style
@@ -119,16 +119,15 @@ class Unit:
 
 
 def load_sets(folders: Sequence[str]) -> list[PairSet]:
-    """Reads the sets; each is named after its folder, or after the run that built it.
+    """Reads the sets in these folders (`find_sets`); each is named after its folder, or after the run that built it.
 
     Raises:
         ValueError: where two have the same name, or one cannot be read.
     """
     sets: list[PairSet] = []
-    for folder in folders:
-        directory = Path(folder)
+    for directory in [place for folder in folders for place in find_sets(Path(folder))]:
         resolved = directory.resolve()
-        name = resolved.parent.name if resolved.name == "data" else resolved.name
+        name = resolved.parent.name if resolved.name == DATA_DIR else resolved.name
         for other in sets:
             if other.name == name:
                 raise ValueError(f"{other.directory} and {directory} are both named {name!r}; swap them in two runs")
