@@ -28,6 +28,7 @@ from data_builders.recognition.build import RECOGNITION
 from data_builders.rl.build import WORK_DIR, RlArguments, build_rl, describe
 from tracking.command import did_you_mean, parse_arguments, run_command
 from tracking.product import partial_directory
+from tracking.progress import progress
 from tracking.run import open_run
 
 BUILDER_VERSION = 1
@@ -108,7 +109,7 @@ def write_manifest(directory: Path, task: str, arguments: dict[str, Any]) -> Non
     """Writes `manifest.json`: the sha256 of every file, the builder's version and its arguments."""
     files = {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
+        for path in progress(sorted(directory.rglob("*")), label="digests of all files", unit="file")
         if path.is_file()
     }
     manifest = {"task": task, "builder_version": BUILDER_VERSION, "arguments": arguments, "files": files}

@@ -177,10 +177,9 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
     }
     asked = [prompt for prompt, _ in replies]
     batches = make_batches(asked, [texts[prompt.id] for prompt in asked], arguments.batch_size)
-    for batch in progress(batches, label=f"{arguments.model}: {arguments.split}", unit="batch"):
+    pending = [batch for batch in batches if any(_key(*replies[index]) not in log for index in batch)]
+    for batch in progress(pending, label=f"{arguments.model}: {arguments.split}", unit="batch"):
         chosen = [replies[index] for index in batch]
-        if all(_key(prompt, number) in log for prompt, number in chosen):
-            continue
         seeds = [reply_seed(arguments.seed, prompt.id, number) for prompt, number in chosen]
         generations = generate(
             model,

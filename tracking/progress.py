@@ -24,6 +24,8 @@ PROGRESS_FILE = "progress.json"
 FIRST_LINE_S = 10.0
 """How long work goes on without a terminal before its first line: what is done sooner needs none."""
 LINE_INTERVAL_S = 30.0
+STAYS_S = 2.0
+"""How long work takes whose bar stays on the terminal when it is done."""
 BYTES = "B"
 """The unit of work that is counted in bytes."""
 WEIGHT = ""
@@ -83,9 +85,10 @@ class Progress:
         """Writes no more; where lines were written, a last one says how long all of it took."""
         was_open = not self._ended.is_set()
         self._ended.set()
-        if self._bar is not None:
-            self._bar.close()
         elapsed_s = time.monotonic() - self._begin
+        if self._bar is not None:
+            self._bar.leave = elapsed_s > STAYS_S
+            self._bar.close()
         whole = self.total is None or self._done >= self.total
         if self._writer is not None and was_open and whole and elapsed_s > FIRST_LINE_S:
             _write(f"{self._label}: {self._amount()} in {format_duration(elapsed_s)}")

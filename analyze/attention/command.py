@@ -37,6 +37,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyze.attention.closing import summary
 from analyze.attention.controls import TEACHER_FORCED, check_controls, control_table
 from analyze.attention.figures import AttentionTables, draw_all
 from analyze.attention.plan import (
@@ -215,4 +216,4 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, AttentionArguments, description=__doc__)
     output_dir = measure_attention(arguments)
     if is_main_process():
-        print(f"attention shift: {output_dir / 'shift.csv'}")
+        print(*summary(output_dir), f"attention shift: {output_dir / 'shift.csv'}", sep="\n")

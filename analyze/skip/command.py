@@ -41,8 +41,9 @@ from analyze.probes.inputs import (
     skipped_rows,
     unreadable_images,
 )
+from analyze.skip.closing import summary
 from analyze.skip.figures import draw_all
-from analyze.skip.plan import KINDS, NONE, Configuration, make_configurations
+from analyze.skip.plan import KINDS, Configuration, make_configurations
 from analyze.skip.run import Row, all_rows, make_units, row_record
 from analyze.skip.tables import control_table, rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
@@ -56,7 +57,7 @@ from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.progress import progress
 from tracking.sharding import SharedLog, open_shared_run
-from tracking.tables import format_columns, write_table
+from tracking.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +156,8 @@ def probe(arguments: SkipArguments) -> Path:
             skipped = pd.DataFrame(skipped_rows(problems, unreadable), columns=SKIPPED_COLUMNS)
             write_table(output_dir / "skipped.csv", skipped)
             draw_all(rates, partition, output_dir / "figures")
-            _print_summary(rates, controls, num_skipped=len(unreadable))
+            if unreadable:
+                print(f"{len(unreadable)} problems have an image that cannot be read and were left out: skipped.csv")
             _check_controls(controls, output_dir)
 
         on_main_process(write)
@@ -233,37 +235,8 @@ def _check_controls(controls: "pd.DataFrame", output_dir: Path) -> None:
         )
 
 
-def _print_summary(rates: "pd.DataFrame", controls: "pd.DataFrame", *, num_skipped: int) -> None:
-    """Says what stands in the tables: the three largest drops of each kind, and what was counted apart."""
-    if num_skipped:
-        print(f"{num_skipped} problems have an image that cannot be read and were left out: skipped.csv")
-    columns = ["task", "ability", "configuration", "n", "accuracy", "drop", "drop_low", "drop_high"]
-    shown = rates.sort_values("drop", ascending=False, kind="stable").groupby(["task", "ability", "kind"]).head(3)
-    rows = [columns]
-    for row in shown.sort_index()[columns].to_numpy().tolist():
-        rows.append(["" if value != value or value is None else _in_words(value) for value in row])
-    print("\n".join(format_columns(rows, right=range(3, len(columns)))))
-    for _, control in controls.iterrows():
-        print(
-            f"control: {control['task']}: with nothing left out {control['num_equal_replies']} of {control['n']} "
-            "replies are the plain model's"
-        )
-    own = rates[rates["configuration"] != NONE]
-    if own.empty:
-        return
-    print(
-        f"of the replies with parts left out {own['at_limit_frac'].mean():.1%} ran to the limit, "
-        f"{own['repetition_frac'].mean():.1%} went round in circles and were ended; "
-        f"{int(own['num_unscored'].sum())} could not be judged"
-    )
-
-
-def _in_words(value: float | str) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SkipArguments, description=__doc__)
     output_dir = probe(arguments)
     if is_main_process():
-        print(f"rates: {output_dir / 'rates.csv'}")
+        print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyze.probes.inputs import check_choices, check_least, check_loading
+from analyze.swap.closing import summary
 from analyze.swap.scores import BOX_SPACES, is_right, score
 from analyze.swap.tables import (
     check_controls,
@@ -319,4 +320,4 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SwapArguments, description=__doc__)
     output_dir = swap(arguments)
     if is_main_process():
-        print(f"rates: {output_dir / 'rates.csv'}")
+        print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

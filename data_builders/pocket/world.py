@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
 from models.pocket import COLOURS, PLACES, SHAPES
+from tracking.progress import progress
 
 GRID = 3
 CELL_PIXELS = 28
@@ -325,7 +326,7 @@ def draw_split(split: str, num_samples: int, seed: int) -> Iterator[Sample]:
 def build_split(directory: Path, split: str, num_samples: int, seed: int) -> None:
     """Writes one split, with its images."""
     prompts = []
-    for sample in draw_split(split, num_samples, seed):
+    for sample in progress(draw_split(split, num_samples, seed), label=split, total=num_samples, unit="prompt"):
         images: tuple[str, ...] = ()
         if sample.scene is not None:
             images = (f"images/{sample.id}.png",)

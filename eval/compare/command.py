@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.compare.alike import check_alike, read_evaluation
+from eval.compare.alike import check_alike
+from eval.compare.closing import summary
 from eval.compare.page import find_tasks, render
 from eval.compare.transitions import transition_table
 from eval.replies.outcomes import GIVEN, outcomes
@@ -37,6 +38,7 @@ from eval.statistics.pairing import ABILITY, FLIPPING_METRICS, METRICS, Entry, c
 from eval.statistics.scores import score_table
 from tracking.command import did_you_mean
 from tracking.product import write_text
+from tracking.progress import progress
 from tracking.records import Record, read_records
 from tracking.run import open_run, read_run
 from tracking.tables import write_table
@@ -87,7 +89,11 @@ def compare(entries: Sequence[Entry], *, baseline: str, reference: str | None) -
     groups = collect_groups(entries, {label: outcomes(own) for label, own in records.items()})
     metrics = METRICS if _more_than_given(records[entries[0].label]) else [name for name in METRICS if name != ABILITY]
     flipping = [name for name in metrics if name in FLIPPING_METRICS]
-    rows = [row for group in groups for row in compare_group(group, metrics, baseline=baseline, reference=reference)]
+    rows = [
+        row
+        for group in progress(groups, label="comparing", unit="ability")
+        for row in compare_group(group, metrics, baseline=baseline, reference=reference)
+    ]
     return Comparison(
         records=records,
         scores=pd.concat([_scores(entry, records[entry.label]) for entry in entries], ignore_index=True),
@@ -128,8 +134,8 @@ def write_comparison(
     Args:
         tasks: where the prompts stand now, named as for eval.run; by default where the evaluations read them.
     """
-    for entry in entries:
-        read_evaluation(entry.directory)
+    check_roles(entries, baseline=baseline, reference=reference)
+    check_alike(entries)
     rollouts = rollouts_of(entries)
     settings = {
         "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
@@ -202,6 +208,8 @@ def main(argv: list[str] | None = None) -> None:
         tasks=arguments.tasks,
         overwrite=arguments.overwrite,
     )
+    baseline = names.get(arguments.baseline, arguments.baseline)
+    print(*summary(arguments.output_dir, baseline=baseline), sep="\n")
     for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries)]:
         print(f"open to doubt: {doubt}")
     print(f"comparison: {arguments.output_dir / 'comparison.csv'}, to read: {arguments.output_dir / 'comparison.html'}")

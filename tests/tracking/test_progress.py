@@ -97,7 +97,9 @@ def test_only_the_main_process_writes(
 
 def test_a_terminal_shows_a_bar_and_lines_above_it() -> None:
     program = (
+        "import tracking.progress\n"
         "from tracking.progress import progress, say\n"
+        "tracking.progress.STAYS_S = 0\n"
         "for item in progress(range(3), label='answers', unit='batch'): say(f'item {item}')"
     )
     parent, child = pty.openpty()
