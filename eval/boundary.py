@@ -35,7 +35,7 @@ from eval.replies.subject import Subject, open_subject
 from eval.statistics.intervals import wilson
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.records import Record, RecordLog, read_records
 from tracking.run import open_run, read_run
 from tracking.tables import format_columns, write_table
@@ -169,6 +169,7 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
     replies = _replies(prompts, arguments)
     if len(log) == len(replies):
         return
+    say(f"{len(replies):,} replies, of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)")
     model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     settings = greedy_settings(model, processor, arguments.max_new_tokens)
     texts = {

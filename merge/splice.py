@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merge.recipes.card import describe_plan, render_card
+from merge.recipes.card import describe_parts, describe_plan, render_card
 from merge.recipes.companions import CARD_FILE, SPLICE_FILE
 from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
 from merge.recipes.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
@@ -294,7 +294,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = write_splice(
         plan, Path(arguments.output_dir), max_shard_bytes=max_shard_bytes, overwrite=arguments.overwrite
     )
-    print("\n".join(f"note: {note}" for note in plan.notes))
+    print(*describe_parts(plan), *(f"note: {note}" for note in plan.notes), sep="\n")
+    print(f"to compare every byte with its donor: python -m merge.verify {arguments.output_dir}")
     print(f"checkpoint: {checkpoint}")
 
 

@@ -67,6 +67,7 @@ from eval.replies.prompting import check_style
 from models.blocks import Partition, make_partition
 from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
+from tracking.progress import say
 from tracking.records import Record
 from tracking.sharding import open_shared_run
 from tracking.tables import write_table
@@ -198,6 +199,9 @@ def measure_attention(arguments: AttentionArguments) -> Path:
         ]
         reading = Reading(**{one.name: getattr(arguments, one.name) for one in fields(Reading)})
         answering = answer_jobs(asked, put, reading)
+        if answering:
+            num_replies = len(asked) * len(put)
+            say(f"{num_replies:,} replies, of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)")
         answers = share_jobs(output_dir / ANSWERS_DIR, answering, asked, reading, title="answers") if answering else []
         units = plan_units(contenders, put, arguments.modes, reference, replies, answers)
         jobs = measure_jobs(contenders, units, reading)

@@ -4,50 +4,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyze.skip.plan import KINDS, NONE
-from eval.display.formatting import format_difference, format_share, percent, probability
-from tracking.tables import format_columns, read_table
+from eval.display.formatting import format_difference, format_share, percent
+from tracking.tables import format_first, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_LAYERS = 3
+NUM_ROWS = 6
+NUM_LAYERS = 2
 """The layers named of a task and ability, by their drop."""
+SIGNIFICANT = 0.05
 LAYERS, BLOCKS = KINDS[:2]
 
 
 def summary(output_dir: Path) -> list[str]:
-    """Returns the lines about `rates.csv` and `controls.csv`."""
+    """Returns the lines about `rates.csv` and `controls.csv`: a row per task and ability, with its largest drops."""
     rates = read_table(output_dir / "rates.csv")
-    rows = [["task", "ability", "left out", "n", "accuracy", "drop, in points", "p, corrected"]]
-    for _, own in rates.groupby(["task", "ability"], sort=False):
-        rows += [_row(row) for _, row in _chosen(own).iterrows()]
-    lines = format_columns(rows, right=(3,))
-    further = closing_lines(read_table(output_dir / "controls.csv"), rates)
-    return [*lines, *further]
-
-
-def _chosen(own: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns the model as it is, its layers of the largest drops, the blocks, and the worst of any other kind."""
-    import pandas as pd
-
-    ordered = own.sort_values("drop", ascending=False, kind="stable")
-    parts = [own[own["kind"] == NONE], ordered[ordered["kind"] == LAYERS].head(NUM_LAYERS), own[own["kind"] == BLOCKS]]
-    others = ordered[~ordered["kind"].isin([NONE, LAYERS, BLOCKS])]
-    parts.append(others.groupby("kind", sort=False).head(1))
-    return pd.concat(parts)
-
-
-def _row(row: "pd.Series") -> list[str]:
-    nothing_left_out = row["kind"] == NONE
+    kinds = [kind for kind in dict.fromkeys(rates["kind"]) if kind != NONE]
+    shown = [kind for kind in (LAYERS, BLOCKS) if kind in kinds] or kinds[:1]
+    rows = [["task", "ability", "n", "nothing left out", *(f"largest drops, {kind}" for kind in shown)]]
+    for (task, ability), own in rates.groupby(["task", "ability"], sort=False):
+        whole = own[own["kind"] == NONE].iloc[0]
+        accuracy = format_share(whole["accuracy"], whole["low"], whole["high"])
+        drops = [_drops(own[own["kind"] == kind], NUM_LAYERS if kind == LAYERS else 1) for kind in shown]
+        rows.append([str(task), str(ability), f"{whole['n']:.0f}", accuracy, *drops])
     return [
-        row["task"],
-        row["ability"],
-        "nothing" if nothing_left_out else row["configuration"],
-        f"{row['n']:.0f}",
-        format_share(row["accuracy"], row["low"], row["high"]),
-        "" if nothing_left_out else format_difference(row["drop"], row["drop_low"], row["drop_high"]),
-        "" if nothing_left_out else probability(row["p_holm"]),
+        f"accuracy, and drops in points, with 95 % intervals; *: p < {SIGNIFICANT:g}, Holm-corrected",
+        *format_first(rows, right=(2,), most=NUM_ROWS, table="rates.csv"),
+        *closing_lines(read_table(output_dir / "controls.csv"), rates),
     ]
+
+
+def _drops(own: "pd.DataFrame", number: int) -> str:
+    """Returns the largest drops of one kind of configuration, largest first."""
+    largest = own.sort_values("drop", ascending=False, kind="stable").head(number)
+    return ", ".join(
+        f"{row['configuration']} {format_difference(row['drop'], row['drop_low'], row['drop_high'])}"
+        + (" *" if row["p_holm"] < SIGNIFICANT else "")
+        for _, row in largest.iterrows()
+    )
 
 
 def closing_lines(controls: "pd.DataFrame", rates: "pd.DataFrame") -> list[str]:

@@ -55,7 +55,7 @@ from models.blocks import make_partition
 from models.layout import layout_of
 from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.sharding import SharedLog, open_shared_run
 from tracking.tables import write_table
 
@@ -174,6 +174,8 @@ def _answer_all(
     """Generates, grades and records what is not done."""
     from eval.replies.generation import render_prompt
 
+    num_replies = len(all_rows(problems, configurations))
+    say(f"{num_replies:,} replies, of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)")
     model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     texts = {
         problem.key: render_prompt(

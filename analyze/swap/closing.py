@@ -37,7 +37,7 @@ def summary(output_dir: Path) -> list[str]:
         ordered = own.sort_values("layer")
         known = ordered[ordered["n"] > 0]
         if known.empty:
-            rows.append([name, task, mode, "0", "", "no pair is answered rightly without a swap", ""])
+            rows.append([name, task, mode, "0", "no pair is answered rightly", "", ""])
             continue
         moving = moving_layers(known["rate"].tolist(), known["layer"].tolist(), falls=mode == FROM)
         most = known.iloc[int(known["rate"].to_numpy().argmax())]
