@@ -31,7 +31,7 @@ def summary(output_dir: Path) -> list[str]:
     """
     rates = read_table(output_dir / "rates.csv")
     chosen = rates[(rates["metric"] == METRIC) & (rates["subset"] == SUBSET) & (rates["block"] != NO_LAYER)]
-    rows = [["set", "task", "mode", "pairs", "answers move in", "most", "last layer"]]
+    rows = [["set", "task", "mode", "pairs", "answers move in layers", "most", "last layer"]]
     for labels, own in chosen.groupby(["set", "task", "mode"], sort=False):
         name, task, mode = map(str, labels)
         ordered = own.sort_values("layer")
@@ -47,7 +47,7 @@ def summary(output_dir: Path) -> list[str]:
                 task,
                 mode,
                 f"{known['n'].max():.0f}",
-                f"layers {format_layers(moving)}" if moving else "no layer",
+                format_layers(moving) or "none",
                 f"{_share(most)} at layer {most['layer']}",
                 _share(known.iloc[-1]),
             ]

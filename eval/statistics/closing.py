@@ -38,6 +38,6 @@ def summary(output_dir: Path) -> list[str]:
 
 
 def _counted_apart(scores: "pd.DataFrame") -> Iterator[str]:
-    yield f"could not be judged, and not counted as wrong: {scores['num_unscored'].sum():.0f} replies"
+    yield f"replies that could not be judged, not counted as wrong: {scores['num_unscored'].sum():.0f}"
     if (looping := scores["repetition_frac"].max()) > 0:
         yield f"ended because they repeated themselves: up to {percent(looping)} % of an ability's replies"
