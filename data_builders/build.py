@@ -20,7 +20,15 @@ from typing import Any, NamedTuple
 from data_builders.counting.build import COUNTING
 from data_builders.grounding.build import GROUNDING
 from data_builders.ocr.build import OCR
-from data_builders.pairs.sets import MANIFEST_FILE, Drawing, PairSetArguments, PairTask, build_pair_set, describe_set
+from data_builders.pairs.sets import (
+    MANIFEST_FILE,
+    METADATA_FILE,
+    Drawing,
+    PairSetArguments,
+    PairTask,
+    build_pair_set,
+    describe_set,
+)
 from data_builders.pairs.vision_grid import open_vision_grid
 from data_builders.pocket.build import POCKET_PAIRS
 from data_builders.pocket.world import PocketSizes, build_pocket_world
@@ -28,6 +36,7 @@ from data_builders.recognition.build import RECOGNITION
 from data_builders.rl.build import WORK_DIR, RlArguments, build_rl, describe
 from tracking.command import did_you_mean, parse_arguments, run_command
 from tracking.product import partial_directory
+from tracking.progress import progress
 from tracking.run import open_run
 
 BUILDER_VERSION = 1
@@ -108,11 +117,21 @@ def write_manifest(directory: Path, task: str, arguments: dict[str, Any]) -> Non
     """Writes `manifest.json`: the sha256 of every file, the builder's version and its arguments."""
     files = {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
+        for path in progress(sorted(directory.rglob("*")), label="digests of all files", unit="file")
         if path.is_file()
     }
     manifest = {"task": task, "builder_version": BUILDER_VERSION, "arguments": arguments, "files": files}
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _listings(directory: Path) -> list[Path]:
+    """Returns the files with a prompt or a pair a line."""
+    return [path for path in sorted(directory.glob("*.jsonl")) if path.name != METADATA_FILE]
+
+
+def _num_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -137,6 +156,7 @@ def main(argv: list[str] | None = None) -> None:
                 TASKS[task].build(partial, output_dir, arguments.seed, own)
                 write_manifest(partial, task, described)
         shutil.rmtree(output_dir / WORK_DIR, ignore_errors=True)
+    print(", ".join(f"{path.stem}: {_num_lines(path)}" for path in _listings(output_dir / DATA_DIR)))
     print(f"data: {output_dir / DATA_DIR}")
 
 

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_builders.pairs.files import read_pairs
+from data_builders.pairs.files import find_set, read_pairs
 from data_builders.pairs.sheet import COLUMNS, draw_sheet
 from tracking.command import run_command
 from tracking.product import partial_file
@@ -22,9 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if min(arguments.rows, arguments.columns) < 1:
         raise ValueError(f"--rows {arguments.rows} --columns {arguments.columns}; expected at least 1 of each")
-    pairs = read_pairs(arguments.directory)[: arguments.rows * arguments.columns]
+    directory = find_set(arguments.directory)
+    pairs = read_pairs(directory)[: arguments.rows * arguments.columns]
     with partial_file(arguments.output) as partial:
-        draw_sheet(arguments.directory, pairs, columns=arguments.columns).save(partial, format="PNG")
+        draw_sheet(directory, pairs, columns=arguments.columns).save(partial, format="PNG")
     print(f"sheet: {arguments.output}")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_builders.pairs.files import read_pairs
+from data_builders.pairs.files import find_set, read_pairs
 from data_builders.pairs.pair import PAIRS_FILE, Pair
 from data_builders.pairs.sets import IMAGES_DIR, MANIFEST_FILE, MASKS_DIR, METADATA_FILE
 from data_builders.pairs.sheet import PREVIEW_FILE
@@ -181,11 +181,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--repo-id {arguments.repo_id!r} is not a repository name; expected OWNER/NAME")
     if arguments.output is not None and not arguments.dry_run:
         raise ValueError("--output requires --dry-run; an upload writes the card into the repository")
+    directory = find_set(arguments.directory)
     if not arguments.dry_run:
-        url = to_hub(arguments.directory, arguments.repo_id, license_name=arguments.license, private=arguments.private)
+        url = to_hub(directory, arguments.repo_id, license_name=arguments.license, private=arguments.private)
         print(f"dataset: {url}")
         return
-    card = render_card(arguments.directory, arguments.repo_id, arguments.license)
+    card = render_card(directory, arguments.repo_id, arguments.license)
     if arguments.output is None:
         print(card, end="")
     else:

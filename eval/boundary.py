@@ -36,7 +36,7 @@ from eval.replies.subject import Subject, open_subject
 from eval.statistics.intervals import wilson
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.records import Record, RecordLog, read_records
 from tracking.run import open_run, read_run
 from tracking.tables import format_columns, write_table
@@ -170,6 +170,7 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
     replies = _replies(prompts, arguments)
     if len(log) == len(replies):
         return
+    say(f"{len(replies):,} replies, of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)")
     model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     settings = greedy_settings(model, processor, arguments.max_new_tokens)
     texts = {
@@ -178,10 +179,9 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
     }
     asked = [prompt for prompt, _ in replies]
     batches = make_batches(asked, [texts[prompt.id] for prompt in asked], arguments.batch_size)
-    for batch in progress(batches, label=f"{arguments.model}: {arguments.split}", unit="batch"):
+    pending = [batch for batch in batches if any(_key(*replies[index]) not in log for index in batch)]
+    for batch in progress(pending, label=f"{arguments.model}: {arguments.split}", unit="batch"):
         chosen = [replies[index] for index in batch]
-        if all(_key(prompt, number) in log for prompt, number in chosen):
-            continue
         seeds = [reply_seed(arguments.seed, prompt.id, number) for prompt, number in chosen]
         generations = generate(
             model,

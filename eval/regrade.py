@@ -17,12 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.compare.alike import read_evaluation
 from eval.grading import MAX_JUDGES, UNSCORED, grade
 from tracking.command import run_command
 from tracking.product import write_text
 from tracking.progress import progress
 from tracking.records import Record, encode_records, read_records
-from tracking.run import git_state, open_run, read_run
+from tracking.run import git_state, open_run
 from tracking.tables import write_table
 
 if TYPE_CHECKING:
@@ -42,11 +43,7 @@ def regrade(directory: Path, *, dry_run: bool = False) -> list[Record]:
     Raises:
         ValueError: if the folder is not a finished evaluation, or its records have no replies.
     """
-    state = read_run(directory)
-    if state["command"] != "eval.run":
-        raise ValueError(f"{directory} was written by {state['command']}; expected an output directory of eval.run")
-    if state["status"] != "finished":
-        raise ValueError(f"{directory} is {state['status']}; run its evaluation to the end first")
+    state = read_evaluation(directory)
     with open_run(directory, command=state["command"], settings=state["settings"]) as run:
         records = read_records(directory / "records.jsonl")
         regraded = regrade_records(records, label=str(directory))

@@ -51,13 +51,14 @@ from eval.replies.prompting import check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
 from eval.replies.subject import Subject, open_subject
+from eval.statistics.closing import summary
 from eval.statistics.scores import score_table
 from eval.tasks import Task, open_task
 from models.loading import load_processor
 from tracking.command import Preempted, did_you_mean, is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
 from tracking.product import write_text
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.records import Record, encode_records
 from tracking.run import RUN_FILE, is_finished
 from tracking.sharding import RECORDS_FILE, SharedLog, join_processes, open_shared_run
@@ -206,6 +207,10 @@ def evaluate(
             questions = {query.key: query.prompt.question for query in queries}
             working = None if judge is None else Judging(judge)
             if own:
+                say(
+                    f"{len(queries):,} replies to {len({(query.task, query.prompt.id) for query in queries}):,} prompts"
+                    f", of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)"
+                )
                 with closing(ENGINES[arguments.engine](subject, processor, options)) as engine:
                     run.note(loaded_dtype=engine.dtype)
                     for batch in progress(own, label=arguments.model, unit="batch"):
@@ -384,7 +389,7 @@ def main(argv: list[str] | None = None) -> None:
     with _stopped_by_sigterm():
         output_dir = evaluate(arguments, sampling, describing, judging)
     if is_main_process():
-        print(f"scores: {output_dir / 'scores.csv'}")
+        print(*summary(output_dir), f"scores: {output_dir / 'scores.csv'}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ import json
 import platform
 import re
 import shutil
-import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from merge.recipes.card import describe_plan, render_card
+from merge.recipes.card import describe_parts, describe_plan, render_card
 from merge.recipes.companions import CARD_FILE, SPLICE_FILE
 from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
 from merge.recipes.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
@@ -34,6 +31,7 @@ from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
 from tracking.product import partial_directory
+from tracking.progress import BYTES, Progress
 from tracking.records import RecordLog
 from tracking.run import git_state, open_run
 
@@ -146,13 +144,12 @@ def write_splice(plan: SplicePlan, directory: Path, *, max_shard_bytes: int | No
 def write_weights(plan: SplicePlan, partial: Path, log: RecordLog) -> None:
     """Writes the unfinished shards and appends a record for each once it is on disk."""
     done = sum(shard.num_bytes for shard in plan.shards if shard.file in log)
-    bar = tqdm(total=plan.num_bytes, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
-    with bar:
+    with Progress(label=f"writing {partial.parent}", total=plan.num_bytes, unit=BYTES, done=done) as bar:
         for shard in plan.shards:
             if shard.file in log:
                 continue
             sources = (source_of(plan, entry) for entry in shard.entries)
-            hashes = write_shard(partial / shard.file, shard.header, sources, advance=bar.update)
+            hashes = write_shard(partial / shard.file, shard.header, sources, advance=bar.advance)
             names = [entry.name_on_disk for entry in shard.entries]
             sha256 = dict(zip(names, hashes, strict=True))
             log.append({"key": shard.file, "num_bytes": shard.num_bytes, "sha256": sha256})
@@ -295,7 +292,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = write_splice(
         plan, Path(arguments.output_dir), max_shard_bytes=max_shard_bytes, overwrite=arguments.overwrite
     )
-    print("\n".join(f"note: {note}" for note in plan.notes))
+    print(*describe_parts(plan), *(f"note: {note}" for note in plan.notes), sep="\n")
+    print(f"to compare every byte with its donor: python -m merge.verify {arguments.output_dir}")
     print(f"checkpoint: {checkpoint}")
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
-from models.foreign import ADAPTER_CONFIG_FILE, SHARD, explain_folder
-from models.layout import CONFIG_FILE, Layout, is_tied, layout_from_shapes, read_model_config
+from models.foreign import ADAPTER_CONFIG_FILE, CONFIG_FILE, SHARD, explain_folder
+from models.layout import Layout, is_tied, layout_from_shapes, read_model_config
 from models.shards import (
     DTYPES,
     FLOATING,

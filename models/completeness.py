@@ -6,7 +6,8 @@ Transformers initialises missing tensors at random and ignores extra ones, with 
 from collections import Counter
 
 from models.checkpoint import INDEX_FILE, Checkpoint, is_tied_duplicate, stored_layout
-from models.layout import CONFIG_FILE, Layout, Parameter, config_value, is_tied
+from models.foreign import CONFIG_FILE
+from models.layout import Layout, Parameter, config_value, is_tied
 from models.shards import FLOATING
 from tracking.command import did_you_mean
 

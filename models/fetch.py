@@ -21,8 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from models.checkpoint import open_checkpoint
 from models.completeness import check_complete
 from models.hub import CODE_FILES, Repository, list_files, parse_repository, snapshot
@@ -213,11 +211,16 @@ def check_room(planned: Sequence[Planned]) -> None:
         )
 
 
-def fetch(repository: Repository) -> Record:
-    """Fetches one repository, checks it, and returns its record."""
+def fetch(repository: Repository, *, num_bytes: int | None = None) -> Record:
+    """Fetches one repository, checks it, and returns its record.
+
+    Args:
+        repository: the repository.
+        num_bytes: the bytes still to be fetched, for the remaining time.
+    """
     if repository.kind == "model":
         layout_of(local_checkpoint(str(repository), config_only=True))  # is the family supported?
-    folder = snapshot(repository, progress_bar=TerminalBar, **_wanted(repository))
+    folder = snapshot(repository, num_bytes=num_bytes, **_wanted(repository))
     if repository.kind == "model":
         check_complete(open_checkpoint(folder), layout_of(folder))
     _, files = list_files(replace(repository, revision=folder.name), **_wanted(repository))
@@ -230,13 +233,6 @@ def fetch(repository: Repository) -> Record:
         "files": [file.name for file in files],
         "bytes": sum(file.num_bytes for file in files),
     }
-
-
-class TerminalBar(tqdm):  # type: ignore[type-arg]
-    """A progress bar that is shown only on a terminal; huggingface_hub expects a class."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "disable": not sys.stderr.isatty()})
 
 
 def check_cache(fetched: Sequence[Record]) -> None:
@@ -284,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
             with RecordLog(directory / "records.jsonl") as log:
                 for row in planned:
                     if f"{row.repository.kind}/{row.repository}" not in log:
-                        log.append(fetch(row.repository))
+                        log.append(fetch(row.repository, num_bytes=row.num_bytes_to_fetch))
                 fetched = [{name: value for name, value in record.items() if name != "key"} for record in log]
             if missing:
                 raise ValueError(missing[0] + (f"; {len(missing) - 1} more such" if len(missing) > 1 else ""))

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = "config.json"
+RESULT_FOLDERS = ("final", "checkpoint")
+"""Where the output directory of a command of this suite holds its checkpoint."""
+NUM_NAMED = 3
 PICKLED_PATTERNS = ("pytorch_model*.bin", "consolidated*.pth", "*.bin", "*.pth", "*.pt", "*.ckpt")
 TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|.*_optim_states|.*_model_states).*")
 """Pickled files of a training run that do not contain a model."""
@@ -89,6 +93,20 @@ def _explain_pickle(directory: Path) -> str | None:
     return None
 
 
+def _explain_run(directory: Path) -> str | None:
+    """Names the checkpoints that lie below a folder without one, such as the output directory of a training run."""
+    if (directory / CONFIG_FILE).is_file():
+        return None
+    for name in RESULT_FOLDERS:
+        if (directory / name / CONFIG_FILE).is_file():
+            return f"{directory} is the output directory of a run; its checkpoint is {directory / name}: name that"
+    found = sorted(path.parent for depth in ("*", "*/*") for path in directory.glob(f"{depth}/{CONFIG_FILE}"))
+    if not found:
+        return None
+    named = ", ".join(map(str, found[:NUM_NAMED])) + (", …" if len(found) > NUM_NAMED else "")
+    return f"{directory} holds no {CONFIG_FILE}; checkpoints below it: {named}"
+
+
 def _conversion(directory: Path, files: str) -> str:
     """Returns the command that turns a folder's pickled files into one safetensors file."""
     place = shlex.quote(str(directory))
@@ -101,4 +119,5 @@ LOOKS: tuple[Callable[[Path], str | None], ...] = (
     _explain_zero,
     _explain_gguf,
     explain_adapter,
+    _explain_run,
 )

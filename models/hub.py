@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from tracking.progress import BYTES, Progress
+
 KINDS = ("model", "dataset")
 """Repository types as huggingface_hub names them."""
 CODE_FILES = ["*.py", "*.ipynb"]
@@ -58,7 +62,7 @@ def snapshot(
     patterns: Sequence[str] | None = None,
     ignored: Sequence[str] = CODE_FILES,
     cached_only: bool = False,
-    progress_bar: type[Any] | None = None,
+    num_bytes: int | None = None,
 ) -> Path:
     """Returns the folder of a repository's snapshot in the cache; the folder's name is the commit.
 
@@ -67,14 +71,17 @@ def snapshot(
         patterns: the files to include; all of them by default.
         ignored: the files to exclude; takes precedence over `patterns`.
         cached_only: use the cache only.
-        progress_bar: a class like `tqdm` that shows the download's progress.
+        num_bytes: the bytes to be fetched, for the remaining time; None where that is not known.
 
     Raises:
         ValueError: if neither the cache nor the hub provides it; one line.
     """
     from huggingface_hub import snapshot_download
 
-    with _in_one_line(repository, "is not a local folder and not completely in the cache"):
+    with (
+        _in_one_line(repository, "is not a local folder and not completely in the cache"),
+        _counting_bytes(f"fetching {repository}", num_bytes) as bar,
+    ):
         return Path(
             snapshot_download(
                 repository.repo,
@@ -83,7 +90,7 @@ def snapshot(
                 allow_patterns=None if patterns is None else list(patterns),
                 ignore_patterns=list(ignored),
                 local_files_only=cached_only,
-                tqdm_class=progress_bar,
+                tqdm_class=bar,
             )
         )
 
@@ -121,6 +128,35 @@ def list_files(
         )
     found = [HubFile(file.filename, file.file_size or 0, file.is_cached) for file in files]
     return commit, sorted(found, key=lambda file: file.name)
+
+
+@contextmanager
+def _counting_bytes(label: str, num_bytes: int | None) -> Iterator[type[Any]]:
+    """Gives the class of bars that huggingface_hub asks for; the bytes they count are shown as one progress.
+
+    It counts the same bytes in one bar or in two, as they arrive and as they are written (huggingface_hub 2.4), and
+    none where the cache holds everything: then nothing is shown.
+    """
+    shown: list[Progress] = []
+
+    class Counting(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            self._counts_bytes = options.get("unit") == BYTES
+            self._counted = 0.0
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts_bytes and n:
+                self._counted += n
+                if not shown:
+                    shown.append(Progress(label=label, total=num_bytes, unit=BYTES))
+                shown[0].reach(self._counted)
+
+    try:
+        yield Counting
+    finally:
+        for progress in shown:
+            progress.close()
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from models.families import Family, family_of
-from models.foreign import explain_folder
+from models.foreign import CONFIG_FILE, explain_folder
 from models.shards import parse_json_object
 
-CONFIG_FILE = "config.json"
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per element, by dtype name."""
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
+from models.foreign import CONFIG_FILE
 from models.hub import CODE_FILES, parse_repository, snapshot
-from models.layout import CONFIG_FILE, read_model_config
+from models.layout import read_model_config
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,10 @@ def local_checkpoint(name: str, *, config_only: bool = False) -> Path:
         return path
     repository = parse_repository(name)
     if repository is None:
+        if path.exists():
+            raise ValueError(f"checkpoint {name} is a file; expected the folder that holds it, {path.parent}")
         raise ValueError(
-            f"checkpoint {name} {'is a file' if path.exists() else 'does not exist'}; "
-            "expected a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
+            f"checkpoint {name} does not exist; expected a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
         )
     return snapshot(repository, patterns=[CONFIG_FILE] if config_only else CHECKPOINT_FILES, ignored=CHECKPOINT_IGNORED)
 

@@ -31,6 +31,13 @@ def format_columns(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> li
     ]
 
 
+def format_first(rows: Sequence[Sequence[str]], *, right: Sequence[int], most: int, table: str) -> list[str]:
+    """Returns a head and the first so many rows lined up, and how many more the table holds."""
+    more = len(rows) - 1 - most
+    lines = format_columns(rows[: 1 + most], right=right)
+    return [*lines, f"… {more} more in {table}"] if more > 0 else lines
+
+
 def read_table(path: Path) -> "pd.DataFrame":
     """Reads a table; a missing one is an error that names it."""
     import pandas as pd

@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             "tensors": [asdict(change) for change in changes],
         }
         write_text(Path(arguments.report), json.dumps(report, indent=1) + "\n")
+        print(f"report: {arguments.report}")
     if broken:
         for name in broken[:NUM_NAMED]:
             print(f"breach: {name}")

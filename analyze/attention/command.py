@@ -37,6 +37,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyze.attention.closing import summary
 from analyze.attention.controls import TEACHER_FORCED, check_controls, control_table
 from analyze.attention.figures import AttentionTables, draw_all
 from analyze.attention.plan import (
@@ -64,6 +65,7 @@ from eval.replies.prompting import check_style
 from models.blocks import Partition, make_partition
 from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
+from tracking.progress import say
 from tracking.records import Record
 from tracking.sharding import open_shared_run
 from tracking.tables import write_table
@@ -194,6 +196,9 @@ def measure_attention(arguments: AttentionArguments) -> Path:
         ]
         reading = Reading(**{one.name: getattr(arguments, one.name) for one in fields(Reading)})
         answering = answer_jobs(asked, put, reading)
+        if answering:
+            num_replies = len(asked) * len(put)
+            say(f"{num_replies:,} replies, of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)")
         answers = share_jobs(output_dir / ANSWERS_DIR, answering, asked, reading, title="answers") if answering else []
         units = plan_units(contenders, put, arguments.modes, reference, replies, answers)
         jobs = measure_jobs(contenders, units, reading)
@@ -211,4 +216,4 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, AttentionArguments, description=__doc__)
     output_dir = measure_attention(arguments)
     if is_main_process():
-        print(f"attention shift: {output_dir / 'shift.csv'}")
+        print(*summary(output_dir), f"attention shift: {output_dir / 'shift.csv'}", sep="\n")

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from analyze.attention.records import ALL, DERIVED, HEAD_MEASURES, MEASURES, PARTS, Group, Groups, Label
 from eval.statistics.intervals import CONFIDENCE, ROUNDING, CrossedDraws, draw_crossed, holm, mean_interval, paired_t
 from models.blocks import BLOCKS, Partition
+from tracking.progress import progress
 from tracking.records import Record
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def shift_tables(
     layers: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []
     ranges = {block: list(partition.layers(block)) for block in BLOCKS} | {ALL: list(range(partition.num_layers))}
-    for (mode, task, ability), by_label in groups.items():
+    for (mode, task, ability), by_label in progress(list(groups.items()), label="shifts", unit="ability"):
         for name, against in pairs_of([label.name for label in by_label], baselines):
             found = _paired_differences(by_label, name, against)
             if found is None:

@@ -35,9 +35,10 @@ from analyze.probes.inputs import (
     leave_out_unreadable,
     load_problems,
 )
+from analyze.skip.closing import summary
 from analyze.skip.controls import check_controls, control_table
 from analyze.skip.figures import draw_all
-from analyze.skip.plan import KINDS, NONE, Asking, all_rows, make_configurations
+from analyze.skip.plan import KINDS, Asking, all_rows, make_configurations
 from analyze.skip.run import answer_all
 from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
@@ -49,10 +50,10 @@ from models.layout import layout_of
 from tracking.command import is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.sharding import SharedLog, open_shared_run
-from tracking.tables import format_columns, write_table
+from tracking.tables import write_table
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,44 +143,16 @@ def probe(arguments: SkipArguments) -> Path:
             skipped = pd.DataFrame(left_out, columns=SKIPPED_COLUMNS)
             write_table(output_dir / "skipped.csv", skipped)
             draw_all(rates, partition, output_dir / "figures")
-            _print_summary(rates, controls, num_skipped=len(left_out))
+            if left_out:
+                print(f"{len(left_out)} problems have an image that cannot be read and were left out: skipped.csv")
             check_controls(controls, output_dir)
 
         on_main_process(write)
     return output_dir
 
 
-def _print_summary(rates: "pd.DataFrame", controls: "pd.DataFrame", *, num_skipped: int) -> None:
-    """Says what stands in the tables: the three largest drops of each kind, and what was counted apart."""
-    if num_skipped:
-        print(f"{num_skipped} problems have an image that cannot be read and were left out: skipped.csv")
-    columns = ["task", "ability", "configuration", "n", "accuracy", "drop", "drop_low", "drop_high"]
-    shown = rates.sort_values("drop", ascending=False, kind="stable").groupby(["task", "ability", "kind"]).head(3)
-    rows = [columns]
-    for row in shown.sort_index()[columns].to_numpy().tolist():
-        rows.append(["" if value != value or value is None else _in_words(value) for value in row])
-    print("\n".join(format_columns(rows, right=range(3, len(columns)))))
-    for _, control in controls.iterrows():
-        print(
-            f"control: {control['task']}: with nothing left out {control['num_equal_replies']} of {control['n']} "
-            "replies are the plain model's"
-        )
-    own = rates[rates["configuration"] != NONE]
-    if own.empty:
-        return
-    print(
-        f"of the replies with parts left out {own['at_limit_frac'].mean():.1%} ran to the limit, "
-        f"{own['repetition_frac'].mean():.1%} went round in circles and were ended; "
-        f"{int(own['num_unscored'].sum())} could not be judged"
-    )
-
-
-def _in_words(value: float | str) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SkipArguments, description=__doc__)
     output_dir = probe(arguments)
     if is_main_process():
-        print(f"rates: {output_dir / 'rates.csv'}")
+        print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

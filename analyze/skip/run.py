@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analyze.probes.inputs import Problem
-from analyze.skip.plan import Asking, Configuration, Row, make_units
+from analyze.skip.plan import Asking, Configuration, Row, all_rows, make_units
 from analyze.skip.records import row_record
 from eval.replies.batching import BatchSize
 from eval.replies.subject import Subject
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.sharding import SharedLog
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def answer_all(
     """Generates, grades and records what is not done."""
     from eval.replies.generation import render_prompt
 
+    num_replies = len(all_rows(problems, configurations))
+    say(f"{num_replies:,} replies, of at most {asking.max_new_tokens:,} tokens each (--max-new-tokens)")
     model, processor = subject.load(dtype=asking.dtype, attn_implementation=asking.attn_implementation)
     texts = {
         problem.key: render_prompt(

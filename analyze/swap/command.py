@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from analyze.probes.inputs import check_choices, check_least, check_loading
+from analyze.swap.closing import summary
 from analyze.swap.controls import check_controls, control_table
 from analyze.swap.plan import MODES, Asking, PairSet, load_sets, plan_units
 from analyze.swap.scores import BOX_SPACES
@@ -169,4 +170,4 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SwapArguments, description=__doc__)
     output_dir = swap(arguments)
     if is_main_process():
-        print(f"rates: {output_dir / 'rates.csv'}")
+        print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_builders.pairs.files import read_pairs
+from data_builders.pairs.files import DATA_DIR, find_sets, read_pairs
 from data_builders.pairs.pair import Pair
 
 MODES: dict[str, Callable[[int, int, int], range]] = {
@@ -72,16 +72,15 @@ class Asking:
 
 
 def load_sets(folders: Sequence[str]) -> list[PairSet]:
-    """Reads the sets; each is named after its folder, or after the run that built it.
+    """Reads the sets in these folders (`find_sets`); each is named after its folder, or after the run that built it.
 
     Raises:
         ValueError: where two have the same name, or one cannot be read.
     """
     sets: list[PairSet] = []
-    for folder in folders:
-        directory = Path(folder)
+    for directory in [place for folder in folders for place in find_sets(Path(folder))]:
         resolved = directory.resolve()
-        name = resolved.parent.name if resolved.name == "data" else resolved.name
+        name = resolved.parent.name if resolved.name == DATA_DIR else resolved.name
         for other in sets:
             if other.name == name:
                 raise ValueError(f"{other.directory} and {directory} are both named {name!r}; swap them in two runs")

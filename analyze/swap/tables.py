@@ -11,6 +11,7 @@ from analyze.swap.scores import METRICS
 from data_builders.pairs.defects import Defect
 from eval.statistics.intervals import draw_crossed, percentile_interval, wilson
 from models.blocks import Partition
+from tracking.progress import progress
 from tracking.records import Record
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def logprob_table(records: Sequence[Record], partition: Partition) -> "pd.DataFr
     import pandas as pd
 
     rows = []
-    for labels, subset, layer, group in _cells(records, partition):
+    cells = list(_cells(records, partition))
+    for labels, subset, layer, group in progress(cells, label="intervals of log-probabilities", unit="layer"):
         if not group:
             continue
         target, source = (

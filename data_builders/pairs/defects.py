@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_builders.pairs.pair import Pair, box_area, box_text, intersection
 from data_builders.prompt_sets.images import DECODING_ERRORS
+from tracking.progress import progress
 
 PLACEHOLDER = "<image>"
 
@@ -55,7 +56,7 @@ def preflight(directory: Path, pairs: Sequence[Pair]) -> list[Defect]:
     """
     num_by_id = Counter(pair.id for pair in pairs)
     defects = []
-    for pair in pairs:
+    for pair in progress(pairs, label=f"checking {directory}", unit="pair"):
         found: dict[str, list[str]] = {}
         if num_by_id[pair.id] > 1:
             found["repeated_id"] = [f"stands {num_by_id[pair.id]} times"]

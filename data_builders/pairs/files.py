@@ -1,6 +1,7 @@
 """How is a pair set read and written? `pairs.jsonl` with one pair per line, or the published layout.
 
-The set released with the paper (a folder for each task) is read from its `data.jsonl` (`published.py`).
+The set released with the paper (a folder for each task) is read from its `data.jsonl` (`published.py`). Commands that
+take a set take its own folder and the output directory of the build that wrote it, whose `data/` is the set.
 """
 
 import hashlib
@@ -11,6 +12,9 @@ from typing import Any
 
 from data_builders.pairs.pair import PAIRS_FILE, Pair, from_row, to_line
 from data_builders.pairs.published import PUBLISHED_FILE, from_published_row
+
+DATA_DIR = "data"
+"""The folder of the set in the output directory of its build."""
 
 
 def read_pairs(directory: Path) -> list[Pair]:
@@ -53,6 +57,42 @@ def pairs_fingerprint(directory: Path) -> str:
         path = directory / image
         digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"missing")
     return digest.hexdigest()
+
+
+def find_sets(directory: Path) -> list[Path]:
+    """Returns the sets in a folder: itself, its `data/`, or those of its subfolders.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    names = (PAIRS_FILE, PUBLISHED_FILE)
+
+    def sets_at(place: Path) -> list[Path]:
+        return [folder for folder in (place, place / DATA_DIR) if any((folder / name).is_file() for name in names)][:1]
+
+    above = sets_at(directory.parent)
+    meant = f"; did you mean {above[0]}?" if above else ""
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not a folder; expected a set of pairs, or a folder of sets{meant}")
+    found = sets_at(directory) or [inner for place in sorted(directory.iterdir()) for inner in sets_at(place)]
+    if not found:
+        raise ValueError(
+            f"{directory} holds no set of pairs: no {' or '.join(names)} in it, in its folders, or in their {DATA_DIR}/"
+            f"{meant}"
+        )
+    return found
+
+
+def find_set(directory: Path) -> Path:
+    """Returns the one set in a folder, as `find_sets`.
+
+    Raises:
+        ValueError: where there is none, or several.
+    """
+    found = find_sets(directory)
+    if len(found) > 1:
+        raise ValueError(f"{directory} holds {len(found)} sets of pairs; name one of {', '.join(map(str, found))}")
+    return found[0]
 
 
 def pairs_file(directory: Path, names: tuple[str, ...]) -> Path:

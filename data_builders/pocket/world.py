@@ -21,6 +21,7 @@ from pathlib import Path
 from data_builders.pocket.draw import Scene, count_colours, draw_scene, render, things_by_place
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
 from models.pocket import COLOURS, SHAPES
+from tracking.progress import progress
 
 SPLIT_SHARES = {"base": 40, "sft": 15, "rl": 25, "validation": 5, "test": 15}
 """Percentage of all possible samples in each split."""
@@ -247,7 +248,7 @@ def draw_split(split: str, num_samples: int, seed: int) -> Iterator[Sample]:
 def build_split(directory: Path, split: str, num_samples: int, seed: int) -> None:
     """Writes one split, with its images."""
     prompts = []
-    for sample in draw_split(split, num_samples, seed):
+    for sample in progress(draw_split(split, num_samples, seed), label=split, total=num_samples, unit="prompt"):
         images: tuple[str, ...] = ()
         if sample.scene is not None:
             images = (f"images/{sample.id}.png",)

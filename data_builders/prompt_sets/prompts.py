@@ -48,11 +48,8 @@ class Prompt:
 def read_prompts(directory: Path, split: str) -> list[Prompt]:
     """Reads one split; an empty or malformed one is an error that names the file and line."""
     path = directory / f"{split}.jsonl"
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is not a folder; expected a prompt set (build one with data_builders.build)")
     if not path.is_file():
-        present = sorted(file.stem for file in directory.glob("*.jsonl"))
-        raise ValueError(f"{path} does not exist; {directory} has the splits {', '.join(present) or '(none)'}")
+        raise ValueError(_explain_missing(directory, split))
     known = {field.name for field in fields(Prompt)}
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; expected at least one prompt")
@@ -79,6 +76,42 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
     if missing:
         raise ValueError(f"{path}: {len(missing)} images are missing, the first is {directory / missing[0]}")
     return prompts
+
+
+def splits_of(directory: Path) -> list[str]:
+    """Returns the splits that a folder holds; of the output directory of a build or another command, none."""
+    if (directory / "run.json").is_file():
+        return []
+    return sorted(file.stem for file in directory.glob("*.jsonl"))
+
+
+def find_split(directory: Path, split: str | None = None) -> Path | None:
+    """Returns the prompt set that was meant where a folder is one level off: in its `data/`, in it, or above it.
+
+    Args:
+        directory: what was named.
+        split: the split that must be there; any where it is None.
+    """
+    inside = sorted(place for place in directory.iterdir() if place.is_dir()) if directory.is_dir() else []
+    for place in (directory, directory / "data", *inside, directory.parent):
+        if splits_of(place) and split in (None, *splits_of(place)):
+            return place
+    return None
+
+
+def _explain_missing(directory: Path, split: str) -> str:
+    """Says why a split is not there, and which folder was meant."""
+    meant = find_split(directory, split)
+    if directory.is_file():
+        way_out = f"; expected its folder {directory.parent}, and {directory.stem} as the split"
+        return f"{directory} is a file{way_out if directory.suffix == '.jsonl' else ''}"
+    if meant is not None:
+        return f"{directory / f'{split}.jsonl'} does not exist; the prompt set is {meant}, one level off: name that"
+    if not directory.is_dir():
+        return f"{directory} is not a folder; expected a prompt set (build one with data_builders.build)"
+    own = find_split(directory)
+    present = f"{own} has the splits {', '.join(splits_of(own))}" if own else f"{directory} holds no prompt set"
+    return f"{directory / f'{split}.jsonl'} does not exist; {present}"
 
 
 def prompts_fingerprint(directory: Path, split: str) -> str:

@@ -39,3 +39,15 @@ def change(value: float, low: float, high: float) -> str:
 def listed(words: Sequence[str]) -> str:
     """Joins words: `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def format_share(value: float, low: float, high: float) -> str:
+    """Formats a share with its interval as percentages: `73.2 % [71.0, 75.3]`."""
+    if value != value:
+        return NOTHING
+    return f"{percent(value)} %" + ("" if low != low else f" [{percent(low)}, {percent(high)}]")
+
+
+def format_difference(value: float, low: float, high: float) -> str:
+    """Formats a difference of shares with its interval as points: `+5.4 [+2.5, +8.4]`."""
+    return f"{points(value)} {interval(low, high)}".rstrip()

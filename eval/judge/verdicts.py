@@ -27,7 +27,7 @@ from eval.grading import CORRECT, INCORRECT, UNSCORED, Verdict
 from eval.judge.asking import MAX_AT_ONCE, Calls, count_reasons
 from eval.judge.cache import ReplyCache, content_hash
 from eval.judge.endpoint import Endpoint, EndpointError, UnansweredError, check_url
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.records import Record
 
 JUDGE_FILE = "judge.jsonl"
@@ -93,6 +93,7 @@ class Judge:
         Raises:
             ValueError: if the endpoint does not answer.
         """
+        say(f"trying the judge {self.endpoint.model} with one question")
         question = _messages(judge_prompt("What is 1 + 1?", "2", "2"))
         self.endpoint.check(question, max_tokens=MAX_TOKENS, option="judge_url")
 

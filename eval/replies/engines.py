@@ -32,6 +32,7 @@ from models.layout import head_size, read_model_config
 from models.shards import DTYPES
 from tracking.command import quiet_libraries
 from tracking.offspring import Offspring
+from tracking.progress import say
 
 if TYPE_CHECKING:
     from eval.replies.generation import Generation, Processor
@@ -132,6 +133,7 @@ class VLLM:
         check_vllm(subject)
         self._options = options
         self._offspring = Offspring()
+        say(f"starting vLLM with {subject.name}")
         with _interruptible(), self._offspring.watching():
             self._llm = start_vllm(subject, options)
         self.dtype = str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ from merge.recipes.plan import SplicePlan, fingerprint, make_plan
 from merge.recipes.recipe import read_recipe, recipe_dict
 from models.checkpoint import open_checkpoint
 from models.loading import load_model, load_processor, local_checkpoint
+from tracking.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -21,6 +22,8 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 class Subject:
     """A model to evaluate; it is loaded on demand."""
 
+    name: str
+    """As it was given."""
     directory: Path
     """The checkpoint, or for a recipe the donor that provides configuration and processor."""
     fingerprint: str
@@ -40,6 +43,7 @@ class Subject:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        say(f"loading {self.name} on {device}")
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         processor = load_processor(self.directory)
         if self.plan is not None:
@@ -58,10 +62,11 @@ def open_subject(name: str) -> Subject:
     path = Path(name)
     if path.suffix not in RECIPE_SUFFIXES or path.is_dir():
         directory = local_checkpoint(name)
-        return Subject(directory=directory, fingerprint=open_checkpoint(directory).fingerprint())
+        return Subject(name=name, directory=directory, fingerprint=open_checkpoint(directory).fingerprint())
     plan = make_plan(read_recipe(path))
     files = [(file.name, file.sha256) for file in plan.files]
     return Subject(
+        name=name,
         directory=plan.donors[plan.recipe.files_donor].directory,
         fingerprint=hashlib.sha256(json.dumps([fingerprint(plan), *files]).encode()).hexdigest(),
         plan=plan,

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data_builders.prompt_sets.prompts import Prompt
+from data_builders.prompt_sets.prompts import Prompt, find_split, splits_of
 from eval.tasks.benchmark import Benchmark, Row, Task
 from eval.tasks.gsm8k import GSM8K
 from eval.tasks.math500 import MATH500
@@ -62,10 +62,20 @@ def open_task(name: str, *, cache_dir: Path, with_images: bool = True) -> Task:
         return _open_benchmark(known, place if colon else None, revision or None, cache_dir, with_images)
     folder, _, split = name.rpartition(":")
     if not folder:
+        if splits := _splits_at(Path(name)):
+            raise ValueError(f"task {name!r} names no split; expected FOLDER:SPLIT: {', '.join(splits)}")
         raise ValueError(
             f"task {name!r} is unknown; expected FOLDER:SPLIT, or one of {', '.join(TASKS)}{did_you_mean(known, TASKS)}"
         )
     return open_prompt_set(folder, split)
+
+
+def _splits_at(path: Path) -> list[str]:
+    """Returns how the splits of a prompt set are named as tasks, from its folder, from one around it, or its file."""
+    if path.is_file() and path.suffix == ".jsonl":
+        return [f"{path.parent}:{path.stem}"]
+    place = find_split(path) if path.is_dir() else None
+    return [] if place is None else [f"{place}:{split}" for split in splits_of(place)]
 
 
 def _open_benchmark(name: str, place: str | None, revision: str | None, cache_dir: Path, with_images: bool) -> Task:

@@ -29,6 +29,7 @@ from eval.statistics.intervals import (
 )
 from eval.statistics.power import detectable, mcnemar_detectable
 from eval.tower.features import PIXELS
+from tracking.progress import progress
 from tracking.records import Record
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def _against_random(right: Right, compared: Sequence[tuple[str, str, str]], *, s
         random = np.stack(right[RANDOM, layer, probe])  # [seeds, pictures]
         pairs.append((np.broadcast_to(right[model, layer, probe][0], random.shape), random))
     parts: list[list[PairedDifference]] = [[] for _ in pairs]
-    for part in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
+    resamplings = range(NUM_RESAMPLES // RESAMPLES_AT_ONCE)
+    for part in progress(resamplings, label="bootstrap", unit="part"):
         num_seeds, n = pairs[0][0].shape
         draws = draw_crossed(n, num_seeds, seed=seed + part, num_resamples=RESAMPLES_AT_ONCE)
         for found, (own, random) in zip(parts, pairs, strict=True):

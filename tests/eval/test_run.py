@@ -189,7 +189,7 @@ def break_file(directory: Path, how: str) -> None:
         ("key", r"test\.jsonl:1: unexpected \['anwser'\]"),
         ("answer", r"test\.jsonl:1: prompt 't0': answer is ''"),
         ("list", r"test\.jsonl:1: unexpected list"),
-        ("gone", r"test\.jsonl does not exist; .* has the splits \(none\)"),
+        ("gone", r"test\.jsonl does not exist; .* holds no prompt set"),
     ],
 )
 def test_a_bad_prompt_set_is_refused_before_anything_is_written(

@@ -175,7 +175,7 @@ def test_a_file_is_no_checkpoint(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights").touch()
-    with pytest.raises(ValueError, match="checkpoint out/weights is a file; expected a folder"):
+    with pytest.raises(ValueError, match="checkpoint out/weights is a file; expected the folder that holds it, out"):
         local_checkpoint("out/weights")
 
 

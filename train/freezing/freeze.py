@@ -15,6 +15,7 @@ from models.blocks import BLOCKS, REGIONS, Partition, block_names, format_layers
 from models.checkpoint import Checkpoint, cast_bytes
 from models.layout import Layout
 from models.shards import DTYPES
+from tracking.progress import progress, weighted_progress
 from tracking.tables import format_columns
 
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ def format_freeze_table(plan: FreezePlan) -> str:
 
 def frozen_digests(start: Checkpoint, names: Iterable[str]) -> dict[str, str]:
     """Returns the sha256 of each named tensor in the start checkpoint."""
-    return {name: start.sha256(name) for name in names}
+    named = list(names)
+    return {name: start.sha256(name) for name in progress(named, label="hashing the frozen tensors", unit="tensor")}
 
 
 def find_breaches(start: Checkpoint, saved: Checkpoint, digests: dict[str, str]) -> list[str]:
@@ -178,7 +180,7 @@ def find_breaches(start: Checkpoint, saved: Checkpoint, digests: dict[str, str])
     """
     return [
         name
-        for name, digest in digests.items()
+        for name, digest in progress(list(digests.items()), label="comparing what is frozen", unit="tensor")
         if name not in saved.tensors
         or saved.tensors[name].shape != start.tensors[name].shape
         or hashlib.sha256(cast_bytes(saved, name, start.tensors[name].dtype)).hexdigest() != digest
@@ -206,7 +208,9 @@ def compare_tensors(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> lis
     """Yields per tensor its digests and the number of elements that differ bitwise, in the start's dtype."""
     frozen = set(plan.frozen)
     changes = []
-    for parameter in plan.layout:
+    parameters = list(plan.layout)
+    sizes = [parameter.num_elements for parameter in parameters]
+    for parameter in weighted_progress(parameters, sizes, label=f"comparing {end.directory} with {start.directory}"):
         name = parameter.name
         before = start.data(name)
         after = cast_bytes(end, name, start.tensors[name].dtype)

@@ -28,6 +28,7 @@ from models.loading import load_model, load_processor, resolved_revision
 from tracking.command import Preempted
 from tracking.processes import num_processes, on_main_process, wait_for_all
 from tracking.product import write_text
+from tracking.progress import say
 from tracking.records import RecordLog
 from tracking.run import RUN_FILE, read_run
 from tracking.sharding import open_shared_run
@@ -286,6 +287,7 @@ def _build_trainer(
 
     config, training = stage.model_config, stage.training
     open_engine(training)
+    say(f"loading {start.name}")
     model = base = load_model(
         start.checkpoint.directory, dtype=config.dtype or "auto", attn_implementation=config.attn_implementation
     )
