@@ -1,17 +1,16 @@
-"""How fast are pairs built and validated, and does memory stay flat however many there are?
+"""How fast are pairs built and validated, and is memory constant in their number?
 
     OMP_NUM_THREADS=1 python -m benchmarks.builders
     OMP_NUM_THREADS=1 python -m benchmarks.builders --tasks ocr grounding --num-rounds 1
 
-Every figure is that of a whole command as a person runs it, from its start to its end: `data_builders.build` with all
-pictures written as PNG, the manifest and the flush to the disk, then `data_builders.validate` on what was built. Pairs
-a second are pairs over those seconds, the median over rounds; `cpu_s` is the processor time that they took. The bars:
-300 a second for ocr and grounding at 384 x 384 and 0.35 for counting at 480 x 320 with 36 samples a pixel, on two
-cores.
+Every figure is for a complete command, from start to exit: `data_builders.build` with all images written as PNG, the
+manifest and the flush to disk, then `data_builders.validate` on the result. Pairs per second are medians over rounds;
+`cpu_s` is the processor time. Targets on two cores: 300 per second for ocr and grounding at 384 x 384, and 0.35 for
+counting at 480 x 320 with 36 samples per pixel.
 
-Memory is that of all processes of a command together, shared pages counted once (PSS), at its peak; `memory` has it for
-ocr sets of growing size. `flush_s` is the part of the largest build in which the finished folder is flushed to the
-disk (`tracking/product.py`), measured apart on a copy of its files.
+Memory is the peak over all processes of a command, with shared pages counted once (PSS); `memory` has it for ocr sets
+of increasing size. `flush_s` is the time to flush the largest build's folder to disk (`tracking/product.py`), measured
+separately on a copy of its files.
 
 Writes `benchmarks/results/builders.json`.
 """
@@ -40,7 +39,7 @@ RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "builders.json"
 
 
 class Case(NamedTuple):
-    """What is built, and how many pairs a second it should be on two cores."""
+    """A task, and its target in pairs per second on two cores."""
 
     num_pairs: int
     flags: tuple[str, ...] = ()
@@ -62,7 +61,7 @@ def run_once(module: str, arguments: Sequence[str], *, num_workers: int) -> dict
     """Runs a command of this suite and measures it.
 
     Raises:
-        RuntimeError: where it fails.
+        RuntimeError: if it fails.
     """
     command = [sys.executable, "-m", module, *arguments, "--num-workers", str(num_workers)]
     begin, cpu_before = time.perf_counter(), _cpu_s_of_children()
@@ -80,7 +79,7 @@ def run_once(module: str, arguments: Sequence[str], *, num_workers: int) -> dict
 
 
 def _cpu_s_of_children() -> float:
-    """Returns the processor time of all commands that have ended, their own processes included."""
+    """Returns the processor time of all finished commands, including their child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -88,15 +87,15 @@ def _cpu_s_of_children() -> float:
 def build(task: str, num_pairs: int, output_dir: Path, *, num_workers: int) -> dict[str, float]:
     """Builds a set in a new folder.
 
-    Nothing is removed before the last round: for five seconds after, ext4 looks for each new file which inodes were
-    deleted recently, which took a quarter of the builders' time.
+    Nothing is deleted before the last round: for five seconds after a deletion, ext4 checks recently deleted inodes for
+    each new file, which took a quarter of the builders' time.
     """
     arguments = [task, *CASES[task].flags, "--num-pairs", str(num_pairs), "--output-dir", str(output_dir)]
     return run_once("data_builders.build", arguments, num_workers=num_workers)
 
 
 def measure_speed(task: str, directory: Path, *, num_rounds: int, num_workers: int) -> dict[str, Any]:
-    """Returns a row: how many pairs of a task are built and validated a second."""
+    """Returns one row: pairs of a task built and validated per second."""
     case = CASES[task]
     rounds: dict[str, list[dict[str, float]]] = {"build": [], "validate": []}
     for number in range(num_rounds):
@@ -120,7 +119,7 @@ def measure_speed(task: str, directory: Path, *, num_rounds: int, num_workers: i
 
 
 def measure_memory(directory: Path, *, num_workers: int) -> list[dict[str, Any]]:
-    """Returns a row a set size: peak memory while it is built and validated."""
+    """Returns one row per set size: peak memory while building and validating."""
     rows = []
     for num_pairs in MEMORY_SIZES:
         output_dir = directory / f"memory-{num_pairs}"
@@ -138,7 +137,7 @@ def measure_memory(directory: Path, *, num_workers: int) -> list[dict[str, Any]]
 
 
 def measure_flush(directory: Path) -> dict[str, float]:
-    """Copies the largest set and returns how long its flush to the disk takes."""
+    """Copies the largest set and returns the time of its flush to disk."""
     source = directory / f"memory-{MEMORY_SIZES[-1]}" / "data"
     copy = directory / "flushed"
     with partial_directory(copy) as partial:

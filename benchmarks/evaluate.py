@@ -1,10 +1,10 @@
-"""How much faster are answers in a batch than one by one? The same greedy replies, in turns, on this machine.
+"""How much faster are batched answers than single ones? The same greedy replies, in alternation, on this machine.
 
     python -m benchmarks.evaluate --model outputs/pocket/sft/final --data outputs/pocket/data/data   # after make pocket
 
 One by one is Transformers' own `generate`, a prompt at a time, with its processor. Batched is what `eval.run` calls
 (`eval/replies/engines.py`), in the batches it makes. Both answer the same prompts of the test split, spread over its
-abilities, in turns; a turn's ratio is between neighbours in time. Writes `benchmarks/results/evaluate.json`: commit,
+abilities, in alternation; a turn's ratio is between adjacent runs. Writes `benchmarks/results/evaluate.json`: commit,
 command, hardware, medians, the ratio of every turn, and how many replies are equal, of which all must be.
 """
 
@@ -36,7 +36,7 @@ TARGET = 6.0
 
 
 class Contest:
-    """One model, its prompts, and two ways to answer them."""
+    """One model, its prompts, and two ways of answering them."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.subject = open_subject(arguments.model)
@@ -93,14 +93,14 @@ def timed(answer: Callable[[], list[str]]) -> tuple[list[str], float]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs all turns and returns what is published of them.
+    """Runs all turns and returns the published results.
 
     Raises:
-        RuntimeError: where a reply differs.
+        RuntimeError: if a reply differs.
     """
     contest = Contest(arguments)
     ways: dict[str, Callable[[], list[str]]] = {"one_by_one": contest.one_by_one, "batched": contest.batched}
-    for answer in ways.values():  # what the first call alone pays for
+    for answer in ways.values():  # one-time costs of the first call
         contest.prompts, all_prompts = contest.prompts[:4], contest.prompts
         answer()
         contest.prompts = all_prompts

@@ -1,4 +1,4 @@
-"""Does frozen mean bit-identical in every training mode? Every mode and arm, trained for real on two CPU processes.
+"""Are frozen tensors bit-identical in every training mode? Trains every mode and arm on two CPU processes.
 
     python -m benchmarks.freezing [--modes zero3 lora] [--output docs/freezing.md]
 
@@ -54,7 +54,7 @@ LAUNCHES = {
     "ddp": ("DDP",),
     "zero": tuple(mode for mode, zero in MODES.items() if zero),
 }
-"""Modes that share processes: one for the first launch, two for the others (where there is one GPU, one)."""
+"""Modes that share processes: one process for the first launch, two for the others (one, if there is one GPU)."""
 FACTORS = tuple(itertools.product(("fp32", "bf16"), ("off", "reentrant", "non-reentrant"), ("one run", "resumed")))
 NUM_STEPS = 2
 LAUNCH_TIMEOUT_S = 900
@@ -77,7 +77,7 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    """Returns every mode with every arm, the further factors spread evenly over them."""
+    """Returns every mode with every arm, with the other factors spread evenly over them."""
     cases = []
     for (m, mode), (a, arm) in itertools.product(enumerate(MODES), enumerate(ARMS)):
         precision, checkpointing, run = FACTORS[(m + 5 * a) % len(FACTORS)]
@@ -86,7 +86,7 @@ def all_cases() -> list[Case]:
 
 
 def num_processes(launch: str, device: str) -> int:
-    """Returns how many processes a launch has."""
+    """Returns the number of processes of a launch."""
     if launch == "one":
         return 1
     if device == "cpu":
@@ -121,7 +121,7 @@ def arguments_of(case: Case, work: Path, device: str) -> list[str]:
 
 
 def deepspeed_settings(zero: dict[str, Any]) -> dict[str, Any]:
-    """Returns a configuration that cuts even the smallest tensors, which the default threshold would leave whole."""
+    """Returns a configuration that also partitions the smallest tensors, which the default threshold would not."""
     cut = {"stage3_gather_16bit_weights_on_model_save": True, "stage3_param_persistence_threshold": 0}
     return {
         "zero_optimization": {**zero, **(cut if zero["stage"] == 3 else {})},
@@ -189,7 +189,7 @@ def _write_in_bf16(start: Any, directory: Path) -> None:
 
 
 def run_cases(cases: Sequence[Case], work: Path, device: str) -> None:
-    """Runs cases one after the other in this process, which is one of a launch, and records what each shows."""
+    """Runs cases sequentially in this process of a launch, and records their results."""
     from train.running.callbacks import Preemption
 
     resumed = False
@@ -227,7 +227,7 @@ def _train(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def released() -> Iterator[None]:
-    """Gives back, after a run, what Accelerate and Transformers hold on to for a whole process."""
+    """Resets the process-wide state of Accelerate and Transformers after a run."""
     from accelerate.state import AcceleratorState, GradientState
     from transformers.integrations import deepspeed
 
@@ -244,7 +244,7 @@ def launch(cases: Sequence[Case], work: Path, device: str) -> None:
     """Starts the processes for each engine and waits for their cases.
 
     Raises:
-        RuntimeError: with the end of the log where a case fails.
+        RuntimeError: with the end of the log if a case fails.
     """
     paths = os.pathsep.join([str(REPOSITORY_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": device, "PYTHONPATH": paths}
@@ -275,7 +275,7 @@ def launch(cases: Sequence[Case], work: Path, device: str) -> None:
 
 
 def read_case(case: Case, work: Path) -> dict[str, Any]:
-    """Returns what a finished case shows, read from its files alone."""
+    """Returns the results of a finished case, from its files only."""
     directory = work / "runs" / case.name
     report = json.loads((directory / "freeze_report.json").read_text())
     run = json.loads((directory / "run.json").read_text())
@@ -319,7 +319,7 @@ def _reach(row: dict[str, Any]) -> str:
 
 
 def format_page(rows: Sequence[dict[str, Any]], device: str, seconds: float) -> str:
-    """Returns the page with the table, its command and where it was measured."""
+    """Returns the page with the table, its command and the hardware."""
     from tracking.run import git_state, hardware
 
     git, machine = git_state(), hardware()

@@ -1,4 +1,4 @@
-"""How long does the pocket study take, how much memory, and what does it find? Runs it anew and writes the figures.
+"""How much time and memory does the pocket study take, and what are its results? Runs it and writes the figures.
 
     python -m benchmarks.pocket    (make bench)
 
@@ -54,13 +54,13 @@ class MemoryWatch:
 
 
 def table_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns a table as rows of plain values, empty cells as None."""
+    """Returns a table as rows of JSON values, with empty cells as None."""
     rows: list[dict[str, Any]] = json.loads(read_table(path).to_json(orient="records", double_precision=6))
     return rows
 
 
 def measure(config: str, output_dir: Path) -> dict[str, Any]:
-    """Runs a study from nothing and returns what is published of it."""
+    """Runs a study from scratch and returns the published results."""
     command = ["python", "-m", "train.necessity", "--config", config]
     begin = time.monotonic()
     process = subprocess.Popen(
@@ -97,7 +97,7 @@ def main(
     result: Path = RESULT,
     description: str | None = __doc__,
 ) -> None:
-    """Measures what the flags say, and writes it down."""
+    """Runs the benchmark with the given flags, and writes the result."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--config", default=config, help="the study to run")
     parser.add_argument("--output-dir", type=Path, default=Path(output_dir), help="where it runs")

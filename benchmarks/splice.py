@@ -1,4 +1,4 @@
-"""What does a splice cost, beside copying the same bytes and beside mergekit?
+"""What does a splice cost, compared with copying the same bytes and with mergekit?
 
     python -m benchmarks.splice --mergekit-python PATH
 
@@ -47,7 +47,7 @@ SAMPLING_S = 0.005
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to get the splice's bytes."""
+    """One way of producing the splice's bytes."""
 
     name: str
     command: list[str]
@@ -101,7 +101,7 @@ def _write_weights(donor: Path, shapes: dict[str, tuple[int, ...]], generator: A
 
     def weights(name: str) -> bytes:
         bits = np.frombuffer(generator.bytes(num_bytes(by_name[name])), dtype=np.uint16)
-        return (bits & 0xBFFF).tobytes()  # without the highest bit of the exponent, every number is finite
+        return (bits & 0xBFFF).tobytes()  # with the exponent's highest bit cleared, every number is finite
 
     weight_map: dict[str, str] = {}
     position = 0
@@ -138,7 +138,7 @@ def make_contenders(directory: Path, mergekit_python: Path | None) -> list[Conte
 
 
 def write_mergekit_recipe(path: Path, sft: Path, rl: Path) -> None:
-    """Writes in:rl:rl as mergekit has it for a model of several modules; `norm` and `head` follow its last slice."""
+    """Writes in:rl:rl in mergekit's format for multi-module models; `norm` and `head` follow its last slice."""
     import yaml
 
     num_layers = json.loads((sft / "config.json").read_text())["text_config"]["num_hidden_layers"]
@@ -154,7 +154,7 @@ def write_mergekit_recipe(path: Path, sft: Path, rl: Path) -> None:
 
 
 def run_once(contender: Contender, directory: Path, *, drop: bool) -> dict[str, float]:
-    """Runs a contender from the agreed state of disk and page cache, and measures it."""
+    """Runs a contender from a defined state of disk and page cache, and measures it."""
     if contender.output.exists():
         shutil.rmtree(contender.output)
     os.sync()
@@ -190,7 +190,7 @@ def _read_through(file: Path) -> None:
 
 
 class MemoryWatch:
-    """Samples a process's memory until it is told to stop, or the process is gone."""
+    """Samples a process's memory until it is stopped, or the process has ended."""
 
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")
@@ -247,7 +247,7 @@ def compare_decoders(ours: Path, theirs: Path) -> dict[str, Any]:
 
 
 def summarise(measured: dict[str, list[dict[str, float]]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Returns a row a contender, and the splice's ratios to the others."""
+    """Returns one row per contender, and the splice's ratios to the others."""
     import numpy as np
 
     from benchmarks.freeze_cost import ratio
@@ -277,14 +277,14 @@ def summarise(measured: dict[str, list[dict[str, float]]]) -> tuple[list[dict[st
 
 
 def filesystem_of(directory: Path) -> str:
-    """Returns the type of the file system a folder stands on, such as ext4."""
+    """Returns the type of a folder's file system, such as ext4."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     inside = [mount for mount in mounts if directory.resolve().is_relative_to(mount[1])]
     return max(inside, key=lambda mount: len(mount[1]))[2]
 
 
 def measure(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prepares the donors, lets the contenders take turns, checks their results and returns all that was found."""
+    """Prepares the donors, runs the contenders in alternation, checks their results and returns all measurements."""
     subprocess.run(
         [sys.executable, "-m", "benchmarks.splice", "--prepare", str(directory), "--gib", str(arguments.gib)],
         cwd=REPOSITORY_ROOT, check=True,
@@ -293,7 +293,7 @@ def measure(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     drop = os.access(DROP_CACHES, os.W_OK)
     measured: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in contenders}
     for round_number in range(arguments.rounds):
-        shift = round_number % len(contenders)  # nobody always follows the same one
+        shift = round_number % len(contenders)  # vary the predecessor
         for contender in contenders[shift:] + contenders[:shift]:
             row = run_once(contender, directory, drop=drop)
             measured[contender.name].append(row)

@@ -1,4 +1,4 @@
-"""How long does the whole pocket study take, and how much memory? Runs it anew on this machine and writes the figures.
+"""How much time and memory does the complete pocket study take? Runs it on this machine and writes the figures.
 
     python -m benchmarks.study
 
@@ -24,7 +24,7 @@ CONFIG = "configs/pocket/study.yaml"
 
 
 def seconds_per_kind(study: Path) -> dict[str, float]:
-    """Returns the time that jobs of each kind worked, one after the other, as their `run.json` says."""
+    """Returns the total working time per kind of job, from their `run.json`."""
     total: dict[str, float] = {}
     for job in json.loads((study / "plan.json").read_text(encoding="utf-8"))["jobs"]:
         if (Path(job["output_dir"]) / RUN_FILE).is_file() and job["kind"] != "necessity":
@@ -35,10 +35,10 @@ def seconds_per_kind(study: Path) -> dict[str, float]:
 
 
 def measure(config: str, output_dir: Path) -> dict[str, Any]:
-    """Runs a study from nothing and returns what is published of it.
+    """Runs a study from scratch and returns the published results.
 
     Raises:
-        ValueError: where the folder is there already.
+        ValueError: if the folder already exists.
     """
     if output_dir.exists():
         raise ValueError(f"{output_dir} exists; remove it, or name another --output-dir")
