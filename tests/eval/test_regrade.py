@@ -32,7 +32,7 @@ REPLIES = [
     reply("It is B.", "12", "choice", (INCORRECT, None, "no answer"), choices=["10", "12"]),
     reply("<answer>7</answer>", "a few", "number", (CORRECT, "7", JUDGED)),
 ]
-"""What a faulty grader said of 1000, 3.5, rounding and a letter; and what a language model said of `a few`."""
+"""Verdicts of a faulty grader on 1000, 3.5, rounding and a letter, and of a language model on `a few`."""
 
 
 def write_evaluation(directory: Path, replies: list[dict[str, Any]], *, finished: bool = True) -> Path:

@@ -1,4 +1,4 @@
-"""A cluster's settings: what is read, what is refused, and what sbatch is told."""
+"""A cluster's settings: parsing, rejected values, and the options passed to sbatch."""
 
 from pathlib import Path
 
