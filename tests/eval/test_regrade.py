@@ -117,7 +117,7 @@ def test_a_language_models_verdict_stands_only_where_the_rules_have_none(tmp_pat
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no run\.json"):
+    with pytest.raises(ValueError, match=r"has no run\.json"):
         regrade(tmp_path)
     with pytest.raises(ValueError, match="run its evaluation to the end first"):
         regrade(write_evaluation(tmp_path / "cut", REPLIES, finished=False))
