@@ -48,7 +48,7 @@ class AllArguments:
 
 
 def make_plans(arguments: AllArguments) -> dict[str, SplicePlan]:
-    """Returns folder name -> plan, for every pattern asked for."""
+    """Returns folder name -> plan, for every requested pattern."""
     if arguments.patterns not in PATTERNS:
         raise ValueError(f"--patterns {arguments.patterns!r} is unknown; expected {' or '.join(PATTERNS)}")
     donors = parse_donors(arguments.donor)

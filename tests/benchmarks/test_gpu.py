@@ -1,4 +1,4 @@
-"""The GPU measurements without a GPU: which step runs, what a stop leaves, what is told before the first."""
+"""The GPU measurements without a GPU: step selection, results kept after a stop, checks before the first step."""
 
 import json
 import os

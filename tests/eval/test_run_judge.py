@@ -1,4 +1,4 @@
-"""Models behind addresses, asked by a whole evaluation: a judge and a describer that fail, and what is made of it."""
+"""An evaluation with models behind endpoints: a judge and a describing model that fail, and the consequences."""
 
 import json
 import re

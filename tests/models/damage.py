@@ -1,4 +1,4 @@
-"""Ways to damage a checkpoint: name -> what is done to a whole one, and what the one line about it must say.
+"""Ways to damage a checkpoint: name -> modification of an intact one, and the pattern of its one-line error.
 
 Every function takes the folder of a loadable checkpoint of a tied VLM whose weights stand in `model.safetensors`, such
 as a copy of the pocket checkpoint, in any spelling. `DAMAGES` are refused when the checkpoint is opened, `MISFITS` are

@@ -1,4 +1,4 @@
-"""The lines of docs/cluster.md as they stand, on a real Slurm: from a clone to a running study, and out again."""
+"""The commands of docs/cluster.md, unchanged, on a real Slurm: from a clone to a running study and its cancellation."""
 
 import re
 import shutil

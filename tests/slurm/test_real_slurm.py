@@ -1,4 +1,4 @@
-"""Slurm itself stops, requeues and spreads training: what is left is as if nothing had happened."""
+"""Training that Slurm stops, requeues and distributes gives the same results as an uninterrupted run."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A whole study on a real Slurm: an arm fails and holds up nobody, the page says so, and it is completed."""
+"""A complete study on a real Slurm: a failed arm blocks no other, the report names it, and a relaunch completes it."""
 
 import json
 import re

@@ -20,8 +20,8 @@ from tracking.command import REPOSITORY_ROOT
 
 pytestmark = pytest.mark.slow
 
-REST = "# Each attempt has a log of its own"
-"""Where a script has said what is its own: its options and its commands."""
+REST = "# Each attempt has its own log"
+"""The first line of a script that is common to all: before it are the script's options and commands."""
 STUDIES = {path.parent.name: path for path in sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))}
 
 

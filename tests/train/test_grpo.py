@@ -1,4 +1,4 @@
-"""GRPO on a real pocket model: what is frozen stays, what is killed continues, what breaks is found."""
+"""GRPO on a real pocket model: frozen tensors stay unchanged, killed runs continue, breaches are found."""
 
 import json
 import shutil

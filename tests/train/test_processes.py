@@ -1,4 +1,4 @@
-"""Two processes under torchrun that fail, are killed or told to stop: what is said, and what is left.
+"""Two processes under torchrun that fail, are killed or stopped: their messages and output files.
 
 Three launches of this file, in which runs of `train.grpo` share processes. The first ends by SIGKILL of one process;
 the second continues that run and ends by SIGTERM to torchrun; the third continues that one and ends by a breach.

@@ -1,4 +1,4 @@
-"""The rule that ends replies which go round in circles touches no other reply of a batch with parts left out."""
+"""The rule that stops repetitive replies does not affect other replies of a batch with parts left out."""
 
 from pathlib import Path
 

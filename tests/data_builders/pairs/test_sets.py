@@ -1,4 +1,4 @@
-"""What holds for every set of pairs: the same bytes for any number of processes, after any kill, and as data sets."""
+"""Properties of every pair set: the same bytes for any number of processes and after kills; loading as data sets."""
 
 import json
 import os

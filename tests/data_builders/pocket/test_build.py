@@ -1,4 +1,4 @@
-"""Minimal pairs in the pocket world: nothing differs but what is asked, and all of it is held out."""
+"""Minimal pairs in the pocket world: only what is asked differs, and all pairs are held out."""
 
 import json
 import random

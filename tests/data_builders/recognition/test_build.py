@@ -1,4 +1,4 @@
-"""Recognition pairs: balanced, minimal, the same however many follow, and nothing of a set left out unsaid."""
+"""Recognition pairs: balanced, minimal, independent of the number of pairs, with skipped photographs reported."""
 
 import json
 import random

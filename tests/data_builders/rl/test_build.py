@@ -1,4 +1,4 @@
-"""Prompts from upstream rows: what is kept, what is dropped and counted, which split it stands in, what it costs."""
+"""Prompts from upstream rows: kept and dropped rows, their counts, splits, and memory use."""
 
 import base64
 import json

@@ -17,7 +17,7 @@ from eval.grading.mathematics import LIMIT_S, MARGIN_S, MAX_JUDGES, equal_expres
 from tracking.command import REPOSITORY_ROOT
 
 ENDLESS = "x+60"
-"""A question over which the stand-in sleeps, where math-verify would never return from another."""
+"""A question on which the stand-in sleeps, instead of one from which math-verify would never return."""
 SLEEPING_JUDGE = (
     "import time\n"
     "from eval.grading import mathematics\n"

@@ -1,4 +1,4 @@
-"""A cluster's settings: what is read, what is refused, and what sbatch is told."""
+"""A cluster's settings: parsing, rejected values, and the options passed to sbatch."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def test_shipped_clusters_are_read(path: Path) -> None:
         ({"account": "a\n#SBATCH --uid=0"}, "account .* contains a line break"),
         ({"partition": "gpu\r"}, "partition .* contains a line break"),
         ({"qos": "x\x0by"}, "qos .* contains a line break"),
-        ({"environment": ["module load cuda", "#SBATCH --time=9"]}, "environment .* holds #SBATCH"),
-        ({"constraint": "a #SBATCH b"}, "constraint .* holds #SBATCH"),
+        ({"environment": ["module load cuda", "#SBATCH --time=9"]}, "environment .* contains #SBATCH"),
+        ({"constraint": "a #SBATCH b"}, "constraint .* contains #SBATCH"),
         ({"options": ["reservation=a\nb"]}, "options .* contains a line break"),
         ({"options": ["dependency=afterok:1"]}, "'dependency'; expected a long option of sbatch that has no setting"),
         ({"options": ["exclusive"]}, "expected KEY=VALUE"),

@@ -204,7 +204,7 @@ def test_a_controller_that_does_not_answer_costs_no_requeue(tmp_path: Path) -> N
 
 def test_a_refused_requeue_is_told_with_the_way_out(tmp_path: Path) -> None:
     done = run_script(tmp_path, "raise SystemExit(75)", NO_REQUEUE="1")
-    assert done.returncode == 75 and "need requeue: false" in done.stdout
+    assert done.returncode == 75 and "set requeue: false" in done.stdout
 
 
 def test_a_signal_while_vllm_starts_is_not_lost(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which jobs a study has, what each waits for, and what is made of what there is."""
+"""The jobs of a study, their dependencies, and jobs that use the available results."""
 
 import ast
 import json

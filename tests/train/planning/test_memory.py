@@ -1,4 +1,4 @@
-"""What a plan says is held, against the bytes of live runs: equal, on every rank, padding included."""
+"""Planned memory equals the bytes of live runs, on every rank, including padding."""
 
 import json
 import os
