@@ -1,8 +1,9 @@
 """How do many commands run on one machine? Side by side as the cores allow, each a process of its own, resumable.
 
-A job is a command with an output directory; one whose directory says `finished` is not run again, unless it gathers
-what others left and one of those runs again. Jobs end with the process that started them, so a killed study leaves
-nobody writing. After a failure nothing new is started; with `keep_going` goes on what does not need what failed.
+A job is a command with an output directory. A job whose directory says `finished` is not run again, unless it comes
+after a job that is: then it reads the new outputs. Jobs end with the process that started them, so no process of a
+killed study goes on writing. After a failure no further job is started; with `keep_going`, jobs that do not need the
+failed one still run.
 """
 
 import ctypes
@@ -25,7 +26,7 @@ from tracking.run import is_finished
 
 POLL_S = 0.25
 MIN_FRACTION = 0.1
-"""Share of a job's steps from which its own pace tells more than the expectation."""
+"""Share of a job's steps from which on its own rate is used for the remaining time, not the expected duration."""
 NUM_LOG_LINES = 15
 """Lines of a failed job's log that are shown."""
 
@@ -63,7 +64,7 @@ class Placed(Protocol):
 
 
 def settled(jobs: Collection[Placed]) -> set[str]:
-    """Returns the jobs that are finished and come after nothing that is not: there is nothing new for them to take."""
+    """Returns the finished jobs whose inputs are finished too, so that running them again would change nothing."""
     finished = {job.name for job in jobs if is_finished(Path(job.output_dir))}
     while stale := {job.name for job in jobs if job.name in finished and set(job.after) - finished}:
         finished -= stale
@@ -218,7 +219,7 @@ class Schedule:
         self._line.show(f"[{len(finished)}/{len(self._jobs)}] {', '.join(parts)}; about {left} left")
 
     def _remaining_s(self, waiting: Sequence[Job], running: Sequence[_Running], finished: set[str]) -> float:
-        """Plays the rest of the schedule through with the durations measured or expected so far."""
+        """Simulates the rest of the schedule with the durations measured or expected so far."""
         now = time.monotonic()
         ends = [(self._rest_s(entry, now), entry.job.name) for entry in running]
         done, queue, clock_s = finished | {job.name for job in self._failed}, list(waiting), 0.0
