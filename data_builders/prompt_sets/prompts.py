@@ -81,6 +81,26 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
     return prompts
 
 
+def check_folder(directory: str) -> None:
+    """Refuses a prompt set that is not there, without reading one that is.
+
+    Raises:
+        ValueError: as `read_prompts` does.
+    """
+    if not Path(directory).is_dir():
+        read_prompts(Path(directory), "")
+
+
+def check_split(directory: Path, split: str) -> None:
+    """Refuses a split that is not there, without reading one that is.
+
+    Raises:
+        ValueError: as `read_prompts` does.
+    """
+    if not (directory / f"{split}.jsonl").is_file():
+        read_prompts(directory, split)
+
+
 def prompts_fingerprint(directory: Path, split: str) -> str:
     """Returns a sha256 that changes with the prompts of a split, and with the images where a manifest lists them."""
     digest = hashlib.sha256((directory / f"{split}.jsonl").read_bytes())

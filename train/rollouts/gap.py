@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
+from train.rollouts.record import IMAGES, TEXT
+
 GAP_FACTOR = 10.0
 """In bfloat16, vLLM's gap was 0.5 to 1.1 times the noise's, planted faults' far above (docs/log.md, 2026-11-27)."""
 NEGLIGIBLE_MEAN, NEGLIGIBLE_REPLY = 1e-3, 1e-2
 """Nats a token. Below, no gap is a fault: it changes no probability by more than a thousandth or a hundredth, and in
 float32 the rounding of sums inside a map, which the noise leaves out, may be tens of times what it explains."""
-TEXT, IMAGES = "text", "images"
-KINDS = (TEXT, IMAGES)
-"""Prompts without and with pictures."""
 ULP = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """Spacing of numbers between 1 and 2: two results that were rounded each by itself differ by no more."""
 NOISE_SEED = 0

@@ -6,7 +6,7 @@ from train.freezing.freeze import FreezeArguments
 from train.rollouts.setup import RolloutArguments
 from train.running.data import DataArguments
 from train.running.rewards import RewardArguments
-from train.running.telemetry import TelemetryArguments
+from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
 
 OUR_ARGUMENTS = (
