@@ -14,9 +14,9 @@ from pathlib import Path
 
 from merge.recipes.card import describe_plan
 from merge.recipes.plan import SplicePlan, fingerprint, make_plan
-from merge.recipes.recipe import parse_donors, recipe_from_pattern
+from merge.recipes.recipe import check_donor, parse_donors, recipe_from_pattern
 from merge.splice import check_place, check_room, parse_size, run_settings, write_splice
-from models.blocks import BLOCKS
+from models.blocks import BLOCKS, PARTITIONS
 from tracking.command import parse_arguments, run_command
 from tracking.records import RecordLog
 from tracking.run import open_run
@@ -31,11 +31,13 @@ PATTERNS = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 class AllArguments:
     """Two donors, and which patterns of them are written."""
 
-    donor: list[str] = field(metadata={"help": "NAME=CHECKPOINT, folder or hub id; exactly two"})
+    donor: list[str] = field(metadata={"help": "NAME=CHECKPOINT, folder or hub id; exactly two", "check": check_donor})
     rest: list[str] = field(metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"})
     output_dir: str | None = field(default=None, metadata={"help": "a folder for each pattern is written here"})
     patterns: str = field(default="paper", metadata={"help": "paper (six) or all (eight)"})
-    partition: str | None = field(default=None, metadata={"help": "thirds (the default) or paper"})
+    partition: str | None = field(
+        default=None, metadata={"help": "thirds (the default) or paper", "choices": PARTITIONS}
+    )
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     files: str | None = field(
         default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
@@ -81,7 +83,7 @@ def _weights(directory: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, AllArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, AllArguments, description=__doc__, check_inputs=True)
     plans = make_plans(arguments)
     if arguments.dry_run:
         for folder, plan in plans.items():

@@ -28,8 +28,18 @@ from tqdm import tqdm
 from merge.recipes.card import describe_plan, render_card
 from merge.recipes.companions import CARD_FILE, SPLICE_FILE
 from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
-from merge.recipes.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
+from merge.recipes.recipe import (
+    Blend,
+    Recipe,
+    check_donor,
+    donors_of,
+    owner_dict,
+    read_recipe,
+    recipe_dict,
+    recipe_from_pattern,
+)
 from merge.tensors.copying import ByteRange, Source, write_shard
+from models.blocks import PARTITIONS
 from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
@@ -54,11 +64,16 @@ class RecipeArguments:
 
     recipe: str | None = field(default=None, metadata={"help": "YAML file with donors, blocks, rest"})
     pattern: str | None = field(default=None, metadata={"help": "EARLY:MID:LATE instead, such as in:rl:rl"})
-    donor: list[str] = field(default_factory=list, metadata={"help": "NAME=CHECKPOINT, folder or hub id, for each"})
+    donor: list[str] = field(
+        default_factory=list,
+        metadata={"help": "NAME=CHECKPOINT, folder or hub id, for each", "check": check_donor},
+    )
     rest: list[str] = field(
         default_factory=list, metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"}
     )
-    partition: str | None = field(default=None, metadata={"help": "thirds (the default) or paper"})
+    partition: str | None = field(
+        default=None, metadata={"help": "thirds (the default) or paper", "choices": PARTITIONS}
+    )
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     files: str | None = field(
         default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
@@ -286,7 +301,9 @@ def file_versions(plan: SplicePlan) -> dict[Path, tuple[int, int]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    recipe_arguments, arguments = parse_arguments(argv, RecipeArguments, SpliceArguments, description=__doc__)
+    recipe_arguments, arguments = parse_arguments(
+        argv, RecipeArguments, SpliceArguments, description=__doc__, check_inputs=True
+    )
     max_shard_bytes = parse_size(arguments.max_shard_size)
     plan = make_plan(make_recipe(recipe_arguments), max_shard_bytes=max_shard_bytes)
     if arguments.dry_run:

@@ -8,16 +8,16 @@ a line each, where the report finds it; the file is empty where nothing is missi
 before, or an input was made anew since, so are the tables.
 """
 
-import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-from tracking.command import run_command
+from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.run import RUN_FILE, is_finished, read_run
 
@@ -101,13 +101,20 @@ def name_of(word: str) -> str:
     return word.partition("=")[0].partition("@")[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GatherArguments:
+    """Which command takes the study's outputs together."""
+
+    study: str = field(metadata={"help": "the study's folder"})
+    name: str = field(metadata={"help": "of this job, for the list of what is missing"})
+    command: list[str] = field(
+        metadata={"help": "module and arguments, with --output_dir", "positional": "rest", "metavar": "COMMAND"}
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--study", type=Path, required=True, help="the study's folder")
-    parser.add_argument("--name", required=True, help="of this job, for the list of what is missing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="module and arguments, with --output_dir")
-    arguments = parser.parse_args(argv)
-    study = arguments.study.absolute()
+    (arguments,) = parse_arguments(argv, GatherArguments, description=__doc__)
+    study = Path(arguments.study).absolute()
     if not study.is_dir():
         raise ValueError(f"--study {study} does not exist; expected the folder of a study")
     output_of(arguments.command)

@@ -6,15 +6,15 @@ Problems with an image that cannot be decoded are found here too: they are liste
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import KINDS
 from eval.run import load_task
 from models.layout import Layout
-from tracking.command import did_you_mean
+from tracking.command import check_all, did_you_mean
 from tracking.progress import progress
 
 SKIPPED_COLUMNS = ["task", "id", "reason"]
@@ -46,14 +46,14 @@ class Problem:
 
 
 def load_problems(
-    named: Sequence[str], *, abilities: Sequence[str] = (), max_problems: int | None = None
+    named: Sequence[str], *, abilities: Sequence[str] = (), limit: int | None = None
 ) -> tuple[list[Problem], dict[str, str]]:
     """Reads tasks and returns their problems, in order, and a fingerprint of each task.
 
     Args:
         named: tasks, as the module's first lines have them.
         abilities: only problems of these; of all where there are none.
-        max_problems: only the first so many of each task.
+        limit: at most so many of each task, the first.
 
     Raises:
         ValueError: where a task cannot be read or graded, holds none of the abilities, or has another's name.
@@ -68,7 +68,7 @@ def load_problems(
         chosen = [prompt for prompt in task.prompts if not abilities or prompt.ability in abilities]
         if not chosen:
             raise ValueError(f"task {name} has no prompts of {', '.join(abilities)}; name other abilities")
-        for prompt in chosen[:max_problems]:
+        for prompt in chosen[:limit]:
             if prompt.answer_kind not in KINDS:
                 raise ValueError(
                     f"prompt {prompt.id!r} of {name}: answer kind {prompt.answer_kind!r} is unknown; expected one of "
@@ -128,16 +128,10 @@ def check_sight(problems: Sequence[Problem], layout: Layout) -> None:
 
 def check_loading(*, dtype: str, attn_implementation: str = ATTENTIONS[0]) -> None:
     """Refuses what no model can be loaded with."""
-    check_choices("dtype", [dtype], DTYPES)
-    check_choices("attn_implementation", [attn_implementation], ATTENTIONS)
-
-
-def check_least(arguments: Any, **least: int) -> None:
-    """Refuses numbers below their least; None is no number."""
-    for name, lowest in least.items():
-        value = getattr(arguments, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+    check_all(
+        partial(check_choices, "dtype", [dtype], DTYPES),
+        partial(check_choices, "attn_implementation", [attn_implementation], ATTENTIONS),
+    )
 
 
 def check_choices(what: str, chosen: Sequence[str], valid: Sequence[str]) -> None:

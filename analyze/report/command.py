@@ -9,8 +9,8 @@ skip, attention), what did RL change (abilities, deltas, attention shift), does 
 what failed or was not run stands on the page as missing.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from analyze.report.inputs import NECESSITY, Inputs, Output, read_inputs
 from analyze.report.necessity import necessity_values
 from analyze.report.parts import Part, Section
 from analyze.report.probes import skip_part, swap_part
+from tracking.command import parse_arguments
 from tracking.product import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -182,10 +183,17 @@ def write_report(directories: Sequence[Path], output: Path) -> None:
     write_text(output, render(read_inputs(directories), title))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """What the page shows, and where it is written."""
+
+    directories: list[str] = field(
+        metadata={"help": "output directories of commands, or a study's folder", "positional": True, "metavar": "DIR"}
+    )
+    output: str = field(metadata={"help": "the page to write"})
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("directories", nargs="+", type=Path, help="output directories of commands, or a study's folder")
-    parser.add_argument("--output", type=Path, required=True, help="the page to write")
-    arguments = parser.parse_args(argv)
-    write_report(arguments.directories, arguments.output)
+    (arguments,) = parse_arguments(argv, ReportArguments, description=__doc__)
+    write_report([Path(directory) for directory in arguments.directories], Path(arguments.output))
     print(f"report: {arguments.output}")

@@ -18,6 +18,15 @@ def read_pairs(directory: Path) -> list[Pair]:
     return list(iter_pairs(directory))
 
 
+def check_pairs(directory: str) -> None:
+    """Refuses a folder that holds no set of pairs, without reading one that is there.
+
+    Raises:
+        ValueError: as `read_pairs` does.
+    """
+    pairs_file(Path(directory), (PAIRS_FILE, PUBLISHED_FILE))
+
+
 def iter_pairs(directory: Path) -> Iterator[Pair]:
     """Yields the pairs of a set line by line, as `read_pairs`."""
     readers: dict[str, Callable[[dict[str, Any]], Pair]] = {PAIRS_FILE: from_row, PUBLISHED_FILE: from_published_row}

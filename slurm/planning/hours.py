@@ -67,7 +67,7 @@ class Costs:
     def num_replies(self, job: StudyJob) -> int | None:
         """Returns how many replies a job writes; None where the number of prompts is not known."""
         if job.kind == "swap":
-            pairs = [self._num_pairs(text) for text in self._arguments.pairs]
+            pairs = [self._num_pairs(text, self._number(job, "limit")) for text in self._arguments.pairs]
             modes = self._list(job, "mode") or ["from"]
             return None if None in pairs else sum(map(int, filter(None, pairs))) * len(modes) * (self._num_layers + 1)
         prompts = self._num_prompts(job)
@@ -84,7 +84,7 @@ class Costs:
         return prompts * conditions * (self._number(job, "num_samples") or 1)
 
     def _num_prompts(self, job: StudyJob) -> int | None:
-        most = self._number(job, "max_problems") or self._number(job, "num_prompts")
+        most = self._number(job, "limit")
         counts = [self._num_of(task) for task in job.words_after("--tasks")]
         if None in counts:
             return None
@@ -103,8 +103,9 @@ class Costs:
                 return sum(1 for _ in file)
         return None
 
-    def _num_pairs(self, text: str) -> int | None:
-        return _whole(Path(text.partition(":")[2]), "num_pairs")
+    def _num_pairs(self, text: str, limit: int | None) -> int | None:
+        number = _whole(Path(text.partition(":")[2]), "num_pairs")
+        return number if number is None or limit is None else min(number, limit)
 
     def _option(self, job: StudyJob, name: str) -> Any:
         """Returns what a job's configuration file says."""
