@@ -20,6 +20,7 @@ import shutil
 import sys
 import tomllib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from merge.tensors.copying import ByteRange, Source, write_shard
 from models.blocks import PARTITIONS
 from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
-from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
+from tracking.command import REPOSITORY_ROOT, check_all, parse_arguments, raise_mistakes, run_command
 from tracking.product import partial_directory
 from tracking.records import RecordLog
 from tracking.run import git_state, open_run
@@ -79,6 +80,19 @@ class RecipeArguments:
         default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
     )
 
+    def __post_init__(self) -> None:
+        if (self.recipe is None) == (self.pattern is None):
+            raise ValueError("expected either --recipe FILE, or --pattern EARLY:MID:LATE with --donor and --rest")
+        if self.recipe is None:
+            make_recipe(self)
+            return
+        names = [name for name in ("donor", "rest", "partition", "cuts", "files") if getattr(self, name)]
+        raise_mistakes([f"--{name} goes with --pattern; with --recipe, say it in {self.recipe}" for name in names])
+
+    def check_inputs(self) -> None:
+        """Refuses a recipe's file that cannot be read."""
+        make_recipe(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpliceArguments:
@@ -91,11 +105,16 @@ class SpliceArguments:
     )
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
+    def __post_init__(self) -> None:
+        check_all(partial(parse_size, self.max_shard_size), self._check_place)
+
+    def _check_place(self) -> None:
+        if self.output_dir is None and not self.dry_run:
+            raise ValueError("--output-dir is missing; expected a folder for the splice, or --dry-run")
+
 
 def make_recipe(arguments: RecipeArguments) -> Recipe:
     """Returns the recipe that the arguments name."""
-    if (arguments.recipe is None) == (arguments.pattern is None):
-        raise ValueError("expected either --recipe FILE, or --pattern EARLY:MID:LATE with --donor and --rest")
     if arguments.recipe is None:
         assert arguments.pattern is not None
         return recipe_from_pattern(
@@ -106,9 +125,6 @@ def make_recipe(arguments: RecipeArguments) -> Recipe:
             cuts=arguments.cuts,
             files=arguments.files,
         )
-    for name in ("donor", "rest", "partition", "cuts", "files"):
-        if getattr(arguments, name):
-            raise ValueError(f"--{name} goes with --pattern; with --recipe, say it in {arguments.recipe}")
     return read_recipe(Path(arguments.recipe))
 
 
@@ -309,8 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.dry_run:
         print("\n".join(describe_plan(plan)))
         return
-    if arguments.output_dir is None:
-        raise ValueError("--output-dir is missing; expected a folder for the splice, or --dry-run")
+    assert arguments.output_dir is not None
     checkpoint = write_splice(
         plan, Path(arguments.output_dir), max_shard_bytes=max_shard_bytes, overwrite=arguments.overwrite
     )

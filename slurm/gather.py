@@ -108,7 +108,8 @@ class GatherArguments:
     study: str = field(metadata={"help": "the study's folder"})
     name: str = field(metadata={"help": "of this job, for the list of what is missing"})
     command: list[str] = field(
-        metadata={"help": "module and arguments, with --output_dir", "positional": "rest", "metavar": "COMMAND"}
+        default_factory=list,
+        metadata={"help": "module and arguments, with --output_dir", "positional": "rest", "metavar": "COMMAND"},
     )
 
 

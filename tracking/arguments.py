@@ -86,6 +86,7 @@ def parse_arguments(
     argv: Sequence[str] | None,
     *classes: type | LibraryClass,
     description: str | None,
+    subcommand: str = "",
     check_inputs: bool = False,
 ) -> tuple[Any, ...]:
     """Parses flags and an optional `--config FILE` into one instance of each dataclass.
@@ -94,6 +95,7 @@ def parse_arguments(
         argv: the words of the command line; this process's own by default.
         classes: the dataclasses, those of libraries as `LibraryClass`.
         description: the module's docstring; its first line stands in the help.
+        subcommand: the word that chose the dataclasses, for the help.
         check_inputs: also refuse files, folders and checkpoints that do not exist: calls the `check` of each field that
             has one, and `check_inputs()` of each dataclass that has it.
 
@@ -108,7 +110,7 @@ def parse_arguments(
             Group(title=source.title, arguments=source.arguments or (), of_library=isinstance(kind, LibraryClass))
             for kind, source in zip(classes, map(_loaded, classes), strict=True)
         ]
-        print_help(groups, description, program=program_name())
+        print_help(groups, description, program=f"{program_name()} {subcommand}".strip())
         raise SystemExit(0)
     checks = check_inputs and not _arguments_only.get()
     light = [_unloaded(kind) for kind in classes]
@@ -150,11 +152,11 @@ def _fill(words: Sequence[str], sources: Sequence[_Source], *, checks: bool) -> 
     known = {argument.name: argument for source in sources for argument in source.arguments or ()}
     is_closed = all(source.arguments is not None for source in sources)
     parsed = read_words(words, known, is_closed=is_closed)
-    given = {*parsed.values, *parsed.spoilt}
+    given = {*parsed.values, *parsed.spoilt, *parsed.meant}
     parsed.mistakes += [
         f"{spelling(argument, words)} is required{f': {argument.help}' if argument.help else ''}"
         for argument in known.values()
-        if argument.required and argument.name not in given
+        if argument.required and argument.name not in given and parsed.is_whole
     ]
     if checks:
         for name, value in parsed.values.items():
@@ -162,7 +164,7 @@ def _fill(words: Sequence[str], sources: Sequence[_Source], *, checks: bool) -> 
                 entries = value if isinstance(value, list) else [] if value is None else [value]
                 against = check_each(entries, check)
                 parsed.mistakes += [f"{spelling(known[name], words)}: {text}" for text in against]
-                parsed.spoilt.update([name] if against else [])
+                parsed.failed.update([name] if against else [])
     instances = [_make(source, parsed, checks=checks) for source in sources]
     mistakes = list(dict.fromkeys(parsed.mistakes))
     if len(mistakes) > 1:
@@ -180,7 +182,7 @@ def _make(source: _Source, parsed: Parsed, *, checks: bool) -> Any:
         return None
     try:
         instance = source.kind(**{name: parsed.values[name] for name in names if name in parsed.values})
-        if checks and hasattr(instance, "check_inputs"):
+        if checks and not parsed.failed & set(names) and hasattr(instance, "check_inputs"):
             instance.check_inputs()
     except (ValueError, TypeError) as error:
         parsed.mistakes += str(error).splitlines()

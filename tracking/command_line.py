@@ -19,7 +19,13 @@ class Parsed:
     mistakes: list[str] = field(default_factory=list)
     spoilt: set[str] = field(default_factory=set)
     """Arguments whose value was refused."""
+    failed: set[str] = field(default_factory=set)
+    """Arguments whose value is of the right type, and failed a check."""
+    meant: set[str] = field(default_factory=set)
+    """Arguments whose name was misspelt."""
     environment: dict[str, str] = field(default_factory=dict)
+    is_whole: bool = True
+    """False where a file could not be read: what it would have given is not known."""
 
 
 def read_words(words: Sequence[str], known: Mapping[str, Argument], *, is_closed: bool) -> Parsed:
@@ -59,7 +65,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Argument], *, is_closed
                 _refuse(f"unknown argument {typed!r}", typed, known, parsed)
             position += 0 if equals else following  # its values are no mistakes of their own
             continue
-        taken = _num_taken(argument, values, has_positional=bool(positional))
+        taken = _num_taken(argument, values, has_positional=bool(positional) and not equals)
         position += 0 if equals else taken
         if argument.is_list:
             given.setdefault(name, []).extend(values[:taken])
@@ -141,7 +147,7 @@ def _read_file(path: Path, known: Mapping[str, Argument], parsed: Parsed, *, is_
         config = read_yaml(path)
     except ValueError as error:
         parsed.mistakes.append(str(error))
-        parsed.spoilt.update(known)  # what the file would have given is not known
+        parsed.is_whole = False
         return
     environment = config.pop("env", {})
     if not isinstance(environment, dict):
@@ -168,7 +174,7 @@ def _refuse(what: str, typed: str, known: Mapping[str, Argument], parsed: Parsed
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     meant = renamed or next(iter(near), None)
     if meant is not None:
-        parsed.spoilt.add(meant)
+        parsed.meant.add(meant)
         spelt = dashes + (meant if "_" in typed or not dashes else meant.replace("_", "-"))
         what += f"; its name is {spelt!r} now" if renamed else f"; did you mean {spelt!r}?"
     parsed.mistakes.append(what)

@@ -117,6 +117,8 @@ class LibraryClass:
     """Makes the class, where it is not simply `module.name`."""
     without: tuple[str, ...] = ()
     """Arguments of the class that the command does not take."""
+    also: tuple[type, ...] = ()
+    """Dataclasses of ours whose arguments `load_with` adds; none of them is required or checked."""
 
     def load(self) -> type:
         """Imports the class."""
@@ -132,6 +134,9 @@ class LibraryClass:
         except (OSError, SyntaxError, LookupError):
             return None
         merged = {argument.name: argument for arguments in found for argument in arguments}
+        for source in self.also:
+            ours = (dataclasses.replace(argument, required=False, checks=()) for argument in arguments_of(source))
+            merged.update({argument.name: argument for argument in ours})
         return [self.complete(argument) for name, argument in merged.items() if name not in self.without]
 
     def complete(self, argument: Argument) -> Argument:
@@ -146,6 +151,14 @@ def arguments_of(source: type) -> list[Argument]:
     """Returns the arguments that a dataclass declares."""
     hints = get_type_hints(source)
     return [_from_field(entry, hints[entry.name]) for entry in dataclasses.fields(source) if entry.init]
+
+
+def argument_names(source: type | LibraryClass) -> list[str]:
+    """Returns the names of the arguments of a dataclass; a library's is imported only where its source is unknown."""
+    if isinstance(source, LibraryClass):
+        known = source.arguments()
+        return [argument.name for argument in (arguments_of(source.load()) if known is None else known)]
+    return [argument.name for argument in arguments_of(source)]
 
 
 def _from_field(entry: "dataclasses.Field[Any]", hint: Any) -> Argument:

@@ -11,7 +11,15 @@ from models.layout import Layout, layout_from_config, read_model_config
 from tracking.command import did_you_mean, parse_arguments
 from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, plan_freeze
 from train.planning.forecast import GIB, MIB, Forecast, Lengths, Model, describe_model, forecast
-from train.planning.recipe import Launch, Recipe, config_keys, make_recipe, read_launcher, training_fields
+from train.planning.recipe import (
+    PLANNED_MODEL,
+    TRAINING_FIELDS,
+    Launch,
+    Recipe,
+    config_keys,
+    make_recipe,
+    read_launcher,
+)
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -241,10 +249,14 @@ class _Configured:
 
 
 def _read_training(config: str) -> tuple[Any, "ModelConfig", str | None]:
-    from trl import ModelConfig
-
     training, model_config, _, configured = parse_arguments(
-        ["--config", config], training_fields(), ModelConfig, FreezeArguments, _Configured, description=PURPOSE
+        ["--config", config],
+        TRAINING_FIELDS,
+        PLANNED_MODEL,
+        FreezeArguments,
+        _Configured,
+        description=PURPOSE,
+        check_inputs=True,
     )
     return training, model_config, configured.deepspeed
 
@@ -284,9 +296,9 @@ def make_plan(argv: Sequence[str]) -> Plan:
     if {"grpo_config", "arms"} & set(keys):
         from train.planning.study import NecessityArguments
 
-        study, arguments = parse_arguments(argv, NecessityArguments, PlanArguments, description=PURPOSE)
+        study, arguments = parse_arguments(
+            argv, NecessityArguments, PlanArguments, description=PURPOSE, check_inputs=True
+        )
         return plan_study(study, arguments)
-    from trl import ModelConfig
-
-    classes = (PlanArguments, ModelArguments, FreezeArguments, ModelConfig, training_fields())
-    return plan_run(*parse_arguments(argv, *classes, description=PURPOSE))
+    classes = (PlanArguments, ModelArguments, FreezeArguments, PLANNED_MODEL, TRAINING_FIELDS)
+    return plan_run(*parse_arguments(argv, *classes, description=PURPOSE, check_inputs=True))

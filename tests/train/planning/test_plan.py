@@ -222,7 +222,7 @@ def test_auto_is_filled_in_as_transformers_does() -> None:
         (["--optim", "adafactor"], "optim 'adafactor' is not planned"),
         (["--save_strategy", "epoch"], "save_strategy 'epoch' is not planned"),
         (["--freeze", "midd"], "'midd' is unknown; did you mean 'mid'"),
-        (["--lerning_rate", "1"], "unknown argument '--lerning_rate'; did you mean 'learning_rate'"),
+        (["--lerning_rate", "1"], "unknown argument '--lerning_rate'; did you mean '--learning_rate'"),
     ],
 )
 def test_a_mistake_is_one_line(grpo: Path, words: list[str], message: str) -> None:
@@ -235,7 +235,7 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, grpo: Path, study: Path
     with pytest.raises(ValueError, match="model_name_or_path is missing"):
         plan("--config", grpo)
     write_yaml(grpo, {**GRPO, "lerning_rate": 1e-6})
-    with pytest.raises(ValueError, match="unknown key 'lerning_rate'; did you mean 'learning_rate'"):
+    with pytest.raises(ValueError, match="unknown key 'lerning_rate'; did you mean '--learning_rate'"):
         plan("--config", study)
     zero = tmp_path / "zero.json"
     for values, message in (
