@@ -147,6 +147,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         can_resume_at=lambda step: ends_generation(step, training),
         further_settings={
             **_without_overwrite(ours.rewards),
+            **({"reward_sources": digests} if (digests := ours.rewards.source_digests()) else {}),
             **asdict(ours.validation),
             **(asdict(ours.rollout) if training.use_vllm else {}),
         },

@@ -1,5 +1,6 @@
 """GRPO on a real pocket model: what is frozen stays, what is killed continues, what breaks is found."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -377,3 +378,31 @@ def test_a_truncated_start_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="truncated"):
         main(flags(start, tiny_prompts, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_of_ones_own_trains_and_a_resumed_run_refuses_another(
+    warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "short_replies.py"
+    source.write_text(
+        "def short(completions, **columns):\n"
+        "    return [-float(len(messages[-1]['content'])) for messages in completions]\n"
+    )
+    directory = tmp_path / "run"
+    argv = [
+        *flags(warm_checkpoint, tiny_prompts, directory, max_steps=1, save_steps=1),
+        "--rewards", "accuracy", "short_replies:short", "--reward_weights", "1.0", "0.1",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` does
+    main(argv)
+    (row,) = pd.read_csv(directory / "metrics.csv").to_dict("records")
+    assert row["rewards/short/mean"] < 0
+    assert row["reward"] == pytest.approx(row["rewards/accuracy/mean"] + 0.1 * row["rewards/short/mean"])
+    settings = json.loads((directory / "run.json").read_text())["settings"]
+    assert settings["rewards"] == ["accuracy", "short_replies:short"]
+    assert settings["reward_sources"] == {"short_replies:short": hashlib.sha256(source.read_bytes()).hexdigest()}
+    source.write_text(source.read_text().replace("-float", "float"))
+    with pytest.raises(ValueError, match="reward_sources"):
+        main(argv)
