@@ -2,7 +2,8 @@
 
 Arms: the tokens of `train.plan`, at `training_tokens_per_s`. Evaluations and probes: replies (prompts x conditions x
 draws, pairs x layers, problems x parts left out) x their longest length, at `reply_tokens_per_s`. Both are bounds from
-above: most replies are shorter. Both speeds are the configuration's, so an estimate is as good as they are.
+above: most replies are shorter. Both speeds are the configuration's, so an estimate is as good as they are. Without
+`training_tokens_per_s`, arms take the speed that train.plan assumes.
 """
 
 import json
@@ -28,6 +29,10 @@ class TrainingPlan:
     num_gpus: int
     tokens: dict[str, int | None]
     """Arm -> tokens of one run; None where the number of steps is not given."""
+    tokens_per_s: float | None = None
+    """Of a GPU in training, as train.plan assumes it; None for a GPU of unknown peak."""
+    source: str = ""
+    """What that number is from."""
 
 
 def read_training_plan(arguments: StudyArguments) -> TrainingPlan:
@@ -38,7 +43,10 @@ def read_training_plan(arguments: StudyArguments) -> TrainingPlan:
         run_module("train.plan", "--config", arguments.necessity, *flags, "--json", str(path))
         plan = json.loads(path.read_text(encoding="utf-8"))
     return TrainingPlan(
-        num_gpus=plan["num_gpus"], tokens={name: arm["num_tokens"] for name, arm in plan["arms"].items()}
+        num_gpus=plan["num_gpus"],
+        tokens={name: arm["num_tokens"] for name, arm in plan["arms"].items()},
+        tokens_per_s=plan["tokens_per_s"],
+        source=f"{plan['tokens_per_s_source']}, {plan['gpu']}",
     )
 
 
@@ -53,10 +61,20 @@ class Costs:
         self._own = f"{necessity['prompts']}:"
         self._arms = {run["label"]: run["arm"] for run in necessity["runs"]}
 
+    @property
+    def training_tokens_per_s(self) -> float | None:
+        """As configured, else as train.plan assumes it."""
+        return self._arguments.training_tokens_per_s or self._training.tokens_per_s
+
+    @property
+    def training_source(self) -> str:
+        """What train.plan's assumption is from."""
+        return self._training.source
+
     def gpu_hours(self, job: StudyJob) -> float | None:
         """Returns the GPU-hours of a job; None where something they follow from is not known."""
         if job.kind == "arm":
-            return _hours(self._training.tokens[self._arms[job.name]], self._arguments.training_tokens_per_s)
+            return _hours(self._training.tokens[self._arms[job.name]], self.training_tokens_per_s)
         if job.kind in TRAINING:
             return None
         replies = self.num_replies(job)

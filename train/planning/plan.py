@@ -20,6 +20,7 @@ from train.planning.recipe import (
     make_recipe,
     read_launcher,
 )
+from train.planning.speed import Speed, assumed_speed
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -53,7 +54,10 @@ class PlanArguments:
     )
     tokens_per_s: float | None = field(
         default=None,
-        metadata={"help": "prompt and reply tokens a GPU takes through sampling and training, measured; for GPU-hours"},
+        metadata={
+            "help": "prompt and reply tokens a GPU takes through sampling and training, measured; for GPU-hours, which "
+            "are else estimated from an assumed share of the GPU's peak"
+        },
     )
     prompt_tokens: int | None = field(
         default=None,
@@ -113,6 +117,13 @@ class Plan:
     @property
     def gpu_bytes(self) -> int:
         return memory_of(self.arguments.gpu)
+
+    @property
+    def speed(self) -> Speed | None:
+        """Tokens a second of one GPU: as given, else assumed; None for a GPU of unknown peak."""
+        if self.arguments.tokens_per_s is not None:
+            return Speed(tokens_per_s=self.arguments.tokens_per_s, source="as given", is_assumed=False)
+        return assumed_speed(self.arguments.gpu, self.model.layout.num_elements, self.recipe)
 
     @property
     def gpu_name(self) -> str:
@@ -263,6 +274,7 @@ def _read_training(config: str) -> tuple[Any, "ModelConfig", str | None]:
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """Returns the plan as plain values: per arm its blocks, its memory, its disk and its tokens."""
+    speed = plan.speed
     return {
         "start": plan.start,
         "gpu": plan.arguments.gpu,
@@ -270,7 +282,9 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "num_gpus": plan.recipe.num_gpus,
         "lengths": asdict(plan.lengths),
         "completion_tokens": plan.recipe.completion_tokens,
-        "tokens_per_s": plan.arguments.tokens_per_s,
+        "tokens_per_s": speed.tokens_per_s if speed else None,
+        "tokens_per_s_source": speed.source if speed else None,
+        "tokens_per_s_assumed": speed.is_assumed if speed else None,
         "num_seeds": plan.num_seeds,
         "arms": {
             name: {
