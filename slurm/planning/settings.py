@@ -1,6 +1,6 @@
 """How are a study's and a cluster's settings read? YAML into a dataclass, each value of the type its field has.
 
-Flags are few here, and TRL, whose parser the other commands use, takes seconds to import: a plan should not wait.
+No flag overrides them, and text is not read as a number, so that a mistake in a type is found.
 """
 
 import re

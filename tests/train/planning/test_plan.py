@@ -235,7 +235,7 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, grpo: Path, study: Path
     with pytest.raises(ValueError, match="model_name_or_path is missing"):
         plan("--config", grpo)
     write_yaml(grpo, {**GRPO, "lerning_rate": 1e-6})
-    with pytest.raises(ValueError, match="unknown key 'lerning_rate'; did you mean '--learning_rate'"):
+    with pytest.raises(ValueError, match="unknown key 'lerning_rate'; did you mean 'learning_rate'"):
         plan("--config", study)
     zero = tmp_path / "zero.json"
     for values, message in (
