@@ -130,7 +130,9 @@ class LibraryClass:
     def arguments(self) -> list[Argument] | None:
         """Returns its arguments as its source tells them, or None where the source is not as expected."""
         try:
-            found = [_read_source(_find_file(file), name) for file, name in reversed(self.sources)]
+            bases = [[name] for _, name in self.sources[1:]] + [[]]
+            read = zip(self.sources, bases, strict=True)
+            found = [_read_source(_find_file(file), name, bases=base) for (file, name), base in read][::-1]
         except (OSError, SyntaxError, LookupError):
             return None
         merged = {argument.name: argument for arguments in found for argument in arguments}
@@ -242,11 +244,15 @@ def _find_file(file: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / rest
 
 
-def _read_source(path: Path, name: str) -> list[Argument]:
-    """Returns the annotated fields of a class, as its source writes them."""
+def _read_source(path: Path, name: str, *, bases: Sequence[str]) -> list[Argument]:
+    """Returns the annotated fields of a class, as its source writes them.
+
+    Raises:
+        LookupError: where the file has no such class, or one with other bases, whose fields are not known.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
-    if found is None:
+    if found is None or [ast.unparse(base) for base in found.bases] != list(bases):
         raise LookupError(name)
     return [
         _from_annotation(node.target.id, ast.unparse(node.annotation), node.value)

@@ -172,6 +172,13 @@ class Library:
     kind: str | None = None
 
 
+@dataclass
+class Derived(Library):
+    """Has arguments that its own lines do not show."""
+
+    size: int = 1
+
+
 def library(file: str, *, name: str = "Library") -> LibraryClass:
     return LibraryClass(
         module="tests.tracking.test_arguments", name=name, sources=((file, name),), load_with=lambda: Library,
@@ -188,7 +195,8 @@ def test_names_of_a_library_are_read_from_its_source() -> None:
     assert [(argument.name, argument.kind) for argument in found] == [
         ("num_steps", int), ("use_cpu", bool), ("kind", str),
     ]  # fmt: skip
-    for unreadable in (library("tests/tracking/gone.py"), library(HERE, name="Gone"), library("no_such_package/x.py")):
+    others = [library("tests/tracking/gone.py"), library("no_such_package/x.py")]
+    for unreadable in (*others, library(HERE, name="Gone"), library(HERE, name="Derived")):
         assert unreadable.arguments() is None
 
 
