@@ -63,8 +63,11 @@ MIN_ROWS_FOR_THREADS = 512
 
 def check_named(text: str) -> None:
     """Refuses `CHECKPOINT` or `NAME=CHECKPOINT` whose checkpoint is plainly not there."""
-    _, equals, checkpoint = text.partition("=")
-    check_checkpoint(checkpoint if equals else text)
+    name, equals, checkpoint = text.partition("=")
+    if not equals:
+        check_checkpoint(text)
+    elif name and checkpoint:  # plan_phases says what is wrong with the rest
+        check_checkpoint(checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +130,7 @@ class DeltaArguments:
 
     def _check_checkpoints(self) -> None:
         if self.checkpoints and (self.sft or self.rl or self.base):
-            raise ValueError(
-                "START END stands for --sft START --rl END; leave out --sft, --rl and --base, or START END"
-            )
+            raise ValueError("START END is short for --sft START --rl END; give it, or --sft, --rl and --base")
         if self.checkpoints and len(self.checkpoints) != 2:
             raise ValueError(
                 f"{len(self.checkpoints)} checkpoints without a name: {' '.join(self.checkpoints)}; expected two, "

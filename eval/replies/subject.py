@@ -58,7 +58,9 @@ def check_subject(name: str) -> None:
     Raises:
         ValueError: that says what it is instead.
     """
-    _, equals, after = name.partition("=")
+    label, equals, after = name.partition("=")
+    if equals and not (label and after):
+        raise ValueError(f"{name!r} is no NAME=MODEL; expected a name and a checkpoint or recipe")
     path = Path(after if equals else name)
     if path.suffix not in RECIPE_SUFFIXES or path.is_dir():
         check_checkpoint(str(path))

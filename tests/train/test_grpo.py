@@ -355,7 +355,7 @@ def test_a_save_in_the_middle_of_a_generation_batch_is_refused(
         ({"rewards": "acuracy"}, "did you mean 'accuracy'"),
         ({"reward_weights": "1.0"}, "reward_weights .* does not match the rewards"),
         ({"split": "lr"}, r"lr\.jsonl does not exist; .* has the splits rl, sft, test"),
-        ({"lerning_rate": "1"}, "did you mean 'learning_rate'"),
+        ({"lerning_rate": "1"}, "did you mean '--learning_rate'"),
         ({"model_name_or_path": "no/such/checkpoint"}, "checkpoint no/such/checkpoint does not exist"),
         ({"save_steps": "3", "steps_per_generation": "2"}, "falls into the middle"),
         ({"use_peft": "true", "use_dora": "true"}, "use_dora"),
