@@ -1,1 +1,1 @@
-"""What changed in a model, and where? Weight deltas and the report."""
+"""What changed in a model, and where? Weight deltas, probes and the report."""

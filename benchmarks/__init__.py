@@ -1,1 +1,1 @@
-"""Measured figures, with the commands that measure them."""
+"""Benchmarks: published measurements, and the commands that produce them."""

@@ -1,4 +1,4 @@
-"""How fast are pairs built and validated, and does memory stay flat however many there are?
+"""How fast are pairs built and validated? Pairs a second of each task, and peak memory as sets grow.
 
     OMP_NUM_THREADS=1 python -m benchmarks.builders
     OMP_NUM_THREADS=1 python -m benchmarks.builders --tasks ocr grounding --num-rounds 1

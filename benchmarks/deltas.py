@@ -1,9 +1,9 @@
-"""How fast and how accurate are weight deltas, and how much memory do they take?
+"""How fast and how accurate are weight deltas? Time, memory and error, compared with other ways of computing them.
 
     python -m benchmarks.deltas --output benchmarks/results/deltas.json
 
-Three parts (`--parts`), each with contenders that take turns, in an order that shifts from round to round; ratios are
-taken within a round, and their median stands with a 95 % bootstrap interval.
+Three parts (`--parts`), each with contenders that alternate, in an order that rotates between rounds; ratios are taken
+within a round, and their median is given with a 95 % bootstrap interval.
 
     energy    `analyze.deltas.change` on two synthetic bf16 checkpoints of Qwen2.5-VL-3B's widths, without and with the
               noise floor (and the counts that go with it), beside mapping or reading the same files and summing
@@ -49,9 +49,9 @@ LARGEST_SHAPES = ("3584x18944", "152064x3584")
 """An MLP's matrix and the embeddings of Qwen2.5-VL-7B, for memory."""
 READ_BYTES = 2**22
 SUM_ELEMENTS = 2**17
-"""Converted and summed at a time: stays in a core's cache."""
+"""Chunk size for conversion and summation; fits into a core's cache."""
 ACCURATE_ABOVE = 1e-4
-"""Of the largest singular value; errors are those of the values above it."""
+"""Relative to the largest singular value; errors are computed for the values above it."""
 WEIGHT_STD = 0.02
 UPDATE_STD = 1e-4
 """About one spacing of bf16 numbers at a weight's size."""
@@ -61,11 +61,11 @@ SUBSPACE_RANK = 16
 def take_turns(
     contenders: Mapping[str, Callable[[], object]], num_rounds: int, *, before: Callable[[], None] | None = None
 ) -> dict[str, list[float]]:
-    """Returns each contender's seconds, a figure a round."""
+    """Returns each contender's seconds, one figure per round."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(num_rounds):
-        shift = round_number % len(names)  # nobody always follows the same one
+        shift = round_number % len(names)  # vary the predecessor
         for name in names[shift:] + names[:shift]:
             if before is not None:
                 before()
@@ -121,7 +121,7 @@ def measure_energy(directory: Path, num_rounds: int, num_threads: int) -> dict[s
     from analyze.deltas.change import Comparison, measure_many
     from models.checkpoint import open_checkpoint
 
-    torch.set_num_threads(1)  # all contenders bring threads of their own
+    torch.set_num_threads(1)  # all contenders use their own threads
     donors = [directory / name for name in ("in", "rl")]
     files = [file for donor in donors for file in sorted(donor.glob("*.safetensors"))]
 
@@ -146,7 +146,7 @@ def measure_energy(directory: Path, num_rounds: int, num_threads: int) -> dict[s
     for state, before in states.items():
         print(f"energy, {state} page cache", flush=True)
         for work in contenders.values():
-            work()  # fills the page cache and starts what is started once
+            work()  # fills the page cache and does one-time initialisation
         seconds = take_turns(contenders, num_rounds, before=before)
         result[state] = {
             "rows": [
@@ -173,7 +173,7 @@ def _drop_caches() -> None:
 
 
 def stored_update(rows: int, columns: int) -> "torch.Tensor":
-    """Returns an update of random weights as a bf16 checkpoint keeps it, in fp32."""
+    """Returns an update of random weights as stored in a bf16 checkpoint, in fp32."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -183,7 +183,7 @@ def stored_update(rows: int, columns: int) -> "torch.Tensor":
 
 
 def measure_spectra(shapes: Sequence[str], num_rounds: int, num_threads: int) -> list[dict[str, Any]]:
-    """Returns a row a shape: seconds, their ratio, and the errors of both contenders."""
+    """Returns one row per shape: seconds, their ratio, and the errors of both contenders."""
     import torch
 
     from analyze.deltas.spectra import singular_values
@@ -193,7 +193,7 @@ def measure_spectra(shapes: Sequence[str], num_rounds: int, num_threads: int) ->
     for shape in shapes:
         delta = stored_update(*_sizes(shape))
         print(f"spectra, {shape}", flush=True)
-        spectrum, rival = singular_values(delta), torch.linalg.svdvals(delta)  # the first of a size is slow
+        spectrum, rival = singular_values(delta), torch.linalg.svdvals(delta)  # the first call for a size is slow
         contenders = {"ours": lambda d=delta: singular_values(d), "svdvals": lambda d=delta: torch.linalg.svdvals(d)}
         seconds = take_turns(contenders, num_rounds)
         begin = time.perf_counter()
@@ -220,7 +220,7 @@ def measure_spectra(shapes: Sequence[str], num_rounds: int, num_threads: int) ->
 
 
 def largest_error(values: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest relative error among the values that count."""
+    """Returns the largest relative error among the relevant values."""
     chosen = expected > ACCURATE_ABOVE * expected[0]
     return float(np.max(np.abs(values[chosen] / expected[chosen] - 1)))
 
@@ -231,7 +231,7 @@ def _sizes(shape: str) -> tuple[int, int]:
 
 
 def work_in_memory(shape: str, num_threads: int, *, deficient: bool) -> None:
-    """Does all that the spectra pass does with one matrix."""
+    """Runs the complete spectra pass on one matrix."""
     import torch
 
     from analyze.deltas.geometry import decompose

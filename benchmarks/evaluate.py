@@ -1,4 +1,4 @@
-"""How much faster are answers in a batch than one by one? The same greedy replies, in turns, on this machine.
+"""How much faster are batched answers than single ones? The same greedy replies, timed in turns on this machine.
 
     python -m benchmarks.evaluate --model outputs/pocket/sft/final --data outputs/pocket/data/data   # after make pocket
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.freeze_cost
 
-One process a contender, all from the same checkpoint with the same seed, prompts and settings; they take turns, a step
-each, so that whatever slows the machine down slows all of them. Ratios are taken within a turn; their median stands
-with a 95 % bootstrap interval. The contenders: TRL's `GRPOTrainer` by itself; `full` and the arms through `train.grpo`
-with everything it does beside (telemetry, checks, records); each again with gradient checkpointing.
+One process per contender, all from the same checkpoint with the same seed, prompts and settings; they alternate step by
+step, so that slowdowns of the machine affect all of them. Ratios are taken within a turn; their median is given with a
+95 % bootstrap interval. The contenders: TRL's `GRPOTrainer` alone; `full` and the arms with `train.grpo`, including
+telemetry, checks and records; each also with gradient checkpointing.
 
 Writes `benchmarks/results/freeze_cost.json`.
 """
@@ -34,7 +34,7 @@ RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "freeze_cost.json"
 NUM_LAYERS = 12
 NUM_ROUNDS = 40
 NUM_WARM_UP = 3
-"""Steps before the first that counts: memory is taken, and telemetry measures its first step."""
+"""Warm-up steps: memory is allocated, and telemetry measures its first step."""
 NUM_RESAMPLES = 10_000
 ARMS: dict[str, list[str]] = {
     "full": [],
@@ -49,14 +49,14 @@ CHECKPOINTING = {"off": False, "on": True}
 
 @dataclass
 class Contender:
-    """A training process that takes one step when it is told to."""
+    """A training process that takes one step on request."""
 
     name: str
     checkpointing: str
     process: "subprocess.Popen[str]"
 
     def step(self) -> dict[str, float]:
-        """Lets it take one step and returns what it measured."""
+        """Requests one step and returns its measurements."""
         requests, replies = self.process.stdin, self.process.stdout
         assert requests is not None and replies is not None
         _send(requests, "step")
@@ -73,14 +73,14 @@ def _send(stream: IO[str], line: str) -> None:
 
 
 def work_step_by_step(arm: str, *, checkpointing: bool, directory: Path) -> None:
-    """Trains as one contender, waiting for its turn before every step; replies on standard output."""
+    """Trains as one contender, waiting for a request before every step; replies on standard output."""
     from transformers import TrainerCallback
 
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
     class Turns(TrainerCallback):
-        """Gives account of a step, up to the beginning of the next, and waits."""
+        """Reports a step, up to the start of the next, and waits."""
 
         backward_s = 0.0
         begin: float | None = None
@@ -146,7 +146,7 @@ def train_ours(words: list[str], with_turns: Callable[[Any], None]) -> None:
 
 
 def train_plain(words: list[str], with_turns: Callable[[Any], None]) -> None:
-    """Trains as TRL's documentation does: the same model, prompts, order and rewards, nothing of ours around it."""
+    """Trains as in TRL's documentation, with the same model, prompts, order and rewards, and nothing else."""
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
     from models.loading import load_model, load_processor
@@ -171,7 +171,7 @@ def train_plain(words: list[str], with_turns: Callable[[Any], None]) -> None:
 
 
 def prepare(directory: Path) -> None:
-    """Writes a 12-layer pocket model and prompts with one picture each (plain TRL fails where only some have one)."""
+    """Writes a 12-layer pocket model and prompts with one image each (plain TRL fails if only some have one)."""
     from PIL import Image
 
     from data_builders.prompt_sets.prompts import Prompt, write_prompts
@@ -216,7 +216,7 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def measure(directory: Path) -> list[dict[str, Any]]:
-    """Lets all contenders take turns and returns a row each."""
+    """Runs all contenders in alternation and returns one row for each."""
     prepare(directory)
     names = [PLAIN, *ARMS]
     rows = []
@@ -224,7 +224,7 @@ def measure(directory: Path) -> list[dict[str, Any]]:
         contenders = [start_contender(name, checkpointing, directory) for name in names]
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for round_number in range(NUM_WARM_UP + NUM_ROUNDS):
-            shift = round_number % len(contenders)  # nobody always follows the same one
+            shift = round_number % len(contenders)  # vary the predecessor
             for contender in contenders[shift:] + contenders[:shift]:
                 reply = contender.step()
                 if round_number >= NUM_WARM_UP:

@@ -1,4 +1,4 @@
-"""Does frozen mean bit-identical in every training mode? Every mode and arm, trained for real on two CPU processes.
+"""Does frozen mean bit-identical in every training mode? Trains every mode and arm on two CPU processes.
 
     python -m benchmarks.freezing [--modes zero3 lora] [--output docs/freezing.md]
 

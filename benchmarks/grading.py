@@ -40,7 +40,7 @@ RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "grading.json"
 DATA = REPOSITORY_ROOT.parent / "shared" / "data" / "math500_test.jsonl"
 CORPUS = REPOSITORY_ROOT / "tests" / "eval" / "grading_corpus.jsonl"
 MIN_PLAIN_PER_S, MIN_MATHEMATICS_PER_S = 2000, 40
-"""What is asked of two cores."""
+"""Targets for two cores."""
 
 Question = tuple[str, str]
 """A reply and its gold."""
@@ -65,7 +65,7 @@ def read_questions(path: Path) -> tuple[list[Question], list[Question]]:
 
 
 def grade_all(questions: Sequence[Question]) -> tuple[float, dict[str, int]]:
-    """Grades replies one after another; returns the seconds and the verdicts."""
+    """Grades replies sequentially; returns the seconds and the verdicts."""
     plain.cache_clear()
     parse_quantity.cache_clear()
     begin = time.perf_counter()
@@ -74,7 +74,7 @@ def grade_all(questions: Sequence[Question]) -> tuple[float, dict[str, int]]:
 
 
 def rate_of_plain(questions: Sequence[Question], *, num_processes: int, num_rounds: int) -> dict[str, Any]:
-    """Returns how many replies a second all processes grade together, each all of them."""
+    """Returns the total replies per second of all processes, each of which grades all replies."""
     with ProcessPoolExecutor(num_processes) as pool:
         list(pool.map(grade_all, [questions[:1]] * num_processes))
         rates = []
@@ -85,7 +85,7 @@ def rate_of_plain(questions: Sequence[Question], *, num_processes: int, num_roun
 
 
 def rate_of_mathematics(questions: Sequence[Question], *, num_rounds: int) -> dict[str, Any]:
-    """Returns how many replies a second one process has judged, and how long the judges take to start."""
+    """Returns the replies per second judged for one process, and the start-up time of the judges."""
     with ThreadPoolExecutor(MAX_JUDGES) as pool:
         begin = time.perf_counter()
         list(pool.map(equal_expressions, ["1+x"] * MAX_JUDGES, ["x+1"] * MAX_JUDGES))
@@ -110,7 +110,7 @@ def rate_of_mathematics(questions: Sequence[Question], *, num_rounds: int) -> di
 
 
 def _cpu_of_judges_s() -> float:
-    """Returns the processor time of the judges so far: their rate on cores of their own, whatever else runs."""
+    """Returns the judges' processor time so far, from which their rate on idle cores follows."""
     times = [child.cpu_times() for child in psutil.Process().children()]
     return float(sum(used.user + used.system for used in times))
 

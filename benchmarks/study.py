@@ -1,4 +1,4 @@
-"""How long does the whole pocket study take, and how much memory? Runs it anew on this machine and writes the figures.
+"""How long does the whole pocket study take, and how much memory? Runs it from the start and writes the figures.
 
     python -m benchmarks.study
 

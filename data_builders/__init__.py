@@ -1,1 +1,1 @@
-"""What do we show a model? Prompt sets and the pocket world."""
+"""What do we show a model? Prompt sets, pair sets and the pocket world."""

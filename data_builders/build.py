@@ -1,11 +1,11 @@
-"""Builds a data set: the same arguments and seed give byte-identical files.
+"""How is a data set built? Prompt sets and pair sets from a seed or from source files, byte-identical each time.
 
 python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
 python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --output-dir outputs/rl/data
 python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr
 python -m data_builders.build pocket_pairs --num-pairs 100 --seed 0 --output-dir outputs/pocket/pairs
 
-Pairs of pictures: ocr, counting, grounding, recognition, and pocket_pairs for the pocket model.
+Pair sets: ocr, counting, grounding, recognition, and pocket_pairs for the pocket model.
 """
 
 import hashlib
@@ -20,7 +20,15 @@ from typing import Any, NamedTuple
 from data_builders.counting.build import COUNTING
 from data_builders.grounding.build import GROUNDING
 from data_builders.ocr.build import OCR
-from data_builders.pairs.sets import MANIFEST_FILE, Drawing, PairSetArguments, PairTask, build_pair_set, describe_set
+from data_builders.pairs.sets import (
+    MANIFEST_FILE,
+    METADATA_FILE,
+    Drawing,
+    PairSetArguments,
+    PairTask,
+    build_pair_set,
+    describe_set,
+)
 from data_builders.pairs.vision_grid import open_vision_grid
 from data_builders.pocket.build import POCKET_PAIRS
 from data_builders.pocket.world import PocketSizes, build_pocket_world
@@ -28,10 +36,11 @@ from data_builders.recognition.build import RECOGNITION
 from data_builders.rl.build import WORK_DIR, RlArguments, build_rl, describe
 from tracking.command import did_you_mean, parse_arguments, program_name, run_command
 from tracking.product import partial_directory
+from tracking.progress import progress
 from tracking.run import open_run
 
 BUILDER_VERSION = 1
-"""Raised whenever the same arguments would give other files."""
+"""Increased whenever the same arguments would give different files."""
 DATA_DIR = "data"
 
 
@@ -48,15 +57,15 @@ class Task(NamedTuple):
     """One kind of data set."""
 
     arguments: tuple[type, ...]
-    """Its own arguments."""
+    """Dataclass of its arguments."""
     build: Callable[[Path, Path, int, Any], None]
-    """Writes into a folder, keeping unfinished work in the output directory, from a seed and its arguments."""
+    """Writes the product into a folder, given seed and arguments; keeps unfinished work in the output directory."""
     describe: Callable[[Any], dict[str, Any]]
-    """Returns what determines the product; names of places do not."""
+    """Returns what determines the product; paths do not."""
     check: Callable[[Path, int, Any], None] | None = None
-    """Refuses, from output directory, seed and arguments, what cannot be built, before anything is written."""
+    """Checks output directory, seed and arguments before anything is written."""
     continues: bool = False
-    """It goes on with the folder that a killed build left."""
+    """Whether it continues with the folder of a killed build."""
 
     @property
     def purpose(self) -> str:
@@ -73,7 +82,7 @@ def build_rl_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[Rl
 
 
 def pair_task(name: str, task: PairTask) -> Task:
-    """Returns a kind of pair set as a kind of data set."""
+    """Wraps a kind of pair set as a kind of data set."""
 
     def drawing(output_dir: Path, seed: int, shared: PairSetArguments) -> Drawing:
         grid = open_vision_grid(shared.processor)
@@ -113,7 +122,7 @@ def write_manifest(directory: Path, task: str, arguments: dict[str, Any]) -> Non
     """Writes `manifest.json`: the sha256 of every file, the builder's version and its arguments."""
     files = {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
+        for path in progress(sorted(directory.rglob("*")), label="digests of all files", unit="file")
         if path.is_file()
     }
     manifest = {"task": task, "builder_version": BUILDER_VERSION, "arguments": arguments, "files": files}
@@ -130,6 +139,16 @@ def describe_tasks() -> str:
             *(f"  {name:<{width}}  {task.purpose}" for name, task in TASKS.items()),
         ]
     )
+
+
+def _listings(directory: Path) -> list[Path]:
+    """Returns the files with a prompt or a pair a line."""
+    return [path for path in sorted(directory.glob("*.jsonl")) if path.name != METADATA_FILE]
+
+
+def _num_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
                 TASKS[task].build(partial, output_dir, arguments.seed, own)
                 write_manifest(partial, task, described)
         shutil.rmtree(output_dir / WORK_DIR, ignore_errors=True)
+    print(", ".join(f"{path.stem}: {_num_lines(path)}" for path in _listings(output_dir / DATA_DIR)))
     print(f"data: {output_dir / DATA_DIR}")
 
 

@@ -1,4 +1,4 @@
-"""What do the pairs of a set look like? A sheet of target and source side by side, with prompt and answers below.
+"""What do the pairs of a set look like? Draws targets and sources side by side, with prompt and answers below.
 
 python -m data_builders.contact_sheet FOLDER --rows 1 --output F.png
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_builders.pairs.files import check_pairs, read_pairs
+from data_builders.pairs.files import check_pairs, find_set, read_pairs
 from data_builders.pairs.sheet import COLUMNS, draw_sheet
 from tracking.command import check_least, parse_arguments, run_command
 from tracking.product import partial_file
@@ -28,7 +28,7 @@ class SheetArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SheetArguments, description=__doc__, check_inputs=True)
-    directory, output = Path(arguments.directory), Path(arguments.output)
+    directory, output = find_set(Path(arguments.directory)), Path(arguments.output)
     pairs = read_pairs(directory)[: arguments.rows * arguments.columns]
     with partial_file(output) as partial:
         draw_sheet(directory, pairs, columns=arguments.columns).save(partial, format="PNG")

@@ -1,11 +1,11 @@
-"""How does a pair set get onto the Hugging Face hub? As it is, with a dataset card by which `load_dataset` finds it.
+"""How does a pair set get onto the Hugging Face hub? Uploads it as it is, with a dataset card for `load_dataset`.
 
     python -m data_builders.hub_set FOLDER --repo-id OWNER/NAME --dry-run
     python -m data_builders.hub_set FOLDER --repo-id OWNER/NAME --private --license cc-by-4.0
 
-The card says what the set is, how it was built (from its manifest) and what its fields mean. It is written to the
-repository alone: the folder stays what its manifest lists. The files come first and the card last, so that a repository
-with a card is whole. Known limit: the hub takes up to 10,000 files a folder, which is 5,000 pairs.
+The card describes the set, how it was built (from its manifest) and its fields. It is written only to the repository;
+the local folder stays as its manifest lists it. The files are uploaded first and the card last, so a repository with a
+card is complete. Known limit: the hub allows 10,000 files per folder, which is 5,000 pairs.
 """
 
 import json
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_builders.pairs.files import check_pairs, read_pairs
+from data_builders.pairs.files import check_pairs, find_set, read_pairs
 from data_builders.pairs.pair import PAIRS_FILE, Pair
 from data_builders.pairs.sets import IMAGES_DIR, MANIFEST_FILE, MASKS_DIR, METADATA_FILE
 from data_builders.pairs.sheet import PREVIEW_FILE
@@ -27,9 +27,9 @@ from tracking.product import write_text
 TEMPLATE = Path(__file__).parent / "templates" / "pair_set_card.md.j2"
 CARD_FILE = "README.md"
 MAX_FILES = 10_000
-"""In one folder of a repository ("Repository limitations and recommendations" in the hub's documentation)."""
+"""Maximum files per repository folder ("Repository limitations and recommendations" in the hub's documentation)."""
 OUR_LICENSE = "mit"
-"""Of what the builders draw; photographs have their own."""
+"""Licence of drawn images; photographs have their own."""
 DRAWN_TASKS = ("ocr", "counting", "grounding", "pocket_pairs")
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K"}
 EXAMPLE_LENGTH = 80
@@ -51,7 +51,7 @@ def render_card(directory: Path, repo_id: str, license_name: str | None = None) 
     """Returns the dataset card of a set: Markdown with the hub's metadata.
 
     Raises:
-        ValueError: where the folder is no set that was built, or where its pictures need a licence named.
+        ValueError: if the folder is not a built set, or its images require a licence to be given.
     """
     import jinja2
     import yaml
@@ -96,7 +96,7 @@ def render_card(directory: Path, repo_id: str, license_name: str | None = None) 
 
 
 def _examples(pair: Pair) -> list[tuple[str, str]]:
-    """Returns what a pair's meta holds, cut to a table's cell."""
+    """Returns a pair's meta, shortened for a table cell."""
     examples = []
     for name, value in (pair.meta or {}).items():
         text = json.dumps(value, ensure_ascii=False).replace("|", r"\|").replace("`", "'")
@@ -105,10 +105,10 @@ def _examples(pair: Pair) -> list[tuple[str, str]]:
 
 
 def to_hub(directory: Path, repo_id: str, *, license_name: str | None = None, private: bool = False) -> str:
-    """Uploads a set and its card into a dataset repository, which is made where there is none; returns its address.
+    """Uploads a set and its card to a dataset repository, creating it if needed; returns its URL.
 
     Raises:
-        ValueError: in one line, where the set or the name is none, where nobody is logged in, or where the hub refuses.
+        ValueError: in one line, if the set or name is invalid, nobody is logged in, or the hub refuses.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -138,7 +138,7 @@ def to_hub(directory: Path, repo_id: str, *, license_name: str | None = None, pr
 
 @contextmanager
 def _in_one_line(repo_id: str) -> Iterator[None]:
-    """Turns what goes wrong with the hub into a `ValueError`, without the log of every retry."""
+    """Turns errors of the hub into a `ValueError`, without the log of every retry."""
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import logging
 
@@ -156,8 +156,8 @@ def _in_one_line(repo_id: str) -> Iterator[None]:
         raise ValueError(f"dataset {repo_id} cannot be written: {server} answers {status}; {reason}") from error
     except errors.OfflineModeIsEnabled as error:
         raise ValueError(f"dataset {repo_id} cannot be written: HF_HUB_OFFLINE is set; unset it") from error
-    # errors.HTTPError is the base of what the HTTP client raises; RuntimeError is what hf_xet, which moves the large
-    # files, raises for anything that is no OSError.
+    # errors.HTTPError is the base class of the HTTP client's errors; hf_xet, which transfers large files, raises
+    # RuntimeError for anything that is not an OSError.
     except (errors.HTTPError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
         raise ValueError(
             f"dataset {repo_id} cannot be written: {server} cannot be reached ({type(error).__name__}); the same "
@@ -195,7 +195,7 @@ class HubArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, HubArguments, description=__doc__, check_inputs=True)
-    directory = Path(arguments.directory)
+    directory = find_set(Path(arguments.directory))
     if not arguments.dry_run:
         url = to_hub(directory, arguments.repo_id, license_name=arguments.license, private=arguments.private)
         print(f"dataset: {url}")

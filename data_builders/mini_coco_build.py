@@ -1,9 +1,9 @@
-"""What do pairs of photographs stand on where there are none? Rendered scenes, annotated as COCO annotates photographs.
+"""How are recognition pairs built without a download? Renders scenes and annotates them in COCO's format.
 
-Each scene shows two of the three categories sphere, cube and cylinder, one instance of each large enough to be asked
-about; outlines, boxes and areas are those of what is seen of a thing. A scene depends on its number alone, and most
-numbers are taken from those that `coco.split_of` puts into the test split. The result is shipped in `mini_coco/`, and
-is built again with
+Each scene shows two of the three categories sphere, cube and cylinder, with an instance of each that is large enough to
+be asked about; outlines, boxes and areas refer to the visible part of an object. A scene depends only on its number,
+and most numbers are chosen so that `coco.split_of` assigns them to the test split. The result is shipped in
+`mini_coco/`; it can be rebuilt with
 
     python -m data_builders.mini_coco_build --output-dir outputs/mini_coco
 """
@@ -31,27 +31,27 @@ from tracking.progress import progress
 from tracking.run import open_run
 
 NUM_PHOTOGRAPHS = {"train": 10, "validation": 10, "test": 56}
-"""By split; each can be asked about twice."""
+"""Number of scenes per split; each can be used for two pairs."""
 WIDTH, HEIGHT = 240, 160
 NUM_SAMPLES = 144
 JPEG_QUALITY = 88
 NUM_THINGS = (2, 3, 4)
 MIN_AREA_FRAC = 0.012
-"""Of the picture, for one instance of each category: a little more than `PhotographRules` asks for."""
+"""Minimum share of the image for one instance of each category: slightly more than `PhotographRules` requires."""
 CATEGORIES = {name: number for number, name in enumerate(sorted(SHAPES), start=1)}
 DATA_DIR = "data"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiniCocoArguments:
-    """Where the scenes are written."""
+    """The location of the scenes."""
 
     output_dir: str = field(metadata={"help": "run directory; annotations and images stand in its folder data/"})
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
 
 def image_ids() -> list[int]:
-    """Returns the numbers of the scenes: of each split the first ones."""
+    """Returns the numbers of the scenes: the first ones of each split."""
     missing = dict(NUM_PHOTOGRAPHS)
     found: list[int] = []
     numbers = count(1)
@@ -64,12 +64,12 @@ def image_ids() -> list[int]:
 
 
 def file_name(image_id: int) -> str:
-    """Returns a picture's name, as COCO forms it."""
+    """Returns an image's file name in COCO's format."""
     return f"{image_id:012d}.jpg"
 
 
 def draw_photograph(image_id: int) -> tuple[Scene, list[dict[str, Any]]]:
-    """Draws the scene of a number, and returns the annotations of its things, which have no numbers yet."""
+    """Draws the scene of a number, and returns the annotations of its objects, without ids."""
     rng = random.Random(f"mini_coco/{image_id}")
     absent = SHAPES[image_id % len(SHAPES)]
     while True:
@@ -87,7 +87,7 @@ def draw_photograph(image_id: int) -> tuple[Scene, list[dict[str, Any]]]:
 
 
 def annotate(scene: Scene, image_id: int) -> list[dict[str, Any]]:
-    """Returns what COCO says of each thing in a scene."""
+    """Returns the COCO annotation of each object in a scene."""
     numbers = id_mask(scene, WIDTH, HEIGHT)
     annotations = []
     for number, thing in enumerate(scene.things, start=1):
@@ -109,9 +109,9 @@ def annotate(scene: Scene, image_id: int) -> list[dict[str, Any]]:
 
 
 def outline(shown: Bool[np.ndarray, "height width"]) -> list[Polygon]:
-    """Returns polygons around a mask, through the middles of its outermost pixels; none where they would not give it.
+    """Returns polygons around a mask, through the centres of its outermost pixels; none if they would not reproduce it.
 
-    That is where the mask has holes, or parts that are too narrow for a polygon.
+    This is the case if the mask has holes, or parts that are too narrow for a polygon.
     """
     import cv2
 
@@ -124,7 +124,7 @@ def outline(shown: Bool[np.ndarray, "height width"]) -> list[Polygon]:
 
 
 def describe(photographs: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Returns the contents of the annotations' file."""
+    """Returns the contents of the annotation file."""
     annotations = [each for of_one in photographs.values() for each in of_one]
     return {
         "info": {
@@ -160,7 +160,7 @@ def build_mini_coco(directory: Path) -> None:
 
 
 def to_text(described: dict[str, Any]) -> str:
-    """Returns JSON with a line for each entry."""
+    """Returns JSON with one line per entry."""
     parts = []
     for name, value in described.items():
         entries = value if isinstance(value, list) else None

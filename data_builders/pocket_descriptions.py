@@ -2,11 +2,11 @@
 
     python -m data_builders.pocket_descriptions --data outputs/pocket/data/data --output-dir outputs/pocket/descriptions
 
-The scenes are drawn again from the seed in the set's manifest, and each must give the prompt and the picture that stand
-there. A description names how many objects have each colour that is there, as the problems in text do: `There are 3 red
-and 2 blue objects .` It does not depend on the question.
+The scenes are drawn again from the seed in the set's manifest, and must match the stored prompts and images. A
+description gives the number of objects of each colour, in the same words as the text problems: `There are 3 red and 2
+blue objects .` It does not depend on the question.
 
-D/descriptions.jsonl    a line a picture: id, description
+D/descriptions.jsonl    one line per image: id, description
 """
 
 import json
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_builders.pocket.world import SPLIT_ABILITIES, Scene, count_colours, draw_split, render
+from data_builders.pocket.draw import Scene, count_colours, render
+from data_builders.pocket.world import SPLIT_ABILITIES, draw_split
 from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
@@ -41,16 +42,16 @@ class PocketDescriptionArguments:
 
 
 def describe(scene: Scene) -> str:
-    """Returns how many objects of each colour a scene holds, in words."""
+    """Returns the number of objects of each colour, in words."""
     counted = [f"{num} {colour}" for colour, num in count_colours(scene).items() if num]
     return f"There are {' and '.join(counted)} objects ."
 
 
 def describe_split(directory: Path, split: str) -> Iterator[tuple[Prompt, str]]:
-    """Yields every prompt of a split that has a picture, with the picture's description.
+    """Yields every prompt of a split that has an image, with the description.
 
     Raises:
-        ValueError: where the folder is no pocket set, or a scene is not the one that stands there.
+        ValueError: if the folder is not a pocket set, or a scene does not match the stored one.
     """
     prompts = read_prompts(directory, split)
     path = directory / MANIFEST

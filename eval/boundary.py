@@ -1,22 +1,22 @@
-"""On which prompts does this model succeed now and then? Pass rates over sampled replies, and the prompts in between.
+"""Which prompts does this model answer correctly only sometimes? Selects prompts by pass rate over sampled replies.
 
     python -m eval.boundary --model CHECKPOINT --data outputs/rl/data --split rl --num-samples 8 --output-dir D
 
-GRPO learns nothing from a prompt whose replies are all right or all wrong. So each prompt is answered `num_samples`
-times, the replies are graded as training grades them, and the prompts whose rate lies in the band go into a new prompt
-set: `D/data`, the same split, order, ids and images. By default the band is 0 < rate < 1; `--band LOW HIGH` keeps
-LOW <= rate < HIGH, so that `--band 0 1` keeps what never succeeds and leaves out what always does. `--replies EARLIER`
-takes the replies of an earlier run over, for another band or more samples, and draws only what is missing.
+GRPO learns nothing from a prompt whose replies are all right or all wrong. Each prompt is therefore answered
+`num_samples` times, the replies are graded as in training, and the prompts whose pass rate lies in the band form a new
+prompt set: `D/data`, with the same split, order, ids and images. By default the band is 0 < rate < 1; `--band LOW HIGH`
+keeps LOW <= rate < HIGH, so `--band 0 1` keeps prompts that never succeed and drops those that always do.
+`--replies EARLIER` reuses the replies of an earlier run, for another band or more samples; only missing ones are drawn.
 
-D/records.jsonl    one record a reply
-D/rates.csv        per prompt: n replies that could be judged, pass rate with Wilson's interval, num_unscored
-D/summary.csv      per ability: how many prompts never, sometimes and always succeed, and how many are kept
+D/records.jsonl    one record per reply
+D/rates.csv        per prompt: number n of judged replies, pass rate with Wilson interval, num_unscored
+D/summary.csv      per ability: number of prompts that never, sometimes and always succeed, and number kept
 
-Each reply is drawn with a seed of its own, from the seed, the prompt's id and its number. Replies that cannot be judged
-count neither as right nor as wrong; a prompt that has no others is left out, and counted.
+Each reply has its own seed, derived from the seed, the prompt's id and the sample number. Replies that cannot be judged
+count neither as right nor as wrong; prompts without any judged reply are dropped and counted.
 
-Known limits: a rate over 8 replies is rough (its interval says how rough), and prompts kept for it lie, on average,
-nearer to never or always than it says. One process on one GPU.
+Known limits: a rate over 8 replies is imprecise (see its interval), and because prompts are selected by it, the true
+rates of the kept prompts are on average closer to 0 or 1. One process on one GPU.
 """
 
 from collections import defaultdict
@@ -36,14 +36,15 @@ from data_builders.prompt_sets.prompts import (
     read_prompts,
     write_prompts,
 )
-from eval.grading import CORRECT, UNSCORED, grade
+from eval.grading import CORRECT, UNSCORED
+from eval.replies.answering import graded
 from eval.replies.prompting import check_style
 from eval.replies.sampling import SeededSampler, reply_seed
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.intervals import wilson
 from tracking.command import check_all, check_least, parse_arguments, run_command
 from tracking.product import partial_directory
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.records import Record, RecordLog, read_records
 from tracking.run import open_run, read_run
 from tracking.tables import format_columns, write_table
@@ -98,19 +99,19 @@ class BoundaryArguments:
 
     @property
     def kept_rule(self) -> str:
-        """The band in words."""
+        """The band as text."""
         return f"{self.band[0]:g} <= pass rate < {self.band[1]:g}" if self.band else "0 < pass rate < 1"
 
     def keeps(self, rate: float) -> bool:
-        """True for a pass rate inside the band; NaN, where no reply could be judged, is in none."""
+        """True for a pass rate inside the band; NaN (no judged reply) is outside every band."""
         return self.band[0] <= rate < self.band[1] if self.band else 0 < rate < 1
 
 
 def select_boundary(arguments: BoundaryArguments) -> Path:
-    """Samples, grades and selects to the end; returns the output directory.
+    """Samples, grades and selects; returns the output directory.
 
     Raises:
-        RuntimeError: where no prompt lies in the band; the tables are written.
+        RuntimeError: if no prompt lies in the band; the tables are still written.
     """
     source = Path(arguments.data)
     prompts = read_prompts(source, arguments.split)[: arguments.limit]
@@ -165,10 +166,10 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
 
 
 def read_earlier(directory: Path, settings: dict[str, Any]) -> list[Record]:
-    """Returns the replies of an earlier run that differs in nothing that shapes a reply, finished or not.
+    """Returns the replies of an earlier run, finished or not, whose reply-relevant settings are the same.
 
     Raises:
-        ValueError: where it differs, naming the first such setting.
+        ValueError: if a setting differs; names the first such setting.
     """
     state = read_run(directory)
     if state["command"] != "eval.boundary":
@@ -187,6 +188,7 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
     replies = _replies(prompts, arguments)
     if len(log) == len(replies):
         return
+    say(f"{len(replies):,} replies, of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)")
     model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
     settings = greedy_settings(model, processor, arguments.max_new_tokens)
     texts = {
@@ -195,10 +197,9 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
     }
     asked = [prompt for prompt, _ in replies]
     batches = make_batches(asked, [texts[prompt.id] for prompt in asked], arguments.batch_size)
-    for batch in progress(batches, label=f"{arguments.model}: {arguments.split}", unit="batch"):
+    pending = [batch for batch in batches if any(_key(*replies[index]) not in log for index in batch)]
+    for batch in progress(pending, label=f"{arguments.model}: {arguments.split}", unit="batch"):
         chosen = [replies[index] for index in batch]
-        if all(_key(prompt, number) in log for prompt, number in chosen):
-            continue
         seeds = [reply_seed(arguments.seed, prompt.id, number) for prompt, number in chosen]
         generations = generate(
             model,
@@ -208,21 +209,10 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
             settings,
             SeededSampler(seeds, temperature=arguments.temperature, device=model.device),
         )
-        records: list[Record] = []
-        for (prompt, number), generation in zip(chosen, generations, strict=True):
-            verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
-            records.append(
-                {
-                    "key": _key(prompt, number),
-                    "id": prompt.id,
-                    "response": generation.response,
-                    "num_tokens": generation.num_tokens,
-                    "finish_reason": generation.finish_reason,
-                    "extracted": verdict.extracted,
-                    "status": verdict.status,
-                    "rule": verdict.rule,
-                }
-            )
+        records: list[Record] = [
+            {"key": _key(prompt, number), "id": prompt.id, **graded(prompt, generation)}
+            for (prompt, number), generation in zip(chosen, generations, strict=True)
+        ]
         log.append(*[record for record in records if record["key"] not in log])
 
 
@@ -235,7 +225,7 @@ def _key(prompt: Prompt, number: int) -> str:
 
 
 def rate_table(prompts: Sequence[Prompt], records: Sequence[Record], arguments: BoundaryArguments) -> "pd.DataFrame":
-    """Returns a row per prompt, in the order of the prompts."""
+    """Returns one row per prompt, in order."""
     import pandas as pd
 
     by_prompt: dict[str, list[Record]] = defaultdict(list)
@@ -264,7 +254,7 @@ def rate_table(prompts: Sequence[Prompt], records: Sequence[Record], arguments: 
 
 
 def summary_table(rates: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns a row per ability, and one for all: prompts by how often they succeed, and the share kept (Wilson)."""
+    """Returns one row per ability and one for all: prompts by how often they succeed, and the share kept (Wilson)."""
     import pandas as pd
 
     rows = []

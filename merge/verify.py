@@ -1,9 +1,9 @@
-"""Does a splice still hold what its recipe says? Every tensor and file compared with its donor, byte for byte.
+"""Does a splice still match its recipe? Compares every tensor and file with its donor, byte for byte.
 
     python -m merge.verify outputs/in-rl-rl [--donor in=WHERE-IT-STANDS-NOW]
 
-The plan is made anew from the recipe in `splice.json`, so owners are checked against the recipe and not only against
-what was noted; computed parts are computed again. Exit status 0: whole; 1: a breach, with the tensors named.
+The plan is recomputed from the recipe in `splice.json`, so owners are checked against the recipe and not only against
+the recorded list; transplants are computed again. Exit status 0: intact; 1: a breach, with the tensors listed.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from tracking.command import did_you_mean, parse_arguments, run_command
 from tracking.progress import progress
 
 NUM_NAMED = 10
-"""Breaches named on screen."""
+"""Number of breaches printed."""
 PIECE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared, and what did not hold."""
+    """What was compared, and the mismatches found."""
 
     num_tensors: int
     num_bytes: int
@@ -41,10 +41,10 @@ class Verdict:
 
 
 def read_splice(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """Returns the folder of a splice's checkpoint and what its `splice.json` says.
+    """Returns the folder of a splice's checkpoint and the content of its `splice.json`.
 
     Raises:
-        ValueError: where there is none, or it is not readable.
+        ValueError: if the file is missing or not readable.
     """
     folder = directory / CHECKPOINT_DIR if (directory / CHECKPOINT_DIR).is_dir() else directory
     path = folder / SPLICE_FILE
@@ -58,17 +58,17 @@ def read_splice(directory: Path) -> tuple[Path, dict[str, Any]]:
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has the format version {version!r}; expected {FORMAT_VERSION}")
     if not isinstance(description.get("recipe"), dict) or not isinstance(description.get("tensors"), dict):
-        raise ValueError(f"{path} holds no recipe and tensors; expected what merge.splice wrote")
+        raise ValueError(f"{path} has no recipe and tensors; expected a file written by merge.splice")
     return folder, description
 
 
 def plan_again(description: dict[str, Any], moved: dict[str, str]) -> SplicePlan:
-    """Makes the plan of a splice from its recipe, with the donors where they stand now, at the commits they had."""
+    """Recomputes the plan of a splice from its recipe, with the donors' current folders and recorded commits."""
     recipe = recipe_from_dict(description["recipe"])
     for name in moved:
         if name not in recipe.donors:
             raise ValueError(
-                f"--donor names {name!r}, which is no donor of this splice{did_you_mean(name, recipe.donors)} "
+                f"--donor names {name!r}, which is not a donor of this splice{did_you_mean(name, recipe.donors)} "
                 f"(donors are {', '.join(recipe.donors)})"
             )
     places = {}
@@ -80,14 +80,14 @@ def plan_again(description: dict[str, Any], moved: dict[str, str]) -> SplicePlan
     try:
         return make_plan(replace(recipe, donors=places))
     except ValueError as error:
-        raise ValueError(f"{error} (--donor NAME=CHECKPOINT says where a donor stands by now)") from error
+        raise ValueError(f"{error} (if a donor has moved, pass --donor NAME=CHECKPOINT)") from error
 
 
 def verify(folder: Path, description: dict[str, Any], plan: SplicePlan) -> Verdict:
     """Compares a written splice with its recipe, its record and its donors.
 
     Raises:
-        RuntimeError: where its weights cannot even be opened.
+        RuntimeError: if its weights cannot be opened.
     """
     try:
         written = open_checkpoint(folder)
@@ -146,7 +146,7 @@ def _check_tensor(
 
 
 def _source_sha256(plan: SplicePlan, entry: ShardEntry) -> str:
-    """Returns the sha256 of what a tensor's owner gives now."""
+    """Returns the sha256 of a tensor's bytes as its owner provides them now."""
     source = source_of(plan, entry)
     if isinstance(source, ByteRange):
         return plan.donors[str(plan.owners[entry.name])].sha256(entry.name)
@@ -157,7 +157,7 @@ def _source_sha256(plan: SplicePlan, entry: ShardEntry) -> str:
 
 
 def _check_files(written: Checkpoint, recorded: dict[str, Any], plan: SplicePlan) -> list[str]:
-    """Compares the files beside the weights with the donor's; a further one that a model would read is a breach."""
+    """Compares the files other than weights with the donor's; an extra file that a model would read is a breach."""
     folder = written.directory
     breaches = []
     for file in plan.files:
@@ -192,7 +192,7 @@ class VerifyArguments:
     )
     donor: list[str] = field(
         default_factory=list,
-        metadata={"help": "NAME=CHECKPOINT for a donor that stands elsewhere by now", "check": check_donor},
+        metadata={"help": "NAME=CHECKPOINT for a donor that has moved", "check": check_donor},
     )
 
 

@@ -1,4 +1,4 @@
-"""Which parameters does a block expression name? The one resolver that training, analysis and merging share.
+"""Which parameters does a block expression name? The resolver shared by training, analysis and merging.
 
     early | mid | late      a third of the decoder, by the partition
     llm, llm:4, llm:0-8     decoder layers, counted from 0, ranges inclusive as printed in papers
@@ -7,7 +7,7 @@
     EXPRESSION.attn         of layers: the attention with its input norm
     EXPRESSION.mlp          of layers: the MLP with its norm
 
-Where embeddings are tied, the one tensor belongs to `embed` and `head` is an alias of it.
+If embeddings are tied, the shared tensor belongs to `embed`, and `head` is an alias for it.
 """
 
 import re
@@ -26,12 +26,12 @@ PARTITIONS = ("thirds", "paper")
 PARTS = {"attn": ATTENTION_PARTS, "mlp": MLP_PARTS}
 
 PAPER_CUTS = {28: (10, 19)}
-"""Layers 0-9, 10-18 and 19-27 of 28 (paper, appendix E); thirds for any other depth."""
+"""Layers 0-9, 10-18 and 19-27 of 28 (paper, appendix E); thirds at any other depth."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A cut of the decoder into early, mid and late: half-open ranges of layers."""
+    """A partition of the decoder into early, mid and late: half-open ranges of layers."""
 
     num_layers: int
     cuts: tuple[int, int]
@@ -71,7 +71,7 @@ def make_partition(num_layers: int, *, partition: str = "thirds", cuts: Sequence
 
 @dataclass(frozen=True)
 class Selection:
-    """What a list of expressions names: canonical parameter names in the model's order, and what to say about them."""
+    """The parameters that a list of expressions names: canonical names in the model's order, with notes."""
 
     expressions: tuple[str, ...]
     names: tuple[str, ...]
@@ -82,7 +82,7 @@ def resolve(expressions: Iterable[str], layout: Layout, partition: Partition) ->
     """Turns block expressions into exact parameter names.
 
     Raises:
-        ValueError: for expressions that are misspelt or out of range, a line each, or one that matches nothing.
+        ValueError: if expressions are misspelt or out of range (one line each), or one matches nothing.
     """
     expressions = tuple(expressions)
     chosen: set[str] = set()
@@ -99,7 +99,7 @@ def resolve(expressions: Iterable[str], layout: Layout, partition: Partition) ->
 
 
 def block_names(parameter: Parameter, partition: Partition) -> str:
-    """Returns the block or region a table files a parameter under: early, mid, late or a region."""
+    """Returns the block (early, mid, late) or region of a parameter, as used in tables."""
     if parameter.region == "llm":
         assert parameter.index is not None
         return partition.block_of(parameter.index)
@@ -107,7 +107,7 @@ def block_names(parameter: Parameter, partition: Partition) -> str:
 
 
 def format_layers(layers: Iterable[int]) -> str:
-    """Returns layer numbers as papers print them, ranges inclusive: `0-8, 12`."""
+    """Formats layer numbers with inclusive ranges, as in papers: `0-8, 12`."""
     runs: list[list[int]] = []
     for layer in sorted(layers):
         if runs and layer == runs[-1][-1] + 1:

@@ -1,8 +1,8 @@
-"""What stands in a checkpoint's files? The one reader and writer of safetensors checkpoints, exact to the bit.
+"""What is in a checkpoint's files? The reader and writer of safetensors checkpoints, bit-exact.
 
-Headers are read without tensors; a tensor's bytes are a view of a memory map, in the dtype they are stored in. Names
-are mapped to one canonical spelling and the spelling on disk is remembered. Pickle files are refused: a model's weights
-are safetensors only. What one such file holds is read by `models/shards.py`.
+Headers are read without tensors; a tensor's bytes are a view of a memory map, in the stored dtype. Names are mapped to
+one canonical spelling; the spelling on disk is kept too. Pickle files are rejected: weights are safetensors only.
+Single safetensors files are read by `models/shards.py`.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
-from models.foreign import ADAPTER_CONFIG_FILE, SHARD, explain_folder
-from models.layout import CONFIG_FILE, Layout, is_tied, layout_from_shapes, read_model_config
+from models.foreign import ADAPTER_CONFIG_FILE, CONFIG_FILE, SHARD, explain_folder
+from models.layout import Layout, is_tied, layout_from_shapes, read_model_config
 from models.shards import (
     DTYPES,
     FLOATING,
@@ -42,17 +42,17 @@ FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An opened checkpoint folder; no tensor is read until it is asked for."""
+    """An opened checkpoint folder; tensors are read on demand."""
 
     directory: Path
     family: Family
     config: dict[str, Any]
     tensors: dict[str, StoredTensor] = field(repr=False)
-    """By canonical name, in the order of the files."""
+    """Keyed by canonical name, in file order."""
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False)
 
     def data(self, name: str) -> memoryview:
-        """Returns a tensor's bytes as they stand on disk, without a copy."""
+        """Returns a tensor's bytes as stored on disk, without a copy."""
         stored = self.tensors[name]
         return memoryview(self._map(stored))[stored.offset : stored.offset + stored.num_bytes]
 
@@ -69,7 +69,7 @@ class Checkpoint:
         return torch.frombuffer(content, dtype=dtype).reshape(stored.shape)
 
     def view(self, name: str) -> "torch.Tensor":
-        """Returns a tensor in its stored dtype, flat and without a copy: for reading only, a write ends the process."""
+        """Returns a flat view of a tensor in its stored dtype. Read-only: writing to it crashes the process."""
         import torch
 
         stored = self.tensors[name]
@@ -80,10 +80,10 @@ class Checkpoint:
         return torch.frombuffer(self.data(name), dtype=dtype)
 
     def release(self, name: str, first_byte: int = 0, last_byte: int | None = None) -> None:
-        """Gives back the memory that reading a tensor, or some of its bytes, took; `data` and `view` stay valid.
+        """Releases the memory taken by reading a tensor or some of its bytes; `data` and `view` stay valid.
 
-        What was read of a memory map counts as memory of the process until then, so that a long pass over a checkpoint
-        would look as large as the checkpoint.
+        Pages read through a memory map count as memory of the process until they are released; otherwise a pass over a
+        checkpoint would appear to use as much memory as the checkpoint's size.
         """
         stored = self.tensors[name]
         last_byte = stored.num_bytes if last_byte is None else last_byte
@@ -103,10 +103,10 @@ class Checkpoint:
         return digest
 
     def fingerprint(self) -> str:
-        """Tells a retrained checkpoint from an untouched one without reading all of it.
+        """Returns a fingerprint that tells a retrained checkpoint from an unchanged one without reading all of it.
 
         A sha256 over every tensor's name, dtype, shape and three samples of 4 KiB: enough to notice that a command's
-        input has been replaced, no proof of equality.
+        input has been replaced, but not a proof of equality.
         """
         digest = hashlib.sha256()
         with ExitStack() as stack:
@@ -114,7 +114,7 @@ class Checkpoint:
             for name, stored in sorted(self.tensors.items()):
                 if stored.file not in opened:
                     opened[stored.file] = stack.enter_context(stored.file.open("rb", buffering=0)).fileno()
-                    # A memory map would read 128 KiB around each sample: ten times as long from a cold disk.
+                    # A memory map would read 128 KiB around each sample: ten times slower from a cold disk.
                     os.posix_fadvise(opened[stored.file], 0, 0, os.POSIX_FADV_RANDOM)
                 digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
                 for start in (0, stored.num_bytes // 2, max(0, stored.num_bytes - 4096)):
@@ -124,12 +124,12 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Opens a checkpoint folder and checks that its files are whole and agree.
+    """Opens a checkpoint folder and checks that its files are complete and consistent.
 
     Raises:
         ValueError: naming the file, and the tensor where there is one: for a missing folder, configuration or shard, a
-            truncated file, an overlapping or misplaced tensor, an unknown dtype or several, a tensor that stands twice
-            or fits nowhere, an index that disagrees with its files, and for pickled, quantised or adapter weights.
+            truncated file, an overlapping or misplaced tensor, an unknown dtype, mixed dtypes, a tensor that appears
+            twice or fits nowhere, an inconsistent index, and for pickled, quantised or adapter weights.
     """
     if not directory.is_dir():
         raise ValueError(
@@ -141,7 +141,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     paths = _weight_files(directory, indexed)
     if (directory / ADAPTER_CONFIG_FILE).is_file():
         raise ValueError(
-            f"{directory} holds a whole model and an adapter ({ADAPTER_CONFIG_FILE}), which Transformers adds to it; "
+            f"{directory} holds a full model and an adapter ({ADAPTER_CONFIG_FILE}), which Transformers would apply; "
             "move the adapter to a folder of its own, or merge it"
         )
     tensors: dict[str, StoredTensor] = {}
@@ -154,24 +154,22 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                 raise ValueError(f"{path}: holds {stored.name_on_disk!r}, {says}")
             if stored.name in tensors:
                 raise ValueError(
-                    f"{path}: tensor {stored.name!r} stands twice, also in {tensors[stored.name].file.name}"
+                    f"{path}: tensor {stored.name!r} appears twice, also in {tensors[stored.name].file.name}"
                 )
             tensors[stored.name] = stored
     on_disk = {stored.name_on_disk for stored in tensors.values()}
     lacking = sorted(set(indexed or ()) - on_disk)
     if lacking:
-        raise ValueError(
-            f"{directory / INDEX_FILE}: names {lacking[0]!r}, which stands in no file ({len(lacking)} such)"
-        )
+        raise ValueError(f"{directory / INDEX_FILE}: names {lacking[0]!r}, which is in no file ({len(lacking)} such)")
     if not tensors:
-        raise ValueError(f"{paths[0]}: holds no tensor; it was saved without its weights")
+        raise ValueError(f"{paths[0]}: contains no tensors; it was saved without its weights")
     checkpoint = Checkpoint(directory=directory, family=family, config=config, tensors=tensors)
     _check_one_dtype(checkpoint)
     return checkpoint
 
 
 def _canonical(found: StoredTensor, family: Family) -> str:
-    """Returns a stored tensor's canonical name, which has a place in its family."""
+    """Returns a stored tensor's canonical name; raises if the family has no place for it."""
     name = family.canonical(found.name_on_disk)
     try:
         family.place(name)
@@ -181,7 +179,7 @@ def _canonical(found: StoredTensor, family: Family) -> str:
 
 
 def _explain_prefix(name: str, family: Family) -> str:
-    """Says which wrapper's prefix stands before a name that would fit without it."""
+    """Explains a name that would fit without a wrapper's prefix."""
     parts = name.split(".")
     for first in range(1, len(parts) - 1):
         inner = ".".join(parts[first:])
@@ -189,12 +187,12 @@ def _explain_prefix(name: str, family: Family) -> str:
             family.place(family.canonical(inner))
         except ValueError:
             continue
-        return f"; without {name.removesuffix(inner)!r} it would: save the model itself, not what wraps it"
+        return f"; without the prefix {name.removesuffix(inner)!r} it would: save the model itself, not its wrapper"
     return ""
 
 
 def _check_one_dtype(checkpoint: Checkpoint) -> None:
-    """Refuses weights of several floating dtypes, of which Transformers 5.23 would hold one."""
+    """Rejects weights of mixed floating dtypes: Transformers 5.23 would round all of them to one."""
     floating = [stored for stored in checkpoint.tensors.values() if stored.dtype in FLOATING]
     counts = Counter(stored.dtype for stored in floating)
     if len(counts) < 2:
@@ -205,17 +203,17 @@ def _check_one_dtype(checkpoint: Checkpoint) -> None:
     widest = "float32" if set(counts) == {"BF16", "F16"} else widest
     raise ValueError(
         f"{odd.file}: tensor {odd.name_on_disk!r} is {odd.dtype}, {number} of {len(floating)} tensors are {usual}; "
-        f"Transformers loads all in the dtype that {CONFIG_FILE} names and rounds the others without a word; "
-        "save it in one: "
+        f"Transformers loads all in the dtype that {CONFIG_FILE} names and silently rounds the others; "
+        "save the checkpoint in one dtype: "
         f"{checkpoint.family.auto_class}.from_pretrained({str(checkpoint.directory)!r}, dtype={widest!r})"
         ".save_pretrained(…)"
     )
 
 
 def stored_layout(checkpoint: Checkpoint) -> Layout:
-    """Returns the layout of the tensors that stand in a checkpoint's files, a tied head's duplicate left out.
+    """Returns the layout of the tensors in a checkpoint's files, without the duplicate of a tied head.
 
-    Unlike `layout_of` it builds no model and needs no torch, and sees only what the files hold.
+    Unlike `layout_of`, it builds no model, needs no torch, and sees only the tensors in the files.
     """
     tied = is_tied(checkpoint.config)
     shapes = {
@@ -227,10 +225,10 @@ def stored_layout(checkpoint: Checkpoint) -> Layout:
 
 
 def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> None:
-    """Writes `weights` as the start checkpoint is written: its dtypes, spellings and shards, its other files copied.
+    """Writes `weights` in the start checkpoint's format: its dtypes, spellings and shards; its other files are copied.
 
     Raises:
-        ValueError: where the two do not hold the same tensors.
+        ValueError: if the two do not contain the same tensors.
     """
     check_same_tensors(start, weights)
     shards: dict[str, list[StoredTensor]] = {}
@@ -241,7 +239,7 @@ def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> No
 
         def data(name_on_disk: str, canonical: dict[str, StoredTensor] = canonical) -> bytes | memoryview:
             stored = canonical[name_on_disk]
-            # A tied head that only the start stores is written from the embedding matrix it duplicates.
+            # A tied head that only the start stores is written from the embedding matrix.
             source = stored.name if stored.name in weights.tensors else _embedding(weights)
             assert source is not None
             return cast_bytes(weights, source, stored.dtype)
@@ -254,13 +252,13 @@ def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> No
 
 
 def check_same_tensors(start: Checkpoint, other: Checkpoint) -> None:
-    """Refuses two checkpoints whose tensors differ in name or shape; a tied duplicate of equal bytes is allowed."""
+    """Rejects two checkpoints whose tensors differ in name or shape; a tied duplicate with equal bytes is allowed."""
     missing = _unmatched(start, other)
     if missing:
         raise ValueError(f"{other.directory}: lacks {missing[0]!r}, which {start.directory} has ({len(missing)} such)")
     extra = _unmatched(other, start)
     if extra:
-        raise ValueError(f"{other.directory}: has {extra[0]!r}, which {start.directory} has not ({len(extra)} such)")
+        raise ValueError(f"{other.directory}: has {extra[0]!r}, which {start.directory} lacks ({len(extra)} such)")
     for name, stored in start.tensors.items():
         if name in other.tensors and other.tensors[name].shape != stored.shape:
             raise ValueError(
@@ -270,7 +268,7 @@ def check_same_tensors(start: Checkpoint, other: Checkpoint) -> None:
 
 
 def _unmatched(one: Checkpoint, other: Checkpoint) -> list[str]:
-    """Returns the tensors that only the first has, tied duplicates aside."""
+    """Returns the tensors that only the first has, except tied duplicates."""
     return [name for name in sorted(set(one.tensors) - set(other.tensors)) if not is_tied_duplicate(one, name)]
 
 
@@ -287,7 +285,7 @@ def _embedding(checkpoint: Checkpoint) -> str | None:
 
 
 def cast_bytes(checkpoint: Checkpoint, name: str, dtype: str) -> bytes | memoryview:
-    """Returns a tensor's bytes in the named dtype: as stored where it has it, else rounded once (to nearest even)."""
+    """Returns a tensor's bytes in the given dtype: as stored if possible, else rounded once to nearest even."""
     if checkpoint.tensors[name].dtype == dtype:
         return checkpoint.data(name)
     import torch
@@ -310,7 +308,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
 
 
 def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]:
-    """Returns the files that hold the weights; all are there, and no others that look as if they did."""
+    """Returns the weights files; raises if one is missing or there are other files that look like weights."""
     names = sorted(set(indexed.values())) if indexed is not None else [WEIGHTS_FILE]
     for name in names:
         path = directory / name
@@ -327,14 +325,14 @@ def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]
         )
     if indexed is not None and (directory / WEIGHTS_FILE).is_file() and WEIGHTS_FILE not in names:
         raise ValueError(
-            f"{directory} holds both {WEIGHTS_FILE} and {INDEX_FILE}; Transformers loads the first and passes over the "
+            f"{directory} holds both {WEIGHTS_FILE} and {INDEX_FILE}; Transformers loads the first and ignores the "
             "second: remove the stale one"
         )
     stale = sorted(path.name for path in directory.iterdir() if SHARD.fullmatch(path.name) and path.name not in names)
     if stale:
         says = f"{INDEX_FILE} does not name" if indexed is not None else "no index names"
         raise ValueError(
-            f"{directory / stale[0]} is a shard that {says} ({len(stale)} such); Transformers passes over it: "
-            "remove it, or what makes it stale"
+            f"{directory / stale[0]} is a shard that {says} ({len(stale)} such); Transformers ignores it: "
+            "remove it, or the file that makes it stale"
         )
     return [directory / name for name in names]

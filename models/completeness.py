@@ -1,21 +1,22 @@
-"""Does a checkpoint hold every tensor its model has, in its shape, and nothing else? Asked before expensive work.
+"""Does a checkpoint contain exactly the tensors of its model, with their shapes? Checked before expensive work.
 
-Transformers fills what is missing with random numbers and passes over what is too many, with a warning at most.
+Transformers initialises missing tensors at random and ignores extra ones, with a warning at most.
 """
 
 from collections import Counter
 
 from models.checkpoint import INDEX_FILE, Checkpoint, is_tied_duplicate, stored_layout
-from models.layout import CONFIG_FILE, Layout, Parameter, config_value, is_tied
+from models.foreign import CONFIG_FILE
+from models.layout import Layout, Parameter, config_value, is_tied
 from models.shards import FLOATING
 from tracking.command import did_you_mean
 
 
 def check_complete(checkpoint: Checkpoint, layout: Layout) -> None:
-    """Compares a checkpoint with its model's own parameters (`layout_of`); a tied duplicate of equal bytes may stand.
+    """Compares a checkpoint with its model's parameters (`layout_of`); a tied duplicate with equal bytes is allowed.
 
     Raises:
-        ValueError: naming the file and the tensor that is missing, too many, or of another shape.
+        ValueError: naming the file and the tensor that is missing, extra, or of another shape.
     """
     _check_tied_head(checkpoint, tied=layout.tied)
     missing = [name for name in layout.parameters if name not in checkpoint.tensors]
@@ -31,7 +32,7 @@ def check_complete(checkpoint: Checkpoint, layout: Layout) -> None:
         )
     if extra:
         raise ValueError(
-            f"{checkpoint.tensors[extra[0]].file}: holds {extra[0]!r}, for which {CONFIG_FILE} has no place "
+            f"{checkpoint.tensors[extra[0]].file}: holds {extra[0]!r}, which {CONFIG_FILE} does not describe "
             f"({len(extra)} such){did_you_mean(extra[0], layout.parameters)}"
         )
     _check_floating(checkpoint, layout)
@@ -40,9 +41,9 @@ def check_complete(checkpoint: Checkpoint, layout: Layout) -> None:
 
 
 def check_against_config(checkpoint: Checkpoint) -> None:
-    """Compares a checkpoint with the counts and widths that `config.json` states: without a model, and without torch.
+    """Compares a checkpoint with the counts and widths in `config.json`, without building a model and without torch.
 
-    It knows fewer shapes than `check_complete`, and no parameter that all layers lack.
+    It checks fewer shapes than `check_complete`, and does not notice a parameter that is missing from all layers.
 
     Raises:
         ValueError: naming the file and the tensor.
@@ -69,7 +70,7 @@ def check_against_config(checkpoint: Checkpoint) -> None:
 
 
 def _check_floating(checkpoint: Checkpoint, layout: Layout) -> None:
-    """Refuses weights that are stored as integers: packed by a quantiser, or damaged."""
+    """Rejects weights stored as integers: quantised or damaged."""
     for name in layout.parameters:
         stored = checkpoint.tensors[name]
         if stored.dtype not in FLOATING:
@@ -80,10 +81,10 @@ def _check_floating(checkpoint: Checkpoint, layout: Layout) -> None:
 
 
 def _check_tied_head(checkpoint: Checkpoint, *, tied: bool) -> None:
-    """Refuses a stored head that differs from the embedding matrix it is said to be.
+    """Rejects a stored head that differs from the embedding matrix although the configuration ties them.
 
-    Transformers 5.23 loads such a file untied, with a warning; whatever then compares, trains or splices the one tensor
-    would miss the other.
+    Transformers 5.23 loads such a file untied, with a warning; comparing, training or splicing one of the two tensors
+    would then miss the other.
     """
     places = {checkpoint.family.place(name)[0]: name for name in checkpoint.tensors}
     head = places.get("head")
@@ -95,7 +96,7 @@ def _check_tied_head(checkpoint: Checkpoint, *, tied: bool) -> None:
 
 
 def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: object) -> None:
-    """Compares the layers of a stack with each other, and their number with the configuration's, where it has one."""
+    """Compares the layers of a stack with each other, and their number with the configuration, if it states one."""
     layers: dict[int, dict[str, Parameter]] = {}
     for parameter in layout:
         if parameter.region == region and parameter.index is not None:
@@ -124,7 +125,7 @@ def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: obj
                 _check_shape(checkpoint, name, shapes.most_common(1)[0][0], "others of its kind have")
                 if held[rest] * 2 < len(layers):
                     raise ValueError(
-                        f"{checkpoint.tensors[name].file}: holds {name!r}, which the other layers have not"
+                        f"{checkpoint.tensors[name].file}: holds {name!r}, which the other layers do not have"
                     )
             elif held[rest] * 2 >= len(layers):
                 raise ValueError(f"{_place(checkpoint)}: lacks {name!r}, which the other layers have")
@@ -137,6 +138,6 @@ def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], said
 
 
 def _place(checkpoint: Checkpoint) -> str:
-    """Returns the file that should name a tensor which stands in none."""
+    """Returns the file that should have listed a missing tensor."""
     files = {stored.file for stored in checkpoint.tensors.values()}
     return str(checkpoint.directory / INDEX_FILE if len(files) > 1 else next(iter(files)))

@@ -1,7 +1,7 @@
-"""Where do the parts of each model family stand? One frozen record of name patterns a family, and nothing guessed.
+"""Where are the parts of each model family? One frozen record of name patterns per family; nothing is guessed.
 
 Canonical parameter names are the ones Transformers 5 holds in memory; `spellings` maps the prefixes found in checkpoint
-files to them (the first that fits counts, so longer ones stand before shorter ones).
+files to them (the first match is used, so longer prefixes come before shorter ones).
 """
 
 import re
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from tracking.command import did_you_mean
 
 ATTENTION_PARTS = ("self_attn.", "input_layernorm.")
-"""A layer's attention with the norm that feeds it."""
+"""A layer's attention with its input norm."""
 MLP_PARTS = ("mlp.", "post_attention_layernorm.")
-"""A layer's MLP with the norm that feeds it."""
+"""A layer's MLP with its input norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Family:
 
     @property
     def text_only(self) -> bool:
-        """True for a model without a vision tower, which takes a tokenizer where the others take a processor."""
+        """True for a model without a vision tower, which uses a tokenizer instead of a processor."""
         return self.vision_blocks is None
 
     def canonical(self, name: str) -> str:
@@ -49,7 +49,7 @@ class Family:
         """Returns (region, index, rest) of a canonical name; the region of a decoder layer is `llm`.
 
         Raises:
-            ValueError: where the name fits none of the family's patterns.
+            ValueError: if the name matches none of the family's patterns.
         """
         for region, prefix in (("llm", self.layers), ("vision", self.vision_blocks)):
             if prefix and (match := re.match(re.escape(prefix) + r"(\d+)\.(.+)$", name)):
@@ -71,10 +71,10 @@ _VLM_SPELLINGS = (
     ("model.model.", "model.language_model."),
     ("model.", "model.language_model."),
 )
-"""In memory, on the hub (`model.layers.…`, `visual.…`), and doubled.
+"""In memory, on the hub (`model.layers.…`, `visual.…`), and with a doubled prefix.
 
 A model loaded while ZeRO-3 is on (DeepSpeed's zero.Init) is saved by Transformers 5.23 as `model.model.layers.…`
-(Qwen2-VL, Qwen2.5-VL) or `model.language_model.model.layers.…` (Qwen3-VL); Transformers loads both again.
+(Qwen2-VL, Qwen2.5-VL) or `model.language_model.model.layers.…` (Qwen3-VL); Transformers can load both.
 """
 
 _VLM_REGIONS = (
@@ -99,8 +99,8 @@ QWEN2_VL = replace(QWEN2_5_VL, model_type="qwen2_vl")
 QWEN3_VL = replace(
     QWEN2_5_VL,
     model_type="qwen3_vl",
-    # The deepstack mergers carry the output of chosen vision blocks into the first decoder layers, as the merger does
-    # with the last block and the embeddings: all of them are the projector.
+    # The deepstack mergers map the output of some vision blocks into the first decoder layers, as the merger maps the
+    # last block's output to the embeddings; all of them belong to the projector.
     regions=(
         ("vision", "model.visual.pos_embed."),
         ("projector", "model.visual.deepstack_merger_list."),
@@ -109,7 +109,7 @@ QWEN3_VL = replace(
 )
 
 QWEN2 = Family(
-    model_type="qwen2",  # Qwen2.5's text models too
+    model_type="qwen2",  # also Qwen2.5's text models
     auto_class="AutoModelForCausalLM",
     layers="model.layers.",
     vision_blocks=None,
@@ -123,7 +123,7 @@ FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3
 
 
 def family_of(model_type: str) -> Family:
-    """Returns the record of a model type as `config.json` names it."""
+    """Returns the record for the `model_type` of a `config.json`."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}"

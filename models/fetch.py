@@ -1,13 +1,13 @@
-"""What does a study need from the hub? Its checkpoints and data, fetched into the cache for nodes without internet.
+"""What does a study need from the hub? Fetches its checkpoints and data into the cache, for nodes without internet.
 
     python -m models.fetch --config configs/frankenstein_3b/necessity.yaml [--dry-run]
 
 `--config` is a study, the YAML of any command, or a splice's recipe. It is searched, with the YAML files it names
 (`grpo_config: …`, `pairs: [ocr:…]`), for checkpoints (`model_name_or_path`, `base_checkpoint`, `sft_checkpoint`,
-`model`, `describe_model`, `base`, `sft`, `rl`, `donors`) and data (`prompts`, `source`, `datasets`); a folder that is
-here already needs no fetching. Of a checkpoint come safetensors, configuration and tokenizer, never pickled
-weights, never code; of a dataset all files but code. Where the cache stands, huggingface_hub decides (HF_HOME); on the
-nodes set HF_HUB_OFFLINE=1.
+`model`, `describe_model`, `base`, `sft`, `rl`, `donors`) and data (`prompts`, `source`, `datasets`); local folders are
+not fetched. From a checkpoint it fetches safetensors, configuration and tokenizer, never pickled weights or code; from
+a dataset all files except code. huggingface_hub determines the location of the cache (HF_HOME). On the nodes, set
+HF_HUB_OFFLINE=1.
 
 OUTPUT/fetched.json     per repository: the revision asked for, the commit it stands for, files and bytes
 """
@@ -20,8 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from models.checkpoint import open_checkpoint
 from models.completeness import check_complete
@@ -40,12 +38,12 @@ CHECKPOINT_KEYS = (
 )  # fmt: skip
 DATASET_KEYS = ("prompts", "source", "datasets")
 REVISION_KEYS = {"source": "hub_revision"}
-"""Key -> the key that says which revision its names mean, where they do not say so themselves."""
+"""Key -> the key that gives the revision of its names, for names without `@revision`."""
 YAML_SUFFIXES = (".yaml", ".yml")
-"""How values end that name a further file, by itself or as TASK:FILE."""
+"""Suffixes of values that name another YAML file, alone or as TASK:FILE."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
-"""Endings of a single file's name, which is none of a repository."""
+"""Suffixes of single files, which cannot be repository names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ class FetchArguments:
 
 @dataclass(frozen=True)
 class Planned:
-    """One repository as the hub has it now."""
+    """The current state of one repository on the hub."""
 
     repository: Repository
     commit: str
@@ -85,10 +83,10 @@ class Planned:
 
 
 def find_repositories(arguments: FetchArguments) -> dict[Repository, str]:
-    """Returns every repository the configuration and the flags name, and where it is named.
+    """Returns every repository named by the configuration and the flags, and where it is named.
 
     Raises:
-        ValueError: for a configuration that is missing or malformed, and a flag that names no repository.
+        ValueError: if the configuration is missing or malformed, or a flag does not name a repository.
     """
     found: dict[Repository, str] = {}
     for kind, flag, names in (
@@ -98,7 +96,7 @@ def find_repositories(arguments: FetchArguments) -> dict[Repository, str]:
         for name in names:
             repository = parse_repository(name, kind=kind)
             if repository is None:
-                raise ValueError(f"{flag} {name!r} is no hub id; expected owner/name or owner/name@revision")
+                raise ValueError(f"{flag} {name!r} is not a hub id; expected owner/name or owner/name@revision")
             found[repository] = flag
     for path, key, name, revision in _named_in(Path(arguments.study)) if arguments.study else ():
         repository = parse_repository(name, kind="dataset" if key in DATASET_KEYS else "model")
@@ -112,10 +110,10 @@ def _named_in(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, 
     """Yields (file, key, name, revision) of each checkpoint and dataset in a YAML file and in those it names.
 
     Raises:
-        ValueError: where a file is missing or malformed, or names one of those that name it.
+        ValueError: if a file is missing or malformed, or if files include each other in a cycle.
     """
     if path in above:
-        raise ValueError(f"{above[-1]} names {path}, which names it; expected files that end somewhere")
+        raise ValueError(f"{above[-1]} names {path}, which names it in turn; expected no cycle")
     values = read_yaml(path)
     for key, value in values.items():
         names = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
@@ -132,14 +130,14 @@ def _named_in(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, 
 
 
 def plan_fetch(repositories: dict[Repository, str]) -> tuple[list[Planned], list[str]]:
-    """Asks the hub what each repository holds.
+    """Asks the hub for the content of each repository.
 
     Returns:
-        What can be fetched; and a line for each dataset that the hub does not give: it may be a prompt set that is not
-        built yet, so it stops nothing else.
+        The repositories that can be fetched, and a line for each dataset that the hub does not provide. Such a dataset
+        may be a prompt set that has not been built yet, so it does not stop the others.
 
     Raises:
-        ValueError: for a checkpoint that the hub does not give, or not as safetensors.
+        ValueError: if the hub does not provide a checkpoint, or not as safetensors.
     """
     planned: list[Planned] = []
     missing: list[str] = []
@@ -161,10 +159,10 @@ def _plan(repository: Repository) -> Planned:
         pickled = [file.name for file in everything if file.name.endswith(PICKLE_SUFFIXES)]
         if pickled:
             raise ValueError(
-                f"checkpoint {repository} holds only pickled weights ({pickled[0]}), which can run code; "
-                "where you trust them, load and save them once with Transformers and name that folder"
+                f"checkpoint {repository} contains only pickled weights ({pickled[0]}), which can run code; "
+                "if you trust them, load and save them once with Transformers and name that folder"
             )
-        raise ValueError(f"checkpoint {repository} holds no safetensors file")
+        raise ValueError(f"checkpoint {repository} contains no safetensors file")
     return Planned(
         repository,
         commit,
@@ -181,7 +179,7 @@ def _wanted(repository: Repository) -> dict[str, Any]:
 
 
 def format_table(rows: Sequence[Planned]) -> str:
-    """Returns a line per repository: the commit, how many files, how large, and how much of it is still to come."""
+    """Returns one line per repository: commit, number of files, size, and how much remains to be fetched."""
     cells: list[Sequence[str]] = [("repository", "kind", "commit", "files", "size", "to fetch")]
     for row in rows:
         name, kind = str(row.repository), row.repository.kind
@@ -200,7 +198,7 @@ def format_size(num_bytes: int) -> str:
 
 
 def check_room(planned: Sequence[Planned]) -> None:
-    """Refuses to begin what the disk cannot hold."""
+    """Checks for sufficient disk space before fetching."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache = Path(HF_HUB_CACHE)
@@ -208,16 +206,21 @@ def check_room(planned: Sequence[Planned]) -> None:
     free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
     if num_bytes > free:
         raise ValueError(
-            f"the cache {cache} has room for {format_size(free)}, and {format_size(num_bytes)} are to be fetched; "
-            "make room, or set HF_HOME to a larger disk"
+            f"the cache {cache} has {format_size(free)} free, but {format_size(num_bytes)} would be fetched; "
+            "free some space, or set HF_HOME to a larger disk"
         )
 
 
-def fetch(repository: Repository) -> Record:
-    """Fetches one repository, checks it, and returns what is recorded of it."""
+def fetch(repository: Repository, *, num_bytes: int | None = None) -> Record:
+    """Fetches one repository, checks it, and returns its record.
+
+    Args:
+        repository: the repository.
+        num_bytes: the bytes still to be fetched, for the remaining time.
+    """
     if repository.kind == "model":
-        layout_of(local_checkpoint(str(repository), config_only=True))  # of a family we know, before the weights come
-    folder = snapshot(repository, progress_bar=TerminalBar, **_wanted(repository))
+        layout_of(local_checkpoint(str(repository), config_only=True))  # is the family supported?
+    folder = snapshot(repository, num_bytes=num_bytes, **_wanted(repository))
     if repository.kind == "model":
         check_complete(open_checkpoint(folder), layout_of(folder))
     _, files = list_files(replace(repository, revision=folder.name), **_wanted(repository))
@@ -232,18 +235,11 @@ def fetch(repository: Repository) -> Record:
     }
 
 
-class TerminalBar(tqdm):  # type: ignore[type-arg]
-    """A bar on a terminal, nothing elsewhere; huggingface_hub asks for a class."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "disable": not sys.stderr.isatty()})
-
-
 def check_cache(fetched: Sequence[Record]) -> None:
-    """Refuses a cache that no longer holds what was fetched into it.
+    """Checks that the cache still contains what was fetched.
 
     Raises:
-        ValueError: where a repository or one of its files has gone, or its branch stands for another commit by now.
+        ValueError: if a repository or one of its files is gone, or its branch now points to another commit.
     """
     way_out = "--overwrite fetches again"
     for record in fetched:
@@ -254,7 +250,7 @@ def check_cache(fetched: Sequence[Record]) -> None:
             raise ValueError(f"{repository} is no longer in the cache; {way_out}") from error
         if folder.name != record["revision"]:
             raise ValueError(
-                f"{repository} stands for {folder.name} in the cache by now, {record['revision']} was fetched; "
+                f"{repository} now points to {folder.name} in the cache, but {record['revision']} was fetched; "
                 f"{way_out}, or name it {record['repo']}@{record['revision']}"
             )
         for name in record["files"]:
@@ -263,7 +259,7 @@ def check_cache(fetched: Sequence[Record]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    # Elsewhere --config holds a command's own arguments; here it is the study that is read.
+    # In other commands --config holds the command's own arguments; here it is the study to read.
     words = [re.sub(r"^--config(?=$|=)", "--study", word) for word in (sys.argv[1:] if argv is None else argv)]
     (arguments,) = parse_arguments(words, FetchArguments, description=__doc__)
     repositories = find_repositories(arguments)
@@ -284,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
             with RecordLog(directory / "records.jsonl") as log:
                 for row in planned:
                     if f"{row.repository.kind}/{row.repository}" not in log:
-                        log.append(fetch(row.repository))
+                        log.append(fetch(row.repository, num_bytes=row.num_bytes_to_fetch))
                 fetched = [{name: value for name, value in record.items() if name != "key"} for record in log]
             if missing:
                 raise ValueError(missing[0] + (f"; {len(missing) - 1} more such" if len(missing) > 1 else ""))

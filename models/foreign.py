@@ -1,6 +1,6 @@
-"""What is this folder, if it is no safetensors checkpoint? One line with the way out, for what people have instead.
+"""What is this folder, if not a safetensors checkpoint? Recognises other formats and says how to convert them.
 
-Nothing is opened here: pickled files can run code, and are recognised by their names.
+No file is opened: pickled files can run code, so formats are recognised by file names.
 """
 
 import json
@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = "config.json"
+RESULT_FOLDERS = ("final", "checkpoint")
+"""Where the output directory of a command of this suite holds its checkpoint."""
+NUM_NAMED = 3
 PICKLED_PATTERNS = ("pytorch_model*.bin", "consolidated*.pth", "*.bin", "*.pth", "*.pt", "*.ckpt")
 TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|.*_optim_states|.*_model_states).*")
-"""Pickled files that a training run leaves beside a model, and that hold none."""
+"""Pickled files of a training run that do not contain a model."""
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 PICKLE_TO_SAFETENSORS = (
@@ -20,11 +24,11 @@ PICKLE_TO_SAFETENSORS = (
     "st.save_file({n: t.clone(memory_format=torch.contiguous_format) for f in sys.argv[2:] "
     "for n, t in torch.load(f, map_location='cpu', weights_only=True).items()}, sys.argv[1], {'format': 'pt'})"
 )
-"""Tensors keep their bits, dtypes and names; `weights_only` unpickles tensors and refuses everything else."""
+"""Keeps the tensors' bits, dtypes and names; `weights_only` unpickles tensors and rejects everything else."""
 
 
 def explain_folder(directory: Path) -> str | None:
-    """Returns what a folder without readable weights holds and what to do, or None where nothing is recognised."""
+    """Returns what a folder without readable weights contains and what to do, or None if no format is recognised."""
     return next((line for look in LOOKS if (line := look(directory))), None)
 
 
@@ -49,7 +53,7 @@ def _explain_shards(directory: Path) -> str | None:
         return None
     return (
         f"{directory} holds {len(shards)} shards ({shards[0]} …) without model.safetensors.index.json; copy it from "
-        "where they came from: it says which shards belong together"
+        "the source of the shards: it lists which of them belong together"
     )
 
 
@@ -69,10 +73,10 @@ def _explain_zero(directory: Path) -> str | None:
         return None
     root = directory if found[0].is_dir() else directory.parent
     place = shlex.quote(str(root))
-    # DeepSpeed's own --safe_serialization (0.19.8) fails where embeddings are tied.
+    # DeepSpeed's own --safe_serialization (0.19.8) fails if embeddings are tied.
     return (
-        f"{directory} holds a DeepSpeed training state ({found[0].name}), pickled and cut over processes; gather its "
-        f"weights once, where you trust them: python -m deepspeed.utils.zero_to_fp32 {place} {place} && "
+        f"{directory} holds a DeepSpeed training state ({found[0].name}), pickled and split over processes; gather its "
+        f"weights once, if you trust them: python -m deepspeed.utils.zero_to_fp32 {place} {place} && "
         + _conversion(root, "pytorch_model*.bin")
     )
 
@@ -89,6 +93,20 @@ def _explain_pickle(directory: Path) -> str | None:
     return None
 
 
+def _explain_run(directory: Path) -> str | None:
+    """Names the checkpoints that lie below a folder without one, such as the output directory of a training run."""
+    if (directory / CONFIG_FILE).is_file():
+        return None
+    for name in RESULT_FOLDERS:
+        if (directory / name / CONFIG_FILE).is_file():
+            return f"{directory} is the output directory of a run; its checkpoint is {directory / name}: name that"
+    found = sorted(path.parent for depth in ("*", "*/*") for path in directory.glob(f"{depth}/{CONFIG_FILE}"))
+    if not found:
+        return None
+    named = ", ".join(map(str, found[:NUM_NAMED])) + (", …" if len(found) > NUM_NAMED else "")
+    return f"{directory} holds no {CONFIG_FILE}; checkpoints below it: {named}"
+
+
 def _conversion(directory: Path, files: str) -> str:
     """Returns the command that turns a folder's pickled files into one safetensors file."""
     place = shlex.quote(str(directory))
@@ -101,4 +119,5 @@ LOOKS: tuple[Callable[[Path], str | None], ...] = (
     _explain_zero,
     _explain_gguf,
     explain_adapter,
+    _explain_run,
 )

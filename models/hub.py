@@ -1,7 +1,7 @@
-"""What does a name on the hub stand for? Its snapshot in the local cache, fetched where the hub can be reached.
+"""Resolves a name on the hub to its snapshot in the local cache, and fetches it if the hub can be reached.
 
-A name is `owner/name`, or `owner/name@revision` with a branch, a tag or a commit. A commit may be cut short once the
-cache holds it. Whatever goes wrong between here and the hub becomes one line.
+A name is `owner/name`, or `owner/name@revision` with a branch, a tag or a commit. A commit may be abbreviated once
+the cache contains it. Every error of the hub or the network is reported in one line.
 """
 
 import re
@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from tracking.progress import BYTES, Progress
+
 KINDS = ("model", "dataset")
-"""As huggingface_hub calls them."""
+"""Repository types as huggingface_hub names them."""
 CODE_FILES = ["*.py", "*.ipynb"]
 """Never fetched."""
 
@@ -23,12 +27,12 @@ _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """A repository of the hub, and which revision of it is meant."""
+    """A repository on the hub and its revision."""
 
     repo: str
     kind: str = "model"
     revision: str | None = None
-    """None for the newest of the main branch."""
+    """None for the newest commit of the main branch."""
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
@@ -36,7 +40,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository, and whether the cache holds it."""
+    """One file of a repository, and whether it is in the cache."""
 
     name: str
     num_bytes: int
@@ -44,7 +48,7 @@ class HubFile:
 
 
 def parse_repository(name: str, *, kind: str = "model") -> Repository | None:
-    """Returns the repository a name stands for, or None where it is a folder or no name of a repository at all."""
+    """Returns the repository that a name refers to, or None if it is a folder or not a valid repository name."""
     assert kind in KINDS, kind
     match = _NAME.fullmatch(name)
     if match is None or Path(name).exists():
@@ -58,23 +62,26 @@ def snapshot(
     patterns: Sequence[str] | None = None,
     ignored: Sequence[str] = CODE_FILES,
     cached_only: bool = False,
-    progress_bar: type[Any] | None = None,
+    num_bytes: int | None = None,
 ) -> Path:
-    """Returns the folder of a repository's snapshot in the cache, which is named after the commit.
+    """Returns the folder of a repository's snapshot in the cache; the folder's name is the commit.
 
     Args:
-        repository: which one.
-        patterns: the files that are needed; all of them by default.
-        ignored: the files that are not, whatever `patterns` says.
-        cached_only: ask the cache alone.
-        progress_bar: a class like `tqdm`, to show the bytes as they come.
+        repository: the repository.
+        patterns: the files to include; all of them by default.
+        ignored: the files to exclude; takes precedence over `patterns`.
+        cached_only: use the cache only.
+        num_bytes: the bytes to be fetched, for the remaining time; None where that is not known.
 
     Raises:
-        ValueError: in one line, where neither the cache nor the hub gives it.
+        ValueError: if neither the cache nor the hub provides it; one line.
     """
     from huggingface_hub import snapshot_download
 
-    with _in_one_line(repository, "is no local folder and not, or not whole, in the cache"):
+    with (
+        _in_one_line(repository, "is not a local folder and not completely in the cache"),
+        _counting_bytes(f"fetching {repository}", num_bytes) as bar,
+    ):
         return Path(
             snapshot_download(
                 repository.repo,
@@ -83,13 +90,13 @@ def snapshot(
                 allow_patterns=None if patterns is None else list(patterns),
                 ignore_patterns=list(ignored),
                 local_files_only=cached_only,
-                tqdm_class=progress_bar,
+                tqdm_class=bar,
             )
         )
 
 
 def hub_commit(repository: Repository) -> str:
-    """Returns the commit that the hub has for a repository's revision now; fetches nothing."""
+    """Returns the commit that a repository's revision currently points to on the hub; fetches nothing."""
     from huggingface_hub import HfApi
 
     if repository.revision is not None and _COMMIT.fullmatch(repository.revision):
@@ -105,7 +112,7 @@ def list_files(
 ) -> tuple[str, list[HubFile]]:
     """Returns the commit and each file that `snapshot` would fetch.
 
-    Fetches nothing, and leaves what the cache holds for a branch as it is.
+    Fetches nothing, and does not change the branches recorded in the cache.
     """
     from huggingface_hub import snapshot_download
 
@@ -114,7 +121,7 @@ def list_files(
         files = snapshot_download(
             repository.repo,
             repo_type=repository.kind,
-            revision=commit,  # a branch's name here would move the cache's own record of that branch
+            revision=commit,  # a branch name here would update the branch recorded in the cache
             allow_patterns=None if patterns is None else list(patterns),
             ignore_patterns=list(ignored),
             dry_run=True,
@@ -124,8 +131,37 @@ def list_files(
 
 
 @contextmanager
+def _counting_bytes(label: str, num_bytes: int | None) -> Iterator[type[Any]]:
+    """Gives the class of bars that huggingface_hub asks for; the bytes they count are shown as one progress.
+
+    It counts the same bytes in one bar or in two, as they arrive and as they are written (huggingface_hub 2.4), and
+    none where the cache holds everything: then nothing is shown.
+    """
+    shown: list[Progress] = []
+
+    class Counting(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            self._counts_bytes = options.get("unit") == BYTES
+            self._counted = 0.0
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts_bytes and n:
+                self._counted += n
+                if not shown:
+                    shown.append(Progress(label=label, total=num_bytes, unit=BYTES))
+                shown[0].reach(self._counted)
+
+    try:
+        yield Counting
+    finally:
+        for progress in shown:
+            progress.close()
+
+
+@contextmanager
 def _in_one_line(repository: Repository, without_hub: str) -> Iterator[None]:
-    """Turns what goes wrong with the hub or its cache into a `ValueError`, without the log of every retry."""
+    """Turns errors of the hub or its cache into a `ValueError`, without the log of every retry."""
     from huggingface_hub import errors
     from huggingface_hub.utils import logging
 
@@ -133,8 +169,8 @@ def _in_one_line(repository: Repository, without_hub: str) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    # errors.HTTPError is the base of what the HTTP client raises (another one in huggingface_hub 1 than in 2);
-    # RuntimeError is what hf_xet, which moves the large files, raises for anything that is no OSError.
+    # errors.HTTPError is the base class of the HTTP client's errors (huggingface_hub 1 and 2 use different clients).
+    # hf_xet, which transfers large files, raises RuntimeError for anything that is not an OSError.
     except (errors.HTTPError, errors.HFValidationError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
         what = "checkpoint" if repository.kind == "model" else "dataset"
         raise ValueError(f"{what} {repository} {_reason(error, repository, without_hub)}") from error
@@ -143,7 +179,7 @@ def _in_one_line(repository: Repository, without_hub: str) -> Iterator[None]:
 
 
 def _whole_commit(repository: Repository) -> str | None:
-    """Returns the revision, a commit that was cut short completed from the cache; the hub takes whole ones only."""
+    """Returns the revision, completing an abbreviated commit from the cache; the hub accepts only full ones."""
     from huggingface_hub import constants
 
     if repository.revision is None or not _SHORT_COMMIT.fullmatch(repository.revision):
@@ -151,12 +187,12 @@ def _whole_commit(repository: Repository) -> str | None:
     folder = Path(constants.HF_HUB_CACHE) / f"{repository.kind}s--{repository.repo.replace('/', '--')}" / "snapshots"
     found = sorted(path.name for path in folder.glob(f"{repository.revision}*"))
     if len(found) > 1:
-        raise ValueError(f"{repository} fits {len(found)} commits in the cache: {', '.join(found)}; name one of them")
+        raise ValueError(f"{repository} matches {len(found)} commits in the cache: {', '.join(found)}; name one")
     return found[0] if found else repository.revision
 
 
 def _reason(error: BaseException, repository: Repository, without_hub: str) -> str:
-    """Says in words what went wrong, and the way out; `without_hub` says what the hub was needed for."""
+    """Describes an error and what to do about it; `without_hub` says what the hub was needed for."""
     from huggingface_hub import constants, errors
 
     chain: list[BaseException] = []
@@ -175,7 +211,7 @@ def _reason(error: BaseException, repository: Repository, without_hub: str) -> s
         return f"is gated: ask for access at {server}/{page} and log in on this machine (hf auth login)"
     if is_due_to(errors.RepositoryNotFoundError):
         return (
-            f"is no local folder, and {server} knows no such {repository.kind}, or keeps it private: "
+            f"is not a local folder, and {server} has no such {repository.kind}, or it is private: "
             "correct the name, or log in on this machine (hf auth login)"
         )
     if is_due_to(errors.RevisionNotFoundError):
@@ -184,9 +220,9 @@ def _reason(error: BaseException, repository: Repository, without_hub: str) -> s
         return f"{without_hub}, and HF_HUB_OFFLINE is set; {fetch}"
     for link in chain:
         if isinstance(link, errors.HfHubHTTPError):
-            return f"cannot be had: {server} answers {link.response.status_code}; try again later"
+            return f"cannot be fetched: {server} answers {link.response.status_code}; try again later"
     if is_due_to(errors.HFValidationError):
-        return f"is no name that the hub allows: {_one_line(error)}"
+        return f"is not a valid name on the hub: {_one_line(error)}"
     if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is not None):
         return f"cannot be written to the cache {constants.HF_HUB_CACHE}: {_one_line(error)}"
     return f"{without_hub}, and {server} cannot be reached; {fetch}"

@@ -1,7 +1,7 @@
-"""What is this model made of? Names, shapes and places of its parameters, from `config.json` alone.
+"""What are a model's parameters? Their names, shapes and positions, from `config.json` alone.
 
-The model is built on the meta device: no weights are read and no memory is taken, so a 7B model costs what a pocket
-model costs.
+The model is built on the meta device: no weights are read and no memory is allocated, so a 7B model costs no more than
+a pocket model.
 """
 
 import math
@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from models.families import Family, family_of
-from models.foreign import explain_folder
+from models.foreign import CONFIG_FILE, explain_folder
 from models.shards import parse_json_object
 
-CONFIG_FILE = "config.json"
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of an element, by the name of its dtype."""
+"""Bytes per element, by dtype name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One parameter by its canonical name, and where it stands."""
+    """One parameter: its canonical name and its position in the model."""
 
     name: str
     shape: tuple[int, ...]
     region: str
     """`llm` for a decoder layer, or vision, projector, embed, norm, head."""
     index: int | None
-    """Number of the decoder layer or vision block, where it stands in one."""
+    """Number of the decoder layer or vision block; None outside of them."""
     rest: str
-    """The name inside its layer or region."""
+    """The name within its layer or region."""
 
     @property
     def num_elements(self) -> int:
@@ -45,7 +44,7 @@ class Layout:
     num_layers: int
     num_vision_blocks: int
     tied: bool
-    """True where the output head is the embedding matrix."""
+    """True if the output head is the embedding matrix."""
     parameters: dict[str, Parameter] = field(repr=False)
 
     def __iter__(self) -> Iterator[Parameter]:
@@ -57,10 +56,10 @@ class Layout:
 
 
 def layout_of(path: Path) -> Layout:
-    """Reads the layout from a `config.json`, or from the folder that holds one.
+    """Reads the layout from a `config.json`, or from a folder with one.
 
     Raises:
-        ValueError: where the file is missing, malformed, of an unsupported family, or names parameters that fit no
+        ValueError: if the file is missing, malformed, of an unsupported family, or describes parameters that fit no
             region.
     """
     return layout_from_config(read_model_config(path))
@@ -70,7 +69,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
     """Reads a model's `config.json`, or the one in the given folder.
 
     Raises:
-        ValueError: where it is missing, malformed, of an unsupported family, or describes quantised weights.
+        ValueError: if it is missing, malformed, of an unsupported family, or describes quantised weights.
     """
     instead = explain_folder(path) if path.is_dir() else None
     path = path / CONFIG_FILE if path.is_dir() else path
@@ -78,7 +77,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
         raise ValueError(instead or f"{path} does not exist; expected a checkpoint folder with a {CONFIG_FILE}")
     config = parse_json_object(path.read_bytes(), str(path))
     if "model_type" not in config:
-        raise ValueError(f"{path} names no model_type; expected the configuration of a Transformers model")
+        raise ValueError(f"{path} has no model_type; expected the configuration of a Transformers model")
     try:
         family_of(config["model_type"])
     except ValueError as error:
@@ -94,7 +93,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
 
 
 def config_value(config: dict[str, Any], *keys: str) -> Any:
-    """Returns a decoder's or tower's value: nested as Transformers 5 writes it, or flat as published ones have it."""
+    """Returns a value of the decoder or tower from a nested (Transformers 5) or flat (published checkpoints) config."""
     *sections, key = keys
     for section in sections:
         nested = config.get(section)
@@ -102,17 +101,26 @@ def config_value(config: dict[str, Any], *keys: str) -> Any:
     return config.get(key)
 
 
-def is_tied(config: dict[str, Any]) -> bool:
-    """True where the output head is the embedding matrix.
+def head_size(config: dict[str, Any]) -> int:
+    """Returns the width of the decoder's attention heads: as named, or the hidden size divided among them."""
+    named = config_value(config, "text_config", "head_dim")
+    if named:
+        return int(named)
+    hidden, num_heads = (config_value(config, "text_config", key) for key in ("hidden_size", "num_attention_heads"))
+    return int(hidden // num_heads)
 
-    As Transformers 5.23 decides: the model's or its decoder's configuration says so; one that says nothing is untied.
+
+def is_tied(config: dict[str, Any]) -> bool:
+    """Returns whether the output head is the embedding matrix.
+
+    As in Transformers 5.23: the model's or its decoder's configuration says so; if neither does, it is untied.
     """
     text = config.get("text_config")
     return any(part.get("tie_word_embeddings") is True for part in (config, text) if isinstance(part, dict))
 
 
 def layout_from_config(config: dict[str, Any]) -> Layout:
-    """Returns the layout of the model a configuration describes."""
+    """Returns the layout of the model that a configuration describes."""
     family = family_of(config["model_type"])
     import torch
     import transformers
@@ -120,16 +128,16 @@ def layout_from_config(config: dict[str, Any]) -> Layout:
 
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
     parsed = transformers.AutoConfig.for_model(family.model_type, **values)
-    # While ZeRO-3 is on, Transformers would cut the model over the processes, and its tensors would have no shape left;
-    # within set_zero3_state (read in 5.23) it takes that for done.
+    # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their shapes;
+    # within set_zero3_state (read in 5.23) it assumes that this has already happened.
     with torch.device("meta"), set_zero3_state():
         model = getattr(transformers, family.auto_class).from_config(parsed, dtype=torch.bfloat16)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied parameters once
     return layout_from_shapes(family, shapes, tied=bool(parsed.tie_word_embeddings))
 
 
 def layout_from_shapes(family: Family, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> Layout:
-    """Places every parameter of the given canonical names and shapes."""
+    """Builds the layout of parameters with the given canonical names and shapes."""
     parameters = {}
     for name, shape in shapes.items():
         region, index, rest = family.place(name)

@@ -1,41 +1,43 @@
-"""How does a checkpoint become a model that runs? Resolving its name, loading it, and its processor."""
+"""How is a checkpoint loaded? Resolving its name, loading the model, and its processor."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
+from models.foreign import CONFIG_FILE
 from models.hub import CODE_FILES, parse_repository, snapshot
-from models.layout import CONFIG_FILE, read_model_config
+from models.layout import read_model_config
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-"""What is fetched of a hub checkpoint: never pickled weights, never code."""
+"""Files fetched from a hub checkpoint: never pickled weights, never code."""
 CHECKPOINT_IGNORED = [*CODE_FILES, "*/*.safetensors", "*/*.json"]
-"""What is not: the training checkpoints that some repositories keep in folders."""
+"""Files not fetched: training checkpoints that some repositories keep in folders."""
 
 
 def local_checkpoint(name: str, *, config_only: bool = False) -> Path:
-    """Returns the folder of a checkpoint: a local folder as it is, or the cached or fetched snapshot of a hub id.
+    """Returns the folder of a checkpoint: a local folder unchanged, or the cached or fetched snapshot of a hub id.
 
     Args:
-        name: a folder, or a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, followed by `@` and a branch, tag or commit
-            where it is pinned.
-        config_only: fetch `config.json` alone.
+        name: a folder, or a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, optionally followed by `@` and a branch, tag
+            or commit.
+        config_only: fetch only `config.json`.
 
     Raises:
-        ValueError: where the name is neither a folder nor a checkpoint the hub or its cache can give.
+        ValueError: if the name is neither a folder nor a checkpoint that the hub or its cache provides.
     """
     path = Path(name)
     if path.is_dir():
         return path
     repository = parse_repository(name)
     if repository is None:
+        if path.exists():
+            raise ValueError(f"checkpoint {name} is a file; expected the folder that holds it, {path.parent}")
         raise ValueError(
-            f"checkpoint {name} {'is a file' if path.exists() else 'does not exist'}; "
-            "expected a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
+            f"checkpoint {name} does not exist; expected a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
         )
     return snapshot(repository, patterns=[CONFIG_FILE] if config_only else CHECKPOINT_FILES, ignored=CHECKPOINT_IGNORED)
 
@@ -55,10 +57,10 @@ def check_checkpoint(name: str) -> None:
 
 
 def resolved_revision(name: str) -> str | None:
-    """Returns the commit that a hub id stands for in the cache, where `local_checkpoint` has put it; None for a folder.
+    """Returns the commit that a hub id resolves to in the cache, after `local_checkpoint`; None for a folder.
 
     Raises:
-        ValueError: where the cache does not hold it.
+        ValueError: if it is not in the cache.
     """
     repository = parse_repository(name)
     return snapshot(repository, patterns=[], cached_only=True).name if repository else None
@@ -70,7 +72,7 @@ def load_model(
     """Loads a checkpoint's weights (safetensors only, no code from the checkpoint) into its family's class.
 
     Raises:
-        ValueError: where Transformers found no weights for a parameter, which it would fill with random numbers.
+        ValueError: if the checkpoint has no weights for a parameter, which Transformers would initialise at random.
     """
     import transformers
 
@@ -81,12 +83,12 @@ def load_model(
         directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{directory}: holds no weights for {missing[0]!r} ({len(missing)} such); it is not complete")
+        raise ValueError(f"{directory}: has no weights for {missing[0]!r} ({len(missing)} such); it is incomplete")
     return model
 
 
 def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase":
-    """Loads a checkpoint's processor, or a text-only model's tokenizer, padding on the left as generation needs it."""
+    """Loads a checkpoint's processor, or a text-only model's tokenizer, with left padding as generation requires."""
     import transformers
 
     auto_class = transformers.AutoTokenizer if _family(directory).text_only else transformers.AutoProcessor

@@ -1,8 +1,8 @@
-"""The pocket model: a real Qwen2.5-VL of about one million parameters, built from nothing on any machine.
+"""How is a model made without a download? Builds the pocket model, a real Qwen2.5-VL of about a million parameters.
 
-It has the true classes throughout (`Qwen2_5_VLForConditionalGeneration`, its processor, a Qwen byte-level BPE
-tokenizer trained here on the pocket vocabulary), so whatever runs on it runs unchanged on 3B and 7B checkpoints.
-The weights are drawn from a seed; training makes it see and count.
+It uses the real classes throughout (`Qwen2_5_VLForConditionalGeneration`, its processor, a Qwen byte-level BPE
+tokenizer trained here on the pocket vocabulary), so code that runs on it runs unchanged on 3B and 7B checkpoints.
+The weights are initialised from a seed; training teaches it to read images and to count.
 
     python -m models.pocket --output-dir outputs/pocket/init --seed 0
 
@@ -36,12 +36,12 @@ PHRASES = (
     "There are objects and circles squares triangles . What is",
     "Describe the colours shapes . Count . Work out it is + - * =",
 )
-"""Phrases whose words, with the names above, make up the pocket vocabulary."""
+"""Phrases whose words, together with the names above, form the pocket vocabulary."""
 
 ROPE_THETA = 4.0
-"""With so few, short heads, 10,000 would leave the sections of height and width blind to a step of one cell."""
+"""With few, small heads, 10,000 would make the height and width sections insensitive to a shift of one cell."""
 INITIALIZER_RANGE = 0.08
-"""About 1/sqrt(width): at the large models' 0.02 a width of 128 hardly sees its image for the first 300 steps."""
+"""About 1/sqrt(width): with the large models' 0.02, a width of 128 hardly uses the image for the first 300 steps."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -53,7 +53,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""The special tokens of Qwen2.5-VL that a still image needs, in the order of their published ids."""
+"""The special tokens of Qwen2.5-VL needed for a still image, in the order of their published ids."""
 
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -109,7 +109,7 @@ class PocketArguments:
 
 
 def pocket_corpus() -> list[str]:
-    """Returns what the pocket tokenizer is trained on: every word, at the start of a text and inside it."""
+    """Returns the pocket tokenizer's training corpus: every word, at the start of a text and within it."""
     words = [*COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *PLACES, *" ".join(PHRASES).split()]
     return [text for word in words for text in (word, f" {word}")]
 
@@ -128,11 +128,11 @@ def build_tokenizer() -> "Qwen2Tokenizer":
 
 
 def build_config(shape: PocketShape, tokenizer: "Qwen2Tokenizer") -> "Qwen2_5_VLConfig":
-    """Returns the Qwen2.5-VL configuration of the given sizes for the given tokenizer."""
+    """Returns the Qwen2.5-VL configuration for the given sizes and tokenizer."""
     from transformers import Qwen2_5_VLConfig
 
     head_size = shape.hidden_size // shape.num_heads
-    # Qwen2.5-VL's sections 16/24/24 of a half head of 64, in the same proportion (time : height : width = 2 : 3 : 3).
+    # Same proportion as Qwen2.5-VL's sections 16/24/24 of a half head of 64 (time : height : width = 2 : 3 : 3).
     sections = [head_size // 8, head_size * 3 // 16, head_size * 3 // 16]
     token_id = tokenizer.convert_tokens_to_ids
     return Qwen2_5_VLConfig(

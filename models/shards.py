@@ -1,4 +1,4 @@
-"""What stands in one safetensors file? Its header, read and written without torch; no model family is known here.
+"""What is in one safetensors file? Reads and writes headers without torch; independent of model families.
 
 The format (https://github.com/huggingface/safetensors): eight bytes, the header's length as a little-endian integer;
 the header, a JSON object from name to `dtype`, `shape` and `data_offsets`, and `__metadata__` from string to string;
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 MAX_HEADER_BYTES = 100_000_000
-"""The limit of the reference implementation."""
+"""Limit of the reference implementation."""
 MAX_DIMENSIONS, MAX_COUNT = 64, 2**63 - 1
-"""What NumPy and torch can hold."""
+"""Limit of NumPy and torch."""
 COMPARED_BYTES = 2**17
-"""Compared at once: two such pieces stay in the processor's cache."""
+"""Chunk size of a comparison: two chunks fit into the CPU cache."""
 METADATA_KEY = "__metadata__"
 METADATA = {"format": "pt"}
-"""What Transformers writes."""
+"""Metadata that Transformers writes."""
 
 DTYPES = {
     "F64": ("float64", 8),
@@ -34,9 +34,9 @@ DTYPES = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
-"""Name in a safetensors header -> name in torch, bytes an element."""
+"""Dtype in a safetensors header -> dtype in torch, bytes per element."""
 FLOATING = ("F64", "F32", "F16", "BF16")
-"""What a model's weights are stored in, unless they are quantised."""
+"""Dtypes of a model's weights, unless they are quantised."""
 
 Entry = tuple[str, str, tuple[int, ...]]
 """Name on disk, dtype as safetensors spells it, shape."""
@@ -44,31 +44,31 @@ Entry = tuple[str, str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where one tensor stands on disk."""
+    """Location of one tensor on disk."""
 
     name: str
-    """The canonical name; in a header alone the name on disk."""
+    """The canonical name; when only a header has been read, the name on disk."""
     name_on_disk: str
     file: Path
     dtype: str
     """As safetensors spells it, such as `BF16`."""
     shape: tuple[int, ...]
     offset: int
-    """Of the first byte, in the file."""
+    """Offset of the first byte in the file."""
     num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What one file says of itself."""
+    """The header of one file."""
 
     metadata: dict[str, str]
     tensors: tuple[StoredTensor, ...]
-    """In the order of their bytes."""
+    """In the order of their offsets."""
 
 
 def read_header(path: Path) -> Header:
-    """Reads a file's header and checks that it describes the file's bytes, all of them, each once.
+    """Reads a file's header and checks that its tensors cover the file exactly, without gaps or overlaps.
 
     Raises:
         ValueError: naming the file, and the tensor where there is one.
@@ -82,7 +82,7 @@ def read_header(path: Path) -> Header:
         if header_bytes > min(size - 8, MAX_HEADER_BYTES):
             raise ValueError(
                 f"{path}: the header claims {header_bytes} bytes of a file of {size}; "
-                "the file is truncated or no safetensors file"
+                "the file is truncated or not a safetensors file"
             )
         header = parse_json_object(file.read(header_bytes), f"{path}: the header")
     metadata = header.pop(METADATA_KEY, {})
@@ -124,13 +124,13 @@ def read_header(path: Path) -> Header:
         )
     if start + position != size:
         raise ValueError(
-            f"{path}: has {size} bytes, its header describes {start + position}; the file is truncated or damaged"
+            f"{path}: has {size} bytes, but its header describes {start + position}; the file is truncated or damaged"
         )
     return Header(metadata=metadata, tensors=tuple(tensors))
 
 
 def parse_json_object(encoded: bytes, what: str) -> dict[str, Any]:
-    """Parses a JSON object in which no name stands twice; json itself keeps the last of two and says nothing.
+    """Parses a JSON object without duplicate names; Python's json silently keeps the last of two.
 
     Raises:
         ValueError: beginning with `what`.
@@ -150,7 +150,7 @@ def parse_json_object(encoded: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what} is a {type(value).__name__}; expected a JSON object; the file is damaged")
     if doubled:
-        raise ValueError(f"{what} names {doubled[0]!r} twice; nothing says which of the two is meant")
+        raise ValueError(f"{what} names {doubled[0]!r} twice; it is unclear which of the two is valid")
     return value
 
 
@@ -179,13 +179,13 @@ def _short(value: Any) -> str:
 
 
 def num_bytes(entry: Entry) -> int:
-    """Returns the bytes a tensor takes on disk."""
+    """Returns a tensor's size on disk in bytes."""
     _, dtype, shape = entry
     return math.prod(shape) * DTYPES[dtype][1]
 
 
 def same_bytes(one: memoryview, other: memoryview) -> bool:
-    """Compares piece by piece as bytes: ten times as fast as comparing the views themselves."""
+    """Compares chunk by chunk as bytes: ten times faster than comparing the views themselves."""
     return len(one) == len(other) and all(
         one[start : start + COMPARED_BYTES].tobytes() == other[start : start + COMPARED_BYTES].tobytes()
         for start in range(0, len(one), COMPARED_BYTES)
@@ -193,7 +193,7 @@ def same_bytes(one: memoryview, other: memoryview) -> bool:
 
 
 def encode_header(entries: Iterable[Entry], metadata: Mapping[str, str] = METADATA) -> bytes:
-    """Returns all that stands before the tensors' bytes, which are to follow in the order of the entries."""
+    """Returns everything before the tensors' bytes, which must follow in the order of the entries."""
     header: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
     offset = 0
     for entry in entries:
@@ -207,12 +207,12 @@ def encode_header(entries: Iterable[Entry], metadata: Mapping[str, str] = METADA
 
 
 def write_safetensors(path: Path, entries: Sequence[Entry], data: Callable[[str], bytes | memoryview]) -> None:
-    """Writes one safetensors file, a tensor at a time.
+    """Writes one safetensors file, one tensor at a time.
 
     Args:
         path: the file.
-        entries: (name on disk, dtype, shape) in the order they are to stand.
-        data: returns a tensor's bytes by its name on disk; asked once for each, in order.
+        entries: (name on disk, dtype, shape), in file order.
+        data: returns a tensor's bytes by its name on disk; called once per tensor, in order.
     """
     with path.open("wb") as file:
         file.write(encode_header(entries))

@@ -1,1 +1,1 @@
-"""How does it run on a cluster? Templates, one launcher, and what became of its jobs."""
+"""How does it run on a cluster? Templates, one launcher, and the states of its jobs."""

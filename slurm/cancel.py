@@ -1,4 +1,4 @@
-"""How is a study stopped? All its jobs leave the queue; what they have done stays, and a launch continues it.
+"""How is a study stopped? Cancels all its jobs; what they have done stays, and a launch continues it.
 
 python -m slurm.cancel outputs/pocket_study
 """
@@ -11,10 +11,10 @@ from tracking.command import parse_arguments, run_command
 
 
 def cancel(study: Path) -> int:
-    """Cancels the jobs of a study, and returns how many were in the queue.
+    """Cancels the jobs of a study, and returns the number of queued ones.
 
     Raises:
-        ValueError: where nothing was launched from this folder.
+        ValueError: if nothing was launched from this folder.
     """
     if latest_launch(study) is None:
         raise ValueError(f"{study} holds no launch; expected the output_dir of slurm.launch")

@@ -1,11 +1,11 @@
-"""How is a table made although a model is missing? A command run with what there is of its inputs.
+"""How is a table made when a model is missing? Runs a command with the inputs that exist, and lists what is missing.
 
     python -m slurm.gather --study S --name comparison eval.compare sft=S/… full@0=S/… --baseline sft --output_dir S/…
 
-Of the words `NAME=PATH` and `….csv` those are left out whose path in the study is not there, or whose command has not
-finished, and a `--reference` of which nothing is left. What was left out is printed and stands in `S/missing/NAME.txt`,
-a line each, where the report finds it; the file is empty where nothing is missing. Where something else is missing than
-before, or an input was made anew since, so are the tables.
+Arguments `NAME=PATH` and `….csv` are left out if their path in the study does not exist or its command has not
+finished, and so is a `--reference` without any remaining input. Omitted arguments are printed and written to
+`S/missing/NAME.txt`, one per line, for the report; the file is empty if nothing is missing. If the set of missing
+inputs differs from the last time, or an input is newer than the tables, the tables are made again.
 """
 
 import os
@@ -22,12 +22,12 @@ from tracking.product import write_text
 from tracking.run import RUN_FILE, is_finished, read_run
 
 REFERENCE = "--reference"
-"""The second model that eval.compare compares all others with; it can do without."""
+"""The optional second comparison model of eval.compare."""
 OUTPUT = "--output_dir"
 
 
 def source_of(path: Path, study: Path) -> Path | None:
-    """Returns the output directory of the study's command that left this path; None where there is none."""
+    """Returns the output directory of the study's command that wrote this path; None if there is none."""
     if path.is_relative_to(study):
         for folder in (path, *path.parents):
             if (folder / RUN_FILE).is_file():
@@ -38,7 +38,7 @@ def source_of(path: Path, study: Path) -> Path | None:
 
 
 def is_there(path: Path, study: Path) -> bool:
-    """True for what a finished command of the study left, and for all that lies outside of the study."""
+    """True for the output of a finished command of the study, and for any path outside of the study."""
     source = source_of(path, study)
     if source is not None:
         return is_finished(source)
@@ -46,7 +46,7 @@ def is_there(path: Path, study: Path) -> bool:
 
 
 def is_outdated(command: Sequence[str], study: Path) -> bool:
-    """True where an input has ended after the tables were begun."""
+    """True if an input finished after the tables were started."""
     output = output_of(command)
     if not (output / RUN_FILE).is_file():
         return False
@@ -57,7 +57,7 @@ def is_outdated(command: Sequence[str], study: Path) -> bool:
 
 
 def is_input(word: str) -> bool:
-    """True for NAME=PATH and for a table."""
+    """True for NAME=PATH and for a CSV table."""
     return not word.startswith("-") and ("=" in word or word.endswith(".csv"))
 
 
@@ -70,7 +70,7 @@ def output_of(command: Sequence[str]) -> Path:
     """Returns the output directory of a command.
 
     Raises:
-        ValueError: where it names none.
+        ValueError: if it has none.
     """
     for word, following in pairwise(command):
         if word == OUTPUT:
@@ -79,7 +79,7 @@ def output_of(command: Sequence[str]) -> Path:
 
 
 def split_inputs(command: list[str], study: Path) -> tuple[list[str], list[str]]:
-    """Returns the command without the inputs that are missing, and those.
+    """Returns the command without missing inputs, and the missing inputs.
 
     Args:
         study: its folder, an absolute path.

@@ -1,15 +1,15 @@
-"""How does a study get onto a cluster? Every job rendered as a script and submitted with what it waits for.
+"""How does a study run on a cluster? Renders every job as a script and submits it with its dependencies.
 
     python -m slurm.launch --config configs/openmmreasoner_7b/study.yaml --dry-run    the plan: jobs, GPUs, GPU-hours
     python -m slurm.launch --config … --test-only                                     would this cluster take the jobs?
     python -m slurm.launch --config …                                                 submit
     python -m slurm.launch --config configs/pocket/study.yaml --local                 the same study without Slurm
 
-Then `python -m slurm.status DIR` and `python -m slurm.cancel DIR`. The same command again submits what is not finished.
-Each launch has a folder of its own in the study's:
+Then `python -m slurm.status DIR` and `python -m slurm.cancel DIR`. The same command again submits unfinished jobs. Each
+launch has its own folder within the study's:
 
-    slurm/1/scripts/   what was submitted        slurm/1/configs/, code.json   with which settings and code
-    slurm/1/logs/      a log a job and attempt   slurm/1/jobs.json             Slurm's numbers of the jobs
+    slurm/1/scripts/   the submitted scripts     slurm/1/configs/, code.json   settings and code version
+    slurm/1/logs/      one per job and attempt   slurm/1/jobs.json             Slurm's job ids
     plan.json          every job of the study and its command
 """
 
@@ -30,7 +30,7 @@ def run_local(study: Study) -> None:
     """Runs the study on this machine.
 
     Raises:
-        RuntimeError: where jobs failed; all that does not need them was run.
+        RuntimeError: if jobs failed; all jobs that do not depend on them were run.
     """
     with sole_launch(study):
         write_plan(study)

@@ -1,9 +1,9 @@
-"""How far is a study? Its jobs as a tree: states, steps done, time left, and the end of the log of what failed.
+"""How far is a study? Lists its jobs with states, steps done and time left, and the end of the log of what failed.
 
     python -m slurm.status outputs/pocket_study
 
-Read from squeue, from sacct where there is accounting, and from the files that the commands leave; so it also shows a
-study that ran with `--local`.
+Read from squeue, from sacct if accounting is available, and from the commands' files; so it also works for a study run
+with `--local`.
 """
 
 import json
@@ -37,7 +37,7 @@ FAILED = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADL
 
 @dataclass(frozen=True, kw_only=True)
 class TaskStatus:
-    """Where one job of the study stands."""
+    """The status of one job."""
 
     name: str
     stage: str
@@ -50,10 +50,10 @@ class TaskStatus:
 
 
 def study_status(study: Path) -> list[TaskStatus]:
-    """Returns where every job of a study stands.
+    """Returns the status of every job of a study.
 
     Raises:
-        ValueError: where the folder holds no study.
+        ValueError: if the folder does not contain a study.
     """
     jobs = read_plan(study)
     folder = latest_launch(study)
@@ -65,7 +65,7 @@ def study_status(study: Path) -> list[TaskStatus]:
 
 
 def _is_script_of(job: Mapping[str, Any], name: str, state: State) -> bool:
-    """True for a job's task in the queue whose number no launch wrote down."""
+    """True for a queued task whose job id no launch has recorded."""
     return Path(state.script).stem == job["stage"] and name.partition("_")[2] in ("", str(job["index"]))
 
 
@@ -83,13 +83,13 @@ def _task_status(
     current = next((queued[name] for name in names if name in queued), None)
     state = state_of(directory, current, next((past[name] for name in reversed(names) if name in past), None))
     attempt = _number(folder / "attempts" / job["name"]) if folder else 0
-    if state == "not run" and attempt:  # it was started, and left before it wrote anything
+    if state == "not run" and attempt:  # it was started, but ended before writing anything
         state = "failed"
     logs = [study / "logs" / f"{job['name']}.log"]
     logs += [folder / "logs" / f"{job['name']}.{attempt}.log"] if folder else []
     log = max(logs, key=lambda path: path.stat().st_mtime if path.is_file() else 0)
     if state == "stopped" and current is None and folder is not None and log.is_relative_to(folder):
-        state = "stopped" if (folder / CANCELLED_FILE).exists() else "failed"  # it has had its last attempt
+        state = "stopped" if (folder / CANCELLED_FILE).exists() else "failed"  # no attempts left
     done, left = progress_of(directory, running=state == "RUNNING")
     if current is not None and state == "RUNNING":
         left = f"{left}, limit in {current.left}" if left else f"limit in {current.left}"
@@ -99,10 +99,10 @@ def _task_status(
 
 
 def state_of(directory: Path, queued: State | None, past: State | None) -> str:
-    """Returns a job's state: the queue's word, else what its own files say, else the accounting's."""
+    """Returns a job's state from the queue, else from its files, else from accounting."""
     if queued is not None and not queued.is_ending:
         return queued.state
-    if directory.is_file():  # a page: it is there, or it is not
+    if directory.is_file():  # a page: it exists or not
         return "finished"
     if (directory / RUN_FILE).is_file():
         status = str(read_run(directory)["status"])
@@ -119,7 +119,7 @@ def state_of(directory: Path, queued: State | None, past: State | None) -> str:
 
 
 def _is_alive(directory: Path) -> bool:
-    """True where a process outside of Slurm has shown itself lately, as it does while it writes a directory."""
+    """True if a process outside of Slurm has a recent heartbeat in the directory."""
     path = directory / CLAIM_FILE
     try:
         age_s, claim = time.time() - path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _is_alive(directory: Path) -> bool:
 
 
 def progress_of(directory: Path, *, running: bool) -> tuple[str, str]:
-    """Returns what a job has done, and how long the rest will take at the pace so far; empty where it says neither."""
+    """Returns a job's progress and its remaining time at the current rate; empty if unknown."""
     path = directory / PROGRESS_FILE
     if path.is_file():
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ def progress_of(directory: Path, *, running: bool) -> tuple[str, str]:
 
 
 def worked_s(attempts: Sequence[Mapping[str, Any]]) -> float:
-    """Returns how long a run has worked in all attempts; one without an end was killed, and counts only if last."""
+    """Returns a run's working time over all attempts; an attempt without an end was killed, and counts only if last."""
     total = 0.0
     for position, attempt in enumerate(attempts):
         start = datetime.fromisoformat(attempt["start"])
@@ -157,7 +157,7 @@ def worked_s(attempts: Sequence[Mapping[str, Any]]) -> float:
 
 
 def format_status(tasks: Sequence[TaskStatus]) -> str:
-    """Returns the tree as text, and below it the end of each failed job's log."""
+    """Formats the tree, followed by the end of each failed job's log."""
     rows = []
     for stage in dict.fromkeys(task.stage for task in tasks):
         group = [task for task in tasks if task.stage == stage]

@@ -1,8 +1,12 @@
 """Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
 
+import fcntl
+import gc
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,20 +15,26 @@ import pytest
 
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
+from tests.small_study import write_study_settings
+from tests.warm import start_server
 from tracking.command import REPOSITORY_ROOT, quiet_libraries
+from tracking.run import is_finished
 
 quiet_libraries()
+gc.disable()  # until all modules are imported
 
 LONGEST = (
-    "train/test_study_end_to_end.py", "slurm/test_real_slurm_study.py", "slurm/test_real_slurm.py",
-    "train/test_modes.py", "train/test_memory.py", "eval/test_vllm_engine.py", "train/test_vllm_rollout.py",
-    "eval/test_vllm_cut_start.py",
+    "slurm/test_real_slurm_study.py", "train/test_study_end_to_end.py", "slurm/test_real_slurm.py",
+    "train/test_modes.py", "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
+    "benchmarks/test_gpu_rehearsal.py", "train/test_processes.py", "docs/test_guides.py",
+    "eval/replies/test_vllm_engine.py", "train/rollouts/test_vllm.py", "eval/replies/test_vllm_cut_start.py",
 )  # fmt: skip
 """Files of minutes. A worker takes a file at a time: last in line, one of them would keep one worker from its end."""
 
 
 NUM_TAUGHT = 1440
 """Prompts from which the trained pocket model learned, in batches of 16."""
+TAUGHT_WITHIN_S = 300.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +43,67 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((number for number, file in enumerate(LONGEST) if name.endswith(file)), len(LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves the millions of objects of the libraries to no later collection: each would take half a second."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries count as leaked what is not taken down at the end
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder by name, the first time that any worker of this run asks for it; the others wait, and share it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+
+    def make(name: str, build: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        shared.mkdir(exist_ok=True)
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def warm_python(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A `python` for processes that need the libraries: forks of one that has imported them (`tests/warm.py`)."""
+    first = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    return made_once("warm", lambda folder: start_server(folder, lives_with=first)) / "python"
+
+
+@pytest.fixture
+def warm_children(warm_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test starts as `sys.executable` is warm."""
+    monkeypatch.setattr(sys, "executable", str(warm_python))
+
+
+@pytest.fixture(scope="session")
+def pocket_study(warm_python: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A folder as `make pocket` leaves it, of a study of two arms and two seeds with a few training steps.
+
+    Shared by all workers: copy it before changing anything in it. `settings/necessity.yaml` beside it is what made it.
+    """
+
+    def build(folder: Path) -> None:
+        config = write_study_settings(folder / "settings")
+        words = ["-m", "train.necessity", "--config", str(config), "--output_dir", str(folder / "pocket")]
+        done = subprocess.run([warm_python, *words], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"report: {folder / 'pocket' / 'report.html'}" in done.stdout
+
+    return made_once("pocket-study", build) / "pocket"
 
 
 @pytest.fixture(scope="session")
@@ -44,15 +115,19 @@ def pocket_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pocket_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pocket_prompts(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The prompts of a small pocket world: `base` to learn from, `rl`, and 300 held-out ones, 100 an ability."""
-    directory = tmp_path_factory.mktemp("pocket-prompts")
     sizes = {
         "num_base": NUM_TAUGHT, "num_sft": 16, "num_rl": 96, "num_validation_per_ability": 4,
         "num_test_per_ability": 100,
     }  # fmt: skip
-    wait_for(start_module("data_builders.build", "pocket", *flags(output_dir=directory, **sizes)))
-    return directory / "data"
+
+    from data_builders.build import main
+
+    def build(folder: Path) -> None:
+        main(["pocket", *flags(output_dir=folder, **sizes)])
+
+    return made_once("pocket-prompts", build) / "data"
 
 
 @pytest.fixture(scope="session")
@@ -65,49 +140,39 @@ def wide_headed_pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pocket_training(
-    wide_headed_pocket: Path, pocket_prompts: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
-    """The training behind `trained_pocket`, begun: for tests that leave a core idle before others need its result."""
-    output_dir = tmp_path_factory.mktemp("trained") / "sft"
-    process = start_module(
-        "train.sft",
-        *flags(
-            config=REPOSITORY_ROOT / "configs" / "pocket" / "base.yaml", model_name_or_path=wide_headed_pocket,
-            prompts=pocket_prompts, max_steps=NUM_TAUGHT // 16, output_dir=output_dir,
-        ),
-    )  # fmt: skip
-    yield process, output_dir / "final"
-    process.kill()
-    process.wait()
+    wide_headed_pocket: Path, pocket_prompts: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
+) -> Iterator[Path]:
+    """The run behind `trained_pocket`, begun: for tests that leave a core idle before others need its result."""
+    begun: list[subprocess.Popen[bytes]] = []
+    config = REPOSITORY_ROOT / "configs" / "pocket" / "base.yaml"
+
+    def begin(folder: Path) -> None:
+        words = flags(
+            config=config, model_name_or_path=wide_headed_pocket, prompts=pocket_prompts, max_steps=NUM_TAUGHT // 16,
+            output_dir=folder / "sft",
+        )  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            command = [sys.executable, "-m", "train.sft", *words]
+            environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+            begun.append(subprocess.Popen(command, cwd=REPOSITORY_ROOT, env=environment, stdout=log, stderr=log))
+
+    yield made_once("trained", begin) / "sft"
+    for process in begun:
+        process.wait()  # another worker may need it
 
 
 @pytest.fixture(scope="session")
-def trained_pocket(pocket_training: tuple["subprocess.Popen[str]", Path]) -> Path:
+def trained_pocket(pocket_training: Path) -> Path:
     """A pocket checkpoint with heads of 32, taught for some 20 seconds: its replies are short and sometimes right."""
-    process, checkpoint = pocket_training
-    wait_for(process)
-    return checkpoint
+    deadline = time.monotonic() + TAUGHT_WITHIN_S
+    while not is_finished(pocket_training):
+        assert time.monotonic() < deadline, (pocket_training.parent / "log").read_text()
+        time.sleep(0.05)
+    return pocket_training / "final"
 
 
 def flags(**values: Any) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-
-def start_module(*words: str) -> "subprocess.Popen[str]":
-    """Starts a command of the suite in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=REPOSITORY_ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(process: "subprocess.Popen[str]") -> None:
-    _, said = process.communicate()
-    assert process.returncode == 0, said
 
 
 @pytest.fixture(scope="session")

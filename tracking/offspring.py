@@ -1,15 +1,15 @@
-"""Which processes did a library start, and are they gone? They are found by a mark in their environment, and ended.
+"""Finds and ends the processes that a library started, identified by a marker in their environment.
 
     offspring = Offspring()
     with offspring.watching():
         engine = LLM(…)         # processes that start processes
     …
-    offspring.end()             # also at the interpreter's end, and where the start was cut short
+    offspring.end()             # also at interpreter exit, and if the start was interrupted
 
-A parent that is ended while it starts leaves its children to init, where no tree of processes finds them (vLLM 0.31: a
-SIGTERM to the engine's core, which starts a worker). The mark is inherited by all of them. It must stand in what `exec`
-was given: a process that is forked without it, as multiprocessing does by default on Linux below Python 3.14, has the
-environment its parent began with. So `spawn` must be used. Linux only (`/proc`).
+If a parent is killed during its start, its children are re-parented to init, and no process tree contains them (vLLM
+0.31: a SIGTERM to the engine core while it starts a worker). All of them inherit the marker. It must be in the
+environment passed to `exec`: a process forked without exec, as by multiprocessing's default on Linux before Python
+3.14, shows its parent's initial environment. So `spawn` must be used. Linux only (`/proc`).
 """
 
 import atexit
@@ -24,14 +24,14 @@ from pathlib import Path
 
 MARK = "FRANKENSTEIN_OFFSPRING"
 TITLE_KEEPS_ENVIRONMENT = "SPT_NOENV"
-"""Tells setproctitle, which vLLM calls, to write no title over the environment in `/proc`."""
+"""Prevents setproctitle, which vLLM calls, from overwriting the environment in `/proc`."""
 PATIENCE_S = 10.0
 LOOK_S = 0.02
 NUM_LOOKS = 3
 
 
 class Offspring:
-    """The processes that were started while they were awaited, and all that these started."""
+    """The processes started while watching, and their descendants."""
 
     def __init__(self) -> None:
         self._mark = f"{MARK}={secrets.token_hex(8)}"
@@ -39,8 +39,8 @@ class Offspring:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Marks the processes that are started meanwhile; ends them where the work does not come to its end."""
-        multiprocessing.resource_tracker.ensure_running()  # this process's own, and without the mark
+        """Marks processes started in this context; ends them if it is left by an exception."""
+        multiprocessing.resource_tracker.ensure_running()  # belongs to this process, so without the marker
         before = {name: os.environ.get(name) for name in (MARK, TITLE_KEEPS_ENVIRONMENT)}
         os.environ |= dict([self._mark.split("=")]) | {TITLE_KEEPS_ENVIRONMENT: "1"}
         try:
@@ -56,16 +56,16 @@ class Offspring:
                     os.environ[name] = value
 
     def alive(self) -> list[int]:
-        """Returns the ids of those that run."""
+        """Returns the ids of the running ones."""
         mark = self._mark.encode()
         return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _has(entry, mark)]
 
     def end(self) -> None:
-        """Ends them all at once, and returns when none is left: signals that would cut this short wait."""
+        """Ends all of them, and returns when none is left; signals are deferred meanwhile."""
         kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         try:
             deadline = time.monotonic() + PATIENCE_S
-            num_quiet = 0  # looks in a row that found none: between its fork and its exec a process bears no mark
+            num_quiet = 0  # consecutive scans without a process: between fork and exec a process has no marker
             while num_quiet < NUM_LOOKS and time.monotonic() < deadline:
                 alive = self.alive()
                 num_quiet = 0 if alive else num_quiet + 1
@@ -78,7 +78,7 @@ class Offspring:
 
 
 def _has(entry: Path, mark: bytes) -> bool:
-    """True where a process began with a mark in its environment; one that has ended, waited for or not, has none."""
+    """True if a process was started with the marker; False for ended processes, including zombies."""
     try:
         return mark in (entry / "environ").read_bytes().split(b"\0")
     except OSError:

@@ -1,13 +1,13 @@
-"""Who is writing a directory, where several machines see it? One file that says who, and shows that it is alive.
+"""Which process is writing a directory that several machines share? A claim file with a heartbeat.
 
-`flock` ends with its holder, but on many shared filesystems it holds on one machine only. So a run directory also has a
-claim: host, process and Slurm job, created in one step (`O_EXCL`) and touched every `BEAT_S` seconds. A claim counts as
-abandoned when its holder was on this machine (whose lock we have by then), was an earlier attempt of this very Slurm
-job, is a job that Slurm no longer knows as running, or has not been touched for `STALE_S` seconds. Then it is replaced,
-and read again after `SETTLE_S`: of two that replace it at once, one finds the other's. A process that finds its own
-claim taken (it was asleep for too long) ends at once, without writing anything.
+`flock` is released with its holder, but on many shared filesystems it works only within one machine. So a run directory
+also has a claim: host, process and Slurm job, created atomically (`O_EXCL`) and touched every `BEAT_S` seconds. A claim
+is abandoned if its holder was on this machine (whose lock this process then has), was an earlier attempt of the same
+Slurm job, is a job that Slurm no longer reports as running, or has not touched the claim for `STALE_S` seconds. Then it
+is replaced, and read again after `SETTLE_S`: if two processes replace it at once, one of them finds the other's claim.
+A process whose own claim has been replaced (it was suspended for too long) exits immediately without writing.
 
-Ages are differences between times of the same filesystem, so clocks that differ between machines do no harm.
+Ages are computed from timestamps of the same filesystem, so clock differences between machines do not matter.
 """
 
 import json
@@ -25,7 +25,7 @@ from typing import Any
 
 CLAIM_FILE = ".owner"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Linux's name for this machine since it was started; unlike host names no two machines share one."""
+"""Linux's boot id; unlike host names, it is unique."""
 BEAT_S = 15.0
 STALE_S = 120.0
 SETTLE_S = 2.0
@@ -34,15 +34,15 @@ EXIT_DISPOSSESSED = 1
 
 
 class OwnedError(Exception):
-    """Somebody else is writing the directory."""
+    """Another process is writing the directory."""
 
 
 @contextmanager
 def ownership(directory: Path) -> Iterator[None]:
-    """Holds a directory against processes of other machines; those of this one are kept out by its lock.
+    """Claims a directory against processes on other machines; those on this machine are excluded by the lock.
 
     Raises:
-        OwnedError: in words, where another one holds it.
+        OwnedError: if another process holds it; the message describes the holder.
     """
     path = directory / CLAIM_FILE
     own = {
@@ -86,7 +86,7 @@ def _claim(path: Path, own: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Returns a claim; None where there is none, or where it was not written to its end."""
+    """Returns a claim; None if there is none, or it is incomplete."""
     try:
         claim = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _age_s(path: Path) -> float:
-    """Returns how long ago a claim was touched, by the clock of its filesystem."""
+    """Returns the time since a claim was touched, by its filesystem's clock."""
     probe = path.with_name(f"{CLAIM_FILE}-{os.urandom(8).hex()}")
     probe.touch()
     try:
@@ -107,7 +107,7 @@ def _age_s(path: Path) -> float:
 
 
 def _has_ended(holder: dict[str, Any] | None) -> bool:
-    """True where Slurm says that the holder's job is not running."""
+    """True if Slurm reports that the holder's job is not running."""
     if holder is None or holder["job"] is None or shutil.which("squeue") is None:
         return False
     told = subprocess.run(
@@ -126,7 +126,7 @@ def _describe(holder: dict[str, Any] | None) -> str:
 
 
 def _keep(path: Path, own: dict[str, Any], ended: threading.Event) -> None:
-    """Touches the claim now and then; ends the process where it has been taken."""
+    """Touches the claim periodically; exits the process if it has been replaced."""
     while not ended.wait(BEAT_S):
         claim = _read(path)
         if claim is not None and claim != own and not ended.is_set():
@@ -134,5 +134,5 @@ def _keep(path: Path, own: dict[str, Any], ended: threading.Event) -> None:
             os._exit(EXIT_DISPOSSESSED)
         try:
             os.utime(path)
-        except OSError:  # gone, or the filesystem is away for a moment; the next beat tells
+        except OSError:  # removed, or the filesystem is temporarily unavailable; checked at the next beat
             continue

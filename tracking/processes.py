@@ -1,6 +1,6 @@
-"""How do the processes of one distributed run agree? One works, all learn the outcome, errors included.
+"""How do the processes of a distributed run agree? The main one works, and all get its result or error.
 
-An error that only one process saw would leave the others waiting in their next collective until its timeout.
+An error in only one process would leave the others waiting in their next collective until it times out.
 """
 
 import pickle
@@ -14,13 +14,13 @@ Result = TypeVar("Result")
 
 
 def is_distributed() -> bool:
-    """True where several processes have found each other (`torch.distributed` is initialised)."""
+    """True if `torch.distributed` is initialised with several processes."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def num_processes() -> int:
-    """Returns how many processes train together; 1 where `torch.distributed` is not in use."""
+    """Returns the number of processes; 1 without `torch.distributed`."""
     if not is_distributed():
         return 1
     import torch.distributed
@@ -29,7 +29,7 @@ def num_processes() -> int:
 
 
 def wait_for_all() -> None:
-    """Returns once every process has come here."""
+    """Barrier: returns when every process has called it."""
     if is_distributed():
         import torch.distributed
 
@@ -37,11 +37,11 @@ def wait_for_all() -> None:
 
 
 def on_main_process(work: Callable[[], Result]) -> Result:
-    """Calls `work` in the main process alone and returns its value in every process.
+    """Calls `work` only in the main process and returns its value in every process.
 
     Raises:
-        Exception: in every process, what `work` raised in the main one (in the others a RuntimeError where that cannot
-            be pickled).
+        Exception: in every process, the exception of the main one (a RuntimeError in the others if it cannot be
+            pickled).
     """
     if not is_distributed():
         return work()
@@ -63,11 +63,11 @@ def on_main_process(work: Callable[[], Result]) -> Result:
 
 
 def any_process(flag: bool, device: Any) -> bool:
-    """Returns True in every process where it is True in one of them.
+    """Returns True in every process if the flag is True in any of them.
 
     Args:
-        flag: this process's own.
-        device: where the backend wants its tensors: the GPU with NCCL, the CPU with gloo.
+        flag: this process's flag.
+        device: device of the backend's tensors: the GPU with NCCL, the CPU with gloo.
     """
     if not is_distributed():
         return flag

@@ -1,7 +1,7 @@
-"""How does a product appear whole or not at all? Written under `.partial-NAME` beside its place, renamed when done.
+"""Writes products atomically: under `.partial-NAME` in the target's folder, renamed when complete.
 
-A reader never meets a half-written checkpoint, table or page under its final name: a killed writer leaves only a
-`.partial-…`, which the next writer of the same product removes, or continues where it knows what in it is whole.
+A reader never finds an incomplete checkpoint, table or page under its final name: a killed writer leaves only a
+`.partial-…`, which the next writer of the same product removes, or continues if it knows which parts are complete.
 """
 
 import os
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NUM_FLUSHED_AT_ONCE = 16
-"""A journal commits many files together: 18,000 take 2.4 s, against 75 s one by one."""
+"""Files synced together: the journal commits many at once; 18,000 take 2.4 s, against 75 s one by one."""
 
 
 def partial_path(path: Path) -> Path:
-    """Where a product is written until it is whole."""
+    """Returns the temporary path of a product."""
     return path.parent / f".partial-{path.name}"
 
 
@@ -25,8 +25,9 @@ def partial_directory(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` when the block ends without an error.
 
     Args:
-        path: where the product is to stand.
-        keep: yield what an earlier writer left, and leave it where the block fails; the caller knows what is whole.
+        path: the product's final path.
+        keep: keep an earlier writer's files, and do not remove them if the block fails; the caller knows which are
+        complete.
     """
     if path.exists():
         raise ValueError(f"{path} exists already; choose another output directory or remove it")
@@ -61,7 +62,7 @@ def partial_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file atomically."""
     with partial_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

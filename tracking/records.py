@@ -1,6 +1,6 @@
-"""Which units of work are done? One JSON object a line, appended and flushed as each unit ends.
+"""Which units of work are done? One JSON object per line, appended and flushed after each unit.
 
-A killed command leaves at most one torn last line, which is dropped and its unit redone.
+A killed command leaves at most one incomplete last line, which is dropped; its unit is redone.
 """
 
 import json
@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 
 class RecordLog:
-    """An append-only file of records, each with a unique `key`; opened again, it knows what is done."""
+    """An append-only file of records with unique `key`s; when reopened, it knows which units are done."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,7 +30,7 @@ class RecordLog:
                     record = _keyed(path, number, line)
                     key = record["key"]
                     if key in self._records:
-                        raise ValueError(f"{path}:{number}: key {key!r} stands twice; start over with --overwrite")
+                        raise ValueError(f"{path}:{number}: key {key!r} appears twice; start over with --overwrite")
                     self._records[key] = record
                     valid_bytes += len(line)
             os.truncate(path, valid_bytes)
@@ -55,7 +55,7 @@ class RecordLog:
         return len(self._records)
 
     def append(self, *records: Record) -> None:
-        """Writes records in one go; each key must be new."""
+        """Writes records together; each key must be new."""
         for record in records:
             assert record["key"] not in self._records, f"record {record['key']!r} was written already"
             self._records[record["key"]] = record
@@ -63,7 +63,7 @@ class RecordLog:
         self._file.flush()
 
     def keep(self, wanted: Callable[[Record], bool]) -> None:
-        """Drops every record that is not wanted, for work that will be redone."""
+        """Drops records whose units will be redone."""
         kept = {key: record for key, record in self._records.items() if wanted(record)}
         if len(kept) == len(self._records):
             return
@@ -74,27 +74,27 @@ class RecordLog:
 
 
 def encode_records(records: Iterable[Record]) -> str:
-    """Returns records as their file has them, one a line."""
+    """Formats records as in their file, one per line."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_finished(path: Path) -> list[Record]:
-    """Reads what a killed command left: every whole line; nothing where there is no file."""
+    """Reads the complete lines left by a killed command; empty if there is no file."""
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn
+    lines = path.read_bytes().split(b"\n")[:-1]  # the rest after the last line break is incomplete
     return [_keyed(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def read_records(path: Path) -> list[Record]:
-    """Reads a finished record file, of a command or of one's own: its lines may have no keys.
+    """Reads a finished record file, of a command or user-made: its lines may lack keys.
 
     Raises:
-        ValueError: where the file is missing, or a line is torn or no record.
+        ValueError: if the file is missing, or a line is incomplete or not a record.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected the records of a finished command")
-    with path.open("rb") as lines:  # as bytes: a reply may hold other line breaks, such as U+2028
+    with path.open("rb") as lines:  # as bytes: a reply may contain other line breaks, such as U+2028
         records = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -107,7 +107,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _keyed(path: Path, number: int, line: bytes) -> Record:
-    """Returns the record of a line, which has a key."""
+    """Parses a line as a record with a key."""
     record = _parse(path, number, line)
     if "key" not in record:
         raise _no_record(path, number, "'key' is missing")

@@ -27,7 +27,7 @@ from tracking.product import partial_path, write_text
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 LOCK_PATIENCE_S = 5.0
-"""A killed holder's child may need a moment to end."""
+"""Wait for the lock, since a killed holder's child may need a moment to end."""
 LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "numpy")
 
 
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def continued(self) -> bool:
-        """True where an earlier attempt left off."""
+        """True if there is an earlier attempt to continue."""
         return len(self.state["attempts"]) > 1
 
     def note(self, **facts: Any) -> None:
@@ -69,18 +69,18 @@ def open_run(
     """Opens an output directory for a command.
 
     Args:
-        directory: created where it does not exist.
+        directory: created if it does not exist.
         command: the module's name, such as `eval.run`.
-        settings: everything that determines the result, and nothing else (no paths of outputs, no worker counts).
-        overwrite: remove what an earlier run left there.
-        found: names of what other commands may have laid there before, which is never removed.
+        settings: exactly what determines the result (no output paths, no worker counts).
+        overwrite: remove an earlier run's files.
+        found: names of files of other commands that may exist there and are never removed.
 
     Yields:
-        The run. Where `run.finished`, the caller has nothing to do.
+        The run. If `run.finished`, the caller has nothing to do.
 
     Raises:
-        ValueError: where the directory holds something else, another command's run or other settings, or where
-            another process is writing it.
+        ValueError: if the directory contains something else, another command's run or other settings, or another
+            process is writing it.
     """
     resolved: dict[str, Any] = _plain(settings)
     directory = directory.resolve() if directory.is_symlink() else directory
@@ -116,16 +116,16 @@ def read_run(directory: Path) -> dict[str, Any]:
     """Reads a directory's `run.json`.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: if there is none.
     """
     state = _read_state(directory)
     if state is None:
-        raise ValueError(f"{directory} holds no {RUN_FILE}; expected the output directory of a command of this suite")
+        raise ValueError(f"{directory} has no {RUN_FILE}; expected the output directory of a command of this suite")
     return state
 
 
 def is_finished(directory: Path) -> bool:
-    """True where a command has finished in this directory."""
+    """True if a command has finished in this directory."""
     state = _read_state(directory)
     return state is not None and state["status"] == "finished"
 
@@ -145,7 +145,7 @@ def git_state() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Returns processor, memory and, where torch is loaded already, the names of the GPUs."""
+    """Returns processor, memory and, if torch is already imported, the names of the GPUs."""
     facts: dict[str, Any] = {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
@@ -183,7 +183,7 @@ def _now() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turns dataclasses, paths and tuples into what JSON gives back."""
+    """Converts dataclasses, paths and tuples to JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     return json.loads(json.dumps(value, default=str))
@@ -215,7 +215,7 @@ def _check_directory(directory: Path, found: Collection[str]) -> None:
         ]
         if foreign:
             raise ValueError(
-                f"--output-dir {directory} holds {sorted(foreign)[0]!r} but no {RUN_FILE}: it is no run of this suite; "
+                f"--output-dir {directory} holds {sorted(foreign)[0]!r} but no {RUN_FILE}: not a run of this suite; "
                 "choose another folder"
             )
 
@@ -248,7 +248,7 @@ def _empty(directory: Path, kept: Collection[str]) -> None:
 
 @contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-    """Holds the directory for this process: against this machine's by a lock, against others' by a claim."""
+    """Reserves the directory for this process, by a lock within this machine and by a claim across machines."""
     if not is_main_process():
         yield
         return

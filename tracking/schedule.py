@@ -1,8 +1,8 @@
-"""How do many commands run on one machine? Side by side as the cores allow, each a process of its own, resumable.
+"""How do many commands run on one machine? In parallel as the cores allow, each in its own process, resumable.
 
-A job is a command with an output directory; one whose directory says `finished` is not run again, unless it gathers
-what others left and one of those runs again. Jobs end with the process that started them, so a killed study leaves
-nobody writing. After a failure nothing new is started; with `keep_going` goes on what does not need what failed.
+A job is a command with an output directory. A finished job is not run again, unless it collects the results of other
+jobs and one of those runs again. Jobs end with their parent process, so a killed study leaves no process that writes.
+After a failure no new jobs are started; with `keep_going`, jobs that do not depend on the failed one continue.
 """
 
 import ctypes
@@ -25,9 +25,9 @@ from tracking.run import is_finished
 
 POLL_S = 0.25
 MIN_FRACTION = 0.1
-"""Share of a job's steps from which its own pace tells more than the expectation."""
+"""Share of a job's steps after which its own rate is used instead of the expected duration."""
 NUM_LOG_LINES = 15
-"""Lines of a failed job's log that are shown."""
+"""Number of lines shown of a failed job's log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +36,23 @@ class Job:
 
     name: str
     kind: str
-    """Jobs of a kind take about equally long."""
+    """Jobs of the same kind take about the same time."""
     command: tuple[str, ...]
     output_dir: Path
     needs: tuple[str, ...] = ()
-    """Names of the jobs that must be finished before it starts."""
+    """Jobs that must finish successfully before it starts."""
     after: tuple[str, ...] = ()
-    """Names of the jobs that must have ended before it starts, well or not."""
+    """Jobs that must end, successfully or not, before it starts."""
 
     @property
     def shell(self) -> str:
-        """The command as a person would type it."""
+        """The command line."""
         first = "python" if self.command[0] == sys.executable else self.command[0]
         return shlex.join((first, *self.command[1:]))
 
 
 class Placed(Protocol):
-    """A job as far as its place among others goes."""
+    """A job's dependencies on other jobs."""
 
     @property
     def name(self) -> str: ...
@@ -63,7 +63,7 @@ class Placed(Protocol):
 
 
 def settled(jobs: Collection[Placed]) -> set[str]:
-    """Returns the jobs that are finished and come after nothing that is not: there is nothing new for them to take."""
+    """Returns the finished jobs whose `after` jobs are finished too, so that they have no new inputs."""
     finished = {job.name for job in jobs if is_finished(Path(job.output_dir))}
     while stale := {job.name for job in jobs if job.name in finished and set(job.after) - finished}:
         finished -= stale
@@ -77,7 +77,7 @@ class _Running:
     started: float
 
     def fraction(self) -> float:
-        """Returns the share of steps done, 0 where that is not known."""
+        """Returns the share of steps done, 0 if unknown."""
         try:
             state = json.loads((self.job.output_dir / PROGRESS_FILE).read_text())
             return float(state["step"]) / float(state["num_steps"])
@@ -86,7 +86,7 @@ class _Running:
 
 
 class Schedule:
-    """Runs jobs in order of need, a number of them side by side; the processor's cores are shared out evenly."""
+    """Runs jobs in dependency order, several in parallel; the cores are divided evenly."""
 
     def __init__(
         self,
@@ -113,12 +113,12 @@ class Schedule:
         self._left_out: list[Job] = []
 
     def run(self) -> dict[str, float]:
-        """Runs every job that is not finished and returns the seconds each took.
+        """Runs every unfinished job and returns each one's duration in seconds.
 
         Raises:
-            RuntimeError: where a job fails, with the end of its log; jobs already running are let end first, and with
-                `keep_going` all that do not need it are run.
-            Preempted: on SIGTERM, which is passed on to the running jobs; they save themselves and end first.
+            RuntimeError: if a job fails, with the end of its log; running jobs end first, and with `keep_going` all
+                jobs that do not depend on it are run.
+            Preempted: on SIGTERM, which is forwarded to the running jobs; they save their state and end first.
         """
         self._log_dir.mkdir(parents=True, exist_ok=True)
         previous = signal.signal(signal.SIGTERM, self._stop)
@@ -159,7 +159,7 @@ class Schedule:
             for entry in running:
                 entry.process.terminate()
         if failed:
-            left_out = [f"not run, since they need what failed: {', '.join(job.name for job in self._left_out)}"]
+            left_out = [f"not run, since they depend on a failed job: {', '.join(job.name for job in self._left_out)}"]
             raise RuntimeError(
                 "\n".join([*(self._describe_failure(job) for job in failed), *(left_out if self._left_out else [])])
             )
@@ -172,7 +172,7 @@ class Schedule:
         return not self._stopped and (self._keep_going or not self._failed)
 
     def _leave_out(self, waiting: list[Job]) -> None:
-        """Takes out what needs a job that failed, and what needs that."""
+        """Removes the direct and indirect dependents of a failed job."""
         lost = {job.name for job in (*self._failed, *self._left_out)}
         while found := [job for job in waiting if lost & set(job.needs)]:
             for job in found:
@@ -218,7 +218,7 @@ class Schedule:
         self._line.show(f"[{len(finished)}/{len(self._jobs)}] {', '.join(parts)}; about {left} left")
 
     def _remaining_s(self, waiting: Sequence[Job], running: Sequence[_Running], finished: set[str]) -> float:
-        """Plays the rest of the schedule through with the durations measured or expected so far."""
+        """Simulates the rest of the schedule with measured or expected durations."""
         now = time.monotonic()
         ends = [(self._rest_s(entry, now), entry.job.name) for entry in running]
         done, queue, clock_s = finished | {job.name for job in self._failed}, list(waiting), 0.0
@@ -247,11 +247,11 @@ class Schedule:
 
     def _describe_failure(self, job: Job) -> str:
         said = self._log_path(job).read_text(errors="replace")
-        lines = said[max(0, said.rfind(f"$ {job.shell}\n")) :].splitlines()  # of this attempt
+        lines = said[max(0, said.rfind(f"$ {job.shell}\n")) :].splitlines()  # only this attempt's
         tail = "\n".join(f"    {line}" for line in lines[-NUM_LOG_LINES:])
         return f"{job.name} failed; the end of {self._log_path(job)}:\n{tail}"
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to terminate this process when its parent dies, however it dies (prctl, PR_SET_PDEATHSIG = 1)."""
+    """Makes Linux terminate this process when its parent dies for any reason (prctl, PR_SET_PDEATHSIG = 1)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)

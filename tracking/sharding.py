@@ -1,10 +1,10 @@
-"""How do several processes share one command's units of work? Each takes its own, and the records are merged by key.
+"""How do several processes share a command's units of work? Each takes a share, and records are merged by key.
 
     accelerate launch --num_processes 8 -m analyze.swap …
 
-Started alone, a command is the one process there is. Process r of n takes every n-th of the units that are not done,
-appends to `records-r.jsonl` and, when all are done, the main process merges these files into `records.jsonl` in the
-order of the units. What an earlier attempt left counts as done, whatever number of processes it had.
+A command started normally is a single process. Process r of n takes every n-th of the unfinished units and appends to
+`records-r.jsonl`; when all are done, the main process merges these files into `records.jsonl` in the order of the
+units. Records of an earlier attempt count as done, whatever its number of processes was.
 
     with open_shared_run(directory, command="analyze.swap", settings=settings) as run:
         with SharedLog(directory, keys) as log:
@@ -30,11 +30,11 @@ RECORDS_FILE = "records.jsonl"
 
 
 def join_processes() -> None:
-    """Lets the processes of one launch find each other; does nothing for a process that was started alone."""
+    """Initialises the process group of a launch; does nothing for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_distributed():
         from accelerate import PartialState
 
-        # At the interpreter's end the group's threads may outlive what they use, and abort the process (gloo did).
+        # At interpreter exit the group's threads may outlive objects they use and abort the process (seen with gloo).
         atexit.register(PartialState().destroy_process_group)
 
 
@@ -42,9 +42,9 @@ def join_processes() -> None:
 def open_shared_run(
     directory: Path, *, command: str, settings: Mapping[str, Any], overwrite: bool = False
 ) -> Iterator[Run]:
-    """Opens a run directory in the main process, which alone holds its lock; the others learn its state or its error.
+    """Opens a run directory in the main process, which holds its lock; the others get its state or its error.
 
-    Args and raises: as `tracking.run.open_run`.
+    Arguments and errors: as for `tracking.run.open_run`.
     """
     join_processes()
 
@@ -56,14 +56,14 @@ def open_shared_run(
 
 
 class SharedLog:
-    """The records of one command in one directory, written by all of its processes."""
+    """The records of a command in a directory, written by all of its processes."""
 
     def __init__(self, directory: Path, keys: Sequence[str]) -> None:
         """Opens the log.
 
         Args:
             directory: the command's output directory.
-            keys: of all units of work, in the order their records are to stand; the same in every process.
+            keys: keys of all units of work, in the order of the merged records; the same in every process.
         """
         self._directory = directory
         self._keys = list(keys)
@@ -72,7 +72,7 @@ class SharedLog:
         self._done: dict[str, Record] = {}
 
     def __enter__(self) -> "SharedLog":
-        on_main_process(lambda: None)  # the directory is there, and no process writes yet
+        on_main_process(lambda: None)  # barrier: the directory exists, and no process writes yet
         known = set(self._keys)
         for path in (self._directory / RECORDS_FILE, *sorted(self._directory.glob("records-*.jsonl"))):
             self._done |= {record["key"]: record for record in read_finished(path) if record["key"] in known}
@@ -87,27 +87,27 @@ class SharedLog:
 
     @property
     def pending(self) -> list[str]:
-        """The keys that this process is to work on."""
+        """The keys assigned to this process."""
         todo = [key for key in self._keys if key not in self._done]
         return todo[self._rank :: self._num_processes]
 
     def pending_groups(self, groups: Sequence[Sequence[str]]) -> list[int]:
-        """Returns the numbers of the groups that this process is to work on: each holds a key that is not done.
+        """Returns the indices of the groups assigned to this process: those with an unfinished key.
 
-        A batch whose answers hang, in their last digits, on what stands beside them is redone whole and so the same.
+        Answers may depend in their last digits on the rest of the batch, so a batch is always redone completely.
         """
         todo = [number for number, keys in enumerate(groups) if any(key not in self._done for key in keys)]
         return todo[self._rank :: self._num_processes]
 
     def append(self, *records: Record) -> None:
-        """Writes records of this process's units; those that an earlier attempt has written stand as they are."""
+        """Writes records of this process's units; existing records of an earlier attempt are kept."""
         self._own.append(*[record for record in records if record["key"] not in self._done])
 
     def merge(self) -> list[Record]:
         """Waits for all processes, writes `records.jsonl` and returns its records, in every process.
 
         Raises:
-            RuntimeError: where a unit has no record.
+            RuntimeError: if a unit has no record.
         """
         wait_for_all()
         shards = sorted(self._directory.glob("records-*.jsonl"))

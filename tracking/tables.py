@@ -1,4 +1,4 @@
-"""How is a table written? Tidy CSV through pandas: a row per unit, stable column order, whole or not at all."""
+"""How is a table written? Tidy CSV with pandas: one row per unit, stable column order, written atomically."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DECIMALS = 6
-"""Digits kept in tables: enough for every rate and interval, few enough that equal runs write equal bytes."""
+"""Significant digits in tables: enough for every rate and interval, few enough that equal runs give equal bytes."""
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
@@ -20,7 +20,7 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
 
 
 def format_columns(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> list[str]:
-    """Returns rows of text as lines with their columns lined up, the numbered ones to the right."""
+    """Formats rows of text as aligned columns; the given ones are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -29,6 +29,13 @@ def format_columns(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> li
         ).rstrip()
         for row in rows
     ]
+
+
+def format_first(rows: Sequence[Sequence[str]], *, right: Sequence[int], most: int, table: str) -> list[str]:
+    """Returns a head and the first so many rows lined up, and how many more the table holds."""
+    more = len(rows) - 1 - most
+    lines = format_columns(rows[: 1 + most], right=right)
+    return [*lines, f"… {more} more in {table}"] if more > 0 else lines
 
 
 def read_table(path: Path) -> "pd.DataFrame":

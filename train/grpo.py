@@ -1,9 +1,9 @@
-"""Reinforcement learning with verifiable rewards, with TRL's `GRPOTrainer`, any blocks frozen.
+"""How is a model trained with reinforcement learning? GRPO with verifiable rewards (TRL), any blocks frozen.
 
     python -m train.grpo --config configs/pocket/grpo.yaml --freeze mid
 
-The same seed gives every arm the same prompts in the same order. Checkpoints stand at the ends of generation batches,
-so that a resumed run does not lose half of one.
+The same seed gives every arm the same prompts in the same order. Checkpoints are saved only at the end of a generation
+batch, so that a resumed run does not lose part of one.
 """
 
 import math
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from data_builders.prompt_sets.prompts import Prompt
 from eval.replies.engines import check_platform
-from eval.replies.generation import tokenizer_of
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
@@ -26,7 +25,6 @@ from train.running.data import DataArguments, FilterReport, filter_prompts, load
 from train.running.grpo_arguments import OUR_ARGUMENTS, GrpoArguments
 from train.running.library_arguments import GRPO_CONFIG, MODEL_CONFIG
 from train.running.rewards import RewardArguments, bind_rewards
-from train.running.validation import load_validation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,27 +36,27 @@ if TYPE_CHECKING:
 
 
 def microsteps_per_generation(training: "GRPOConfig") -> int:
-    """Returns how many forward and backward passes one batch of generations serves."""
+    """Returns the number of forward and backward passes per generation batch."""
     return int(training.steps_per_generation * training.num_iterations)
 
 
 def ends_generation(step: int, training: "GRPOConfig") -> bool:
-    """True where no batch of generations is left half used after a step."""
+    """True if no generation batch is partly used after a step."""
     return bool(step * training.gradient_accumulation_steps % microsteps_per_generation(training) == 0)
 
 
 def generations_of_one_kind(training: "GRPOConfig") -> int:
-    """Returns after how many batches of generations a step ends, too: only there may the kind of prompts change.
+    """Returns the number of generation batches after which a step also ends; only there may the kind of prompts change.
 
-    With optimizer state on the CPU, DeepSpeed (0.19.8) loses the vision tower's gradients of a step whose last pass has
-    no image.
+    With optimizer state on the CPU, DeepSpeed (0.19.8) loses the vision tower's gradients if a step's last pass has no
+    image.
     """
     passes = microsteps_per_generation(training)
     return math.lcm(passes, int(training.gradient_accumulation_steps)) // passes
 
 
 def check_save_steps(training: "GRPOConfig") -> None:
-    """Refuses checkpoints in the middle of a generation batch, whose rest a resumed run would lose."""
+    """Rejects checkpoints within a generation batch, whose remainder a resumed run would lose."""
     if training.save_strategy != "steps":
         return
     save_steps = int(training.save_steps)
@@ -72,7 +70,7 @@ def check_save_steps(training: "GRPOConfig") -> None:
 
 
 def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArguments) -> Path:
-    """Trains to the end and returns the run directory."""
+    """Runs the training and returns the run directory."""
     from train.running.stage import Stage, check_windows, run_stage, steps_to_train
 
     check_windows(training)
@@ -100,33 +98,22 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
     ) -> "WatchedTrainer":
-        from train.running.trainers import WatchedGRPOTrainer
+        from train.running.trainers import WatchedGRPOTrainer, common_arguments
 
         unasked = set_aside(model)
         if unasked and not training.use_vllm and is_main_process():
             print(f"note: {describe(unasked)}", flush=True)
         rollout = _rollout(training, ours, model, plan, prompts) if training.use_vllm else {}
         if training.use_vllm and hasattr(processor, "image_token_id"):
-            # TRL (1.16) keeps generate() from sampling the tokens that stand for pictures, but not vLLM.
+            # TRL (1.16) prevents generate(), but not vLLM, from sampling image tokens.
             banned = {processor.image_token_id: -100.0, processor.video_token_id: -100.0}
             asked = training.generation_kwargs or {}
             training.generation_kwargs = {**asked, "logit_bias": {**asked.get("logit_bias", {}), **banned}}
         num_generations = training.num_generations_eval or training.num_generations
-        trainer: WatchedTrainer = WatchedGRPOTrainer(
-            model,
-            reward_funcs=reward_functions,
-            args=training,
-            train_dataset=dataset,
-            eval_dataset=load_validation(
-                ours.validation,
-                ours.data,
-                training,
-                num_generations=num_generations,
-                text_only=tokenizer_of(processor) is processor,
-            ),
-            processing_class=processor,
-            **rollout,
+        given = common_arguments(
+            training, processor, dataset, ours.data, ours.validation, num_generations=num_generations
         )
+        trainer: WatchedTrainer = WatchedGRPOTrainer(model, reward_funcs=reward_functions, **given, **rollout)
         return trainer
 
     stage = Stage(
@@ -156,7 +143,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
 
 
 def _record(training: "GRPOConfig", arguments: RolloutArguments, model: "PreTrainedModel") -> RolloutRecord:
-    """Returns what writes the replies of a run."""
+    """Returns the record of the engine that generates the replies of a run."""
     computing = "bfloat16" if training.bf16 else str(model.dtype).removeprefix("torch.")
     return RolloutRecord(
         engine=engine_name(training),
@@ -173,7 +160,7 @@ def _rollout(
     plan: "FreezePlan",
     prompts: Sequence[Prompt],
 ) -> dict[str, Any]:
-    """Returns what the trainer is given to drive vLLM and to compare it with."""
+    """Returns the trainer's settings for vLLM and the guard that compares it with the trainer."""
     from train.rollouts.gap import coarser
     from train.rollouts.guard import RolloutGuard
     from train.rollouts.vllm import EngineSetup
@@ -199,14 +186,14 @@ def _rollout(
 
 
 def _validation_prompts(ours: GrpoArguments) -> list[Prompt]:
-    """Returns the prompts that vLLM is shown beside those of training."""
+    """Returns the prompts, other than training prompts, that vLLM receives."""
     if ours.validation.validation_split is None:
         return []
     return load_prompts(replace(ours.data, split=ours.validation.validation_split))
 
 
 def _usable_prompts(data: DataArguments, model_config: "ModelConfig") -> tuple[list[Prompt], FilterReport]:
-    """Reads the prompts and leaves out what training could only stumble over; the main process looks for all."""
+    """Reads the prompts and filters unusable ones; the main process filters for all."""
     if not model_config.model_name_or_path:
         raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
     directory = local_checkpoint(model_config.model_name_or_path)

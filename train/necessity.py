@@ -2,12 +2,12 @@
 
     python -m train.necessity --config configs/pocket/necessity.yaml [--dry-run]
 
-Every arm starts from the same SFT checkpoint and sees the same prompts in the same order per seed; what differs is what
-it may not change. Then all models answer the same held-out prompts, and the arms are compared with SFT and with `full`.
-A stage whose directory says `finished` is not run again, so a killed study continues with the same command.
+Every arm starts from the same SFT checkpoint and gets the same prompts in the same order per seed; only the frozen
+blocks differ. Then all models answer the same held-out prompts, and the arms are compared with SFT and with `full`.
+A finished stage is not run again, so a killed study continues with the same command.
 
-    OUTPUT/data, init, base, sft        built here, where the configuration says so
-    OUTPUT/arms/ARM-seedK, eval/…       one folder a run
+    OUTPUT/data, init, base, sft        built here, if configured
+    OUTPUT/arms/ARM-seedK, eval/…       one folder per run
     OUTPUT/scores.csv, comparison.csv   the tables
     OUTPUT/report.html                  the page to read
 """
@@ -59,7 +59,7 @@ class Study:
 
 
 def plan_study(arguments: NecessityArguments) -> Study:
-    """Resolves arms and commands; reads configurations, no weights."""
+    """Resolves arms and commands; reads configurations but no weights."""
     layout = study_layout(arguments)
     whole = plan_freeze(layout, FreezeArguments(partition=arguments.partition, cuts=arguments.cuts))
     arms = parse_arms(arguments.arms, whole.partition)
@@ -81,7 +81,7 @@ def study_layout(arguments: NecessityArguments) -> Layout:
 
 
 def format_plan(study: Study) -> str:
-    """Returns the plan as a person reads it: checkpoints, blocks, counts per arm, commands."""
+    """Formats the plan: checkpoints, blocks, counts per arm, commands."""
     arguments = study.arguments
     partition = next(iter(study.plans.values())).partition
     lines = [
@@ -113,14 +113,14 @@ def format_plan(study: Study) -> str:
 
 
 def study_settings(arguments: NecessityArguments) -> dict[str, Any]:
-    """Returns what determines the study's result, the contents of its configuration files included."""
+    """Returns what determines the study's result, including the contents of its configuration files."""
     skipped = ("output_dir", "dry_run", "plan_json", "collect", "overwrite", "num_parallel", "expected_s", "launcher")
     values = {key: value for key, value in asdict(arguments).items() if key not in skipped}
     return {**values, "files": study_files(arguments)}
 
 
 def plan_as_json(study: Study) -> dict[str, Any]:
-    """Returns the plan as plain values: the models, the prompts, and every job as a person types it."""
+    """Returns the plan as JSON values: the models, the prompts, and the command line of every job."""
     arguments = study.arguments
     start, end = Path(arguments.output_dir) / "base" / FINAL_DIR, Path(arguments.output_dir) / "sft" / FINAL_DIR
     checkpoints = {
@@ -166,7 +166,7 @@ def parse_expected(entries: list[str]) -> dict[str, float]:
 
 
 def check_stage_files(arguments: NecessityArguments) -> None:
-    """Refuses misspelt keys in the configurations of all stages, which would be found only when their turn comes."""
+    """Rejects misspelt keys in the stages' configurations, which would otherwise be found only when a stage starts."""
     from data_builders.build import TASKS, BuildArguments
     from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
     from models.pocket import PocketArguments
@@ -192,7 +192,7 @@ def _check_keys(path: Path, classes: Sequence[type | LibraryClass]) -> None:
 
 
 def check_inputs(study: Study) -> None:
-    """Refuses a study whose vLLM, checkpoints or prompts are not there, or are not what the plan was made for."""
+    """Checks that vLLM, checkpoints and prompts exist and match the plan."""
     arguments = study.arguments
     check_stage_files(arguments)
     if study_files(arguments)[arguments.grpo_config].get("use_vllm"):
@@ -212,7 +212,7 @@ def check_inputs(study: Study) -> None:
 
 
 def run_study(study: Study) -> Path:
-    """Runs every stage that is not done and returns the report's path."""
+    """Runs all unfinished stages and returns the report's path."""
     from analyze.report.command import write_report
 
     arguments, directory = study.arguments, study.directory
@@ -220,7 +220,7 @@ def run_study(study: Study) -> Path:
     expected = parse_expected(arguments.expected_s)
     report = directory / "report.html"
     settings = study_settings(arguments)
-    # What was taken together is always taken together anew: arms may have come, or been trained again.
+    # The summary is always recomputed: arms may have been added or trained again.
     parts = {LOG_DIR, *(job.output_dir.relative_to(directory).parts[0] for job in study.jobs)}
     with open_run(
         directory,
@@ -243,16 +243,16 @@ def run_study(study: Study) -> Path:
 
 
 def copy_tables(directory: Path) -> None:
-    """Lays the comparison's tables beside the study's own file."""
+    """Copies the comparison's tables into the study's folder."""
     for table in ("scores.csv", "comparison.csv"):
         shutil.copyfile(directory / "comparison" / table, directory / table)
 
 
 def collect(study: Study) -> None:
-    """Takes together what other jobs have run.
+    """Collects the results of jobs that were run elsewhere.
 
     Raises:
-        RuntimeError: where some of it is missing; what is there stands beside `run.json` all the same.
+        RuntimeError: if some results are missing; the existing ones are still collected.
     """
     from analyze.report.command import write_report
 

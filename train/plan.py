@@ -1,4 +1,4 @@
-"""What would a run need, before it is launched? Parameters, memory, disk and GPU-hours of every arm.
+"""What does a run need? Computes parameters, memory, disk and GPU-hours of every arm before anything is launched.
 
     python -m train.plan --config configs/frankenstein_3b/necessity.yaml --num-gpus 2 --gpu h200-141gb
     python -m train.plan --config configs/frankenstein_3b/grpo.yaml --layout_config configs/frankenstein_3b/config.json

@@ -1,4 +1,4 @@
-"""Supervised training on the responses of a prompt set, with TRL's `SFTTrainer`: the base model and the cold start.
+"""How is a model trained on given responses? Supervised training (TRL), for the base model and the cold start.
 
 python -m train.sft --config configs/pocket/sft.yaml
 """
@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.replies.generation import tokenizer_of
 from tracking.command import is_main_process, parse_arguments, run_command
 from train.freezing.freeze import FreezeArguments
 from train.running.data import DataArguments, load_prompts
 from train.running.library_arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.telemetry_arguments import TelemetryArguments
-from train.running.validation import ValidationArguments, load_validation
+from train.running.validation import ValidationArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
-    """How the run directory is treated."""
+    """Handling of the run directory."""
 
     overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftArguments:
-    """Everything of a run that is not TRL's."""
+    """All arguments of a run that are not TRL's."""
 
     data: DataArguments
     freeze: FreezeArguments
@@ -43,11 +42,11 @@ class SftArguments:
 
 
 OUR_ARGUMENTS = (DataArguments, FreezeArguments, RunArguments, TelemetryArguments, ValidationArguments)
-"""Parsed beside TRL's `SFTConfig` and `ModelConfig`."""
+"""Parsed along with TRL's `SFTConfig` and `ModelConfig`."""
 
 
 def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments) -> Path:
-    """Trains to the end and returns the run directory."""
+    """Runs the training and returns the run directory."""
     from train.running.stage import Stage, check_windows, run_stage, steps_to_train
 
     check_windows(training)
@@ -61,21 +60,10 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
     ) -> "WatchedTrainer":
-        from train.running.trainers import WatchedSFTTrainer
+        from train.running.trainers import WatchedSFTTrainer, common_arguments
 
-        trainer: WatchedTrainer = WatchedSFTTrainer(
-            model,
-            args=training,
-            train_dataset=dataset,
-            eval_dataset=load_validation(
-                ours.validation,
-                ours.data,
-                training,
-                with_response=True,
-                text_only=tokenizer_of(processor) is processor,
-            ),
-            processing_class=processor,
-        )
+        given = common_arguments(training, processor, dataset, ours.data, ours.validation, with_response=True)
+        trainer: WatchedTrainer = WatchedSFTTrainer(model, **given)
         return trainer
 
     stage = Stage(

@@ -1,4 +1,4 @@
-"""Was it really frozen? Proof, or breach, for any two checkpoints, ours or foreign.
+"""Was it really frozen? Proof, or breach, for any two checkpoints, also from other tools.
 
     python -m train.verify --start SFT_CHECKPOINT --end RL_CHECKPOINT --frozen mid
 
@@ -28,7 +28,7 @@ from train.freezing.freeze import (
 
 EXIT_BREACH = 1
 NUM_NAMED = 10
-"""Tensors named on screen; the report names all."""
+"""Number of tensors printed; the report lists all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             "tensors": [asdict(change) for change in changes],
         }
         write_text(Path(arguments.report), json.dumps(report, indent=1) + "\n")
+        print(f"report: {arguments.report}")
     if broken:
         for name in broken[:NUM_NAMED]:
             print(f"breach: {name}")

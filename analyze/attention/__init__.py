@@ -1,1 +1,1 @@
-"""How much does a model look at its image while it answers, and what has training changed in that?"""
+"""How much does a model attend to its image while it answers, and how has training changed that?"""

@@ -1,4 +1,4 @@
-"""How much does a model look at its image while it reasons, and what has training changed in that, layer by layer?
+"""How much does a model attend to its image while it reasons? Attention per layer and head, compared between models.
 
     python -m analyze.attention --models base=BASE sft=SFT rl=RL --tasks outputs/pocket/data:test \\
         --output-dir outputs/attention
@@ -38,6 +38,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyze.attention.closing import summary
 from analyze.attention.controls import TEACHER_FORCED, check_controls, control_table
 from analyze.attention.figures import AttentionTables, draw_all
 from analyze.attention.plan import (
@@ -58,16 +59,15 @@ from analyze.probes.inputs import (
     check_choices,
     check_loading,
     check_sight,
+    leave_out_unreadable,
     load_problems,
-    readable,
-    skipped_rows,
-    unreadable_images,
 )
 from eval.replies.prompting import check_style
 from eval.tasks import check_task
 from models.blocks import PARTITIONS, Partition, make_partition
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
+from tracking.progress import say
 from tracking.records import Record
 from tracking.sharding import open_shared_run
 from tracking.tables import write_table
@@ -206,18 +206,19 @@ def measure_attention(arguments: AttentionArguments) -> Path:
         if run.finished:
             return output_dir
         run.note(**{str(contender.label): contender.subject.facts for contender in contenders})
-        unreadable = on_main_process(lambda: unreadable_images(problems))
-        put = readable(problems, unreadable)
+        put, left_out = leave_out_unreadable(problems)
         asked = [
             contender for contender in contenders if OWN in arguments.modes or (forced and contender.label == reference)
         ]
         reading = Reading(**{one.name: getattr(arguments, one.name) for one in fields(Reading)})
         answering = answer_jobs(asked, put, reading)
+        if answering:
+            num_replies = len(asked) * len(put)
+            say(f"{num_replies:,} replies, of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)")
         answers = share_jobs(output_dir / ANSWERS_DIR, answering, asked, reading, title="answers") if answering else []
         units = plan_units(contenders, put, arguments.modes, reference, replies, answers)
         jobs = measure_jobs(contenders, units, reading)
         records = share_jobs(output_dir, jobs, contenders, reading, title="attention")
-        left_out = skipped_rows(problems, unreadable)
         controls = on_main_process(
             lambda: write_results(output_dir, records, partition=partition, baselines=baselines, left_out=left_out)
         )
@@ -231,4 +232,4 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, AttentionArguments, description=__doc__, check_inputs=True)
     output_dir = measure_attention(arguments)
     if is_main_process():
-        print(f"attention shift: {output_dir / 'shift.csv'}")
+        print(*summary(output_dir), f"attention shift: {output_dir / 'shift.csv'}", sep="\n")

@@ -1,10 +1,10 @@
-"""Is the measurement of attention right? What each run of `analyze.attention` checks on itself, with its limits.
+"""Is the measurement of attention correct? The controls of each run of `analyze.attention`, with their limits.
 
-sums      the masses of every measured query sum to one: the largest departure
-repeat    a model against itself: the same replies measured twice, the largest difference
-logits    measuring changes nothing: the logits meanwhile against those of plain SDPA, the largest difference
-output    the weights are SDPA's: its output against the one rebuilt from them, relative, the worst layer
-tokens    in the teacher-forced mode all models read the same: prompts whose tokens differ from the first model's
+sums      the masses of every measured query sum to one: largest deviation
+repeat    a model against itself: largest difference between two measurements of the same replies
+logits    measuring does not change the model: largest difference of the logits to those of plain SDPA
+output    the weights are SDPA's: largest relative difference over layers of the output rebuilt from them
+tokens    teacher-forced, all models get the same tokens: number of prompts that differ from the first model's
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from analyze.attention.replies import PromptedReply
 
 TEACHER_FORCED = "teacher-forced"
-"""The mode in which all models read the same replies."""
+"""The mode in which all models get the same replies."""
 NUM_CONTROL_REPLIES = 4
-"""Replies of each model on which `repeat`, `logits` and `output` are checked."""
+"""Number of replies per model for `repeat`, `logits` and `output`."""
 NUM_LOGITS = 64
-"""Positions of each whose logits are compared."""
+"""Number of positions per reply whose logits are compared."""
 WAYS_OUT = {
     "sums": "a token belongs to no segment, a fault of this program",
     "repeat": "this device computes the same forward pass differently each time; switch on deterministic kernels",
@@ -41,7 +41,7 @@ OUTPUT_LIMITS = {"float64": 1e-4, "float32": 1e-3, "float16": 5e-3, "bfloat16": 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """What was found on some replies of one model; the names are those of the controls."""
+    """The controls' values on some replies of one model."""
 
     num_replies: int
     dtype: str
@@ -51,7 +51,7 @@ class Control:
 
 
 def check_model(model: "PreTrainedModel", rows: Sequence["PromptedReply"], *, pad_id: int, top_tokens: int) -> Control:
-    """Measures some replies twice, and runs the model on them once without measuring."""
+    """Measures some replies twice, and runs the model on them once without measurement."""
     import torch
 
     from analyze.attention.mass import AttentionMass, accumulating
@@ -80,7 +80,7 @@ def check_model(model: "PreTrainedModel", rows: Sequence["PromptedReply"], *, pa
 
 
 def control_table(records: Sequence[Record]) -> "pd.DataFrame":
-    """Returns a row per model and control: the worst value found, its limit, over how many replies, and `passed`."""
+    """Returns one row per model and control: worst value, limit, number of replies, and `passed`."""
     import pandas as pd
 
     by_model: dict[Label, list[Record]] = {}
@@ -115,7 +115,7 @@ def _first_tokens(tokens: dict[tuple[str, str], str], record: Record) -> str:
 
 
 def check_controls(controls: "pd.DataFrame", output_dir: Path) -> None:
-    """Fails the run where a control failed, naming the worst."""
+    """Raises if a control failed, naming the worst."""
     failed = controls[~controls["passed"]]
     if len(failed):
         first = failed.iloc[0]

@@ -1,4 +1,4 @@
-"""What do the tables of `analyze.attention` look like? Figures over the decoder's depth, from the tables alone."""
+"""Figures of the tables of `analyze.attention`, over the decoder's depth."""
 
 import functools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SHIFTS = {
     "vision": "image's share of attention, points",
     "vision_over_uniform": "image's attention, % of an equal share",
 }
-"""The measures whose shift is drawn; the second is free of what a longer reply does by its length alone."""
+"""The measures whose shift is drawn; the second is independent of the reply's length."""
 SEGMENT_LABELS = {"vision": "image", "earlier": "earlier reply", "self": "itself", "sink": "first token"}
 
 
@@ -55,7 +55,7 @@ class AttentionTables:
 
     @property
     def abilities(self) -> list[tuple[str, str]]:
-        """(task, ability) with images; the pooled ability only where it stands alone."""
+        """(task, ability) with images; the pooled ability only if there is no other."""
         seeing = self.attention[self.attention["measure"] == "vision"]
         found = list(dict.fromkeys(zip(seeing["task"], seeing["ability"], strict=True)))
         return [place for place in found if place[1] != ALL] or found
@@ -76,9 +76,9 @@ def draw_shift(tables: AttentionTables, against: str, measure: str) -> "Figure |
     table = shift[chosen]
     if table.empty:
         return None
-    pooled = table["model"].isin(set(table["model"][table["seed"] == POOLED]))  # else there is one seed
+    pooled = table["model"].isin(set(table["model"][table["seed"] == POOLED]))  # otherwise there is one seed
     table = table[(table["seed"] == POOLED) | ~pooled]
-    figure, panels = _grid(tables, sharey=False)  # what differs is much less on the same text
+    figure, panels = _grid(tables, sharey=False)  # differences are much smaller on the same text
     for (task, ability), row in zip(tables.abilities, panels, strict=True):
         for mode, axes in zip(tables.modes, row, strict=True):
             own = table[(table["task"] == task) & (table["ability"] == ability) & (table["mode"] == mode)]
@@ -99,7 +99,7 @@ def draw_shift(tables: AttentionTables, against: str, measure: str) -> "Figure |
 
 
 def draw_vision(tables: AttentionTables) -> "Figure | None":
-    """Draws the attention on the image over depth, summed over its tokens, a line a model with its interval."""
+    """Draws the attention to the image over depth, summed over its tokens, one line per model with its interval."""
     table = tables.means("vision")
     if table.empty:
         return None
@@ -122,7 +122,7 @@ def draw_vision(tables: AttentionTables) -> "Figure | None":
 
 
 def draw_segments(tables: AttentionTables) -> "Figure | None":
-    """Draws where all of the attention goes over depth, a panel per model and ability, on the first mode's replies."""
+    """Draws the distribution of attention over depth, one panel per model and ability, on the first mode's replies."""
     import matplotlib.pyplot as plt
 
     if not tables.abilities:
@@ -150,7 +150,7 @@ def draw_segments(tables: AttentionTables) -> "Figure | None":
 
 
 def draw_heads(tables: AttentionTables) -> "Figure | None":
-    """Draws the attention on the image per layer and head: of the first model, and the others' change from it."""
+    """Draws the attention to the image per layer and head: the first model's, and the others' difference to it."""
     import matplotlib.pyplot as plt
 
     table = tables.attention
@@ -200,7 +200,7 @@ FIGURES: dict[str, Callable[[AttentionTables], "Figure | None"]] = {
 
 
 def draw_all(tables: AttentionTables, directory: Path) -> None:
-    """Draws as PNG every figure that the tables allow, and the shift from each baseline."""
+    """Draws all figures for which there are tables, and the shift from each baseline, as PNG."""
     draws: dict[str, Callable[[], Figure | None]] = {
         name: functools.partial(draw, tables) for name, draw in FIGURES.items()
     }
@@ -211,7 +211,7 @@ def draw_all(tables: AttentionTables, directory: Path) -> None:
 
 
 def _grid(tables: AttentionTables, *, sharey: Literal["row", False]) -> tuple["Figure", "list[list[Axes]]"]:
-    """Returns panels over depth: a row an ability, a column a mode."""
+    """Returns panels over depth: one row per ability, one column per mode."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(

@@ -1,15 +1,14 @@
-"""How much attention goes where? Masses by segment, summed up beside an attention that never shows its matrix.
+"""How much attention goes where? Attention masses by segment, accumulated without storing attention matrices.
 
     mass = AttentionMass(segments, weights, top_tokens=5)
     with accumulating(model, mass):
         model(**inputs, use_cache=False)
     mass.result()  # [rows, parts, layers, heads, measures]
 
-For the time of one forward pass the decoder's attention is Transformers' own SDPA, and beside it the rows of the
-softmax that belong to reply tokens are computed once more, a chunk of queries at a time, in fp32, and summed over the
-segments of the keys. So no [T, T] matrix is ever held, for any layer. Queries and keys arrive rotated, and the mask is
-the one that SDPA gets: grouped heads, padding on either side and mrope need no treatment of their own. The vision
-tower keeps its own attention.
+During one forward pass the decoder uses Transformers' SDPA. In addition, the softmax rows of reply tokens are computed
+in fp32, a chunk of queries at a time, and summed over the segments of the keys, so no [T, T] matrix is stored for any
+layer. Queries and keys already include rotary embeddings, and the mask is SDPA's: grouped heads, padding on either side
+and mrope need no special treatment. The vision tower's attention is unchanged.
 
 Known limit: one forward pass over whole sequences, without a cache.
 """
@@ -30,18 +29,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KEY_SEGMENTS = ("vision", "question", "template", "sink", "reply")
-"""What a key's token is; for a query, `reply` divides into the tokens before it and itself."""
+"""Segment of a key's token; for a query, `reply` is split into earlier tokens and the token itself."""
 PADDING = -1
 IMPLEMENTATION = "attention_mass"
 CHUNK_ELEMENTS = 2**23
-"""Attention weights held at once: 32 MiB, and a few copies of that size."""
+"""Attention weights in memory at once: 32 MiB, and a few copies of that size."""
 
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 assert (*KEY_SEGMENTS[:-1], "earlier", "self") == SEGMENTS
 
 
 class AttentionMass:
-    """An attention function that computes SDPA's output and keeps what each layer's reply tokens attend to."""
+    """An attention function that computes SDPA's output and accumulates what each layer's reply tokens attend to."""
 
     def __init__(
         self,
@@ -54,11 +53,11 @@ class AttentionMass:
         """Prepares for one batch.
 
         Args:
-            segments: number in `KEY_SEGMENTS` of each token, or `PADDING`.
-            weights: of each query in the mean of each part of the reply; they sum to one, or to zero where a row lacks
-                the part.
-            top_tokens: how many of the most attended vision tokens `vision_top_share` counts, for each query anew.
-            rebuild_output: compute attention's output from these weights too, and compare it with SDPA's.
+            segments: index in `KEY_SEGMENTS` of each token, or `PADDING`.
+            weights: weight of each query in the mean of each part of the reply; they sum to one, or to zero for a part
+                that a row does not have.
+            top_tokens: number of most attended vision tokens in `vision_top_share`, determined per query.
+            rebuild_output: also compute the attention output from these weights, and compare it with SDPA's.
         """
         is_reply = segments == KEY_SEGMENTS.index("reply")
         assert is_reply.any(1).all(), "a row without a reply token"
@@ -84,7 +83,7 @@ class AttentionMass:
         scaling: float | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Computes SDPA's output and adds this layer's masses; the signature is Transformers'."""
+        """Computes SDPA's output and accumulates this layer's masses; the signature is Transformers'."""
         output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -97,7 +96,7 @@ class AttentionMass:
         return output, None
 
     def result(self) -> Float[torch.Tensor, "rows parts layers heads measures"]:
-        """Returns the means over each part's tokens, on the CPU; NaN for a part or an image that a row lacks."""
+        """Returns the means over each part's tokens, on the CPU; NaN for a missing part or image."""
         stacked = torch.stack([self._layers[layer] for layer in sorted(self._layers)], 2)
         absent = ~(self._weights.sum(-1) > 0).cpu()
         stacked[absent] = float("nan")
@@ -105,12 +104,12 @@ class AttentionMass:
 
     @property
     def sum_errors(self) -> Float[torch.Tensor, " rows"]:
-        """The largest departure from one of a query's masses, over all layers and heads."""
+        """The largest deviation from one of a query's total mass, over all layers and heads."""
         return self._sum_errors.cpu()
 
     @property
     def output_error(self) -> float:
-        """The largest relative distance, over layers, of the output rebuilt from these weights and SDPA's."""
+        """The largest relative distance, over layers, between the output rebuilt from these weights and SDPA's."""
         return max(self._output_errors)
 
     def _measure(
@@ -150,14 +149,14 @@ class AttentionMass:
         own = probabilities.gather(-1, index[:, None, :, None].expand(*scores.shape[:-1], 1))
         error = (masses.sum(-1) - 1).abs().flatten(1).amax(1)
         self._sum_errors = torch.maximum(self._sum_errors, error)
-        earlier = (masses[..., -1:] - own).clamp(min=0)  # below zero only by rounding
+        earlier = (masses[..., -1:] - own).clamp(min=0)  # negative only by rounding
         entropy = torch.special.entr(probabilities).sum(-1, keepdim=True)
         has_vision = self._is_vision.any(1)[:, None, None, None]
         vision = masses[..., :1].masked_fill(~has_vision, float("nan"))
         return torch.cat([vision, masses[..., 1:-1], earlier, own, entropy, *self._among_vision(scores)], -1)
 
     def _among_vision(self, scores: torch.Tensor) -> list[torch.Tensor]:
-        """Returns entropy and top share of the attention within the vision tokens; NaN where there are none."""
+        """Returns entropy and top share of the attention within the vision tokens; NaN if there are none."""
         if self._vision_index.shape[1] == 0:
             return [torch.full_like(scores[..., :1], float("nan"))] * 2
         index = self._vision_index[:, None, None].expand(*scores.shape[:-1], -1)
@@ -168,7 +167,7 @@ class AttentionMass:
 
 @contextmanager
 def accumulating(model: "PreTrainedModel", mass: AttentionMass) -> Iterator[None]:
-    """Makes `mass` the attention of this model's decoder inside the block, for one forward pass."""
+    """Uses `mass` as the attention of this model's decoder within the context, for one forward pass."""
     assert IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS, "masses are taken for one forward pass at a time"
     before = model.config.get_text_config()._attn_implementation
     ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION] = mass
@@ -181,13 +180,13 @@ def accumulating(model: "PreTrainedModel", mass: AttentionMass) -> Iterator[None
 
 
 def set_decoder_attention(model: "PreTrainedModel", implementation: str) -> None:
-    """Sets the attention of the decoder alone; a vision tower keeps its own."""
+    """Sets the attention of the decoder only, not the vision tower's."""
     is_nested = model.config.get_text_config() is not model.config
     model.set_attn_implementation({"text_config": implementation} if is_nested else implementation)
 
 
 def _positions(chosen: Bool[torch.Tensor, "rows tokens"]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the chosen positions of each row, and which of them count: shorter rows repeat their last one."""
+    """Returns the selected positions of each row, and a validity mask: shorter rows repeat their last position."""
     counts = chosen.sum(1, keepdim=True)
     order = chosen.int().argsort(dim=1, descending=True, stable=True)
     slots = torch.arange(int(counts.max()), device=chosen.device).expand(len(chosen), -1)
@@ -202,7 +201,7 @@ def _take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def _grouped_matmul(
     left: Float[torch.Tensor, "rows heads chunk inner"], right: Float[torch.Tensor, "rows kv_heads inner outer"]
 ) -> Float[torch.Tensor, "rows heads chunk outer"]:
-    """Multiplies each head with the key or value head it shares with its neighbours, without copying that."""
+    """Multiplies each head with its group's shared key or value head, without copying it."""
     num_rows, num_heads, chunk, inner = left.shape
     grouped = left.reshape(num_rows, right.shape[1], -1, inner)
     return (grouped @ right).view(num_rows, num_heads, chunk, -1)
@@ -211,7 +210,7 @@ def _grouped_matmul(
 def _visible(
     attention_mask: torch.Tensor | None, index: Int[torch.Tensor, "rows chunk"], num_tokens: int
 ) -> Bool[torch.Tensor, "rows chunk tokens"]:
-    """Returns which keys each query sees: the mask's rows, or all tokens up to itself where SDPA needs no mask."""
+    """Returns the keys visible to each query: the mask's rows, or the causal mask if SDPA gets none."""
     if attention_mask is None:
         return torch.arange(num_tokens, device=index.device) <= index[..., None]
     assert attention_mask.dtype == torch.bool, f"expected SDPA's boolean mask, found {attention_mask.dtype}"

@@ -1,4 +1,4 @@
-"""Which model reads which replies? What a run of `analyze.attention` is asked for, before anything is loaded."""
+"""Which model reads which replies? The plan of a run of `analyze.attention`, before anything is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tracking.records import Record, read_records
 OWN = "own"
 MODES = (TEACHER_FORCED, OWN)
 STORED = "response"
-"""The reference that takes the prompts' own responses."""
+"""The reference that uses the prompts' own responses."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Unit:
-    """One reply that one model reads."""
+    """One reply read by one model."""
 
     label: Label
     mode: str
@@ -48,7 +48,7 @@ def parse_contender(text: str) -> tuple[Label, str]:
     name, at, seed = label.partition("@")
     if not name or not model or (at and not seed) or "/" in label:
         raise ValueError(
-            f"--models {text!r} is no NAME=MODEL or NAME@SEED=MODEL, such as sft=outputs/sft/final (no / in NAME)"
+            f"--models {text!r} is not NAME=MODEL or NAME@SEED=MODEL, such as sft=outputs/sft/final (no / in NAME)"
         )
     return Label(name, seed), model
 
@@ -64,14 +64,14 @@ def check_contender(text: str) -> None:
 
 
 def open_contenders(models: Sequence[str]) -> list[Contender]:
-    """Opens the models, which must have different names and seeds and the same depth."""
+    """Opens the models, which must differ in name or seed and have the same depth."""
     named = [parse_contender(text) for text in models]
     labels = [label for label, _ in named]
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"model {str(label)!r} is named twice; expected each model and seed once")
         if not label.seed and [other.name for other in labels].count(label.name) > 1:
-            raise ValueError(f"{label.name!r} stands with and without a seed; expected NAME@SEED throughout")
+            raise ValueError(f"{label.name!r} is given with and without a seed; expected NAME@SEED throughout")
     subjects = [open_subject(model) for _, model in named]
     contenders = [
         Contender(label, subject, layout_of(subject.directory)) for label, subject in zip(labels, subjects, strict=True)
@@ -88,7 +88,7 @@ def open_contenders(models: Sequence[str]) -> list[Contender]:
 
 
 def check_baselines(labels: Sequence[Label], baselines: Sequence[str]) -> None:
-    """Refuses baselines that are no models, and comparisons of models that share no seed."""
+    """Rejects unknown baselines, and comparisons of models that share no seed."""
     names = list(dict.fromkeys(label.name for label in labels))
     for name in baselines:
         if name not in names:
@@ -103,10 +103,10 @@ def check_baselines(labels: Sequence[Label], baselines: Sequence[str]) -> None:
 
 
 def given_replies(reference: str, problems: Sequence[Problem]) -> dict[str, str]:
-    """Returns the replies that are stored with the prompts, or in a file.
+    """Returns the replies stored with the prompts, or in a file.
 
     Raises:
-        ValueError: where a prompt has none.
+        ValueError: if a prompt has none.
     """
     if reference == STORED:
         found = {problem.key: problem.prompt.response for problem in problems}
@@ -123,7 +123,7 @@ def given_replies(reference: str, problems: Sequence[Problem]) -> dict[str, str]
 
 
 def _read_replies(path: Path) -> dict[str, str]:
-    """Returns a file's replies by `TASK/ID`, or by the id alone where a line has no task."""
+    """Returns a file's replies, keyed by `TASK/ID`, or by the id if a line has no task."""
     try:
         records = read_records(path)
     except ValueError as error:
@@ -143,7 +143,7 @@ def _read_replies(path: Path) -> dict[str, str]:
 
 
 def check_reference(reference: str, labels: Sequence[Label]) -> Label | None:
-    """Returns the model that a reference names; None where it names stored replies or a file."""
+    """Returns the model that a reference names; None if it names stored replies or a file."""
     by_name = {str(label): label for label in labels}
     if reference in by_name:
         return by_name[reference]
@@ -164,15 +164,15 @@ def plan_units(
     replies: dict[str, str],
     answers: Sequence[Record],
 ) -> list[Unit]:
-    """Returns every reply that every model is to read.
+    """Returns all replies that each model reads.
 
     Args:
         contenders: the models.
         problems: the prompts.
         modes: teacher-forced, own or both.
-        reference: the model whose answers all read in the teacher-forced mode; None where `replies` has the text.
-        replies: by the key of a problem.
-        answers: the models' own, of those that were asked for.
+        reference: the model whose answers are used in the teacher-forced mode; None if `replies` has the text.
+        replies: problem key -> reply.
+        answers: the models' own answers, as far as requested.
     """
     own = {
         f"{Label(record['model'], record['seed'])}/{record['task']}/{record['id']}": record["response"]

@@ -1,6 +1,6 @@
-"""What is kept of a measured reply, and how is it read back? Masses in a record, replies by place and model.
+"""How is a measured reply stored and read back? Masses in a record, replies by group and model.
 
-A record holds every head's means over the whole reply, and means over heads of each part of it, as fp32 in base64.
+A record contains every head's means over the whole reply, and means over heads for each part, as fp32 in base64.
 """
 
 import base64
@@ -14,28 +14,28 @@ from jaxtyping import Float
 from tracking.records import Record
 
 SEGMENTS = ("vision", "question", "template", "sink", "earlier", "self")
-"""What a reply's token attends to; their masses sum to one.
+"""Segments that a reply's token attends to; their masses sum to one.
 
-`sink` is the very first token, `template` every other token of the prompt that is neither image nor question (roles,
-system prompt, the framing of a prompt style), `earlier` the reply before the token, `self` the token.
+`sink` is the first token, `template` every other prompt token that is neither image nor question (roles, system prompt,
+the prompt style's text), `earlier` the reply before the token, `self` the token itself.
 """
 MEASURES = (*SEGMENTS, "entropy", "vision_entropy", "vision_top_share")
-"""What is measured for each head: masses, the entropy (nats) of the attention over all tokens and over the vision
-tokens alone, and the share of the vision mass on the most attended vision tokens."""
+"""Measures per head: masses, the entropy (nats) of the attention over all tokens and over the vision tokens, and the
+share of the vision mass on the most attended vision tokens."""
 DERIVED = ("vision_per_token", "vision_over_uniform", "vision_against_question")
-"""The vision mass per vision token; over what equal attention to all visible tokens would give; vision / (vision +
+"""The vision mass per vision token; relative to uniform attention over all visible tokens; vision / (vision +
 question)."""
 HEAD_MEASURES = ("vision", "question", "vision_entropy", "vision_top_share")
-"""What tables give for each head."""
+"""Measures reported per head."""
 PARTS = ("reply", "think", "answer")
-"""Which of the reply's tokens attend: all, those between think tags, those after (or between answer tags)."""
+"""Parts of the reply: all tokens, those between think tags, those after (or between answer tags)."""
 ALL = "all"
-"""The ability that stands for all of a task's, where it has several."""
+"""Name of the pooled ability of a task with several abilities."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """One model of the comparison: a name, and a training seed where it has one."""
+    """One model of the comparison: a name, and a training seed, if any."""
 
     name: str
     seed: str = ""
@@ -50,12 +50,12 @@ class Group:
 
     ids: tuple[str, ...]
     layers: dict[str, Float[np.ndarray, "n layers measures"]]
-    """Per part, the mean over heads of `MEASURES`, then of `DERIVED`; NaN for what a prompt or a reply lacks."""
+    """Per part, the mean over heads of `MEASURES`, then `DERIVED`; NaN for missing values."""
     heads: Float[np.ndarray, "n layers heads measures"]
     """`HEAD_MEASURES` over the whole reply."""
 
     def layers_of(self, ids: Sequence[str]) -> dict[str, Float[np.ndarray, "n layers measures"]]:
-        """Returns `layers` of these prompts, in their order."""
+        """Returns `layers` of these prompts, in order."""
         places = {name: place for place, name in enumerate(self.ids)}
         order = [places[name] for name in ids]
         return {part: values[order] for part, values in self.layers.items()}
@@ -67,7 +67,7 @@ Groups = dict[Place, dict[Label, Group]]
 
 
 def encode_masses(masses: Float[np.ndarray, "parts layers heads measures"]) -> dict[str, Any]:
-    """Returns what a record keeps of a reply: every head over the whole reply, means over heads of its parts."""
+    """Encodes a reply for its record: every head over the whole reply, and means over heads for its parts."""
     means = masses[1:].mean(2)
     present = {part: mean for part, mean in zip(PARTS[1:], means, strict=True) if not np.isnan(mean).all()}
     return {
@@ -100,7 +100,7 @@ def decode_masses(
 
 
 def collect(records: Sequence[Record]) -> Groups:
-    """Returns the measured replies by mode, task and ability, where a task has several also `all`, and by model."""
+    """Returns the measured replies by mode, task, ability (plus `all` if there are several) and model."""
     chosen = [MEASURES.index(name) for name in HEAD_MEASURES]
     rows: dict[Place, dict[Label, list[tuple[str, dict[str, np.ndarray], np.ndarray]]]] = {}
     for record in records:
@@ -116,7 +116,7 @@ def collect(records: Sequence[Record]) -> Groups:
     ordered = sorted(rows, key=lambda place: (modes.index(place[0]), tasks.index(place[1]), place[2] == ALL, place[2]))
     num_abilities: dict[tuple[str, str], int] = {}
     for mode, task, _ in rows:
-        num_abilities[mode, task] = num_abilities.get((mode, task), -1) + 1  # `all` is none
+        num_abilities[mode, task] = num_abilities.get((mode, task), -1) + 1  # `all` does not count
     return {
         place: {
             label: Group(

@@ -1,8 +1,8 @@
-"""Which token is what? A prompt and a reply as one sequence, its tokens told apart: image, question, template, reply.
+"""Labels the tokens of a prompt with a reply: image, question, template, reply.
 
-The reply is tokenised by itself, as generation continues a prompt, and ends before the first special token in it. The
-question is found in the rendered prompt by its place in the text. Sequences of one batch are padded on the right: in a
-causal decoder no token sees the padding, and positions count from zero in every row.
+The reply is tokenised separately, as in generation, and ends before its first special token. The question is located in
+the rendered prompt by its position in the text. Sequences of a batch are right-padded: in a causal decoder no token
+attends to the padding, and positions start at zero in every row.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ VISION, QUESTION, TEMPLATE, SINK, REPLY = range(len(KEY_SEGMENTS))
 THINK = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 AFTER_THINKING = re.compile(r"</think>(.*)", re.DOTALL)
-"""What is the answer where it has no tags of its own."""
+"""Pattern of the answer if it has no tags."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedReply:
-    """One prompt with one reply, ready to be batched."""
+    """One prompt with one reply, ready for batching."""
 
     input_ids: Int[torch.Tensor, " tokens"]
     segments: Int[torch.Tensor, " tokens"]
-    """Numbers in `KEY_SEGMENTS`."""
+    """Indices in `KEY_SEGMENTS`."""
     weights: Float[torch.Tensor, "parts tokens"]
-    """Of each token in the mean of each part of the reply; zero throughout for a part it lacks."""
+    """Weight of each token in the mean of each part of the reply; all zero for a missing part."""
     images: dict[str, torch.Tensor]
-    """What the processor made of them; empty without images."""
+    """The processor's image inputs; empty without images."""
 
     @property
     def num_vision_tokens(self) -> int:
@@ -58,7 +58,7 @@ class PromptedReply:
 
     @property
     def uniform(self) -> dict[str, float]:
-        """The vision mass of each part that is there, were all visible tokens attended to equally."""
+        """The vision mass of each existing part under uniform attention over all visible tokens."""
         shares = self.num_vision_tokens / torch.arange(1, len(self.segments) + 1)
         return {part: float(row @ shares) for part, row in zip(PARTS, self.weights, strict=True) if bool(row.any())}
 
@@ -72,15 +72,15 @@ def read_reply(
     reply: str,
     vision_ids: Collection[int],
 ) -> PromptedReply | None:
-    """Tokenises a rendered prompt and a reply; None where the reply holds no token.
+    """Tokenises a rendered prompt and a reply; None if the reply has no tokens.
 
     Args:
-        processor: the model's.
-        text: the prompt as the chat template rendered it, up to where the reply begins.
-        question: the part of it that is the question.
-        image_paths: of the prompt's images, in order.
-        reply: what a model said, or is made to have said.
-        vision_ids: token ids that stand for parts of an image.
+        processor: the model's processor.
+        text: the prompt rendered with the chat template, up to the start of the reply.
+        question: the question within it.
+        image_paths: paths of the prompt's images, in order.
+        reply: a model's reply, or the teacher-forced text.
+        vision_ids: ids of vision tokens.
     """
     from PIL import Image
 
@@ -139,7 +139,7 @@ def measure(
     top_tokens: int,
     rebuild_output: bool = False,
 ) -> AttentionMass:
-    """Returns what the tokens of these replies attend to, in one forward pass."""
+    """Measures what the tokens of these replies attend to, in one forward pass."""
     inputs, segments, weights = make_inputs(rows, model, pad_id=pad_id)
     mass = AttentionMass(segments, weights, top_tokens=top_tokens, rebuild_output=rebuild_output)
     with torch.inference_mode(), accumulating(model, mass):
@@ -150,7 +150,7 @@ def measure(
 def _prompt_segments(
     tokenizer: "Processor", text: str, question: str, prompt_ids: torch.Tensor, vision_ids: Collection[int]
 ) -> Int[torch.Tensor, " tokens"]:
-    """Labels a prompt's tokens; the processor has replaced each image's one token in the text by as many as it has."""
+    """Labels a prompt's tokens; the processor has expanded each image token in the text."""
     encoded = tokenizer(text, return_offsets_mapping=True)
     is_vision = torch.isin(prompt_ids, torch.tensor(sorted(vision_ids), dtype=prompt_ids.dtype))
     kept = [i for i, token in enumerate(encoded["input_ids"]) if token not in vision_ids]
@@ -172,7 +172,7 @@ def _prompt_segments(
 
 
 def _parts(reply: str) -> dict[str, list[tuple[int, int]]]:
-    """Returns where in the reply's text each part stands, without its tags."""
+    """Returns the spans of the parts in the reply's text, without tags."""
     answers = list(ANSWER.finditer(reply)) or list(AFTER_THINKING.finditer(reply))
     return {
         "reply": [(0, len(reply))],

@@ -1,8 +1,8 @@
-"""How is the reading done? Answering, measuring and checking in batches, shared by processes, one model at a time.
+"""How is a run executed? Answering, measuring and controls in batches, shared by processes, one model at a time.
 
-Batches are formed from all replies of a model and mode, in an order of their own, and each is done by one process and
-recorded whole. So neither the number of processes nor a kill changes what stands in a batch, and every model reads a
-teacher-forced reply in the same company: their differences hold no rounding of the batch's making.
+Batches are formed from all replies of a model and mode in a fixed order; each is processed by one process and recorded
+completely. So batches do not depend on the number of processes or on interruptions, and every model reads a
+teacher-forced reply in the same batch: differences between models contain no rounding caused by batching.
 """
 
 import gc
@@ -16,7 +16,7 @@ from analyze.attention.controls import NUM_CONTROL_REPLIES, check_model
 from analyze.attention.plan import MODES, Contender, Unit
 from analyze.attention.records import Label, encode_masses
 from analyze.probes.inputs import Problem
-from eval.grading import grade
+from eval.replies.answering import graded
 from eval.replies.batching import BatchSize
 from models.families import family_of
 from tracking.progress import progress
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from eval.replies.generation import Processor
 
 Item = TypeVar("Item")
+KEPT_OF_ANSWERS = ("response", "num_tokens", "finish_reason", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How every model is loaded, asked and measured."""
+    """Settings for loading, prompting and measuring every model."""
 
     prompt_style: str
     system_prompt: str | None
@@ -46,7 +47,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, and how its prompts are rendered."""
+    """A loaded model with its prompt rendering."""
 
     model: "PreTrainedModel"
     processor: "Processor"
@@ -81,13 +82,13 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does at a time: some items, by one model."""
+    """A unit of work for one process: some items, by one model."""
 
     key: str
     label: Label
     items: Sequence[Any]
     work: Callable[[Loaded, Sequence[Any]], list[Record]]
-    """Gives a record an item, or fewer items several times over where memory does not hold them."""
+    """Returns one record per item, in smaller batches if memory is insufficient."""
 
 
 def answer_jobs(contenders: Sequence[Contender], problems: Sequence[Problem], reading: Reading) -> list[Job]:
@@ -101,7 +102,7 @@ def answer_jobs(contenders: Sequence[Contender], problems: Sequence[Problem], re
 
 
 def measure_jobs(contenders: Sequence[Contender], units: Sequence[Unit], reading: Reading) -> list[Job]:
-    """Returns the jobs in which every model is checked and reads its replies."""
+    """Returns the jobs in which every model runs its controls and reads its replies."""
     jobs = []
     for contender in contenders:
         own = [unit for unit in units if unit.label == contender.label]
@@ -120,7 +121,7 @@ def measure_jobs(contenders: Sequence[Contender], units: Sequence[Unit], reading
 def share_jobs(
     directory: Path, jobs: Sequence[Job], contenders: Sequence[Contender], reading: Reading, *, title: str
 ) -> list[Record]:
-    """Does the jobs that are not done, in all processes together; returns their records, in every process."""
+    """Runs the unfinished jobs in all processes; returns their records in every process."""
     with SharedLog(directory, [job.key for job in jobs]) as log:
         pending = set(log.pending)
         for contender in contenders:
@@ -136,7 +137,7 @@ def share_jobs(
 
 
 def _load(contender: Contender, reading: Reading) -> Loaded:
-    """Loads a model, after what an earlier one held is given back."""
+    """Loads a model after freeing the previous one."""
     import torch
 
     gc.collect()
@@ -146,7 +147,7 @@ def _load(contender: Contender, reading: Reading) -> Loaded:
 
 
 def _batches(items: Sequence[Item], size: int, length: Callable[[Item], Any]) -> list[list[Item]]:
-    """Returns batches of similar length, the longest first."""
+    """Returns batches of similar length, longest first."""
     ordered = sorted(items, key=length, reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -170,15 +171,9 @@ def _answer(label: Label, loaded: Loaded, batch: Sequence[Problem]) -> list[Reco
             "model": label.name,
             "seed": label.seed,
             **problem.head,
-            "response": generation.response,
-            "num_tokens": generation.num_tokens,
-            "finish_reason": generation.finish_reason,
-            "status": grade(
-                generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision
-            ).status,
+            **{name: value for name, value in graded(problem.prompt, generation).items() if name in KEPT_OF_ANSWERS},
         }
         for problem, generation in zip(batch, generations, strict=True)
-        for prompt in [problem.prompt]
     ]
 
 

@@ -1,8 +1,8 @@
-"""What do the records of `analyze.attention` say? Means with intervals, and paired differences between models.
+"""Computes the tables of `analyze.attention`: means with intervals, and paired differences between models.
 
-A mean is over prompts, each prompt's value being the mean over the tokens of its reply (and over heads, where a row
-does not name one), with a t interval. A difference is paired: the same prompts, so that what makes one prompt draw more
-attention to its image than another cancels. With one seed it is tested by the paired t test; over several seeds
+A mean is over prompts, each prompt's value being the mean over the tokens of its reply (and over heads, unless a row
+names one), with a t interval. Differences are paired by prompt, which removes the variation between prompts. With one
+seed they are tested by the paired t test; over several seeds
 (`pooled`) by the bootstrap crossed over seeds and prompts of `eval/statistics/intervals.py`. P-values are
 Holm-corrected over the layers (or the blocks) of one comparison.
 """
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from analyze.attention.records import ALL, DERIVED, HEAD_MEASURES, MEASURES, PARTS, Group, Groups, Label
 from eval.statistics.intervals import CONFIDENCE, ROUNDING, CrossedDraws, draw_crossed, holm, mean_interval, paired_t
 from models.blocks import BLOCKS, Partition
+from tracking.progress import progress
 from tracking.records import Record
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 PLACE_COLUMNS = ("model", "against", "mode", "task", "ability", "part")
 DIFFERENCE_COLUMNS = ("seed", "num_seeds", "n", "difference", "low", "high", "p", "p_holm")
 POOLED = "pooled"
-"""The seed of a row over several seeds."""
+"""Value of `seed` in rows over several seeds."""
 NUM_RESAMPLES = 10_000
 RESAMPLING_SEED = 20_260_212
 
 
 def attention_table(groups: Groups, partition: Partition) -> "pd.DataFrame":
-    """Returns a row per model, place, part, layer, measure, and head or mean over heads: n, mean and t interval."""
+    """Returns one row per model, group, part, layer, measure, and head or mean over heads: n, mean and t interval."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -58,13 +59,13 @@ def attention_table(groups: Groups, partition: Partition) -> "pd.DataFrame":
 def shift_tables(
     groups: Groups, partition: Partition, *, baselines: Sequence[str]
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """Returns the paired differences of every model to each baseline, a row per layer, and a row per block."""
+    """Returns the paired differences of every model to each baseline, one row per layer and one per block."""
     import pandas as pd
 
     layers: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []
     ranges = {block: list(partition.layers(block)) for block in BLOCKS} | {ALL: list(range(partition.num_layers))}
-    for (mode, task, ability), by_label in groups.items():
+    for (mode, task, ability), by_label in progress(list(groups.items()), label="shifts", unit="ability"):
         for name, against in pairs_of([label.name for label in by_label], baselines):
             found = _paired_differences(by_label, name, against)
             if found is None:
@@ -90,7 +91,7 @@ def shift_tables(
 
 
 def compare(differences: Float[np.ndarray, "seeds n columns"], seeds: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a row per seed and column, and over several seeds a pooled one: difference, interval, corrected p."""
+    """Returns one row per seed and column, plus a pooled one for several seeds: difference, interval, corrected p."""
     found = []
     for seed, own in zip(seeds, differences, strict=True):
         columns = mean_interval(own)
@@ -107,7 +108,7 @@ def compare(differences: Float[np.ndarray, "seeds n columns"], seeds: Sequence[s
 
 
 def _bootstrap(differences: Float[np.ndarray, "seeds n columns"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns low, high and p of each column's mean, as `eval.statistics` has them for one, for all at once."""
+    """Returns low, high and p of each column's mean, as in `eval.statistics`, vectorised."""
     draws = _draws(differences.shape[1], len(differences))
     resampled = np.zeros((len(draws.seeds), differences.shape[2]))
     for number, own in enumerate(differences):
@@ -119,7 +120,7 @@ def _bootstrap(differences: Float[np.ndarray, "seeds n columns"]) -> tuple[np.nd
 
 
 def reply_table(records: Sequence[Record]) -> "pd.DataFrame":
-    """Returns a row per model, mode, task and ability: how many replies were measured, how long, and what was not."""
+    """Returns one row per model, mode, task and ability: number of measured and skipped replies, and lengths."""
     import pandas as pd
 
     columns = ["model", "seed", "mode", "task", "ability"]
@@ -151,7 +152,7 @@ def _paired_differences(
 ) -> tuple[list[str], dict[str, Float[np.ndarray, "seeds n layers measures"]]] | None:
     """Returns the seeds that two models share and their differences per part, on the prompts that both answered.
 
-    A model without seeds is paired with every seed of the other. None where nothing is common to them.
+    A model without seeds is paired with every seed of the other. None if they have nothing in common.
     """
     own, other = ({label.seed: group for label, group in by_label.items() if label.name == n} for n in (name, against))
     seeds = shared_seeds(list(own), list(other))
@@ -164,7 +165,7 @@ def _paired_differences(
 
 
 def shared_seeds(own: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Returns the seeds in which two models are compared; the empty one stands for all."""
+    """Returns the seeds in which two models are compared; an empty seed matches all."""
     if not own or not other:
         return []
     if "" in own or "" in other:
@@ -173,7 +174,7 @@ def shared_seeds(own: Sequence[str], other: Sequence[str]) -> list[str]:
 
 
 def pairs_of(names: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns (model, baseline) for all comparisons, two baselines compared with each other once."""
+    """Returns (model, baseline) for all comparisons; two baselines are compared with each other once."""
     return [
         (name, against)
         for number, against in enumerate(baselines)

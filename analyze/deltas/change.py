@@ -1,13 +1,12 @@
-"""How far apart are checkpoints, element by element? One streamed pass over the tensors of several of them at once.
+"""How much do checkpoints differ, element by element? One streamed pass over the tensors of several checkpoints.
 
-Of every tensor and phase (end - start): Σ Δ², Σ w² of the start and how many elements changed; with the noise floor
-(`floor.py`) also the largest change, Σ ulp²/12 and how many elements moved by how many ulps. Of two phases: the
-dot product of their deltas and how many elements both changed.
+For every tensor and phase (end - start): Σ Δ², Σ w² of the start and the number of changed elements; with the noise
+floor (`floor.py`) also the largest change, Σ ulp²/12 and a histogram of changes in ulps. For two phases: the dot
+product of their deltas and the number of elements that both changed.
 
-Stored values are exact in fp64, where they are subtracted and summed, in chunks that stay in the processor's cache; a
-chunk is read and converted once for all phases that start there. The chunks' sums are added by `math.fsum`, which is
-exact, so no result depends on the number of threads. A piece whose stored bits are equal is not subtracted; its change
-is exactly zero.
+Stored values are exact in fp64, in which they are subtracted and summed, in chunks that fit into the CPU cache; a chunk
+is read and converted once for all phases. The chunks' sums are added by `math.fsum`, which is exact, so results do not
+depend on the number of threads. Pieces with equal stored bits are not subtracted; their change is exactly zero.
 """
 
 import math
@@ -27,41 +26,41 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK_ELEMENTS = 2**18
-"""Summed at once on the CPU: its buffers stay in the cache, and Python takes a tenth less than with half as many."""
+"""Chunk size on the CPU: buffers fit into the cache, with a tenth less Python overhead than for half the size."""
 DEVICE_CHUNK_ELEMENTS = 2**22
 PIECE_ELEMENTS = 2**23
 """A thread's unit of work; a multiple of either chunk."""
 PROBE_ELEMENTS = 2**10
-"""Compared before a whole piece is."""
+"""Elements compared before the whole piece."""
 PIECES_AHEAD = 4
-"""Given to each thread before their results are asked for."""
+"""Pieces queued per thread before results are collected."""
 
 Sums = defaultdict[tuple[str, int], list[float]]
-"""(what, number of the phase, pair or checkpoint) -> a value per chunk."""
+"""(quantity, index of the phase, pair or checkpoint) -> one value per chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One tensor's change in one phase; all but `max_change` can be added up over tensors."""
+    """One tensor's change in one phase; all fields except `max_change` are additive over tensors."""
 
     num_elements: int
     delta_squares: float
     start_squares: float
     num_changed: int | None = None
-    """Elements whose stored bits differ; between two dtypes, whose values differ."""
+    """Elements whose stored bits differ (values, if the dtypes differ)."""
     max_change: float | None = None
     """The largest |Δ|; this and the rest only with the noise floor."""
     rounding_squares: float | None = None
-    """Σ ulp(w)²/12 of the start, in the coarser of the two stored dtypes: what rounding one end alone would give."""
+    """Σ ulp(w)²/12 of the start, in the coarser of the two stored dtypes: the effect of rounding one end."""
     changed_ulp_squares: float | None = None
     """Σ ulp(w)² over the elements that changed."""
     ulps_histogram: tuple[int, ...] | None = None
-    """How many elements moved by how many ulps, in the bins of `ULP_LABELS`."""
+    """Histogram of changes in ulps, with the bins of `ULP_LABELS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairChange:
-    """What two phases' changes of one tensor have in common; the fields can be added up over tensors."""
+    """The overlap of two phases' changes of one tensor; the fields are additive over tensors."""
 
     num_elements: int
     num_first_changed: int
@@ -73,18 +72,18 @@ class PairChange:
 
     @property
     def cosine(self) -> float | None:
-        """Of the angle between the two deltas; None where one of them is zero."""
+        """Cosine of the angle between the two deltas; None if one of them is zero."""
         norms = math.sqrt(self.first_squares) * math.sqrt(self.second_squares)
         return self.dot_product / norms if norms else None
 
     @property
     def jaccard(self) -> float | None:
-        """Elements that both changed among those that either did; None where none did."""
+        """Elements that both changed, as a share of those that either changed; None if there are none."""
         return self._share(self.num_both_changed)
 
     @property
     def independent_jaccard(self) -> float | None:
-        """The same if each phase had chosen its elements at random."""
+        """Expected value if each phase had changed random elements."""
         if not self.num_elements:
             return None
         return self._share(self.num_first_changed * self.num_second_changed / self.num_elements)
@@ -96,7 +95,7 @@ class PairChange:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorChange:
-    """One tensor's changes, in the order of the phases and pairs that were asked for."""
+    """One tensor's changes, in the order of the requested phases and pairs."""
 
     name: str
     phases: tuple[Change, ...]
@@ -105,7 +104,7 @@ class TensorChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared with what."""
+    """The comparisons to make."""
 
     checkpoints: Sequence[Checkpoint]
     phases: Sequence[tuple[int, int]]
@@ -113,19 +112,19 @@ class Comparison:
     pairs: Sequence[tuple[int, int]] = ()
     """(first, second), numbers of phases that are compared with each other."""
     floor: bool = True
-    """Whether the noise floor is measured too, which takes a few times as long."""
+    """Whether to measure the noise floor, which takes several times as long."""
     counts: bool = True
-    """Whether changed elements are counted too, which takes a quarter longer; the floor and pairs need it."""
+    """Whether to count changed elements, which takes a quarter longer; required by the floor and pairs."""
     device: str = "cpu"
 
     @property
     def counted(self) -> bool:
-        """True where changed elements are counted, asked for or needed."""
+        """True if changed elements are counted, because requested or required."""
         return self.counts or self.floor or bool(self.pairs)
 
 
 class Stored(NamedTuple):
-    """A piece of one checkpoint's tensor as it is stored, or a chunk of it."""
+    """A piece or chunk of one checkpoint's tensor, as stored."""
 
     dtype: str
     values: "torch.Tensor"
@@ -139,7 +138,7 @@ def measure_change(comparison: Comparison, name: str) -> TensorChange:
     """Measures one tensor, by its canonical name.
 
     Raises:
-        ValueError: naming file and tensor, where it holds values that are not finite, or no floating-point numbers.
+        ValueError: naming file and tensor, if values are not finite or not floating-point.
     """
     return next(measure_many(comparison, [name]))
 
@@ -147,11 +146,11 @@ def measure_change(comparison: Comparison, name: str) -> TensorChange:
 def measure_many(comparison: Comparison, names: Sequence[str], *, num_threads: int = 1) -> Iterator[TensorChange]:
     """Measures tensors on several threads and yields them one by one, in the order of their names.
 
-    The threads share each tensor, so a large one keeps all of them busy. Until the iterator is used up or closed, torch
-    runs every operation on one thread.
+    The threads share each tensor, so a large one keeps all of them busy. Until the iterator is exhausted or closed,
+    torch runs every operation on one thread.
 
     Raises:
-        ValueError: as `measure_change`.
+        ValueError: as for `measure_change`.
     """
     import torch
 
@@ -160,7 +159,7 @@ def measure_many(comparison: Comparison, names: Sequence[str], *, num_threads: i
     workspace = Workspace()
     pieces = ((name, first) for name in names for first in _pieces(comparison, name))
     previous = torch.get_num_threads()
-    torch.set_num_threads(1)  # operations that start threads of their own would compete with ours
+    torch.set_num_threads(1)  # torch's own threads would compete with these
     pool = ThreadPoolExecutor(num_threads)
     running = deque(
         pool.submit(_measure_piece, comparison, name, first, workspace)
@@ -196,7 +195,7 @@ def _check_stored(comparison: Comparison, name: str) -> None:
 
 
 def _measure_piece(comparison: Comparison, name: str, first: int, workspace: Workspace) -> Sums:
-    """Returns one piece's sums: a value per chunk."""
+    """Returns one piece's sums: one value per chunk."""
     on_cpu = comparison.device == "cpu"
     step = CHUNK_ELEMENTS if on_cpu else DEVICE_CHUNK_ELEMENTS
     pieces = []
@@ -219,16 +218,16 @@ def _measure_piece(comparison: Comparison, name: str, first: int, workspace: Wor
 
 
 def _release(comparison: Comparison, name: str, first: int, num_elements: int) -> None:
-    """Gives the piece's memory back, and leaves the other threads theirs."""
+    """Releases the piece's memory, but not other threads'."""
     for checkpoint in comparison.checkpoints:
         size = DTYPES[checkpoint.tensors[name].dtype][1]
         checkpoint.release(name, first * size, (first + num_elements) * size)
 
 
 def _measure_energies(comparison: Comparison, pieces: "Sequence[torch.Tensor]", workspace: Workspace) -> Sums:
-    """Returns the sums of squares alone, with as little Python between the operations as there can be.
+    """Returns only the sums of squares, with minimal Python overhead between operations.
 
-    Beside them it is what one thread keeps the others waiting with: a general chunk costs a fifth more.
+    Python holds the GIL and blocks the other threads: the general path costs a fifth more.
     """
     sums: Sums = defaultdict(list)
     starts = list(dict.fromkeys(start for start, _ in comparison.phases))
@@ -248,7 +247,7 @@ def _measure_energies(comparison: Comparison, pieces: "Sequence[torch.Tensor]", 
 
 
 def _same(start: Stored, end: Stored) -> bool:
-    """True for equal bits; two pieces that differ usually do so in their first elements."""
+    """True for equal bits; differing pieces usually differ in their first elements."""
     if start.dtype != end.dtype:
         return False
     return same(start.bits[:PROBE_ELEMENTS], end.bits[:PROBE_ELEMENTS]) and same(start.bits, end.bits)
@@ -275,7 +274,7 @@ def _measure_chunk(
             sums["ulp_squares", phase].append(dot(spacing, spacing))
         if phase in identical:
             continue
-        # Without pairs, the next phase overwrites what this one is done with.
+        # Without pairs, the next phase may overwrite this one's buffers.
         delta = workspace.buffer(("delta", phase if comparison.pairs else None), num_elements, device)
         if end in starts:
             torch.sub(starts[end].padded, starts[start].padded, out=delta.padded)
@@ -299,7 +298,7 @@ def _measure_chunk(
 
 
 def _measure_steps(phase: int, start: Stored, end: Stored, delta: Buffer, spacing: Buffer, sums: Sums) -> None:
-    """Adds what the noise floor asks of the elements that changed; the spacing is overwritten."""
+    """Adds the noise floor's sums over changed elements; overwrites the spacing."""
     import torch
 
     low, high = torch.aminmax(delta.values)
@@ -315,7 +314,7 @@ def _measure_steps(phase: int, start: Stored, end: Stored, delta: Buffer, spacin
 
 
 def _combine(comparison: Comparison, name: str, sums: Sums) -> TensorChange:
-    """Adds up the chunks."""
+    """Sums over chunks."""
     num_elements = math.prod(comparison.checkpoints[0].tensors[name].shape)
 
     def total(what: str, number: int) -> float:
@@ -356,7 +355,7 @@ def _combine(comparison: Comparison, name: str, sums: Sums) -> TensorChange:
 
 
 def _refuse_non_finite(comparison: Comparison, name: str) -> None:
-    """Names the first checkpoint whose tensor is not finite; squares that only overflow pass."""
+    """Raises for the first checkpoint whose tensor is not finite; overflowing squares are allowed."""
     import torch
 
     for checkpoint in comparison.checkpoints:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from analyze.deltas.change import Comparison, measure_many
+from analyze.deltas.closing import summary
 from analyze.deltas.figures import DeltaTables, draw_all
 from analyze.deltas.floor import ULP_LABELS
 from analyze.deltas.records import SpectralOptions, batches, cost, is_matrix, matrix_shape, measure_spectra
@@ -393,4 +394,4 @@ def main(argv: list[str] | None = None) -> None:
                     measure_matrices(plan, arguments, log)
                 tables = write_tables(plan, arguments.measures, list(log), output_dir)
             draw_all(tables, output_dir / "figures")
-    print(f"deltas: {output_dir / 'layers.csv'}")
+    print(*summary(output_dir), f"deltas: {output_dir / 'layers.csv'}", sep="\n")

@@ -1,8 +1,8 @@
-"""How are a chunk's elements summed, compared and counted? The few operations of the streamed pass, on CPU or GPU.
+"""Sums, compares and counts a chunk's elements: the operations of the streamed pass, on CPU or GPU.
 
-On a CPU, NumPy's are used where torch's are slower; measured at 2**17 elements on one core of an AMD EPYC, ns each:
-dot product in fp64 0.12 (torch 0.16), comparing 16-bit integers 0.06 (0.48), counting 0.04 (0.22). All of them drop the
-GIL and none starts threads.
+On a CPU, NumPy is used where it is faster than torch; measured at 2**17 elements on one core of an AMD EPYC, in ns per
+element: dot product in fp64 0.12 (torch 0.16), comparing 16-bit integers 0.06 (0.48), counting 0.04 (0.22). All of them
+release the GIL and none starts threads.
 """
 
 import threading
@@ -15,33 +15,33 @@ if TYPE_CHECKING:
     import torch
 
 ROW_ELEMENTS = 256
-"""Summed by one call of BLAS: too few for it to start threads, and rows enough in a chunk for NumPy to drop the GIL."""
+"""Elements per BLAS call: too few for it to start threads, with enough rows per chunk for NumPy to release the GIL."""
 INTEGERS = {2: "int16", 4: "int32", 8: "int64"}
 
 Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
-"""NumPy's on the CPU, torch's on a GPU."""
+"""NumPy arrays on the CPU, torch tensors on a GPU."""
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Room for a chunk's fp64 values and for a mask of them; the same memory in the forms its users need."""
+    """Buffers for a chunk's fp64 values and a mask, as views of the same memory."""
 
     values: "torch.Tensor"
     padded: "torch.Tensor"
-    """The values and zeros that fill the last row."""
+    """The values, with the last row zero-padded."""
     rows: Array
     mask: Array
 
 
 class Workspace(threading.local):
-    """A thread's buffers, reused from chunk to chunk."""
+    """A thread's buffers, reused between chunks."""
 
     def __init__(self) -> None:
         self._memory: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
         self._buffers: dict[object, Buffer] = {}
 
     def buffer(self, key: object, num_elements: int, device: str) -> Buffer:
-        """Returns the buffer of that name and length; what stands in it is undefined."""
+        """Returns the buffer of that name and length, with undefined content."""
         import torch
 
         if key in self._buffers and self._buffers[key].values.numel() == num_elements:
@@ -71,7 +71,7 @@ def dot(first: Buffer, second: Buffer) -> float:
 
 
 def differ(first: Array, second: "Array | float", out: Array) -> int:
-    """Writes where an array differs from another of its dtype, or from a number, and returns in how many places."""
+    """Writes the mask where an array differs from another or from a number, and returns the number of differences."""
     if isinstance(out, np.ndarray):
         np.not_equal(first, second, out=out)
     else:
@@ -82,7 +82,7 @@ def differ(first: Array, second: "Array | float", out: Array) -> int:
 
 
 def same(first: Array, second: Array) -> bool:
-    """True where two arrays hold the same."""
+    """True if two arrays are equal."""
     if isinstance(first, np.ndarray):
         return np.array_equal(first, second)
     import torch
@@ -91,12 +91,12 @@ def same(first: Array, second: Array) -> bool:
 
 
 def count(mask: Array) -> int:
-    """Returns how many are true."""
+    """Returns the number of true values."""
     return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.sum())
 
 
 def as_array(values: "torch.Tensor") -> Array:
-    """Returns the values in the form that is fast where they are."""
+    """Returns the values as an array type that is fast on their device."""
     return values.numpy() if values.device.type == "cpu" else values
 
 

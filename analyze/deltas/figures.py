@@ -1,4 +1,4 @@
-"""What do the tables of `analyze.deltas` look like? Figures over the model's depth, drawn from the tables alone."""
+"""Figures of the tables of `analyze.deltas`, over the model's depth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORWARD_ORDER = ("vision", "projector", "embed", "llm", "norm", "head")
-"""The order in which a picture passes through the model."""
+"""The order of the forward pass for an image."""
 SHADES = {"vision": "#eef3f8", "projector": "#f8f0e4", "llm": "#f1f5ee"}
 REGION_TITLES = {"vision": "vision", "projector": "proj.", "llm": "decoder"}
 NULL_COLOUR = "#9a9a9a"
@@ -25,7 +25,7 @@ BLOCK_COLOURS = {"early": "#0072B2", "mid": "#D55E00", "late": "#009E73", "visio
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaTables:
-    """The tables a figure may draw from; None where that measure was not asked for."""
+    """The tables for figures; None for measures that were not requested."""
 
     matrices: "pd.DataFrame"
     layers: "pd.DataFrame"
@@ -42,7 +42,7 @@ class DeltaTables:
 
     @property
     def places(self) -> list[tuple[str, int | None]]:
-        """(region, layer) in the order of the forward pass; layer is None for what stands in no layer."""
+        """(region, layer) in the order of the forward pass; layer is None outside of layers."""
         found = {
             (region, None if layer != layer else int(layer))
             for region, layer in zip(self.layers["region"], self.layers["layer"], strict=True)
@@ -51,7 +51,7 @@ class DeltaTables:
 
 
 def draw_energy(tables: DeltaTables) -> "Figure":
-    """Draws ‖Δ‖/‖W‖ over depth, a line per phase or arm, with what rounding alone would give dashed beside it."""
+    """Draws ‖Δ‖/‖W‖ over depth, a line per phase or arm, with the effect of rounding alone dashed."""
     figure, axes = _depth_panels(tables, 1, 3.9)
     axes[0].set_yscale("log")
     axes[0].tick_params(which="minor", labelsize=7.5)
@@ -71,7 +71,7 @@ def draw_energy(tables: DeltaTables) -> "Figure":
 
 
 def draw_changed(tables: DeltaTables) -> "Figure | None":
-    """Draws the share of elements that changed at all over depth, a line per phase or arm."""
+    """Draws the share of changed elements over depth, one line per phase or arm."""
     if "changed_frac" not in tables.layers:
         return None
     figure, axes = _depth_panels(tables, 1, 3.4)
@@ -134,7 +134,7 @@ def draw_decay(tables: DeltaTables) -> "Figure | None":
         quartiles = [name for name in own if str(name).endswith(("low", "median", "high"))]
         for block in [block for block in BLOCK_COLOURS if block in set(own["block"])]:
             ranks = own[own["block"] == block]
-            # The mean over seeds, of ranks that at least half of the block's matrices have.
+            # The mean over seeds, for ranks that at least half of the block's matrices have.
             table = ranks[ranks["n"] >= ranks["n"].max() / 2].groupby("rank")[quartiles].mean()
             colour = BLOCK_COLOURS[block]
             axes.fill_between(table.index, table["low"], table["high"], color=colour, alpha=0.13, linewidth=0)
@@ -209,7 +209,7 @@ FIGURES: dict[str, Callable[[DeltaTables], "Figure | None"]] = {
 
 
 def draw_all(tables: DeltaTables, directory: Path) -> None:
-    """Draws as PNG every figure that the tables allow."""
+    """Draws all figures for which there are tables, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -268,7 +268,7 @@ def _line(
     axes: "Axes", tables: DeltaTables, table: "pd.DataFrame", column: str, label: str, *, colour: str | None = None,
     linestyle: str = "-", marker: str = "o",
 ) -> None:  # fmt: skip
-    """Draws one line over depth: the median over whatever stands at a place (seeds, matrices), zeros left out."""
+    """Draws one line over depth: the median over seeds and matrices at each position, without zeros."""
     places = tables.places
     middle = table.groupby(["region", "layer"], dropna=False)[column].median().reset_index()
     values = {
@@ -280,7 +280,7 @@ def _line(
     heights = [values.get(place, nothing) for place in places]
     heights = [nothing if logarithmic and height == 0 else height for height in heights]
     colour = colour or model_colour(label, tables.phases)
-    for region in FORWARD_ORDER:  # a line is not drawn across regions
+    for region in FORWARD_ORDER:  # no lines across regions
         own = [position for position, place in enumerate(places) if place[0] == region]
         axes.plot(
             own, [heights[position] for position in own], color=colour, linestyle=linestyle, linewidth=1.5,
@@ -290,7 +290,7 @@ def _line(
 
 
 def _mark_zeros(axes: "Axes", tables: DeltaTables, column: str) -> None:
-    """Marks exact zeros, which have no place on a logarithmic scale, along its bottom, an arm beside the other."""
+    """Marks exact zeros, which a logarithmic scale cannot show, at the bottom, arms next to each other."""
     bottom = axes.get_ylim()[0]
     places = tables.places
     for order, phase in enumerate(tables.phases):

@@ -1,13 +1,13 @@
-"""Do two changes go in the same directions? Leading singular subspaces and the angles between them.
+"""Do two changes have the same directions? Leading singular subspaces and the principal angles between them.
 
     spectrum, subspace = decompose(delta, 16)
     angles = principal_angles(subspace.left, other.left)
 
-The k leading left and right singular vectors come from the Gram matrix that gives the spectrum, by Lanczos iteration
-from a fixed start (ARPACK). Principal angles: Knyazev & Argentati 2002, doi 10.1137/S1064827500377332, by way of SciPy.
+The k leading left and right singular vectors are computed from the Gram matrix of the spectrum, by Lanczos iteration
+from a fixed start (ARPACK). Principal angles: Knyazev & Argentati 2002, doi 10.1137/S1064827500377332, using SciPy.
 
-Known limits: a subspace is defined only as far as σ_k stands apart from σ_{k+1}. An error of size e in the matrix turns
-it by about e / (σ_k − σ_{k+1}) (Wedin 1972), so `gap` belongs beside every angle. Rounding noise has no gaps.
+Known limits: a subspace is well-defined only if σ_k is separated from σ_{k+1}. An error of size e in the matrix rotates
+it by about e / (σ_k − σ_{k+1}) (Wedin 1972), so report `gap` with every angle. Rounding noise has no gaps.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 MIN_ROWS_FOR_LANCZOS = 256
-"""A smaller Gram matrix, or one of which many vectors are wanted, is decomposed directly."""
+"""Smaller Gram matrices, or those from which many vectors are needed, are decomposed directly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +41,24 @@ class Subspace:
     left: Float[np.ndarray, "rows k"]
     right: Float[np.ndarray, "columns k"]
     gap: float
-    """(σ_k − σ_{k+1}) / σ_k: 0 where the subspace is arbitrary, 1 where nothing follows."""
+    """(σ_k − σ_{k+1}) / σ_k: 0 if the subspace is arbitrary, 1 if σ_{k+1} is zero."""
 
     @property
     def k(self) -> int:
-        """How many; fewer than asked for where the matrix has no more that can be told from rounding."""
+        """Number of directions; fewer than requested if the others cannot be distinguished from rounding."""
         return len(self.left.T)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrincipalAngles:
-    """How two subspaces lie to each other."""
+    """The relation of two subspaces."""
 
     angles: Float[np.ndarray, " smaller"]
     """In radians, smallest first; as many as the smaller subspace has dimensions."""
     overlap: float
-    """Mean cos²: 1 where the smaller lies within the larger, 0 where they are orthogonal, NaN where one is empty."""
+    """Mean cos²: 1 if the smaller lies within the larger, 0 if they are orthogonal, NaN if one is empty."""
     random_overlap: float
-    """What two random subspaces of these sizes have on average: the larger one's dimension over the space's."""
+    """Expected overlap of two random subspaces of these sizes: the larger dimension over that of the space."""
 
 
 def top_subspace(delta: "torch.Tensor", k: int, *, device: "torch.device | str | None" = None) -> Subspace:
@@ -71,8 +71,8 @@ def decompose(
 ) -> tuple[Spectrum, Subspace]:
     """Returns all singular values and the k leading directions of a matrix, with one Gram matrix for both.
 
-    Fewer directions than k are returned where the matrix has fewer, or where the further ones are so weak (below about
-    1e-5 σ_1) that the Gram matrix does not hold them.
+    Fewer than k directions are returned if the matrix has fewer, or if the others are too weak (below about 1e-5 σ_1)
+    to be resolved by the Gram matrix.
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected 1 or more directions")
@@ -97,7 +97,7 @@ def decompose(
 
 
 def principal_angles(one: Float[np.ndarray, "n p"], other: Float[np.ndarray, "n q"]) -> PrincipalAngles:
-    """Returns the principal angles between the spaces that two matrices' columns span."""
+    """Returns the principal angles between the column spaces of two matrices."""
     from scipy.linalg import subspace_angles
 
     if one.shape[0] != other.shape[0]:
@@ -140,7 +140,7 @@ def _leading_eigenvectors(gram: "torch.Tensor", k: int) -> np.ndarray:
 
 
 def _with_zero_rows(basis: np.ndarray, kept: "torch.Tensor | None", num_rows: int) -> np.ndarray:
-    """Puts back the rows that were left out as zeros."""
+    """Reinserts the omitted zero rows."""
     if kept is None:
         return basis
     whole = np.zeros((num_rows, basis.shape[1]))

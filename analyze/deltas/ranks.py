@@ -1,7 +1,7 @@
-"""What does a spectrum amount to? Norms, ranks and decay of a change's singular values σ_1 ≥ σ_2 ≥ …
+"""Summaries of a spectrum: norms, ranks and decay of a change's singular values σ_1 ≥ σ_2 ≥ …
 
 The definitions are the paper's and its code's: stable rank, effective rank (Roy & Vetterli 2007, "The effective rank: a
-measure of effective dimensionality"), log-volume and decay of the leading 50; and the participation ratio beside them.
+measure of effective dimensionality"), log-volume and decay of the leading 50; in addition the participation ratio.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ import numpy as np
 from jaxtyping import Float
 
 NUM_LEADING = 50
-"""Values in the log-volume and the decay, as in the paper's figure and code."""
+"""Number of values in the log-volume and the decay, as in the paper's figure and code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """A matrix's singular values, largest first, with what is known about their error."""
+    """A matrix's singular values, largest first, with error bounds."""
 
     values: Float[np.ndarray, " num_kept"]
     errors: Float[np.ndarray, " num_kept"]
-    """How far each value may be from the true one, in the values' unit."""
+    """Absolute error bound of each value."""
     num_values: int
-    """How many the matrix has; `values` holds fewer where only the leading ones were asked for."""
+    """Number of singular values of the matrix; `values` has fewer if only the leading ones were requested."""
     method: str
     """`gram`, `svd` or `randomised`."""
 
@@ -31,13 +31,13 @@ class Spectrum:
 
     @property
     def resolved(self) -> Float[np.ndarray, " num_resolved"]:
-        """The values that exceed their own error; the others cannot be told from zero."""
+        """The values above their error bound; the others cannot be distinguished from zero."""
         return self.values[self.values > self.errors]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumSummary:
-    """Norms and ranks; all are 0 for a zero matrix, and None where they need values that were not computed."""
+    """Norms and ranks; 0 for a zero matrix, None if they need values that were not computed."""
 
     spectral_norm: float
     """σ_1"""
@@ -54,7 +54,7 @@ class SpectrumSummary:
     log_volume: float | None
     """Σ ln σ over the leading `num_in_log_volume`; None where there is none"""
     num_in_log_volume: int
-    """50, or as many as can be told from zero"""
+    """50, or the number of values distinguishable from zero"""
     log_decay: Float[np.ndarray, " num_in_log_volume"]
     """ln(σ_i / σ_1) of the same values"""
 
@@ -64,7 +64,7 @@ def summarise_spectrum(spectrum: Spectrum, *, frobenius_norm: float | None = Non
 
     Args:
         spectrum: all values or the leading ones.
-        frobenius_norm: of the matrix, for a spectrum of the leading values alone, which does not tell it.
+        frobenius_norm: norm of the matrix, needed if the spectrum has only the leading values.
     """
     values = spectrum.values
     largest = float(values[0]) if len(values) else 0.0

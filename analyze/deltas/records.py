@@ -1,4 +1,4 @@
-"""What stands in a matrix's spectral record? Singular values of each phase, the null's, and angles between phases."""
+"""The spectral record of a matrix: singular values of each phase and of the null, and angles between phases."""
 
 import hashlib
 import math
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_ELEMENTS = 2**28
-"""Elements of the matrices that a GPU takes together: 1 GiB in fp32."""
+"""Elements per GPU batch: 1 GiB in fp32."""
 DIGITS = 9
-"""Of a stored singular value; a double's own error is below that for all that can be told from zero."""
+"""Significant digits of a stored singular value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralOptions:
-    """What is computed of each matrix."""
+    """Options of the computation per matrix."""
 
     top_k: int | None
     with_null: bool
     subspace_rank: int | None
-    """None leaves the angles out."""
+    """None omits the angles."""
     seed: int
     device: str
 
 
 def is_matrix(parameter: Parameter) -> bool:
-    """True for what has a spectrum worth the name: not for biases and norms."""
+    """True for matrices, not for biases and norms."""
     return len(parameter.shape) > 1
 
 
 def matrix_shape(parameter: Parameter) -> tuple[int, int]:
-    """Returns rows and columns of a weight as the spectrum sees it: a convolution's kernel with a row per output."""
+    """Returns the matrix shape of a weight; a convolution kernel has one row per output."""
     return parameter.shape[0], math.prod(parameter.shape[1:])
 
 
 def cost(parameters: Sequence[Parameter]) -> float:
-    """Returns what the spectra of some matrices cost, in multiplications: the Gram matrix and its eigenvalues."""
+    """Returns the cost of the spectra of some matrices in multiplications: Gram matrix and eigenvalues."""
     total = 0.0
     for parameter in parameters:
         short, long = sorted(matrix_shape(parameter))
@@ -54,7 +54,7 @@ def cost(parameters: Sequence[Parameter]) -> float:
 
 
 def batches(parameters: Sequence[Parameter], device: str) -> Iterator[list[Parameter]]:
-    """Yields the matrices that are decomposed together: one by one on a CPU, those of one shape on a GPU."""
+    """Yields batches of matrices to decompose together: single ones on a CPU, equal shapes on a GPU."""
     if device == "cpu":
         yield from ([parameter] for parameter in parameters)
         return
@@ -72,13 +72,13 @@ def measure_spectra(
     pairs: Sequence[tuple[int, int]],
     options: SpectralOptions,
 ) -> list[Record]:
-    """Returns a record for each of some matrices of one shape.
+    """Returns one record per matrix, for matrices of equal shape.
 
     Args:
         parameters: the matrices.
         phases: (start, end) of each difference.
-        pairs: numbers of the phases whose leading subspaces are compared.
-        options: what is computed.
+        pairs: indices of the phases whose leading subspaces are compared.
+        options: options of the computation.
     """
     measured: list[list[dict[str, Any]]] = [[] for _ in parameters]
     subspaces: list[list[Subspace | None]] = [[] for _ in parameters]
@@ -126,9 +126,9 @@ def measure_spectra(
 
 
 def _delta(start: Checkpoint, end: Checkpoint, name: str) -> "torch.Tensor":
-    """Returns end - start in fp32 as a matrix, with one copy of it in memory."""
+    """Returns end - start in fp32 as a matrix, with one copy in memory."""
     delta = end.view(name).float().clone() if end.tensors[name].dtype == "F32" else end.view(name).float()
-    delta.sub_(start.view(name))  # promoted to fp32 element by element: exact for what is stored in fewer bits
+    delta.sub_(start.view(name))  # promoted to fp32 elementwise: exact for lower-precision storage
     for checkpoint in (start, end):
         checkpoint.release(name)
     return as_matrix(delta.reshape(end.tensors[name].shape))
@@ -143,13 +143,13 @@ def _spectra(deltas: Sequence["torch.Tensor"], options: SpectralOptions) -> list
 def _shuffled(
     deltas: list["torch.Tensor"], parameters: Sequence[Parameter], phase: int, options: SpectralOptions
 ) -> list["torch.Tensor"]:
-    """Returns the matched nulls; each matrix has a seed of its own, whatever the order of work."""
+    """Returns the matched nulls; each matrix has its own seed, independent of the order of work."""
     nulls = []
     for delta, parameter in zip(deltas, parameters, strict=True):
         label = f"{options.seed}/{phase}/{parameter.name}"
         seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:8], "big")
         nulls.append(matched_null(delta, seed=seed))
-    deltas.clear()  # the largest matrix needs its memory back
+    deltas.clear()  # frees memory for the largest matrix
     return nulls
 
 
@@ -164,7 +164,7 @@ def _figures(spectrum: Spectrum, frobenius_norm: float | None) -> dict[str, Any]
 
 
 def _angles(one: Subspace | None, other: Subspace | None) -> dict[str, Any]:
-    """Returns how two phases' leading directions lie to each other, on the side of outputs (left) and of inputs."""
+    """Returns the angles between two phases' leading directions, on the output (left) and input side."""
     assert one is not None and other is not None
     result: dict[str, Any] = {"subspace_rank": min(one.k, other.k), "gap_a": one.gap, "gap_b": other.gap}
     for side in ("left", "right"):

@@ -1,4 +1,4 @@
-"""In how many directions does a change go, and how strongly in each? Singular values of weight deltas.
+"""In how many directions, and how strongly, do weights change? Singular values of weight deltas.
 
     spectrum = singular_values(delta)  # delta: [rows, columns], fp32
 
@@ -10,15 +10,15 @@ Exact by default: the eigenvalues λ of the Gram matrix of the shorter side, eve
 u sqrt(m) for the sums (probabilistic bound: Higham & Mary 2019, doi 10.1137/18M1226312) and u sqrt(n) λ_1
 for the eigenvalues (LAPACK Users' Guide, section 4.7: u p(n) λ_1, p a modestly growing function). Measured: a sixth of
 that at most for random, positive, graded and low-rank matrices up to 1500 × 1500; 1.3 times that for a constant one,
-whose roundings all go one way. So a σ near 1e-8 σ_1 drowns. The check: where any value could be off by more than
-`MAX_RELATIVE_ERROR`, all are computed anew by QR reduction and a full decomposition in fp64, whose error is one of σ:
-u (sqrt(n) + sqrt(m)) σ_1. Rows and columns of zeros are left out first: they add nothing but zeros.
+whose rounding errors all have the same sign. So a σ near 1e-8 σ_1 is lost. If any value could be off by more than
+`MAX_RELATIVE_ERROR`, all are recomputed by QR reduction and a full decomposition in fp64, whose error is one of σ:
+u (sqrt(n) + sqrt(m)) σ_1. Zero rows and columns are removed first: they only add zero singular values.
 
-With `top_k` the leading values alone, randomised (Halko, Martinsson & Tropp 2011, doi 10.1137/090771806, algorithm 4.4
-by way of `torch.svd_lowrank`). They lie below the true ones, rounding aside; each stands with its residual, in which a
-true value lies (Weyl's inequality for [[0, D], [Dᵀ, 0]]). A flat spectrum, as rounding's is, leaves some per cent.
+With `top_k` only the leading values are computed, randomised (Halko, Martinsson & Tropp 2011, doi 10.1137/090771806,
+algorithm 4.4, with `torch.svd_lowrank`). Apart from rounding they are lower bounds; each has a residual within which a
+true value lies (Weyl's inequality for [[0, D], [Dᵀ, 0]]). For flat spectra (rounding) errors are some percent.
 
-Known limits: below about 1e-12 σ_1 the full decomposition, too, has fewer than four correct digits (`errors` says so).
+Known limits: below about 1e-12 σ_1 even the full decomposition has fewer than four correct digits (see `errors`).
 """
 
 import math
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 MAX_RELATIVE_ERROR = 1e-4
-"""A Gram value that may be off by more sends the matrix to the full decomposition."""
+"""Maximum relative error of a Gram value; above it the full decomposition is used."""
 UNIT_ROUNDOFF = 2.0**-53
 CHUNK = 1024
-"""Entries of the longer side that are held in fp64 at a time; wider is no faster (measured on two cores)."""
+"""Entries of the longer side converted to fp64 at a time; more is not faster (measured on two cores)."""
 NUM_BLOCK_ROWS = 4
-"""A Gram matrix is symmetric: of 4 × 4 blocks the 10 at and below the diagonal are computed."""
+"""Blocks per side of the symmetric Gram matrix: of 4 × 4 blocks, the 10 at and below the diagonal are computed."""
 MIN_ROWS_IN_BLOCKS = 1024
 BATCH_BYTES = 2**31
-"""Gram matrices that are decomposed at once."""
+"""Gram matrices decomposed per batch."""
 SIGN_BIT = np.uint32(1 << 31)
 SIGNS_AT_ONCE = 2**20
 NUM_OVERSAMPLED = 16
@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 
 
 def as_matrix(delta: "torch.Tensor") -> "torch.Tensor":
-    """Returns a tensor as [rows, columns]: a vector as one row, a kernel as a row per output."""
+    """Returns a tensor as [rows, columns]: a vector as one row, a kernel with one row per output."""
     delta = delta.detach()
     return delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)
 
@@ -66,12 +66,12 @@ def singular_values(
 
     Args:
         delta: in fp32 or fewer bits, of any shape (see `as_matrix`).
-        top_k: compute only so many leading values, with randomness; no fewer than all are computed exactly.
-        device: where to compute; the tensor's own by default.
-        seed: of the randomness.
+        top_k: compute only this many leading values, with a randomised algorithm; by default all are computed exactly.
+        device: device of the computation; the tensor's by default.
+        seed: seed of the randomised algorithm.
 
     Raises:
-        ValueError: where a value is not finite.
+        ValueError: if a value is not finite.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected 1 or more leading singular values")
@@ -86,9 +86,9 @@ def singular_values(
 def singular_values_batched(
     deltas: Sequence["torch.Tensor"], *, device: "torch.device | str | None" = None
 ) -> list[Spectrum]:
-    """Returns the singular values of matrices of one shape, their Gram matrices decomposed together.
+    """Returns the singular values of matrices of one shape, with batched decomposition of their Gram matrices.
 
-    For a GPU, which small matrices leave idle one by one. Where its memory does not suffice, fewer are taken at a time.
+    For GPUs, which single small matrices do not fully use. If memory is insufficient, smaller batches are used.
     """
     import torch
 
@@ -115,7 +115,7 @@ def singular_values_batched(
 
 
 def in_batches(items: Sequence[Item], size: int, work: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
-    """Works through items so many at a time; a batch that does not fit the device's memory is halved."""
+    """Processes items in batches; a batch that does not fit the device's memory is halved."""
     import torch
 
     results: list[Result] = []
@@ -132,7 +132,7 @@ def in_batches(items: Sequence[Item], size: int, work: Callable[[Sequence[Item]]
 def without_zeros(
     matrix: "torch.Tensor",
 ) -> tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]:
-    """Returns a matrix without its rows and columns of zeros, and the indices of the others (None: all are there)."""
+    """Returns a matrix without zero rows and columns, and the indices of the others (None: all are kept)."""
     rows, columns = matrix.any(dim=1), matrix.any(dim=0)
     kept_rows = None if bool(rows.all()) else rows.nonzero().flatten()
     kept_columns = None if bool(columns.all()) else columns.nonzero().flatten()
@@ -144,7 +144,7 @@ def without_zeros(
 
 
 def gram_matrix(matrix: "Float[torch.Tensor, 'rows columns']") -> "Float[torch.Tensor, 'short short']":
-    """Returns the inner products of the shorter side's vectors in fp64; only the lower triangle is complete."""
+    """Returns the Gram matrix of the shorter side in fp64; only the lower triangle is complete."""
     import torch
 
     is_wide = matrix.shape[0] <= matrix.shape[1]
@@ -161,12 +161,12 @@ def gram_matrix(matrix: "Float[torch.Tensor, 'rows columns']") -> "Float[torch.T
 
 
 def exact_spectrum(matrix: "torch.Tensor", gram: "torch.Tensor", num_values: int) -> Spectrum:
-    """Returns all singular values of a matrix, from its Gram matrix where that suffices.
+    """Returns all singular values of a matrix, from its Gram matrix if that is accurate enough.
 
     Args:
         matrix: [rows, columns], without rows or columns of zeros.
-        gram: as `gram_matrix` returns it.
-        num_values: how many values the matrix had with its rows and columns of zeros.
+        gram: result of `gram_matrix`.
+        num_values: number of values including zero rows and columns.
     """
     import torch
 
@@ -175,12 +175,12 @@ def exact_spectrum(matrix: "torch.Tensor", gram: "torch.Tensor", num_values: int
 
 
 def eigenvalue_error(matrix: "torch.Tensor", largest: float) -> float:
-    """Returns ε: how far an eigenvalue of the Gram matrix may be from the true one (see the module's beginning)."""
+    """Returns ε, the error bound of an eigenvalue of the Gram matrix (see the module's docstring)."""
     return UNIT_ROUNDOFF * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])) * largest
 
 
 def _trusted(matrix: "torch.Tensor", eigenvalues: "torch.Tensor", num_values: int) -> Spectrum | None:
-    """Returns the spectrum that a Gram matrix's eigenvalues give, or None where one may be too far off."""
+    """Returns the spectrum from a Gram matrix's eigenvalues, or None if one may be too inaccurate."""
     squares = eigenvalues.numpy()[::-1]  # largest first
     error = eigenvalue_error(matrix, float(squares[0])) if len(squares) else 0.0
     values = np.sqrt(np.maximum(squares, 0))
@@ -191,7 +191,7 @@ def _trusted(matrix: "torch.Tensor", eigenvalues: "torch.Tensor", num_values: in
 
 
 def _decomposed(matrix: "torch.Tensor", num_values: int) -> Spectrum:
-    """Returns all singular values by QR reduction of the longer side, a part at a time, and a full decomposition."""
+    """Returns all singular values by blockwise QR reduction of the longer side and a full decomposition."""
     import torch
 
     short, long = min(matrix.shape), max(matrix.shape)
@@ -211,7 +211,7 @@ def _decomposed(matrix: "torch.Tensor", num_values: int) -> Spectrum:
 
 
 def _padded(values: np.ndarray, errors: np.ndarray, num_values: int, method: str) -> Spectrum:
-    """Adds the zeros of the rows or columns that were left out."""
+    """Adds the zero singular values of removed rows or columns."""
     missing = num_values - len(values)
     return Spectrum(
         values=np.pad(values, (0, missing)), errors=np.pad(errors, (0, missing)), num_values=num_values, method=method
@@ -251,10 +251,10 @@ def _randomised(matrix: "torch.Tensor", top_k: int, num_values: int, seed: int) 
 
 
 def matched_null(delta: "torch.Tensor", *, seed: int) -> "torch.Tensor":
-    """Returns a matrix with the same magnitudes in random places under random signs: what has size but no direction.
+    """Returns a matrix with the same magnitudes at random positions with random signs: the same size, but no direction.
 
-    Each sign is drawn anew: shuffled ones would keep a mean, which is one strong direction. The same seed gives the
-    same matrix, whatever the number of threads. Takes one copy of the matrix beside the result.
+    Signs are drawn independently: shuffled ones would keep a mean, which is one strong direction. The same seed gives
+    the same matrix for any number of threads. Needs one copy of the matrix besides the result.
     """
     import torch
 

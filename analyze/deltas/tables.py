@@ -1,7 +1,7 @@
-"""How do the records of `analyze.deltas` become tables? Sums over tensors, never means of ratios.
+"""Computes the tables of `analyze.deltas` from records: sums over tensors, never means of ratios.
 
-A group's energy is the root of the sum of its tensors' squares, so layers, blocks and regions add up to the whole. Two
-further columns repeat what the released code prints, the sum and the mean of its matrices' energies.
+A group's energy is the root of its tensors' summed squares, so squared energies of layers, blocks and regions add up to
+the total. Two additional columns are those of the released code, the sum and the mean of the matrices' energies.
 """
 
 import math
@@ -23,7 +23,7 @@ NULL = "null_"
 
 
 def change_table(rows: Sequence[dict[str, Any]]) -> "pd.DataFrame":
-    """Returns the measured sums as a table: a row per phase and tensor, with a verdict where the floor was measured."""
+    """Returns the measured sums: one row per phase and tensor, with a verdict if the floor was measured."""
     import pandas as pd
 
     table = pd.DataFrame(rows)
@@ -72,10 +72,10 @@ def summarise(changes: "pd.DataFrame", keys: list[str]) -> "pd.DataFrame":
 
 
 def matrix_table(changes: "pd.DataFrame", spectra: Sequence[dict[str, Any]]) -> "pd.DataFrame":
-    """Returns a row per phase and tensor: energy, noise floor with its verdict, and the spectrum's figures.
+    """Returns one row per phase and tensor: energy, noise floor with its verdict, and the spectrum's summaries.
 
-    `spectral_norm_over_null` tells direction from size: about 1 for changes without any, more where one stands out,
-    even of a change whose energy is at the floor.
+    `spectral_norm_over_null` separates direction from size: about 1 for changes without a direction, larger if one
+    dominates, even if the change's energy is at the floor.
     """
     import pandas as pd
 
@@ -104,7 +104,7 @@ def matrix_table(changes: "pd.DataFrame", spectra: Sequence[dict[str, Any]]) -> 
 
 
 def arm_table(blocks: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one line per arm and seed: relative energy of every block and, where counted, its changed share."""
+    """Returns one row per arm and seed: relative energy of every block and, if counted, its changed share."""
     order = list(dict.fromkeys(blocks["block"]))
     arms = blocks[LABELS].drop_duplicates().reset_index(drop=True)
     for value in ("relative_energy", "changed_frac"):
@@ -117,7 +117,7 @@ def arm_table(blocks: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def ulps_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> "pd.DataFrame":
-    """Returns how many elements of each block moved by how many ulps: a row per phase, block and bin."""
+    """Returns the histogram of changes in ulps: one row per phase, block and bin."""
     import pandas as pd
 
     bins = [
@@ -131,7 +131,7 @@ def ulps_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> "pd.Dat
 
 
 def spectra_table(spectra: Sequence[dict[str, Any]]) -> "pd.DataFrame":
-    """Returns every singular value: phase, seed, place, rank (from 1), sigma with its error, and the matched null's."""
+    """Returns every singular value: phase, seed, position, rank (from 1), sigma with its error, and the null's."""
     import numpy as np
     import pandas as pd
 
@@ -152,7 +152,7 @@ def spectra_table(spectra: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 def decay_table(spectra: Sequence[dict[str, Any]]) -> "pd.DataFrame":
     """Returns ln(σ_i/σ_1) over the leading ranks (paper, Eq. 3): median and quartiles over a block's matrices.
 
-    Matrices that did not change are left out, and ranks that a matrix has not, or not above its rounding error.
+    Unchanged matrices are left out, and so are ranks that a matrix does not have, or not above its rounding error.
     """
     import pandas as pd
 
@@ -179,7 +179,7 @@ def decay_table(spectra: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def pair_table(rows: Sequence[dict[str, Any]]) -> "pd.DataFrame":
-    """Returns a row per pair of phases and tensor: cosine, overlap of the changed elements, and of matrices, angles."""
+    """Returns one row per pair of phases and tensor: cosine, overlap of changed elements and, for matrices, angles."""
     import pandas as pd
 
     names = [field.name for field in fields(PairChange)]

@@ -1,1 +1,1 @@
-"""What do the probes share? Their inputs, and figures over the decoder's depth."""
+"""Shared parts of the probes: inputs, and figures over the decoder's depth."""

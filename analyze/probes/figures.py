@@ -1,4 +1,4 @@
-"""How is a probe's figure over the decoder's depth drawn? The same blocks, axis and files for all of them."""
+"""Figures of probes over the decoder's depth, with the same blocks, axis and files for all probes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABEL_SIZE = 9.5
-"""Of titles and axes, in points."""
+"""Font size of titles and axes, in points."""
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8.5}
 LETTER_INCHES, HANDLE_INCHES = 0.066, 0.55
-"""Of a legend: how wide a letter is on average, and a line's sample with the space around it."""
+"""Widths in a legend: of an average letter, and of a line sample with its spacing."""
 
 
 def blocks_of(table: "pd.DataFrame") -> dict[str, list[int]]:
@@ -30,13 +30,13 @@ def blocks_of(table: "pd.DataFrame") -> dict[str, list[int]]:
 def mark_depth(
     axes: "Axes", blocks: Mapping[str, Sequence[int]], *, num_ticks: int = 14, end: str | None = None
 ) -> None:
-    """Makes a plain axis of decoder layers, with the blocks named above it and dotted lines between them.
+    """Styles an axis of decoder layers, with block names above and dotted lines between blocks.
 
     Args:
-        axes: whose x is the decoder's layer; its own margin keeps what is drawn clear of the names.
-        blocks: the layers of each.
-        num_ticks: about how many layers are numbered.
-        end: what stands at the place after the last layer, if there is one.
+        axes: axes whose x is the decoder layer; its margin keeps the data clear of the names.
+        blocks: the layers of each block.
+        num_ticks: approximate number of tick labels.
+        end: label of the position after the last layer, if any.
     """
     num_layers = max(max(layers) for layers in blocks.values()) + 1
     axes.margins(y=0.13)
@@ -65,7 +65,7 @@ def mark_boundaries(axes: "Axes", blocks: Mapping[str, Sequence[int]], colour: s
 
 
 def common_legend(figure: "Figure", panels: Sequence["Axes"]) -> None:
-    """Puts one legend for all panels above them, where it covers no data."""
+    """Draws one legend for all panels above them."""
     found: dict[str, Artist] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
@@ -77,7 +77,7 @@ def common_legend(figure: "Figure", panels: Sequence["Axes"]) -> None:
 
 
 def save_figures(directory: Path, draws: Mapping[str, Callable[[], "Figure | None"]]) -> None:
-    """Draws figures and writes each as `NAME.png`, without a display; None is a figure that the tables do not allow."""
+    """Draws figures and writes each as `NAME.png`, without a display; None for a figure without data."""
     import matplotlib
 
     matplotlib.use("Agg")

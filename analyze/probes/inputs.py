@@ -1,7 +1,7 @@
-"""What is a probe given, and is it sound? Its problems and options, checked before a model is loaded.
+"""The inputs of a probe: its problems and options, checked before a model is loaded.
 
-A task is any that `eval.run` takes: `FOLDER:SPLIT` of a prompt set, or a benchmark such as `gsm8k:FILE` (`eval/tasks`).
-Problems with an image that cannot be decoded are found here too: they are listed and left out, and the rest goes on.
+Tasks are those of `eval.run`: `FOLDER:SPLIT` of a prompt set, or a benchmark such as `gsm8k:FILE` (`eval/tasks`).
+Problems with an image that cannot be decoded are listed and left out.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from eval.grading import KINDS
 from eval.run import load_task
 from models.layout import Layout
 from tracking.command import check_all, did_you_mean
+from tracking.processes import on_main_process
 from tracking.progress import progress
 
 SKIPPED_COLUMNS = ["task", "id", "reason"]
-"""Of a table of the problems that were left out."""
+"""Columns of the table of skipped problems."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
@@ -37,7 +38,7 @@ class Problem:
 
     @property
     def head(self) -> dict[str, str]:
-        """What a record says of it first."""
+        """The first fields of its record."""
         return {"task": self.task, "id": self.prompt.id, "ability": self.prompt.ability}
 
     @property
@@ -51,12 +52,12 @@ def load_problems(
     """Reads tasks and returns their problems, in order, and a fingerprint of each task.
 
     Args:
-        named: tasks, as the module's first lines have them.
-        abilities: only problems of these; of all where there are none.
-        limit: at most so many of each task, the first.
+        named: tasks, as described in the module's docstring.
+        abilities: only problems of these abilities; all if empty.
+        limit: maximum number of problems per task, the first ones.
 
     Raises:
-        ValueError: where a task cannot be read or graded, holds none of the abilities, or has another's name.
+        ValueError: if a task cannot be read or graded, has none of the abilities, or has another's name.
     """
     problems: list[Problem] = []
     fingerprints: dict[str, str] = {}
@@ -79,7 +80,7 @@ def load_problems(
 
 
 def unreadable_images(problems: Sequence[Problem]) -> dict[str, str]:
-    """Returns the keys of problems with an image that cannot be decoded, each with the reason."""
+    """Returns the keys of problems with an image that cannot be decoded, with reasons."""
     from PIL import Image
 
     reasons = {}
@@ -94,21 +95,33 @@ def unreadable_images(problems: Sequence[Problem]) -> dict[str, str]:
     return reasons
 
 
-def readable(problems: Sequence[Problem], unreadable: dict[str, str]) -> list[Problem]:
-    """Returns the problems that can be put.
+def leave_out_unreadable(problems: Sequence[Problem]) -> tuple[list[Problem], list[dict[str, str]]]:
+    """Returns the problems that can be put, and a row of `SKIPPED_COLUMNS` for each that is left out.
+
+    The main process looks for all.
 
     Raises:
-        ValueError: where there are none.
+        ValueError: where none can be put.
+    """
+    unreadable = on_main_process(lambda: unreadable_images(problems))
+    return readable(problems, unreadable), skipped_rows(problems, unreadable)
+
+
+def readable(problems: Sequence[Problem], unreadable: dict[str, str]) -> list[Problem]:
+    """Returns the usable problems.
+
+    Raises:
+        ValueError: if there are none.
     """
     kept = [problem for problem in problems if problem.key not in unreadable]
     if not kept:
         key, reason = next(iter(unreadable.items()))
-        raise ValueError(f"none of the {len(problems)} problems can be put; the first, {key}: {reason}")
+        raise ValueError(f"none of the {len(problems)} problems can be used; the first, {key}: {reason}")
     return kept
 
 
 def skipped_rows(problems: Sequence[Problem], unreadable: dict[str, str]) -> list[dict[str, str]]:
-    """Returns a row per problem that was left out, for a table."""
+    """Returns one table row per skipped problem."""
     return [
         {"task": problem.task, "id": problem.prompt.id, "reason": unreadable[problem.key]}
         for problem in problems
@@ -117,7 +130,7 @@ def skipped_rows(problems: Sequence[Problem], unreadable: dict[str, str]) -> lis
 
 
 def check_sight(problems: Sequence[Problem], layout: Layout) -> None:
-    """Refuses pictures for a text-only model."""
+    """Rejects images for a text-only model."""
     seeing = [problem.key for problem in problems if problem.prompt.images]
     if layout.family.text_only and seeing:
         raise ValueError(
@@ -127,7 +140,7 @@ def check_sight(problems: Sequence[Problem], layout: Layout) -> None:
 
 
 def check_loading(*, dtype: str, attn_implementation: str = ATTENTIONS[0]) -> None:
-    """Refuses what no model can be loaded with."""
+    """Rejects invalid loading options."""
     check_all(
         partial(check_choices, "dtype", [dtype], DTYPES),
         partial(check_choices, "attn_implementation", [attn_implementation], ATTENTIONS),
@@ -135,7 +148,7 @@ def check_loading(*, dtype: str, attn_implementation: str = ATTENTIONS[0]) -> No
 
 
 def check_choices(what: str, chosen: Sequence[str], valid: Sequence[str]) -> None:
-    """Refuses names that are unknown or stand twice, and the lack of any."""
+    """Rejects unknown or duplicate names, and an empty list."""
     if not chosen:
         raise ValueError(f"no {what} is named; expected any of {', '.join(valid)}")
     for name in chosen:

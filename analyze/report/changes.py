@@ -1,205 +1,99 @@
-"""How large is the change, and what does it do? Weight deltas, and differences between models with their intervals."""
+"""What can the models do, and by how much do they differ? Parts drawn from the tables of `eval.compare`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyze.report.figures import draw_differences
 from analyze.report.inputs import Output
-from analyze.report.parts import (
-    LEVEL,
-    Figure,
-    Part,
-    Table,
-    change,
-    corrected,
-    files_as_figures,
-    inline_drawing,
-    listed,
-    model_name,
-    share,
-)
+from analyze.report.parts import Figure, Part, Table, corrected, model_name, share
+from analyze.report.start import BASE, weaker_start
 from eval.claims.published import HYBRIDS
-from eval.display.formatting import MINUS, NOTHING, interval, percent, points, probability
-from eval.statistics.pairing import ABILITY, ACCURACY
-from models.blocks import BLOCKS
+from eval.compare.sentences import (
+    LEVEL,
+    METRIC_WORDS,
+    draw_differences,
+    num_prompts,
+    row_ability,
+    row_change,
+    verdict,
+    with_labels,
+)
+from eval.compare.sentences import answers as sentences
+from eval.display.formatting import MINUS, NOTHING, interval, listed, percent, points, probability
+from eval.statistics.pairing import ACCURACY
 from tracking.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-START_PHASE = "sft"
 UNDEFINED = float("nan")
-METRIC_WORDS = {ACCURACY: "accuracy", ABILITY: "by the paper’s definition"}
 
 
 def has_splices(output: Output) -> bool:
-    """True for a comparison in which hybrids of two models stand."""
+    """True for a comparison that contains splices of two models."""
     return bool(set(read_table(output.directory / "comparison.csv")["arm"]) & set(HYBRIDS))
 
 
-def delta_part(outputs: Sequence[Output]) -> Part:
-    """What the weights' changes say."""
-    findings, answers, rows, figures = [], [], [], []
-    for output in outputs:
-        table = read_table(output.directory / "blocks.csv")
-        for (phase, seed), own in table.groupby(["phase", "seed"], sort=False, dropna=False):
-            name = _phase_name(phase, seed)
-            by_block = own.set_index("block")
-            sizes = _sizes(name, by_block)
-            findings.append(f"{sizes}{_floor(by_block)}")
-            if phase != START_PHASE:
-                answers.append(sizes)
-            for block, row in by_block.iterrows():
-                rows.append([name, str(block), f"{100 * row['relative_energy']:.3g}", *_floor_cells(row)])
-        captions = {
-            "energy": "Frobenius norm of the change relative to the weights it started from, per region and layer.",
-            "changed": "Share of stored elements that differ.",
-            "decay": "How fast singular values of the change fall off (the paper’s Eq. 3), with that of the same "
-            "changes at shuffled places.",
-            "ranks": "Rank measures of the change, with those of the shuffled changes.",
-        }
-        figures += files_as_figures(output.directory, captions)
-    return Part(
-        title="In its weights",
-        answers=answers,
-        what="The norm of after − before over the norm of before (relative energy), over all tensors of a block. The "
-        "floor is what storing the weights in few bits would make by rounding alone.",
-        findings=findings,
-        figures=figures,
-        tables=[
-            Table(
-                caption="Change per block: relative size in percent, multiple of the rounding floor, share of elements "
-                "that differ, and tensors that are unchanged / at the floor / above it.",
-                columns=("change", "block", "size, %", "× floor", "elements, %", "tensors"),
-                rows=rows,
-                num_words=2,
-                folded=len(rows) > 24,
-            )
-        ],
-        controls=[
-            f"{output.name}: exact subtraction in fp64; unchanged tensors count as exactly zero." for output in outputs
-        ],
-        limits=(
-            "Weights are counted whole, so there is no sampling error here; how much another training seed would "
-            "differ shows only where several seeds stand in the table.",
-            "Size says nothing about use.",
-        ),
-    )
-
-
-def _sizes(name: str, by_block: Any) -> str:
-    sizes = {block: float(size) for block, size in by_block["relative_energy"].items() if block in BLOCKS}
-    if not sizes:
-        return f"{name}: no decoder block was measured."
-    if not any(sizes.values()):
-        return f"{name}: no weight of the decoder differs."
-    largest, smallest = max(sizes, key=lambda key: sizes[key]), min(sizes, key=lambda key: sizes[key])
-    words = listed([f"{block} by {_two_digits(100 * size)} %" for block, size in sizes.items()])
-    ratio = f", {sizes[largest] / sizes[smallest]:.2f} times that of {smallest}" if sizes[smallest] else ""
-    return f"{name} moved {words} of the norm; {largest} most{ratio}."
-
-
-def _floor(by_block: Any) -> str:
-    """Says how many tensors moved by more than rounding, where that was measured."""
-    if "num_above_floor" not in by_block:
-        return ""
-    total = by_block[["num_identical", "num_at_floor", "num_above_floor"]].sum()
-    return (
-        f" Of {int(total.sum())} tensors {int(total['num_above_floor'])} moved by more than rounding makes, "
-        f"{int(total['num_at_floor'])} cannot be told from rounding, {int(total['num_identical'])} did not change."
-    )
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:#.2g}".rstrip(".")
-
-
-def _floor_cells(row: Any) -> list[str]:
-    if "num_above_floor" not in row.index:
-        return [NOTHING] * 3
-    over = row["energy_over_rounding"]
-    return [
-        f"{over:.3g}" if over == over else NOTHING,
-        percent(row["changed_frac"]),
-        f"{int(row['num_identical'])} / {int(row['num_at_floor'])} / {int(row['num_above_floor'])}",
-    ]
-
-
-def _phase_name(phase: Any, seed: Any) -> str:
-    if phase == START_PHASE:
-        return f"sft {MINUS} base"
-    return f"{model_name(phase, seed)} {MINUS} sft"
-
-
 def ability_part(outputs: Sequence[Output]) -> Part:
-    """What models can do, beside the one that they started from."""
+    """What models can do, compared with the model that they started from."""
     return _comparison_part(
         outputs,
-        title="In what it can do",
-        what="Every model answers the same held-out prompts, greedily. Accuracy is the share of right answers. The "
-        "paper defines two abilities otherwise: vision is right with the picture and wrong with a black one, "
-        "vision-to-reasoning right with the picture and right from a description of it (Eqs. 4 to 6).",
+        title="Change in abilities",
+        what="Every model answers the same held-out prompts greedily. Accuracy is the share of right answers. The "
+        "paper defines two abilities differently: vision is right with the picture and wrong with a black one, "
+        "vision-to-reasoning is right with the picture and right with a description of it (Eqs. 4 to 6).",
     )
 
 
 def splice_part(outputs: Sequence[Output]) -> Part:
-    """What hybrids of two models can do."""
+    """What splices of two models can do."""
     return _comparison_part(
         outputs,
         title="Splices",
-        what="Decoder blocks of the model before RL (in, the paper’s IN) and after it (rl) are put together untrained: "
-        "in-rl-rl has early layers of in, mid and late layers of rl. What a splice gains over in, RL’s layers carried "
-        "over; gain kept is that as a share of RL’s own gain, given only where that gain is beyond doubt.",
+        what="A splice combines decoder blocks of the model before RL (in, the paper’s IN) and after RL (rl), without "
+        "further training: in-rl-rl has the early layers of in and the mid and late layers of rl. Where a splice gains "
+        "over in, RL’s layers carried the gain with them. Gain kept is the splice’s gain as a share of RL’s own; it is "
+        "given only where the interval of RL’s gain lies above zero.",
         limits=(
-            "All parts outside of the decoder (vision tower, embeddings, norm and head) are of one donor; what RL "
-            "changed there does not show.",
-            "A splice that loses may lose by misfit of its parts, not for want of what RL learned.",
+            "All parts outside the decoder (vision tower, embeddings, norm and head) come from one donor; what RL "
+            "changed there is not tested.",
+            "A splice may lose because its parts do not fit together, even where they carry what RL learned.",
         ),
     )
 
 
 def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits: Sequence[str] = ()) -> Part:
-    findings, answers, rows, figures, score_rows = [], [], [], [], []
+    findings, answers, rows, figures, score_rows, warnings = [], [], [], [], [], []
     for output in outputs:
         directory = output.directory
         comparison, scores = read_table(directory / "comparison.csv"), read_table(directory / "scores.csv")
         baseline, reference = output.settings["baseline"], output.settings.get("reference")
-        pooled = comparison[comparison["seed"].astype(str) == "pooled"]
-        chosen = _measured(pooled)
+        chosen = with_labels(comparison[comparison["seed"].astype(str) == "pooled"])
         against = chosen[chosen["against"] == baseline]
-        for label, own in against.groupby("label", sort=False):
-            by_arm = own.set_index("arm")
-            trained = by_arm.drop(index="base", errors="ignore")
-            findings.append(_ability_finding(str(label), by_arm, baseline, reference))
-            answers.append(_ability_answer(str(label), trained, baseline, reference))
-        for _, row in chosen.iterrows():
-            rows.append([
-                row["ability"], row["metric"], f"{row['arm']} {MINUS} {row['against']}", str(int(row["n"])),
-                points(row["difference"]), interval(row["low"], row["high"]), probability(row["p_holm"]),
-                points(row["detectable"], sign=False), "" if row["arm"] in (reference, "base") else _kept(row),
-            ])  # fmt: skip
+        answers.append(_answer(against, baseline, reference))
+        warnings.append(weaker_start(chosen, baseline, reference))
+        findings += [
+            _finding(str(label), own.set_index("arm"), baseline, reference)
+            for label, own in against.groupby("label", sort=False)
+        ]
+        rows += [_difference_row(row, reference) for _, row in chosen.iterrows()]
         score_rows += _score_rows(scores)
-        for metric, own in against.groupby("metric", sort=False):
-            caption = (
-                f"{METRIC_WORDS[str(metric)].capitalize()}: difference from {baseline} on the same prompts, points, "
-                "95 % intervals over prompts and training seeds; orange: beyond chance after correction (Holm)."
-            )
-            drawing = draw_differences(own, list(dict.fromkeys(own["arm"])), f"model − {baseline}, points")
-            figures.append(Figure(source=inline_drawing(drawing), caption=caption))
+        figures += [
+            _draw(own, str(metric), baseline) for metric, own in against.groupby("metric", sort=False) if len(own)
+        ]
     return Part(
         title=title,
+        answer=" ".join(filter(None, answers)),
+        warning=" ".join(filter(None, warnings)),
         what=what,
-        answers=answers,
         findings=findings,
         figures=figures,
         tables=[
             Table(
                 caption="What each model can do: percent right with Wilson’s interval, the share of well-formed "
-                "answers, and tokens a reply.",
+                "answers, and the mean number of tokens in a reply.",
                 columns=("model", "ability", "n", "accuracy", "ability score", "well-formed", "tokens"),
                 rows=score_rows,
                 num_words=2,
-                folded=len(score_rows) > 16,
             ),
             Table(
                 caption="Differences, paired on the same prompts (bootstrap crossed over seeds and prompts; p "
@@ -208,77 +102,97 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
                          "detectable", "gain kept"),
                 rows=rows,
                 num_words=3,
-                folded=len(rows) > 24,
             ),
         ],
-        limits=limits or ("Greedy answers to prompts of one source; other kinds of tasks may come out otherwise.",),
+        limits=limits or ("Greedy answers to prompts of one source; other kinds of tasks may give other results.",),
     )  # fmt: skip
 
 
-def _measured(pooled: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns the rows of accuracy, and of the paper's definition where that is another, with a label each."""
-    import pandas as pd
-
-    kept = []
-    for ability, own in pooled[pooled["n"] > 0].groupby("ability", sort=False):
-        accuracy, defined = own[own["metric"] == ACCURACY], own[own["metric"] == ABILITY]
-        if list(defined["difference"]) in ([], list(accuracy["difference"])):
-            kept.append(accuracy.assign(label=ability))
-        else:
-            kept += [rows.assign(label=f"{ability}, {METRIC_WORDS[metric]}")
-                     for metric, rows in ((ACCURACY, accuracy), (ABILITY, defined))]  # fmt: skip
-    return pd.concat(kept) if kept else pooled.iloc[:0].assign(label="")
+def _draw(own: "pd.DataFrame", metric: str, baseline: str) -> Figure:
+    return Figure(
+        drawing=draw_differences(own, baseline),
+        caption=f"{METRIC_WORDS[metric].capitalize()}: each model minus {baseline} on the same prompts, with 95 % "
+        "intervals over prompts and training seeds. Filled marks are significant, hollow ones are not.",
+    )
 
 
-def _ability_finding(ability: str, own: "pd.DataFrame", baseline: str, reference: str | None) -> str:
+def _answer(against: "pd.DataFrame", baseline: str, reference: str | None) -> str:
+    """Says in a sentence what the comparison found: the splices' where it has any, else the reference's."""
+    others = against[against["arm"] != BASE]
+    if others.empty:
+        return ""
+    if set(others["arm"]) & set(HYBRIDS):
+        return _transfer(others[others["metric"] == ACCURACY], baseline, reference)
+    chosen = others[others["arm"] == reference] if reference in set(others["arm"]) else others
+    return " ".join(sentences(chosen, baseline))
+
+
+def _transfer(rows: "pd.DataFrame", baseline: str, reference: str | None) -> str:
+    """Says how many splices gain where RL gains."""
+    own = rows[rows["arm"] == reference]
+    if own.empty:
+        return f"Undecided: RL itself was not compared with {baseline}, so it is unknown what there is to transfer."
+    gained = own[(own["p_holm"] < LEVEL) & (own["difference"] > 0)]
+    found = [f"{row_ability(row)} {row_change(row)}" for _, row in own.iterrows()]
+    if gained.empty:
+        return (
+            f"Undecided: {reference} has no significant gain over {baseline} on any ability ({'; '.join(found)}; n = "
+            f"{num_prompts(own)}), so it cannot be seen whether a gain transfers."
+        )
+    return " ".join(_transferred(row, rows[rows["label"] == row["label"]], baseline) for _, row in gained.iterrows())
+
+
+def _transferred(gain: Any, rows: "pd.DataFrame", baseline: str) -> str:
+    splices = rows[rows["arm"].isin(HYBRIDS)]
+    above = splices[(splices["p_holm"] < LEVEL) & (splices["difference"] > 0)].sort_values("difference")
+    head = "Not shown" if above.empty else "Yes" if len(above) == len(splices) else "In part"
+    ends = [above.iloc[end] for end in ([0, -1] if len(above) > 1 else [0] if len(above) else [])]
+    said = " to ".join(f"{row['arm']} {row_change(row)}" for row in ends)
+    return (
+        f"{head}: RL gains {row_change(gain)} on {row_ability(gain)} ({gain['arm']} "
+        f"{MINUS} {baseline}, n = {int(gain['n'])}), and {len(above)} of {len(splices)} splices that put its layers "
+        f"into the start ({baseline}) also gain significantly{f' ({said})' if said else ''}."
+    )
+
+
+def _finding(ability: str, own: "pd.DataFrame", baseline: str, reference: str | None) -> str:
     """Says all differences of an ability from the baseline."""
     parts = []
     if reference in own.index:
-        parts.append(f"{reference} {MINUS} {baseline} is {difference_words(own.loc[reference])}")
-    others = _others(own, reference)
+        parts.append(f"{reference} {MINUS} {baseline} is {_difference_words(own.loc[reference])}")
+    others = own.drop(index=[name for name in (reference, BASE) if name in own.index])
     beyond = others[others["p_holm"] < LEVEL]
-    if len(others) and beyond.empty:
+    if len(others):
+        said = f"{_counted(len(beyond), others)} differ significantly from {baseline}"
         largest = others["detectable"].max()
-        found = f" ({points(largest, sign=False)} points would be found four times in five)"
-        parts.append(f"{_counted(0, others)} beyond noise{found if largest == largest else ''}")
-    elif len(others):
-        named = [f"{arm} {change(row['difference'], row['low'], row['high'])}" for arm, row in beyond.iterrows()]
-        parts.append(f"{_counted(len(beyond), others)} beyond chance: {listed(named)}")
-    if "base" in own.index and reference != "base":
-        parts.append(f"base {MINUS} {baseline} is {difference_words(own.loc['base'])}")
+        named = [f"{arm} {row_change(row)}" for arm, row in beyond.iterrows()]
+        if named:
+            said += f": {listed(named)}"
+        elif largest == largest:
+            said += f" (a difference of {points(largest, sign=False)} points would be found four times in five)"
+        parts.append(said)
+    if BASE in own.index and reference != BASE:
+        parts.append(f"base {MINUS} {baseline} is {_difference_words(own.loc[BASE])}")
     return f"{ability} (n = {int(own['n'].max())}): {'; '.join(parts)}."
 
 
-def _ability_answer(ability: str, own: "pd.DataFrame", baseline: str, reference: str | None) -> str:
-    """Says the same in brief, for the summary."""
-    parts = []
-    others = _others(own, reference)
-    beyond = others[others["p_holm"] < LEVEL].sort_values("difference")
-    if reference in own.index:
-        row: Any = own.loc[reference]
-        verdict = "beyond chance" if row["p_holm"] < LEVEL else "no difference beyond noise"
-        change_ = change(row["difference"], row["low"], row["high"])
-        parts.append(f"{reference} {MINUS} {baseline} is {change_}, {verdict}")
-    if len(beyond) or (len(others) and (not parts or row["p_holm"] < LEVEL)):
-        ends = [f"{points(beyond.iloc[end]['difference'])} ({beyond.index[end]})" for end in (0, -1) if len(beyond)]
-        said = "" if beyond.empty else f", {' to '.join(dict.fromkeys(ends))}"
-        parts.append(f"{_counted(len(beyond), others)} beyond {'chance' if len(beyond) else 'noise'}{said}")
-    return f"{ability}: {'; '.join(parts)}."
-
-
-def _others(own: "pd.DataFrame", reference: str | None) -> "pd.DataFrame":
-    return own.drop(index=[name for name in (reference, "base") if name in own.index])
-
-
 def _counted(number: int, others: "pd.DataFrame") -> str:
-    what = "splices" if set(others.index) <= set(HYBRIDS) else "other models" if len(others) > 1 else "other model"
-    return f"{number or 'none'} of {len(others)} {what}"
+    arms = set(others.get("arm", others.index))
+    what = "splices" if arms <= set(HYBRIDS) else "models"
+    return f"{number or 'none'} of {len(others)} {'other ' if what == 'models' else ''}{what}"
 
 
-def difference_words(row: Any) -> str:
-    """Says a difference with its interval and whether it is one."""
-    head = f"{change(row['difference'], row['low'], row['high'])}, {corrected(row['p_holm'])}"
-    return head if row["p_holm"] < LEVEL else f"{head}: no difference beyond noise"
+def _difference_words(row: Any) -> str:
+    """Says a difference with its interval, its p, and whether it is significant."""
+    return f"{row_change(row)}, {corrected(row['p_holm'])}, {verdict(row)}"
+
+
+def _difference_row(row: Any, reference: str | None) -> list[str]:
+    return [
+        row["ability"], row["metric"], f"{row['arm']} {MINUS} {row['against']}", str(int(row["n"])),
+        points(row["difference"]), interval(row["low"], row["high"]), probability(row["p_holm"]),
+        points(row["detectable"], sign=False), "" if row["arm"] in (reference, BASE) else _kept(row),
+    ]  # fmt: skip
 
 
 def _kept(row: Any) -> str:

@@ -1,33 +1,36 @@
-"""Was the support widened, and which claims hold? Parts drawn from the tables of `eval.support` and `eval.claims`."""
+"""Does RL reach more answers, and which claims hold? Parts from the tables of `eval.support` and `eval.claims`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analyze.report.inputs import Output
-from analyze.report.parts import Figure, Part, Table, change, corrected, inline_file, listed
+from analyze.report.parts import REWARDED, Figure, Part, Table, corrected, inline_file
 from eval.claims.command import display_model
+from eval.claims.page import answer, draw_statements
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED
-from eval.display.formatting import NOTHING, interval, points, probability
-from eval.support.command import MAJORITY, PASS
+from eval.display.formatting import MINUS, NOTHING, change, interval, listed, points, probability
+from eval.support.command import MAJORITY, NARROWED, NO_CHANGE, PASS, SHARPENED, WIDENED
 from tracking.tables import read_table
 
-REWARDED = ("full", "rl")
-"""Models that stand for RL in the summary."""
+if TYPE_CHECKING:
+    import pandas as pd
+
 SUPPORT_WORDS = {
-    "sharpened": "sharpened: better at one try, worse at all of them",
-    "widened": "widened: it reaches prompts that were out of reach",
-    "narrowed": "narrowed: it reaches fewer prompts",
-    "not decidable": "whether more or less is in reach is not decidable at this n",
+    SHARPENED: "sharpened (better with one sample, worse with all)",
+    WIDENED: "widened (better with all samples: it solves prompts that were out of reach)",
+    NARROWED: "narrowed (worse with all samples: it solves fewer prompts)",
+    NO_CHANGE: "undecided (the interval with all samples includes zero)",
 }
 
 
 def support_part(outputs: Sequence[Output]) -> Part:
-    """What many samples say."""
+    """What many samples show."""
     findings: list[str] = []
     answers, rows, figures, baselines = [], [], [], []
     for output in outputs:
         changes = read_table(output.directory / "changes.csv")
         baselines += [name for name in dict.fromkeys(map(str, changes["against"])) if name not in baselines]
+        answers += _support_answers(changes)
         for ability, per_ability in changes.groupby("ability", sort=False):
             others: dict[str, list[str]] = {}
             for model in dict.fromkeys(map(str, per_ability["model"])):
@@ -38,14 +41,12 @@ def support_part(outputs: Sequence[Output]) -> Part:
                 words = SUPPORT_WORDS.get(verdict, verdict)
                 if model in REWARDED or per_ability["model"].nunique() == 1:
                     findings.append(
-                        f"{ability} (n = {int(one['n'])}): {model} − {against} is "
+                        f"{ability} (n = {int(one['n'])}): {model} {MINUS} {against} is "
                         f"{change(one['value'], one['low'], one['high'])} at k = {int(one['k'])}, "
                         f"{change(last['value'], last['low'], last['high'])} at k = {int(last['k'])}; {words}."
                     )
                 else:
                     others.setdefault(words, []).append(model)
-                if model in REWARDED:
-                    answers.append(f"{model} − {against}, {ability}: {words}.")
                 votes = own[own["metric"] == MAJORITY]
                 rows.append([
                     str(ability), model, verdict, f"{int(one['n'])} × {int(one['num_seeds'])}", _cell(one),
@@ -55,32 +56,69 @@ def support_part(outputs: Sequence[Output]) -> Part:
                 said = [f"{listed(models)}: {words}" for words, models in others.items()]
                 findings.append(f"{ability}, the other models: {'; '.join(said)}.")
         figures += [
-            Figure(source=inline_file(path), caption="pass@k over k, and its difference to the start; 95 % intervals.")
+            Figure(
+                source=inline_file(path),
+                caption="pass@k over k, and the difference from the start; 95 % intervals.",
+                alt="pass@k over the number of samples k, per model and ability",
+            )
             for path in sorted((output.directory / "figures").glob("support*.png"))
         ]
     return Part(
         title="pass@k",
-        answers=answers,
-        what="Each prompt is answered many times by sampling. pass@k: the chance that one of k samples is right. "
-        "Better at k = 1 alone means that what was already in reach is found more surely; better at the largest k, "
-        "that more is in reach (the support is widened).",
+        answer=" ".join(answers),
+        what="Each prompt is answered many times by sampling. pass@k is the chance that at least one of k samples is "
+        "right. Better only at k = 1: the model finds more surely what was already in reach. Better at the largest k: "
+        "more is in reach, the support is widened.",
         findings=findings,
         figures=figures,
         tables=[
             Table(
                 caption=f"Differences from {listed(baselines)} in points with 95 % intervals over prompts and seeds: "
-                "at one try, at all, and of the majority’s answer. The verdicts follow from the intervals, uncorrected "
-                "for their number.",
-                columns=("ability", "model", "verdict", "n × seeds", "k = 1", "k at most", "majority"),
+                "with one sample, with all samples, and of the majority vote. The verdicts follow from the intervals "
+                "and are not corrected for their number.",
+                columns=("ability", "model", "verdict", "n × seeds", "k = 1", "largest k", "majority"),
                 rows=rows,
                 num_words=3,
             )
         ],
         limits=(
-            "“Out of reach” is within as many samples as were drawn; more of them, or another temperature, may do so.",
-            "With answers from a small set, many samples come upon the right one by guessing.",
+            "“Out of reach” refers to the number of samples drawn; more samples, or another temperature, may reach it.",
+            "Where there are few possible answers, many samples hit the right one by guessing.",
         ),
     )
+
+
+def _support_answers(changes: "pd.DataFrame") -> list[str]:
+    """Says in a sentence per model after RL whether it reaches more; without one, of the last model."""
+    models = list(dict.fromkeys(map(str, changes["model"])))
+    return [
+        _support_answer(changes[(changes["model"] == model) & (changes["metric"] == PASS)])
+        for model in [model for model in models if model in REWARDED] or models[-1:]
+    ]
+
+
+def _support_answer(own: "pd.DataFrame") -> str:
+    ends = [group.sort_values("k") for _, group in own.groupby("ability", sort=False)]
+    last: list[Any] = [group.iloc[-1] for group in ends]
+    models = f"{last[0]['model']} {MINUS} {last[0]['against']}"
+    kinds = {kind: [row["ability"] for row in last if row["verdict"] == kind] for kind in SUPPORT_WORDS}
+    lost = [row["ability"] for row in last if row["verdict"] in (NARROWED, SHARPENED)]
+    if kinds[WIDENED]:
+        head = f"Yes, on {listed(kinds[WIDENED])}"
+    elif lost:
+        head = f"No, on {listed(lost)} it reaches less"
+    else:
+        head = "Undecided"
+    said = [f"{change(row['value'], row['low'], row['high'])} on {row['ability']}" for row in last]
+    better = [
+        f"{change(row['value'], row['low'], row['high'])} on {row['ability']}"
+        for row in (group.iloc[0] for group in ends)
+        if row["low"] > 0
+    ]
+    numbers = sorted({int(row["n"]) for row in last})
+    n = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    one = f"; with one sample it gains {listed(better)}" if better else ""
+    return f"{head}: with {int(last[0]['k'])} samples a prompt, {models} is {listed(said)} (n = {n}){one}."
 
 
 def _cell(row: Any) -> str:
@@ -88,20 +126,30 @@ def _cell(row: Any) -> str:
 
 
 def claims_part(outputs: Sequence[Output]) -> Part:
-    """What can be said of the paper's claims."""
-    findings, rows, counts = [], [], []
+    """Which of the paper's claims hold here."""
+    findings, rows, counts, figures, answers = [], [], [], [], []
     for output in outputs:
         statements = read_table(output.directory / "statements.csv")
         claims = read_table(output.directory / "claims.csv")
+        measured = bool(statements["measured_difference"].notna().any())
+        answers.append(answer(statements, claims, measured=measured))
+        figures.append(
+            Figure(
+                drawing=draw_statements(statements, measured=measured),
+                caption="The difference that each statement is about, in points with 95 % intervals: as published "
+                "and as measured here. Filled marks are significant after correction, hollow ones are not.",
+            )
+        )
         for _, row in statements.iterrows():
             rows.append([
-                row["statement"], f"{display_model(row['model'])} − {display_model(row['against'])}", row["verdict"],
-                _difference(row, ""), _difference(row, "measured_"), probability(row["measured_p_holm"]),
+                row["statement"], f"{display_model(row['model'])} {MINUS} {display_model(row['against'])}",
+                row["verdict"], _difference(row, ""), _difference(row, "measured_"),
+                probability(row["measured_p_holm"]),
             ])  # fmt: skip
-            if row["verdict"] in (SUPPORTED, CONTRADICTED):
-                measured = change(row["measured_difference"], row["measured_low"], row["measured_high"])
+            if row["verdict"] in (SUPPORTED, CONTRADICTED) and measured:
+                found = change(row["measured_difference"], row["measured_low"], row["measured_high"])
                 findings.append(
-                    f"“{row['statement']}”: {row['verdict']}; measured here {measured}, "
+                    f"“{row['statement']}”: {row['verdict']}; measured here {found}, "
                     f"{corrected(row['measured_p_holm'])}."
                 )
         unmeasured = statements[statements["verdict"] == UNMEASURED]
@@ -110,16 +158,17 @@ def claims_part(outputs: Sequence[Output]) -> Part:
         for number, own in claims.groupby("table", sort=False):
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts().items())
             counts.append(
-                f"Table {number}: {len(own)} comparisons, {verdicts}. Of the paper’s own differences those that exceed "
-                f"the noise of their sample sizes: {int(own['exceeds_noise'].sum())}."
+                f"Table {number}: {len(own)} comparisons, {verdicts}. Of the paper’s own differences, "
+                f"{int(own['exceeds_noise'].sum())} are significant at their sample sizes."
             )
     return Part(
         title="Statements",
-        answers=[_verdict_counts(rows)],
-        what="Each statement of the paper is laid beside what was measured. Supported: beyond chance in the claimed "
-        "direction, or, where no difference is claimed, within 5 points of none. Contradicted: beyond chance the other "
-        "way. Else it is not decidable at this n, which is not the same as wrong.",
+        answer=" ".join(answers),
+        what="Each statement of the paper is compared with what was measured. Supported: the difference is significant "
+        "in the claimed direction, or, where no difference is claimed, lies within 5 points of none. Contradicted: it "
+        "is significant in the other direction. Otherwise it is not decidable at this n, which does not mean wrong.",
         findings=[*findings, *counts],
+        figures=figures,
         tables=[
             Table(
                 caption="Differences in points with 95 % intervals: the paper’s own, from its percentages, and ours.",
@@ -129,16 +178,10 @@ def claims_part(outputs: Sequence[Output]) -> Part:
             )
         ],
         limits=(
-            "A statement about other models is not refuted by these: what is judged is whether it holds here.",
-            "The paper does not state its sample sizes; they are taken to be 100, which its integer percentages fit.",
+            "The verdicts say whether a statement holds for these models; they do not refute it for others.",
+            "The paper does not state its sample sizes. Here they are assumed to be 100, which fits its percentages.",
         ),
     )
-
-
-def _verdict_counts(rows: Sequence[Sequence[str]]) -> str:
-    verdicts = [row[2] for row in rows]
-    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
-    return f"of {len(rows)} statements {', '.join(counts)}."
 
 
 def _difference(row: Any, prefix: str) -> str:

@@ -1,12 +1,13 @@
-"""What was found? One self-contained HTML page, organised by the paper's questions, drawn from the tables of a study.
+"""What did a study find? One self-contained HTML page, organised by the paper's questions, drawn from its tables.
 
     python -m analyze.report outputs/pocket_study --output outputs/pocket_study/report.html
     python -m analyze.report outputs/pocket outputs/swap/sft outputs/swap/rl --output report.html
 
-Each folder is the output directory of a command, told by its `run.json`, or a study's: where do abilities live (swap,
-skip, attention), what did RL change (abilities, deltas, attention shift), does it transfer (splices), is it necessary
-(frozen arms), is the support widened (pass@k), and what can be said of the paper's claims. Nothing is measured anew;
-what failed or was not run stands on the page as missing.
+Each folder is the output directory of a command, recognised by its `run.json`, or of a study: where do abilities live
+(swap, skip, attention), what did RL change (abilities, deltas, attention), does its gain transfer with its layers
+(splices), was the change of each block necessary (frozen arms), does RL reach more answers (pass@k), and which of the
+paper's claims hold. Each question has a one-sentence answer and a figure before any table. Nothing is measured again;
+what failed or was not run is listed as missing.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from analyze.report.attention import attention_part, attention_shift_part
-from analyze.report.changes import ability_part, delta_part, has_splices, splice_part
+from analyze.report.changes import ability_part, has_splices, splice_part
 from analyze.report.claims import claims_part, support_part
 from analyze.report.inputs import NECESSITY, Inputs, Output, read_inputs
 from analyze.report.necessity import necessity_values
-from analyze.report.parts import Part, Section
+from analyze.report.parts import REWARDED, Figure, Part, Section
 from analyze.report.probes import skip_part, swap_part
+from analyze.report.start import BASE, draw_levels
+from analyze.report.weights import delta_part
+from eval.display.page import page_environment
 from tracking.command import parse_arguments
 from tracking.product import write_text
+from tracking.tables import read_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html.j2"
@@ -36,7 +41,7 @@ def make_sections(inputs: Inputs) -> list[Section]:
     lives = Section(
         anchor="where",
         question="Where do abilities live?",
-        lead="Which layers read the picture, which does an answer need, and where does the model look?",
+        lead="Which layers read the picture, which layers does an answer depend on, and which look at the picture?",
     )
     _add(lives, inputs, "analyze.swap", swap_part, "swap")
     _add(lives, inputs, "analyze.skip", skip_part, "skip")
@@ -45,7 +50,7 @@ def make_sections(inputs: Inputs) -> list[Section]:
     changed = Section(
         anchor="changed",
         question="What did RL change?",
-        lead="In what the model can do, in its weights, and in where it looks.",
+        lead="In the abilities of the model, in its weights, and in its attention to the picture.",
     )
     plain, spliced = _comparisons(inputs, changed)
     _build(changed, ability_part, plain)
@@ -55,8 +60,9 @@ def make_sections(inputs: Inputs) -> list[Section]:
 
     transfer = Section(
         anchor="transfer",
-        question="Does it transfer?",
-        lead="If RL’s layers carry what it learned, they should bring it along into the model before RL.",
+        question="Does RL’s gain transfer with its layers?",
+        lead="Decoder blocks of the model after RL are put into the model before RL. If they carry what RL learned, "
+        "the model gains without training.",
     )
     _build(transfer, splice_part, spliced)
     transfer.gaps += inputs.gaps_of("splices", "splice_comparison")
@@ -65,9 +71,9 @@ def make_sections(inputs: Inputs) -> list[Section]:
 
     necessary = Section(
         anchor="necessary",
-        question="Is it necessary?",
-        lead="The same training from the same start, each time with other decoder layers frozen: what of RL’s gain is "
-        "left where a block may not change?",
+        question="Was the change of each block necessary?",
+        lead="RL is repeated from the same start, each time with other decoder layers frozen. If a block’s change was "
+        "necessary, RL gains less where that block is frozen.",
     )
     for output in inputs.of(NECESSITY):
         necessary.necessity.append(necessity_values(output))
@@ -76,22 +82,23 @@ def make_sections(inputs: Inputs) -> list[Section]:
 
     support = Section(
         anchor="support",
-        question="Is the support widened?",
-        lead="Does RL reach answers that the model could not give before, or give more surely those that it could?",
+        question="Does RL reach answers that were out of reach?",
+        lead="With many samples a prompt: does RL find answers that the model could not give before (a wider support), "
+        "or find more surely those that it could?",
     )
     _add(support, inputs, "eval.support", support_part, "support", *([] if inputs.of("eval.support") else ["samples"]))
 
     claims = Section(
         anchor="claims",
-        question="What can be said of the paper’s claims?",
-        lead="Statement by statement: do these measurements support or contradict it, or are they too few to tell?",
+        question="Which of the paper’s claims hold here?",
+        lead="For each statement: do these measurements support it, contradict it, or not decide it?",
     )
     _add(claims, inputs, "eval.claims", claims_part, "claims")
     return [lives, changed, transfer, necessary, support, claims]
 
 
 def _comparisons(inputs: Inputs, section: Section) -> tuple[list[Output], list[Output]]:
-    """Returns the comparisons of trained models, and those with hybrids."""
+    """Returns the comparisons of trained models, and those with splices."""
     plain: list[Output] = []
     spliced: list[Output] = []
     for output in inputs.of(COMPARE):
@@ -103,10 +110,10 @@ def _comparisons(inputs: Inputs, section: Section) -> tuple[list[Output], list[O
 
 
 def _add(section: Section, inputs: Inputs, command: str, make: PartMaker, *kinds: str) -> None:
-    """Adds what a command left, and what is missing of it.
+    """Adds what a command wrote, and what is missing of it.
 
     Args:
-        kinds: of the jobs whose gaps belong here; none where another part has told them.
+        kinds: of the jobs whose gaps belong here; none where another part lists them.
     """
     outputs = inputs.of(command)
     _build(section, make, outputs)
@@ -116,7 +123,7 @@ def _add(section: Section, inputs: Inputs, command: str, make: PartMaker, *kinds
 
 
 def _build(section: Section, make: PartMaker, outputs: Sequence[Output]) -> None:
-    """Adds a part; tables that are missing or cannot be read are a gap, and no end of the page."""
+    """Adds a part; tables that are missing or cannot be read become a gap."""
     if not outputs:
         return
     try:
@@ -129,35 +136,44 @@ def _build(section: Section, make: PartMaker, outputs: Sequence[Output]) -> None
 
 
 def _unasked(command: str) -> str:
-    return f"not asked; {command} would tell"
+    return f"not measured; {command} measures it"
 
 
 def render(inputs: Inputs, title: str) -> str:
     """Returns the page as HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = make_sections(inputs)
     answered = [section for section in sections if not section.is_empty]
     only_necessity = [section.anchor for section in answered] == ["necessary"] and not inputs.planned
-    return environment.get_template(PAGE).render(
-        name=title,
-        sections=answered if only_necessity else sections,
-        unanswered=[section for section in sections if section.is_empty] if only_necessity else [],
-        only_necessity=only_necessity,
-        gaps=inputs.gaps,
-        runs=[_run_row(output) for output in inputs.outputs],
-        start=min(
-            (output.run["attempts"][0]["start"] for output in inputs.outputs if output.run["attempts"]), default=""
-        ),
-        pocket=any(each["settings"].get("init_config") for section in sections for each in section.necessity),
+    warnings = [section.warning for section in sections if section.warning]
+    return (
+        page_environment(TEMPLATES)
+        .get_template(PAGE)
+        .render(
+            name=title,
+            sections=answered if only_necessity else sections,
+            unanswered=[section for section in sections if section.is_empty] if only_necessity else [],
+            only_necessity=only_necessity,
+            failed=[part.title for section in sections for part in section.parts if part.failed],
+            warning=warnings[0] if warnings else "",
+            levels=None if only_necessity else _levels(inputs),
+            gaps=inputs.gaps,
+            runs=[_run_row(output) for output in inputs.outputs],
+            start=min(
+                (output.run["attempts"][0]["start"] for output in inputs.outputs if output.run["attempts"]), default=""
+            ),
+            pocket=any(each["settings"].get("init_config") for section in sections for each in section.necessity),
+        )
     )
+
+
+def _levels(inputs: Inputs) -> Figure | None:
+    """Returns the figure of what base, the start and RL can do, of the first comparison that has scores of them."""
+    models = [BASE, "sft", *REWARDED]
+    for output in [*inputs.of(COMPARE), *inputs.of(NECESSITY)]:
+        for path in (output.directory / "scores.csv", output.directory / "comparison" / "scores.csv"):
+            if path.is_file() and {"sft"} < set((scores := read_table(path))["model"]) & set(models):
+                return draw_levels(scores, models)
+    return None
 
 
 def _run_row(output: Output) -> dict[str, Any]:

@@ -1,18 +1,23 @@
-"""What do several models look like side by side? Figures that join the tables of several commands."""
+"""How do several models compare over the decoder's depth? A figure of the tables of several runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from analyze.probes.figures import LABEL_SIZE, blocks_of, common_legend, mark_depth
-from eval.display.axes import plain
 from eval.display.colours import model_colour
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+MOST_NARROW_LAYERS = 14
+"""Of a decoder that fits into a third of the page's width."""
+BAND_ALPHA = 0.15
+"""Of the intervals of deeper decoders, where bars would hide each other."""
 SHIFT = 0.09
 """Between the models' points of one layer, so that none hides another."""
+MARKERS = ("o", "s", "^", "D", "v")
+"""Of the models in turn, so that they differ on paper too."""
 
 
 def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, below: str) -> "Figure":
@@ -25,7 +30,8 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
     """
     import matplotlib.pyplot as plt
 
-    num_columns = min(2, len(panels))
+    deepest = max(table["layer"].astype(int).max() for own in panels.values() for table in own.values())
+    num_columns = min(3 if len(panels) == 3 and deepest < MOST_NARROW_LAYERS else 2, len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure, grid = plt.subplots(
         num_rows, num_columns, figsize=(9.2, 0.9 + 2.7 * num_rows), squeeze=False, sharex=True, layout="constrained"
@@ -36,11 +42,19 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
     for axes, (title, own) in zip(grid.flat, panels.items(), strict=False):
         for model, table in own.items():
             number = models.index(model)
-            places = table["layer"].astype(float) + (number - (len(models) - 1) / 2) * SHIFT
-            axes.errorbar(
-                places, table["value"], yerr=[table["value"] - table["low"], table["high"] - table["value"]],
-                color=model_colour(arms[number], arms), marker="o", markersize=4, linewidth=1.4, capsize=2, label=model,
-            )  # fmt: skip
+            colour, marker = model_colour(arms[number], arms), MARKERS[number % len(MARKERS)]
+            if deepest < MOST_NARROW_LAYERS:
+                places = table["layer"].astype(float) + (number - (len(models) - 1) / 2) * SHIFT
+                errors = [table["value"] - table["low"], table["high"] - table["value"]]
+                axes.errorbar(
+                    places, table["value"], yerr=errors, color=colour, marker=marker, markersize=4, linewidth=1.4,
+                    capsize=2, label=model,
+                )  # fmt: skip
+            else:
+                places = table["layer"].astype(float)
+                axes.plot(places, table["value"], color=colour, marker=marker, markersize=3, linewidth=1.3, label=model)
+                bounds = (table[end].to_numpy(float) for end in ("low", "high"))
+                axes.fill_between(places.to_numpy(), *bounds, color=colour, alpha=BAND_ALPHA, linewidth=0)
         axes.axhline(0, color="#999999", linewidth=0.8, zorder=0)
         axes.set_title(title, fontsize=LABEL_SIZE)
         named = next(iter(own.values()))
@@ -53,31 +67,4 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
     figure.supylabel(label, fontsize=LABEL_SIZE)
     figure.supxlabel(below, fontsize=LABEL_SIZE)
     common_legend(figure, used)
-    return figure
-
-
-def draw_differences(table: "pd.DataFrame", arms: Sequence[str], label: str) -> "Figure":
-    """Draws differences with their intervals, in points: a panel an ability, a row a model."""
-    import matplotlib.pyplot as plt
-
-    abilities = list(dict.fromkeys(table["ability"]))
-    figure, panels = plt.subplots(
-        1, len(abilities), figsize=(9.2, 0.9 + 0.33 * len(arms)), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, ability in zip(panels[0], abilities, strict=True):
-        own = table[table["ability"] == ability].set_index("arm")
-        for position, arm in enumerate(arms):
-            if arm not in own.index or own.loc[arm, "n"] == 0:
-                continue
-            row = own.loc[arm]
-            colour = "#D55E00" if row["p_holm"] < 0.05 else "#0072B2"
-            axes.plot([100 * row["low"], 100 * row["high"]], [position] * 2, color=colour, linewidth=2.2)
-            axes.plot(100 * row["difference"], position, "o", color=colour, markersize=6)
-        axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
-        axes.set_title(ability, fontsize=LABEL_SIZE, fontweight="bold")
-        axes.set_yticks(range(len(arms)), arms)
-        axes.set_ylim(len(arms) - 0.5, -0.5)
-        axes.margins(x=0.12)
-        plain(axes)
-    figure.supxlabel(label, fontsize=LABEL_SIZE)
     return figure

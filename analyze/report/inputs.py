@@ -1,4 +1,4 @@
-"""What is there to report on, and what is missing? Output directories, recognised by what their `run.json` says.
+"""Which outputs are there to report on, and which are missing? Directories are recognised by their `run.json`.
 
 A folder given to the report is the output directory of one command, a study that `slurm.launch` planned (`plan.json`),
 or a folder that holds output directories.
@@ -18,13 +18,13 @@ SHOWN = (
     "analyze.swap", "analyze.skip", "analyze.attention", "analyze.deltas", "merge.all", "eval.compare", "eval.support",
     "eval.claims", NECESSITY,
 )  # fmt: skip
-"""Commands of which the page shows something."""
+"""Commands whose output the page shows."""
 DEEPEST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What one command left."""
+    """What one command wrote."""
 
     name: str
     directory: Path
@@ -45,7 +45,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Something that was planned and is not there, or not whole."""
+    """Something that was planned and is missing or incomplete."""
 
     name: str
     kind: str
@@ -54,27 +54,27 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """All that the given folders hold."""
+    """The contents of the given folders."""
 
     outputs: list[Output]
     gaps: list[Gap]
     planned: bool
-    """True where a plan says what should be there."""
+    """True where a plan lists what should be there."""
 
     def of(self, command: str) -> list[Output]:
-        """Returns what a command left; of a partial necessity study too, else finished ones."""
+        """Returns the finished outputs of a command; of the necessity study unfinished ones too."""
         return [each for each in self.outputs if each.command == command and (each.finished or command == NECESSITY)]
 
     def gaps_of(self, *words: str) -> list[str]:
-        """Returns what is missing of jobs of these kinds or names."""
+        """Returns what is missing from jobs of these kinds or names."""
         return [f"{gap.name}: {gap.why}" for gap in self.gaps if gap.kind in words or gap.name in words]
 
 
 def read_inputs(directories: Sequence[Path]) -> Inputs:
-    """Reads what the folders hold.
+    """Reads the folders.
 
     Raises:
-        ValueError: where one of them holds nothing that the page could show.
+        ValueError: where a folder contains nothing that the page can show.
     """
     outputs: list[Output] = []
     gaps: list[Gap] = []
@@ -100,13 +100,13 @@ def read_inputs(directories: Sequence[Path]) -> Inputs:
 
 
 def _read_planned(study: Path) -> tuple[list[Output], list[Gap]]:
-    """Returns what the jobs of a study left, and what they did not; wherever the study's folder lies by now."""
+    """Returns the outputs of a study's jobs and what is missing; the study's folder may have been moved."""
     try:
         plan = json.loads((study / PLAN_FILE).read_text(encoding="utf-8"))
         jobs, planned_at = plan["jobs"], Path(plan["study"]["output_dir"])
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{study / PLAN_FILE} is no plan of slurm.launch ({error!r}); launch the study anew"
+            f"{study / PLAN_FILE} is not a plan of slurm.launch ({error!r}); launch the study again"
         ) from error
     outputs, gaps, missing = [], [], set()
     for job in jobs:
@@ -136,7 +136,7 @@ def _read_planned(study: Path) -> tuple[list[Output], list[Gap]]:
 
 
 def _walk(directory: Path, top: Path, depth: int) -> Iterator[Output]:
-    """Yields the output directories below a folder; what lies within one is its own affair."""
+    """Yields the output directories below a folder, without those inside another output directory."""
     if (directory / RUN_FILE).is_file():
         name = str(directory.relative_to(top)) if directory != top else directory.resolve().name
         yield Output(name=name, directory=directory, run=read_run(directory))
@@ -146,7 +146,7 @@ def _walk(directory: Path, top: Path, depth: int) -> Iterator[Output]:
 
 
 def _writes_own_page(output: Output) -> bool:
-    """True for a necessity study that has not ended since its page is the last thing it writes."""
+    """True for a necessity study that is still running because it is writing this page, its last step."""
     return output.command == NECESSITY and output.run["status"] == "running"
 
 

@@ -1,7 +1,6 @@
-"""What did the necessity study find? The arms beside each other, as far as they were run: sentences, rows, figures."""
+"""What did the necessity study find? Rows and figures of the arms that were trained, and what is missing."""
 
 import json
-import math
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyze.probes.figures import save_figures
+from analyze.report import parts
 from analyze.report.inputs import Output
+from analyze.report.kept import (
+    ACCURACY,
+    FULL,
+    NOT_ARMS,
+    START,
+    answer,
+    beside_full,
+    gain_kept,
+    gain_rows,
+    proof_sentence,
+)
 from analyze.report.parts import inline_file
+from analyze.report.start import BASE, draw_levels, weaker_start
 from analyze.report.study import ArmRun, NecessityStudy
 from analyze.report.study_figures import FIGURES
 from eval.compare.command import COLUMNS
+from eval.compare.sentences import LEVEL
 from eval.display.colours import model_colour
 from eval.display.formatting import MINUS, interval, percent, points, probability
 from tracking.run import read_run
@@ -24,10 +37,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-ACCURACY = "accuracy"
 WELL_FORMED = "accuracy where both are well-formed"
-NOT_ARMS = ("full", "base")
-"""Models of a comparison that keep no share of a gain: the gain is full's, and base stands before SFT."""
+TITLES = {
+    "gained": "What RL gained, and what each arm kept",
+    "arms": "What was trained",
+    "proof": "Proof of freezing",
+    "scores": "What every model can do",
+    "rewards": "Reward during training",
+    "weights": "Where RL changed the weights",
+    "rollouts": "What vLLM sampled and what the trainer scored",
+    "comparisons": "All comparisons",
+    "limits": "Limits",
+    "repeat": "How to repeat it",
+}
+"""Key -> heading, in the page's order."""
 SCORE_COLUMNS = ("model", "seed", "task", "ability", "accuracy", "n")
 
 
@@ -80,66 +103,6 @@ def _read_runs(directory: Path, settings: dict[str, Any], gaps: list[str]) -> li
     return runs
 
 
-def gain_kept(row: Any) -> str:
-    """Formats the share of the gain that a comparison row keeps: `85 % [60, 110]`; empty where none is given."""
-    if row["gain_kept"] != row["gain_kept"]:
-        return ""
-    kept, low, high = (f"{100 * row[name]:.0f}" for name in ("gain_kept", "gain_kept_low", "gain_kept_high"))
-    return f"{kept} % [{low}, {high}]".replace("-", MINUS)
-
-
-def necessity(rows: Any) -> str:
-    """Answers the question of the page for one ability, from its pooled rows against SFT by arm."""
-    lost = [arm for arm, row in rows.iterrows() if arm not in NOT_ARMS and row["gain_kept_high"] < 1]
-    if not lost:
-        return "No interval lies below 100 %: none of these changes was shown to be necessary for it."
-    return f"Below 100 % throughout, and so without part of it: {', '.join(lost)}."
-
-
-def findings(study: NecessityStudy) -> list[tuple[str, str]]:
-    """Says in sentences what the tables say: per ability what RL gained, and what each arm kept of it."""
-    sentences = []
-    if study.scores.empty or "sft" not in set(study.scores["model"]):
-        return []
-    scores = study.scores[study.scores["task"] == study.scores["task"].iloc[0]]
-    for ability in study.abilities:
-        rows = study.pooled(ability, ACCURACY, "sft").set_index("arm")
-        if "full" not in rows.index:
-            continue
-        own = scores[scores["ability"] == ability].groupby("model")["accuracy"].mean()
-        tokens = scores[scores["ability"] == ability].groupby("model")["mean_tokens"].mean()
-        full = rows.loc["full"].to_dict()
-        verdict = (
-            f"SFT answers {percent(own['sft'])} % of the {int(full['n'])} held-out prompts right, full RL "
-            f"{percent(own['full'])} %: {points(full['difference'])} points {interval(full['low'], full['high'])}, "
-            f"corrected p = {probability(full['p_holm'])}."
-        )
-        if math.isnan(full["gain_kept"]):
-            reason = "RL loses here" if full["high"] < 0 else "The interval holds zero"
-            verdict += f" {reason}, so there is no gain of which a share could be kept."
-        else:
-            kept = [f"{arm} keeps {gain_kept(row)}" for arm, row in rows.iterrows() if arm not in NOT_ARMS]
-            verdict += f" Of this gain, {', '.join(kept)}. {necessity(rows)}" if kept else ""
-        verdict += f" Full's replies have {tokens['full']:.0f} tokens on average, SFT's {tokens['sft']:.0f}."
-        sentences.append((ability.capitalize(), verdict))
-    return sentences
-
-
-def answers(study: NecessityStudy) -> list[str]:
-    """Returns the same in short, a sentence an ability."""
-    sentences = []
-    for ability in study.abilities:
-        rows = study.pooled(ability, ACCURACY, "sft").set_index("arm")
-        if "full" not in rows.index:
-            continue
-        full: Any = rows.loc["full"]
-        sentence = f"{ability}: full RL {MINUS} sft is {points(full['difference'])} points "
-        sentence += f"{interval(full['low'], full['high'])}, corrected p = {probability(full['p_holm'])}"
-        kept = [f"{arm} {gain_kept(row)}" for arm, row in rows.iterrows() if arm not in NOT_ARMS and gain_kept(row)]
-        sentences.append(f"{sentence}; of this gain keep {', '.join(kept)}." if kept else f"{sentence}.")
-    return sentences
-
-
 def score_rows(study: NecessityStudy) -> list[dict[str, Any]]:
     """Returns a row per model and seed with a cell per ability."""
     rows = []
@@ -152,6 +115,7 @@ def score_rows(study: NecessityStudy) -> list[dict[str, Any]]:
             row = own.iloc[0]
             cells.append(
                 {
+                    "ability": ability,
                     "accuracy": percent(row["accuracy"]),
                     "interval": f"[{percent(row['low'])}, {percent(row['high'])}]",
                     "n": int(row["n"]),
@@ -184,7 +148,7 @@ def comparison_rows(study: NecessityStudy, *, pooled: bool, metric: str) -> list
                 else f"+{int(row['num_gained'])} / {MINUS}{int(row['num_lost'])}",
                 "p": probability(row["p"]),
                 "p_holm": probability(row["p_holm"]),
-                "significant": bool(row["p_holm"] < 0.05),
+                "significant": bool(row["p_holm"] < LEVEL),
                 "kept": "" if row["arm"] in NOT_ARMS else gain_kept(row),
             }
         )
@@ -275,6 +239,26 @@ def _against_sft(study: NecessityStudy) -> "pd.DataFrame":
     return study.comparison[(study.comparison["against"] == "sft") & (study.comparison["metric"] == ACCURACY)]
 
 
+def _lead_figure(study: NecessityStudy, images: dict[str, str]) -> parts.Figure | None:
+    """Returns the figure that answers the page's question."""
+    if "gains" not in images:
+        return None
+    num_prompts = [f"{ability}: n = {n}" for ability, n in _num_prompts(study).items()]
+    seeds = len({run.seed for run in study.runs})
+    return parts.Figure(
+        source=images["gains"],
+        alt="Change in accuracy from SFT, per arm and ability",
+        caption=f"Accuracy of each arm minus that of SFT on the same held-out prompts ({'; '.join(num_prompts)}; "
+        f"{seeds} training seed{'' if seeds == 1 else 's'}), with 95 % intervals. Dashed: the change of {FULL}, with "
+        "nothing frozen. A block’s change was necessary where freezing the block loses that gain.",
+    )
+
+
+def _num_prompts(study: NecessityStudy) -> dict[str, int]:
+    rows = {ability: study.pooled(ability, ACCURACY, START) for ability in study.abilities}
+    return {ability: int(own["n"].max()) for ability, own in rows.items() if not own.empty}
+
+
 def necessity_values(output: Output) -> dict[str, Any]:
     """Returns what the template shows of a study."""
     import yaml
@@ -282,29 +266,31 @@ def necessity_values(output: Output) -> dict[str, Any]:
     study, gaps = read_partial(output)
     attempt = study.run["attempts"][-1]
     whole = bool(study.runs)
-    scores = score_rows(study)
-    return {
+    images = draw(study)
+    proofs = proof_rows(study)
+    pooled = study.comparison[study.comparison["seed"].astype(str) == "pooled"]
+    accuracy = pooled[pooled["metric"] == ACCURACY]
+    values = {
         "name": study.directory.resolve().name,
-        "study": study,
         "gaps": gaps,
-        "findings": findings(study),
-        "answers": answers(study),
+        "answer": answer(study),
+        "warning": weaker_start(accuracy.assign(label=accuracy["ability"]), START, FULL),
+        "lead_figure": _lead_figure(study, images),
+        "gains": gain_rows(study),
+        "beside_full": beside_full(study),
         "arms": arm_rows(study),
-        "scores": scores,
+        "scores": score_rows(study),
+        "levels": draw_levels(study.scores, [BASE, START, *study.arms]),
         "pooled": comparison_rows(study, pooled=True, metric=ACCURACY),
         "pooled_well_formed": comparison_rows(study, pooled=True, metric=WELL_FORMED),
         "per_seed": comparison_rows(study, pooled=False, metric=ACCURACY),
-        "proofs": proof_rows(study),
+        "proofs": proofs,
+        "proof": proof_sentence(proofs),
         "rollouts": rollout_rows(study),
-        "images": draw(study),
+        "images": images,
         "partition": study.partition if whole else {},
         "num_layers": sum(len(layers) for layers in study.partition.values()) if whole else 0,
         "num_seeds": len({run.seed for run in study.runs}),
-        "num_samples": {
-            ability: int(study.pooled(ability, ACCURACY, "sft")["n"].max())
-            for ability in study.abilities
-            if not study.pooled(ability, ACCURACY, "sft").empty
-        },
         "attempt": attempt,
         "num_attempts": len(study.run["attempts"]),
         "command": "python -m train.necessity " + shlex.join(attempt["argv"][1:]).replace(" --collect true", ""),
@@ -313,8 +299,19 @@ def necessity_values(output: Output) -> dict[str, Any]:
             path: yaml.safe_dump(values, sort_keys=False)
             for path, values in study.run["settings"].get("files", {}).items()
         },
-        "has_base": "base" in set(study.scores["model"]),
+        "has_base": BASE in set(study.scores["model"]),
     }
+    shown = {
+        "gained": values["gains"],
+        "arms": values["arms"],
+        "proof": proofs,
+        "scores": values["scores"],
+        "rewards": "rewards" in images,
+        "weights": "deltas" in images,
+        "rollouts": values["rollouts"],
+        "comparisons": values["pooled"],
+    }
+    return values | {"titles": {key: title for key, title in TITLES.items() if shown.get(key, True)}}
 
 
 def _seed(value: Any) -> str:

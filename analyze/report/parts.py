@@ -1,4 +1,4 @@
-"""What is a page made of? Questions, with parts: sentences, figures, tables, controls, limits, and what is missing."""
+"""What is a page made of? Questions with answers, and parts: figures, sentences, tables, controls, limits, gaps."""
 
 import base64
 import io
@@ -8,20 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.display.formatting import interval, percent, points, probability
+from eval.display.formatting import percent, probability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-LEVEL = 0.05
+REWARDED = ("full", "rl")
+"""Names of the model after RL with nothing frozen."""
+LONGEST_OPEN_TABLE = 12
+"""Rows; longer tables are folded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture inlined into the page, with what is to be seen in it."""
+    """A picture in the page: a data URI, or an SVG element that carries its own alternative text."""
 
-    source: str
     caption: str
+    source: str = ""
+    drawing: str = ""
+    alt: str = ""
+    """What the picture shows, for readers who do not see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +38,36 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     num_words: int = 1
-    folded: bool = False
-    """Shown on demand, and in print."""
+
+    @property
+    def folded(self) -> bool:
+        """True for a long table: shown on demand, and in print."""
+        return len(self.rows) > LONGEST_OPEN_TABLE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One probe's or one table's share of an answer."""
+    """What one command contributes to an answer."""
 
     title: str
+    answer: str
+    """One sentence: the main number with its interval and n, or that the data cannot decide."""
     what: str
-    """What was done, and what the words in it mean."""
-    answers: Sequence[str] = ()
-    """What of it belongs into the summary."""
+    """What was measured, and what the words mean."""
+    warning: str = ""
+    """What a reader must know before the answer is used."""
     findings: Sequence[str] = ()
     figures: Sequence[Figure] = ()
+    """The first one shows the answer."""
     tables: Sequence[Table] = ()
     controls: Sequence[str] = ()
+    failed: bool = False
+    """True where one of the controls failed."""
     limits: Sequence[str] = ()
+
+    @property
+    def anchor(self) -> str:
+        return anchor(self.title)
 
 
 @dataclass(kw_only=True)
@@ -69,16 +87,29 @@ class Section:
         return not self.parts and not self.necessity
 
     @property
-    def answers(self) -> list[tuple[str, Sequence[str]]]:
-        """Returns what the summary says of this question."""
-        own = [("Accuracy", each["answers"]) for each in self.necessity if each["answers"]]
-        return own + [(part.title, part.answers) for part in self.parts if part.answers]
+    def answer(self) -> str:
+        """Returns the answer in one sentence, of the first part that has one; empty where nothing answers it."""
+        answers = [each["answer"] for each in self.necessity] + [part.answer for part in self.parts]
+        return next(filter(None, answers), "")
 
     @property
-    def findings(self) -> list[tuple[str, str]]:
-        """(what it is about, sentence) of all parts."""
-        own = [finding for each in self.necessity for finding in each["findings"]]
-        return own + [(part.title, sentence) for part in self.parts for sentence in part.findings]
+    def warning(self) -> str:
+        """Returns what a reader must know before the answer is used."""
+        warnings = [each["warning"] for each in self.necessity] + [part.warning for part in self.parts]
+        return next(filter(None, warnings), "")
+
+    @property
+    def figure(self) -> Figure | None:
+        """Returns the figure that shows the answer."""
+        figures = [each["lead_figure"] for each in self.necessity] + [
+            figure for part in self.parts if part.answer == self.answer for figure in part.figures[:1]
+        ]
+        return next((figure for figure in figures if figure is not None), None)
+
+
+def anchor(title: str) -> str:
+    """Returns the name under which a heading can be linked."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def inline_file(path: Path) -> str:
@@ -102,7 +133,7 @@ def files_as_figures(directory: Path, captions: dict[str, str]) -> list[Figure]:
     """Returns the figures among these that a command drew, by file name without `.png`."""
     folder = directory / "figures"
     return [
-        Figure(source=inline_file(folder / f"{name}.png"), caption=caption)
+        Figure(source=inline_file(folder / f"{name}.png"), caption=caption, alt=caption)
         for name, caption in captions.items()
         if (folder / f"{name}.png").is_file()
     ]
@@ -111,11 +142,6 @@ def files_as_figures(directory: Path, captions: dict[str, str]) -> list[Figure]:
 def share(value: float, low: float, high: float) -> str:
     """Formats a share with its interval: `72.0 % [58.3, 82.5]`."""
     return f"{percent(value)} % [{percent(low)}, {percent(high)}]"
-
-
-def change(value: float, low: float, high: float) -> str:
-    """Formats a difference with its interval: `+1.2 points [−1.4, +3.8]`."""
-    return f"{points(value)} points {interval(low, high)}".rstrip()
 
 
 def model_name(label: str, seed: Any = None) -> str:
@@ -129,9 +155,14 @@ def corrected(p: float) -> str:
     return f"corrected p = {probability(p)}"
 
 
-def listed(words: Sequence[str]) -> str:
-    """Joins words: `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+def main_model(names: Sequence[str]) -> str:
+    """Returns the model that an answer speaks of: full RL where it is among them, else the last."""
+    return next((name for name in names if name.partition(" (seed")[0] in REWARDED), names[-1])
+
+
+def same_elsewhere(num_same: int, num_others: int, what: str) -> str:
+    """Says in how many other cases the same holds: `; the same in 2 of 3 other models`; empty where there are none."""
+    return f"; the same in {num_same} of {num_others} other {what}" if num_others else ""
 
 
 def _uri(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Where do abilities live? What vision swap and layer skip found, model beside model."""
+"""Which layers read the picture, and which does an answer need? Parts of vision swap and layer skip."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,18 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from analyze.report.figures import draw_depth
 from analyze.report.inputs import Output
-from analyze.report.parts import (
-    LEVEL,
-    Figure,
-    Part,
-    Table,
-    inline_drawing,
-    listed,
-    model_name,
-    share,
-)
+from analyze.report.parts import Figure, Part, Table, inline_drawing, main_model, model_name, same_elsewhere, share
 from analyze.swap.scores import PAPER_METRICS
-from eval.display.formatting import NOTHING, interval, percent, points, probability
+from eval.compare.sentences import LEVEL
+from eval.display.formatting import NOTHING, change, interval, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 
@@ -25,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODE_WORDS = {"from": "in all layers from k on", "only": "in layer k alone", "window": "in a window of layers from k"}
+FAILED = "A control failed, so this is not to be relied on. "
 MOST = 0.5
 
 
@@ -38,60 +31,95 @@ def model_names(outputs: Sequence[Output]) -> dict[str, Output]:
 
 
 def swap_part(outputs: Sequence[Output]) -> Part:
-    """What the vision swap says."""
+    """What the vision swap found."""
     named = model_names(outputs)
     tables = {name: read_table(output.directory / "rates.csv") for name, output in named.items()}
     findings: list[str] = []
     rows, panels = [], {}
-    halves: dict[str, list[str]] = {}
+    cases: dict[tuple[str, str], pd.DataFrame] = {}
     for set_name, task, mode in _keys(tables.values(), ["set", "task", "mode"]):
         lines = {
             name: own
             for name, table in tables.items()
             if not (own := _moved(table, set_name, task, mode)).empty and own["n"].max() > 0
         }
-        for name, own in lines.items():
-            rows += [_swap_row(set_name, task, mode, name, own, tables[name])]
-            if mode == "from" and (end := _half_gone(own)) is not None:
-                place = f"{task}: more than half of what moves an answer is read in {_layers_before(end)}"
-                halves.setdefault(place, []).append(name)
+        rows += [_swap_row(set_name, task, mode, name, own, tables[name]) for name, own in lines.items()]
+        if mode == "from":
+            cases |= {(task, name): own for name, own in lines.items()}
         findings += _from_findings(task, lines) if mode == "from" else _most_findings(task, mode, lines)
         if lines:
             panels[f"{set_name}, {task}: {MODE_WORDS[mode]}"] = {
                 name: own.assign(**{key: 100 * own[column] for key, column in _POINTS.items()})
                 for name, own in lines.items()
             }
-    controls = [_swap_controls(name, output.directory) for name, output in named.items()]
+    failed = any(read_table(output.directory / "controls.csv")["num_differs"].sum() for output in named.values())
     figures = []
     if panels:
         caption = (
-            "Pairs whose answer moved to the source picture’s, of those answered rightly without a swap, over k, with "
-            "95 % Wilson intervals. From left to right less and less of the model sees the other picture."
+            "Share of pairs whose answer changes to the source picture’s, of those answered correctly without a swap, "
+            "by the layer k where the swap begins; 95 % Wilson intervals. The larger k is, the fewer layers see the "
+            "source picture."
         )
-        figures.append(Figure(source=inline_drawing(draw_depth(panels, "pairs, %", "k")), caption=caption))
+        figures.append(
+            Figure(
+                source=inline_drawing(draw_depth(panels, "pairs, %", "k")),
+                caption=caption,
+                alt="Share of answers that follow the source picture, over the layer where the swap begins",
+            )
+        )
     return Part(
         title="Vision swap",
-        answers=[f"{place} ({listed(models)})." for place, models in halves.items()],
-        what="A question about a target picture is asked while the vision tokens of a source picture, for which the "
-        "answer is another, are put in from some layer on. Where the answer still follows the source, the layers that "
-        "see it still read the picture; where it stays with the target, reading was over before.",
+        answer=(FAILED if failed else "") + _swap_answer(cases),
+        what="A question about a target picture is asked, and from some layer on its vision tokens are replaced by "
+        "those of a source picture, for which the answer is different. Where the answer follows the source, the layers "
+        "after the swap still read the picture; where the answer stays, the picture had been read before.",
         findings=findings,
         figures=figures,
         tables=[
             Table(
-                caption="Share of pairs whose answer moved to the source’s, where the swap begins with each block "
-                "(right without a swap); last, the paper’s own metric at k = 0 on all pairs.",
+                caption="Share of pairs whose answer changes to the source’s, where the swap begins at the first layer "
+                "of each block (pairs answered correctly without a swap); last, the paper’s own metric at k = 0 on all "
+                "pairs.",
                 columns=("task", "mode", "model", "n", *(f"k at {block}" for block in BLOCKS), "paper’s metric"),
                 rows=rows,
                 num_words=3,
             )
         ],
-        controls=controls,
+        failed=failed,
+        controls=[_swap_controls(name, output.directory) for name, output in named.items()],
         limits=(
-            "The pairs are of one kind of picture; a layer that reads other properties may not show.",
-            "A swap shows that a layer is enough to move an answer, not that no other could do its work. Models are "
-            "compared by whether their intervals overlap, which is careful: a small difference may hide.",
+            "The pairs show one kind of picture; layers that read other properties may not be found.",
+            "A swap shows that a layer is enough to change an answer, not that no other layer could. Models are "
+            "compared by whether their intervals overlap, which is conservative: small differences may be missed.",
         ),
+    )
+
+
+def _swap_answer(cases: Mapping[tuple[str, str], "pd.DataFrame"]) -> str:
+    """Says in a sentence which layers read the picture, for the main model, and how far the others agree."""
+    ends = {case: end for case, own in cases.items() if (end := _half_gone(own)) is not None}
+    if not ends:
+        return _no_layers_read(cases)
+    main = next((case for case in ends if case[1] == main_model([name for _, name in cases])), next(iter(ends)))
+    task, name = main
+    own, end = cases[main], ends[main]
+    num_same = sum(other == end for other in ends.values()) - 1
+    kept = _layers_before(end)
+    agreeing = same_elsewhere(num_same, len(cases) - 1, "cases (models and tasks)")
+    return (
+        f"The picture is read mostly in {kept}: with the source picture in all layers {_share(own.iloc[0])} of answers "
+        f"follow it, but {_share(own.set_index('layer').loc[end])} where {kept} {'see' if end > 1 else 'sees'} the "
+        f"target ({task}, {name}, n = {int(own['n'].max())}){agreeing}."
+    )
+
+
+def _no_layers_read(cases: Mapping[tuple[str, str], "pd.DataFrame"]) -> str:
+    if not cases:
+        return "Undecided: no pair was answered correctly and swapped from some layer on."
+    (task, name), own = max(cases.items(), key=lambda case: case[1].iloc[0]["rate"])
+    return (
+        f"Undecided: with the source picture in all layers at most {_share(own.iloc[0])} of answers follow it ({task}, "
+        f"{name}, n = {int(own['n'].max())}), too few or too steady over k to say which layers read the picture."
     )
 
 
@@ -117,7 +145,7 @@ def _swap_row(set_name: str, task: str, mode: str, name: str, own: "pd.DataFrame
 
 
 def _from_findings(task: str, lines: Mapping[str, "pd.DataFrame"]) -> Iterator[str]:
-    """Says up to where the picture is read, models of which the same holds together."""
+    """Says up to which layer the picture is read, one sentence for all models that agree."""
     ends = {name: _half_gone(own) for name, own in lines.items()}
     for end in dict.fromkeys(ends.values()):
         rates = []
@@ -127,27 +155,26 @@ def _from_findings(task: str, lines: Mapping[str, "pd.DataFrame"]) -> Iterator[s
             rates.append(f"{name} {_share(first)}{after} (n = {n})")
         if end is None:
             yield (
-                f"{task}: at no k is the share of answers that move fallen to half, or they are too rare to say; with "
-                f"the source’s picture in all layers {'; '.join(rates)}."
+                f"{task}: the share of answers that follow the source does not fall to half at any k, or too few "
+                f"follow it to tell; with the source picture in all layers {'; '.join(rates)}."
             )
         else:
             kept = _layers_before(end)
             yield (
-                f"{task}: more than half of what moves the answer is read in {kept}. Answers that move with the "
-                f"source’s picture in all layers, and once {kept} {'keep' if end > 1 else 'keeps'} the target’s: "
-                f"{'; '.join(rates)}."
+                f"{task}: more than half of what changes the answer is read in {kept}. Answers that follow the source "
+                f"picture in all layers, and once {kept} {'see' if end > 1 else 'sees'} the target: {'; '.join(rates)}."
             )
 
 
 def _most_findings(task: str, mode: str, lines: Mapping[str, "pd.DataFrame"]) -> Iterator[str]:
-    """Says in which layer a swap moves most answers, models of which the same holds together."""
+    """Says in which layer a swap changes most answers, one sentence for each layer."""
     rates: dict[str, list[str]] = {}
     for name, own in lines.items():
         best = own[own["block"] != "none"].nlargest(1, "rate").iloc[0]
         place = f"k = {int(best['layer'])} ({best['block']})"
         rates.setdefault(place, []).append(f"{name} {_share(best)} (n = {int(own['n'].max())})")
     for place, said in rates.items():
-        yield f"{task}, swapped {MODE_WORDS[mode]}: most answers move at {place}: {'; '.join(said)}."
+        yield f"{task}, swapped {MODE_WORDS[mode]}: most answers change at {place}: {'; '.join(said)}."
 
 
 def _layers_before(end: int) -> str:
@@ -155,7 +182,7 @@ def _layers_before(end: int) -> str:
 
 
 def _half_gone(own: "pd.DataFrame") -> int | None:
-    """Returns the first k at which less than half as many answers move; None where even at k = 0 most do not."""
+    """Returns the first k at which less than half as many answers follow as at k = 0; None where at k = 0 few do."""
     first = own.iloc[0]
     after = own[own["rate"] < first["rate"] / 2]
     return None if after.empty or first["low"] <= MOST else int(after["layer"].iloc[0])
@@ -168,17 +195,17 @@ def _swap_controls(name: str, directory: Path) -> str:
         f"{control} {int(own['num_equal'].sum() + own['num_tie'].sum())} of {int(own['n'].sum())}"
         for control, own in table.groupby("control", sort=False)
     )
-    return f"{name}: pairs that pass: {checks}; {skipped} pairs left out."
+    return f"{name}: pairs that pass each control: {checks}; {skipped} pairs skipped."
 
 
 def skip_part(outputs: Sequence[Output]) -> Part:
-    """What leaving layers out says."""
+    """What leaving layers out changes."""
     named = model_names(outputs)
     tables = {name: read_table(output.directory / "rates.csv") for name, output in named.items()}
     findings, panels = [], {}
     rows: list[list[str]] = []
     block_rows: list[list[str]] = []
-    worst: dict[str, list[str]] = {}
+    cases: dict[tuple[str, str], pd.DataFrame] = {}
     for task, ability in _keys(tables.values(), ["task", "ability"]):
         lines: dict[str, Any] = {}
         costs: dict[str, list[str]] = {}
@@ -190,66 +217,84 @@ def skip_part(outputs: Sequence[Output]) -> Part:
             block_rows += _block_rows(ability, name, own)
             layers = own[own["kind"] == "layers"].sort_values("layer")
             if not layers.empty:
+                cases[ability, name] = layers
                 row = layers.nlargest(1, "drop").iloc[0]
-                place = f"{int(row['layer'])} ({row['block']})"
-                worst.setdefault(place, []).append(f"{ability} of {name}")
                 needed = layers[(layers["p_holm"] < LEVEL) & (layers["drop"] > 0)]
-                costs.setdefault(place, []).append(
-                    f"{name} {_lost(row)}, with {len(needed)} of {len(layers)} layers beyond chance"
+                costs.setdefault(_layer(row), []).append(
+                    f"{name} {_lost(row)}, {len(needed)} of {len(layers)} layers with a significant loss"
                 )
-                columns = {"value": "drop", "low": "drop_low", "high": "drop_high"}
-                lines[name] = layers.assign(**{key: 100 * layers[column] for key, column in columns.items()})
+                lines[name] = layers.assign(
+                    value=-100 * layers["drop"], low=-100 * layers["drop_high"], high=-100 * layers["drop_low"]
+                )
         findings += [
             f"{ability}: the costliest single layer is {place}: {'; '.join(said)}." for place, said in costs.items()
         ]
         if lines:
             panels[f"{task}: {ability}"] = lines
+    controls = [read_table(output.directory / "controls.csv") for output in named.values()]
+    failed = not all(table["holds"].astype(bool).all() for table in controls)
     figures = []
     if panels:
         figures.append(
             Figure(
-                source=inline_drawing(draw_depth(panels, "accuracy lost, points", "decoder layer left out")),
-                caption="Accuracy lost when one layer’s output is replaced by its input, against the same problems "
-                "with nothing left out; 95 % intervals of the paired difference.",
+                source=inline_drawing(draw_depth(panels, "change in accuracy, points", "decoder layer left out")),
+                caption="Change in accuracy when one layer’s output is replaced by its input, against the same "
+                "problems with nothing left out; 95 % intervals of the paired difference.",
+                alt="Change in accuracy without each decoder layer",
             )
         )
     return Part(
         title="Layer skip",
-        answers=_costliest(worst),
-        what="One decoder layer, or a whole block of them, is left out (its skip connection stays) while the model "
-        "answers. What accuracy that costs says how much an answer needs the layer.",
+        answer=(FAILED if failed else "") + _skip_answer(cases),
+        what="One decoder layer, or a whole block, is left out (its residual connection stays) while the model "
+        "answers. The change in accuracy shows how much the answers depend on that layer.",
         findings=findings,
         figures=figures,
         tables=[
             Table(
-                caption="Percent right with nothing left out, and points lost without a whole block, paired on the "
-                "same problems, with 95 % intervals; *: beyond chance (McNemar, corrected).",
+                caption="Percent right with nothing left out, and the change in points without a whole block, paired "
+                "on the same problems, with 95 % intervals; *: significant (McNemar, corrected).",
                 columns=("ability", "model", "n", "accuracy", *BLOCKS),
                 rows=block_rows,
                 num_words=2,
             ),
             Table(
-                caption="Accuracy lost, paired on the same problems; p-values exact (McNemar), corrected over the rows "
-                "of a kind (Holm).",
-                columns=("ability", "model", "left out", "n", "accuracy", "lost", "95 % interval", "p, corrected"),
+                caption="Change in accuracy without a layer or block, paired on the same problems; p-values exact "
+                "(McNemar), corrected over the rows of a kind (Holm).",
+                columns=("ability", "model", "left out", "n", "accuracy", "change", "95 % interval", "p, corrected"),
                 rows=rows,
                 num_words=3,
-                folded=len(rows) > 24,
             ),
         ],
+        failed=failed,
         controls=[_skip_controls(name, output.directory) for name, output in named.items()],
         limits=(
-            "A layer left out also hands on what it was never trained to hand on: a loss shows that the layer is "
-            "needed as the model stands, not that it holds the ability. First layers always cost much.",
+            "Without a layer, later layers get input that they were not trained on. A loss shows that the model as it "
+            "is needs the layer, not that the layer holds the ability. The first layers always cost much.",
         ),
     )
 
 
-def _costliest(worst: Mapping[str, Sequence[str]]) -> list[str]:
-    """Says which single layer costs most, in which abilities and models."""
-    if len(worst) == 1:
-        return [f"the costliest single layer is {next(iter(worst))} for every model and ability."]
-    return [f"the costliest single layer is {layer} for {listed(names)}." for layer, names in worst.items()]
+def _layer(row: Any) -> str:
+    return f"{int(row['layer'])} ({row['block']})"
+
+
+def _skip_answer(cases: Mapping[tuple[str, str], "pd.DataFrame"]) -> str:
+    """Says in a sentence which single layer costs most, for the main model, and how far the others agree."""
+    if not cases:
+        return ""
+    worst = {case: layers.nlargest(1, "drop").iloc[0] for case, layers in cases.items()}
+    beyond = {case: row for case, row in worst.items() if row["p_holm"] < LEVEL and row["drop"] > 0}
+    chosen = beyond or worst
+    name = main_model([name for _, name in cases])
+    main = max(chosen, key=lambda case: (case[1] == name, chosen[case]["drop"]))
+    row = chosen[main]
+    place = f"{_lost(row)} on {main[0]} ({main[1]}, n = {int(row['num_compared'])})"
+    if not beyond:
+        return f"Undecided: no single layer costs accuracy significantly; the largest change is {place}."
+    num_same = sum(_layer(other) == _layer(row) for other in beyond.values()) - 1
+    agreeing = same_elsewhere(num_same, len(cases) - 1, "cases (models and abilities)")
+    return f"Leaving out layer {_layer(row)} costs most: {place}{agreeing}."
 
 
 def _block_rows(ability: str, name: str, own: "pd.DataFrame") -> Iterator[list[str]]:
@@ -266,27 +311,27 @@ def _star(row: Any) -> str:
 
 
 def _lost(row: Any) -> str:
-    return _drop(row, " points")
+    return change(-row["drop"], -row["drop_high"], -row["drop_low"])
 
 
-def _drop(row: Any, unit: str = "") -> str:
-    return f"{points(row['drop'], sign=False)}{unit} {interval(row['drop_low'], row['drop_high'])}"
+def _drop(row: Any) -> str:
+    return f"{points(-row['drop'])} {interval(-row['drop_high'], -row['drop_low'])}"
 
 
 def _skip_rows(ability: str, name: str, own: "pd.DataFrame") -> Iterator[list[str]]:
     for _, row in own[own["kind"] != "none"].iterrows():
         yield [
             ability, name, str(row["configuration"]), str(int(row["num_compared"])), percent(row["accuracy"]),
-            points(row["drop"], sign=False), interval(row["drop_low"], row["drop_high"]), probability(row["p_holm"]),
+            points(-row["drop"]), interval(-row["drop_high"], -row["drop_low"]), probability(row["p_holm"]),
         ]  # fmt: skip
 
 
 def _skip_controls(name: str, directory: Path) -> str:
     parts = []
     for _, row in read_table(directory / "controls.csv").iterrows():
-        verdict = "as it must" if row["holds"] else "which FAILS the control"
+        verdict = "passed" if row["holds"] else "FAILED"
         parts.append(f"{int(row['num_equal_replies'])} of {int(row['n'])} replies to {row['task']}, {verdict}")
-    return f"{name}: nothing left out gives the plain model’s own answer: {'; '.join(parts)}."
+    return f"{name}: with nothing left out the reply equals the plain model’s: {'; '.join(parts)}."
 
 
 def _keys(tables: Any, columns: list[str]) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""What does a finished necessity study hold? Its tables and proofs, read back and nothing recomputed."""
+"""What does a necessity study consist of? Its tables and proofs, as they were written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class ArmRun:
 
 @dataclass(frozen=True)
 class NecessityStudy:
-    """All that the report shows."""
+    """The tables and proofs that the report shows."""
 
     directory: Path
     run: dict[str, Any]

@@ -1,11 +1,11 @@
-"""What do the tables look like? Figures drawn from a study's tables alone, one function a figure."""
+"""How are the tables of a necessity study drawn? One function a figure."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from analyze.report.study import NecessityStudy
 from eval.display.axes import REGION_LABELS, plain
-from eval.display.colours import model_colour
+from eval.display.colours import LINES, model_colour
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,13 +20,16 @@ def draw_gains(study: NecessityStudy) -> "Figure":
         return rows.reindex(study.arms)[["difference", "low", "high"]] * 100
 
     figure = _forest(study, study.arms, values, "change from SFT, points")
-    for axes in figure.axes:
-        axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+    for axes, ability in zip(figure.axes, study.abilities, strict=True):
+        axes.axvline(0, color="#666666", linewidth=1.0, zorder=1)
+        full = values(ability)["difference"].get("full", float("nan"))
+        if full == full:
+            axes.axvline(full, color="#666666", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
     return figure
 
 
 def draw_gain_kept(study: NecessityStudy) -> "Figure":
-    """Draws the share of full training's gain that each arm keeps, where that gain is beyond doubt."""
+    """Draws the share of full training's gain that each arm keeps, where the interval of that gain lies above zero."""
     arms = [arm for arm in study.arms if arm != "full"]
 
     def values(ability: str) -> "pd.DataFrame":
@@ -79,14 +82,14 @@ def draw_rewards(study: NecessityStudy) -> "Figure":
 
     figure, axes = plt.subplots(figsize=(9.2, 3.3), layout="constrained")
     column = "rewards/accuracy/mean"
-    for arm in study.arms:
+    for number, arm in enumerate(study.arms):
         curves = pd.concat(
             [run.metrics.set_index("step")[column].dropna() for run in study.runs if run.arm == arm], axis=1
         )
         smooth = curves.rolling(3, min_periods=1, center=True).mean()
         colour = model_colour(arm, study.arms)
         axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15, linewidth=0)
-        axes.plot(smooth.index, smooth.mean(axis=1), color=colour, linewidth=1.8, label=arm)
+        axes.plot(smooth.index, smooth.mean(axis=1), LINES[number % len(LINES)], color=colour, linewidth=1.8, label=arm)
     axes.set_xlabel("GRPO step")
     axes.set_ylabel("share of sampled answers right")
     axes.legend(frameon=False, ncols=2, fontsize=9, loc="lower right")

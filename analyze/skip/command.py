@@ -1,4 +1,4 @@
-"""Which layers does an answer need? Each left out in turn, its skip connection kept, and the drop in accuracy measured.
+"""Which layers does an answer need? Skips each layer in turn and measures the drop in accuracy.
 
     python -m analyze.skip --model CHECKPOINT --tasks gsm8k:FILE math500:FILE --output-dir outputs/skip/rl
     accelerate launch -m analyze.skip --model … --tasks outputs/pocket/data:test --abilities reasoning …
@@ -22,47 +22,39 @@ Known limits: a batch goes on until its longest reply has ended. In lower precis
 shape of its batch; `controls.csv` says how many do.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from analyze.probes.inputs import (
     SKIPPED_COLUMNS,
-    Problem,
     check_choices,
     check_loading,
     check_sight,
+    leave_out_unreadable,
     load_problems,
-    readable,
-    skipped_rows,
-    unreadable_images,
 )
+from analyze.skip.closing import summary
+from analyze.skip.controls import check_controls, control_table
 from analyze.skip.figures import draw_all
-from analyze.skip.plan import KINDS, NONE, Configuration, make_configurations
-from analyze.skip.run import Row, all_rows, make_units, row_record
-from analyze.skip.tables import control_table, rate_table
+from analyze.skip.plan import KINDS, Asking, all_rows, make_configurations
+from analyze.skip.run import answer_all
+from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
-from eval.replies.batching import BatchSize
+from eval.replies.decoding import check_repetition_window
 from eval.replies.prompting import check_style
-from eval.replies.subject import Subject, check_subject, open_subject
-from eval.run import MIN_REPETITION_WINDOW
+from eval.replies.subject import check_subject, open_subject
 from eval.tasks import check_task
 from models.blocks import PARTITIONS, make_partition
 from models.layout import layout_of
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
-from tracking.progress import progress
 from tracking.sharding import SharedLog, open_shared_run
-from tracking.tables import format_columns, write_table
+from tracking.tables import write_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from eval.replies.generation import Generation
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +96,9 @@ class SkipArguments:
             partial(check_style, self.prompt_style),
             partial(check_loading, dtype=self.dtype, attn_implementation=self.attn_implementation),
             partial(check_least, self, max_new_tokens=1, batch_size=1, limit=1, repetition_window=0),
+            partial(check_repetition_window, self.repetition_window),
             partial(check_choices, "ability", self.abilities or ABILITIES, ABILITIES),
-            self._check_window,
         )
-
-    def _check_window(self) -> None:
-        if 0 < self.repetition_window < MIN_REPETITION_WINDOW:
-            raise ValueError(
-                f"repetition_window is {self.repetition_window}; so few tokens repeat in sound replies too, it must be "
-                f"at least {MIN_REPETITION_WINDOW}, or 0 to end no reply"
-            )
 
 
 def probe(arguments: SkipArguments) -> Path:
@@ -148,10 +133,10 @@ def probe(arguments: SkipArguments) -> Path:
         if run.finished:
             return output_dir
         run.note(**subject.facts)
-        unreadable = on_main_process(lambda: unreadable_images(problems))
-        put = readable(problems, unreadable)
+        put, left_out = leave_out_unreadable(problems)
+        asking = Asking(**{one.name: getattr(arguments, one.name) for one in fields(Asking)})
         with SharedLog(output_dir, [row.key for row in all_rows(put, configurations)]) as log:
-            _answer_all(arguments, subject, put, configurations, log)
+            answer_all(subject, put, configurations, log, asking, title=f"{arguments.model}: skip")
             records = log.merge()
 
         def write() -> None:
@@ -160,118 +145,19 @@ def probe(arguments: SkipArguments) -> Path:
             rates, controls = rate_table(records, configurations, partition), control_table(records)
             write_table(output_dir / "rates.csv", rates)
             write_table(output_dir / "controls.csv", controls)
-            skipped = pd.DataFrame(skipped_rows(problems, unreadable), columns=SKIPPED_COLUMNS)
+            skipped = pd.DataFrame(left_out, columns=SKIPPED_COLUMNS)
             write_table(output_dir / "skipped.csv", skipped)
             draw_all(rates, partition, output_dir / "figures")
-            _print_summary(rates, controls, num_skipped=len(unreadable))
-            _check_controls(controls, output_dir)
+            if left_out:
+                print(f"{len(left_out)} problems have an image that cannot be read and were left out: skipped.csv")
+            check_controls(controls, output_dir)
 
         on_main_process(write)
     return output_dir
-
-
-def _answer_all(
-    arguments: SkipArguments,
-    subject: Subject,
-    problems: Sequence[Problem],
-    configurations: Sequence[Configuration],
-    log: SharedLog,
-) -> None:
-    """Generates, grades and records what is not done."""
-    from eval.replies.generation import render_prompt
-
-    model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
-    texts = {
-        problem.key: render_prompt(
-            processor, problem.prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt
-        )
-        for problem in problems
-    }
-    units = [
-        unit
-        for task in dict.fromkeys(problem.task for problem in problems)
-        for unit in make_units([p for p in problems if p.task == task], texts, configurations, arguments.batch_size)
-    ]
-    own = [units[number] for number in log.pending_groups([[row.key for row in unit] for unit in units])]
-    size = BatchSize(arguments.batch_size)
-    dtype = str(model.dtype).removeprefix("torch.")
-    for unit in progress(own, label=f"{arguments.model}: skip", unit="batch"):
-        answers = _answers(arguments, model, processor, unit, texts, size)
-        log.append(
-            *[row_record(row, text=texts[row.problem.key], dtype=dtype, answer=answer) for row, answer in answers]
-        )
-
-
-def _answers(
-    arguments: SkipArguments, model: Any, processor: Any, unit: Sequence[Row], texts: dict[str, str], size: BatchSize
-) -> Iterator[tuple[Row, "Generation"]]:
-    import torch
-
-    from analyze.skip.generation import Rows, answer_rows
-    from analyze.skip.layers import RowwiseSkip
-    from eval.replies.generation import generate, greedy_settings
-
-    settings = greedy_settings(model, processor, arguments.max_new_tokens)
-
-    def work(rows: Sequence[Row]) -> list["Generation"]:
-        problems = list(dict.fromkeys(row.problem for row in rows))
-        rendered = [texts[problem.key] for problem in problems]
-        images = [problem.image_paths for problem in problems]
-        configurations = [row.configuration for row in rows if row.configuration]
-        if not configurations:
-            return generate(model, processor, rendered, images, settings)
-        with RowwiseSkip(model) as skip:
-            batch = Rows(
-                texts=rendered,
-                images=images,
-                prompts=[problems.index(row.problem) for row in rows],
-                plan=torch.from_numpy(np.stack([one.plan(skip.num_layers) for one in configurations])),
-            )
-            return answer_rows(model, processor, skip, batch, settings, repetition_window=arguments.repetition_window)
-
-    for rows, generations in size.run(unit, work):
-        yield from zip(rows, generations, strict=True)
-
-
-def _check_controls(controls: "pd.DataFrame", output_dir: Path) -> None:
-    for _, row in controls[~controls["holds"]].iterrows():
-        raise RuntimeError(
-            f"{row['task']}: with nothing left out only {row['num_equal_replies']} of {row['n']} replies are the plain "
-            f"model's; the drops in {output_dir / 'rates.csv'} are not to be trusted"
-        )
-
-
-def _print_summary(rates: "pd.DataFrame", controls: "pd.DataFrame", *, num_skipped: int) -> None:
-    """Says what stands in the tables: the three largest drops of each kind, and what was counted apart."""
-    if num_skipped:
-        print(f"{num_skipped} problems have an image that cannot be read and were left out: skipped.csv")
-    columns = ["task", "ability", "configuration", "n", "accuracy", "drop", "drop_low", "drop_high"]
-    shown = rates.sort_values("drop", ascending=False, kind="stable").groupby(["task", "ability", "kind"]).head(3)
-    rows = [columns]
-    for row in shown.sort_index()[columns].to_numpy().tolist():
-        rows.append(["" if value != value or value is None else _in_words(value) for value in row])
-    print("\n".join(format_columns(rows, right=range(3, len(columns)))))
-    for _, control in controls.iterrows():
-        print(
-            f"control: {control['task']}: with nothing left out {control['num_equal_replies']} of {control['n']} "
-            "replies are the plain model's"
-        )
-    own = rates[rates["configuration"] != NONE]
-    if own.empty:
-        return
-    print(
-        f"of the replies with parts left out {own['at_limit_frac'].mean():.1%} ran to the limit, "
-        f"{own['repetition_frac'].mean():.1%} went round in circles and were ended; "
-        f"{int(own['num_unscored'].sum())} could not be judged"
-    )
-
-
-def _in_words(value: float | str) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SkipArguments, description=__doc__, check_inputs=True)
     output_dir = probe(arguments)
     if is_main_process():
-        print(f"rates: {output_dir / 'rates.csv'}")
+        print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

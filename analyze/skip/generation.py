@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from analyze.skip.layers import Branches, Plan, RowwiseSkip
-from analyze.skip.tables import REPETITION
-from eval.replies.decoding import prompt_positions
+from eval.replies.decoding import LENGTH, REPETITION, STOP, prompt_positions
 from eval.replies.generation import Generation, tokenizer_of
 from eval.replies.repetition import RepetitionStop
 from models.families import QWEN3_VL
@@ -112,7 +111,7 @@ def _prefill(model: Any, processor: Any, skip: RowwiseSkip, rows: Rows, plan: Pl
 
 def _reply(processor: Any, tokens: list[int], ends: set[int], stopped_at: int) -> Generation:
     length = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
-    reason = "length" if length == len(tokens) else "stop"
+    reason = LENGTH if length == len(tokens) else STOP
     if 0 < stopped_at <= length:
         length, reason = stopped_at, REPETITION
     text = tokenizer_of(processor).decode(tokens[:length], skip_special_tokens=True)

@@ -1,101 +1,84 @@
-"""Which answers are generated together? Problems under configurations as rows of batches, and a row's record.
+"""How are the answers made? Rows of problems and configurations in batches, shared by processes."""
 
-Batches are formed from all rows, done or not, so a continued run batches as an undisturbed one.
-"""
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import numpy as np
 
 from analyze.probes.inputs import Problem
-from analyze.skip.plan import Configuration
-from analyze.skip.tables import PLAIN
-from eval.grading import grade
-from tracking.records import Record
+from analyze.skip.plan import Asking, Configuration, Row, all_rows, make_units
+from analyze.skip.records import row_record
+from eval.replies.batching import BatchSize
+from eval.replies.subject import Subject
+from tracking.progress import progress, say
+from tracking.sharding import SharedLog
 
 if TYPE_CHECKING:
     from eval.replies.generation import Generation
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One answer: a problem, and what is left out."""
+def answer_all(
+    subject: Subject,
+    problems: Sequence[Problem],
+    configurations: Sequence[Configuration],
+    log: SharedLog,
+    asking: Asking,
+    *,
+    title: str,
+) -> None:
+    """Generates, grades and records what is not done."""
+    from eval.replies.generation import render_prompt
 
-    problem: Problem
-    configuration: Configuration | None
-    """None for the plain model, without the probe's hooks."""
-
-    @property
-    def name(self) -> str:
-        """The configuration's name in tables."""
-        return self.configuration.name if self.configuration else PLAIN
-
-    @property
-    def key(self) -> str:
-        return f"{self.problem.key}/{self.name}"
-
-
-def all_rows(problems: Sequence[Problem], configurations: Sequence[Configuration]) -> list[Row]:
-    """Returns every row, in the order its record is to stand: the plain model's first."""
-    return [
-        Row(problem=problem, configuration=configuration)
+    num_replies = len(all_rows(problems, configurations))
+    say(f"{num_replies:,} replies, of at most {asking.max_new_tokens:,} tokens each (--max-new-tokens)")
+    model, processor = subject.load(dtype=asking.dtype, attn_implementation=asking.attn_implementation)
+    texts = {
+        problem.key: render_prompt(
+            processor, problem.prompt, style=asking.prompt_style, system_prompt=asking.system_prompt
+        )
         for problem in problems
-        for configuration in (None, *configurations)
-    ]
-
-
-def make_units(
-    problems: Sequence[Problem], texts: Mapping[str, str], configurations: Sequence[Configuration], batch_size: int
-) -> list[list[Row]]:
-    """Returns the batches of one task, plain ones first: prompts of similar length and equally many images together.
-
-    The rows of one prompt stand beside each other, since what they share is computed once.
-
-    Args:
-        problems: of the task.
-        texts: rendered prompts, by the key of their problem.
-        configurations: what is left out in turn.
-        batch_size: rows.
-    """
-    from eval.replies.generation import make_batches
-
-    prompts, rendered = [problem.prompt for problem in problems], [texts[problem.key] for problem in problems]
-    units = [
-        [Row(problem=problems[number], configuration=None) for number in batch]
-        for batch in make_batches(prompts, rendered, batch_size)
-    ]
-    num_plain = len(units)
-    for (number,) in make_batches(prompts, rendered, 1):
-        problem = problems[number]
-        for configuration in configurations:
-            last = units[-1] if len(units) > num_plain else None
-            if last is None or len(last) == batch_size or num_images(last[-1]) != len(problem.prompt.images):
-                units.append(last := [])
-            last.append(Row(problem=problem, configuration=configuration))
-    return units
-
-
-def num_images(row: Row) -> int:
-    return len(row.problem.prompt.images)
-
-
-def row_record(row: Row, *, text: str, dtype: str, answer: "Generation") -> Record:
-    """Returns what is kept of one answer, graded."""
-    prompt = row.problem.prompt
-    verdict = grade(answer.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
-    return {
-        "key": row.key,
-        **row.problem.head,
-        "configuration": row.name,
-        "gold": prompt.answer,
-        "answer_kind": prompt.answer_kind,
-        "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "dtype": dtype,
-        "response": answer.response,
-        "num_tokens": answer.num_tokens,
-        "finish_reason": answer.finish_reason,
-        "extracted": verdict.extracted,
-        "status": verdict.status,
-        "rule": verdict.rule,
     }
+    units = [
+        unit
+        for task in dict.fromkeys(problem.task for problem in problems)
+        for unit in make_units([p for p in problems if p.task == task], texts, configurations, asking.batch_size)
+    ]
+    own = [units[number] for number in log.pending_groups([[row.key for row in unit] for unit in units])]
+    size = BatchSize(asking.batch_size)
+    dtype = str(model.dtype).removeprefix("torch.")
+    for unit in progress(own, label=title, unit="batch"):
+        answers = _answers(asking, model, processor, unit, texts, size)
+        log.append(
+            *[row_record(row, text=texts[row.problem.key], dtype=dtype, answer=answer) for row, answer in answers]
+        )
+
+
+def _answers(
+    asking: Asking, model: Any, processor: Any, unit: Sequence[Row], texts: dict[str, str], size: BatchSize
+) -> Iterator[tuple[Row, "Generation"]]:
+    import torch
+
+    from analyze.skip.generation import Rows, answer_rows
+    from analyze.skip.layers import RowwiseSkip
+    from eval.replies.generation import generate, greedy_settings
+
+    settings = greedy_settings(model, processor, asking.max_new_tokens)
+
+    def work(rows: Sequence[Row]) -> list["Generation"]:
+        problems = list(dict.fromkeys(row.problem for row in rows))
+        rendered = [texts[problem.key] for problem in problems]
+        images = [problem.image_paths for problem in problems]
+        configurations = [row.configuration for row in rows if row.configuration]
+        if not configurations:
+            return generate(model, processor, rendered, images, settings)
+        with RowwiseSkip(model) as skip:
+            batch = Rows(
+                texts=rendered,
+                images=images,
+                prompts=[problems.index(row.problem) for row in rows],
+                plan=torch.from_numpy(np.stack([one.plan(skip.num_layers) for one in configurations])),
+            )
+            return answer_rows(model, processor, skip, batch, settings, repetition_window=asking.repetition_window)
+
+    for rows, generations in size.run(unit, work):
+        yield from zip(rows, generations, strict=True)

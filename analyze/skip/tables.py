@@ -12,6 +12,7 @@ import numpy as np
 
 from analyze.skip.plan import NONE, Configuration
 from eval.grading import CORRECT, UNSCORED
+from eval.replies.decoding import REPETITION
 from eval.statistics.intervals import holm, mcnemar, paired_interval, wilson
 from models.blocks import Partition
 from tracking.records import Record
@@ -19,15 +20,7 @@ from tracking.records import Record
 if TYPE_CHECKING:
     import pandas as pd
 
-PLAIN = "plain"
-"""The configuration under which the model's own answers stand, made without this probe."""
-REPETITION = "repetition"
-"""How a reply ended that went round in circles, beside `stop` and `length`."""
 DROP_COLUMNS = ("num_compared", "num_lost", "num_gained", "drop", "drop_low", "drop_high", "p")
-TOLERATED_FRAC = 0.01
-"""Of replies in float32: sums round otherwise in a batch of another shape, and a tie may fall the other way."""
-TOLERATED_P = 0.001
-"""In lower precision many a long reply parts from itself in another batch; that must not favour either."""
 
 
 def rate_table(
@@ -89,40 +82,3 @@ def _drop(whole: dict[str, Record], own: dict[str, Record]) -> dict[str, Any]:
     drop = paired_interval(test.num_gained, test.num_lost, test.n)
     values = (test.n, test.num_gained, test.num_lost, drop.estimate, drop.low, drop.high, test.p)
     return dict(zip(DROP_COLUMNS, values, strict=True))
-
-
-def control_table(records: Sequence[Record]) -> "pd.DataFrame":
-    """Returns a row per task: are the answers with nothing left out those of the model without this probe?"""
-    import pandas as pd
-
-    rows = []
-    for task in dict.fromkeys(record["task"] for record in records):
-        plain, none = (
-            {r["id"]: r for r in records if r["task"] == task and r["configuration"] == name} for name in (PLAIN, NONE)
-        )
-        num_equal = sum(_same_reply(plain[name], none[name]) for name in plain)
-        right = [np.array([answers[name]["status"] == CORRECT for name in plain], bool) for answers in (plain, none)]
-        p = mcnemar(*right).p
-        dtype = next(iter(plain.values()))["dtype"]
-        by_rounding = len(plain) - num_equal <= TOLERATED_FRAC * len(plain)
-        rows.append(
-            {
-                "task": task,
-                "control": "nothing left out equals the plain model",
-                "dtype": dtype,
-                "n": len(plain),
-                "num_equal_replies": num_equal,
-                "plain_accuracy": float(right[0].mean()),
-                "none_accuracy": float(right[1].mean()),
-                "p": p,
-                "holds": by_rounding if dtype == "float32" else p >= TOLERATED_P,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _same_reply(plain: Record, none: Record) -> bool:
-    """True for equal replies; one that was ended for repeating itself must be how the plain one begins."""
-    if none["finish_reason"] == REPETITION:
-        return bool(plain["response"].startswith(none["response"].rstrip("\ufffd")))
-    return (plain["response"], plain["finish_reason"]) == (none["response"], none["finish_reason"])

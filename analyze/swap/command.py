@@ -1,16 +1,16 @@
-"""In which layers does a model look at the picture? Its vision tokens swapped for another picture's, layer by layer.
+"""In which layers does a model use the picture? Swaps its vision tokens for another picture's, layer by layer.
 
     python -m analyze.swap --model CHECKPOINT --pairs outputs/pocket/pairs/data --output-dir outputs/swap
     accelerate launch --num_processes 8 -m analyze.swap …
 
-Each pair asks one question about a target picture and holds a source picture with another answer (`data_builders/
-pairs.py`). With `--mode from` the model answers with the source's vision tokens in all layers >= k (the paper's code,
+Each pair asks one question about a target picture and holds a source picture with another answer (`data_builders/pairs/
+pair.py`). With `--mode from` the model answers with the source's vision tokens in all layers >= k (the paper's code,
 appendix D), for every k; `only` swaps layer k alone, `window` the layers k … k + w - 1. All variants of several pairs
 run as one batch over composed caches (`prefix.py`), exactly equal to replacing hidden states by hooks.
 
     rates.csv      per set, task, mode and layer: the paper's metric and the honest ones, with Wilson intervals
     logprobs.csv   the same for the log-probabilities of both answers, which need no decoding
-    controls.csv   self-swap, full swap and no swap (`run.py`); one that fails fails the run
+    controls.csv   self-swap, full swap and no swap (`controls.py`); one that fails fails the run
     skipped.csv    pairs that were left out, and why; defects.csv: whatever else the preflight found in the pairs
     figures/       both tables over depth
     records.jsonl  a record per pair and mode, with every reply
@@ -20,42 +20,28 @@ Known limits: one picture a question, asked after it; both pictures need the sam
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analyze.probes.inputs import check_choices, check_loading
-from analyze.swap.scores import BOX_SPACES, is_right, score
-from analyze.swap.tables import (
-    check_controls,
-    control_table,
-    defect_table,
-    logprob_table,
-    rate_table,
-    skipped_table,
-)
+from analyze.swap.closing import summary
+from analyze.swap.controls import check_controls, control_table
+from analyze.swap.plan import MODES, Asking, PairSet, load_sets, plan_units
+from analyze.swap.scores import BOX_SPACES
+from analyze.swap.tables import defect_table, logprob_table, rate_table, skipped_table
 from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
-from data_builders.pairs.files import check_pairs, pairs_fingerprint, read_pairs
-from data_builders.pairs.pair import Pair
-from eval.replies.batching import BatchSize
+from data_builders.pairs.files import check_pairs, pairs_fingerprint
 from eval.replies.prompting import check_style
-from eval.replies.subject import Subject, check_subject, open_subject
+from eval.replies.subject import check_subject, open_subject
 from models.blocks import PARTITIONS, Partition, make_partition
 from models.layout import layout_of
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
-from tracking.progress import progress
 from tracking.records import Record
 from tracking.sharding import SharedLog, open_shared_run
 from tracking.tables import write_table
-
-if TYPE_CHECKING:
-    from analyze.swap.prefix import Reply
-    from analyze.swap.run import ReadyPair, SwappedPair
-
-MODE_NAMES = ("from", "only", "window")
-LOGPROB_DECIMALS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,49 +84,9 @@ class SwapArguments:
             partial(check_style, self.prompt_style),
             partial(check_loading, dtype=self.dtype, attn_implementation=self.attn_implementation),
             partial(check_least, self, window=1, max_new_tokens=1, batch_size=1, limit=1),
-            partial(check_choices, "mode", self.mode, MODE_NAMES),
+            partial(check_choices, "mode", self.mode, list(MODES)),
             partial(check_choices, "box space", [self.box_space or next(iter(BOX_SPACES))], list(BOX_SPACES)),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSet:
-    """One folder of pairs under the name that tables give it."""
-
-    name: str
-    directory: Path
-    pairs: list[Pair]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """What one record is about: a pair in one mode."""
-
-    pair_set: PairSet
-    pair: Pair
-    mode: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.pair_set.name}/{self.pair.id}/{self.mode}"
-
-
-def load_sets(folders: Sequence[str], limit: int | None = None) -> list[PairSet]:
-    """Reads the sets; each is named after its folder, or after the run that built it.
-
-    Raises:
-        ValueError: where two have the same name, or one cannot be read.
-    """
-    sets: list[PairSet] = []
-    for folder in folders:
-        directory = Path(folder)
-        resolved = directory.resolve()
-        name = resolved.parent.name if resolved.name == "data" else resolved.name
-        for other in sets:
-            if other.name == name:
-                raise ValueError(f"{other.directory} and {directory} are both named {name!r}; swap them in two runs")
-        sets.append(PairSet(name=name, directory=directory, pairs=read_pairs(directory)[:limit]))
-    return sets
 
 
 def swap(arguments: SwapArguments) -> Path:
@@ -180,111 +126,16 @@ def swap(arguments: SwapArguments) -> Path:
         run.note(**subject.facts)
         defects = on_main_process(lambda: {each.name: preflight(each.directory, each.pairs) for each in sets})
         fatal = {(name, defect.pair_id) for name, found in defects.items() for defect in found if defect.is_fatal}
-        units = [
-            Unit(pair_set=each, pair=pair, mode=mode)
-            for mode in arguments.mode
-            for each in sets
-            for pair in each.pairs
-            if (each.name, pair.id) not in fatal
-        ]
+        units = plan_units(sets, arguments.mode, fatal)
+        from analyze.swap.run import measure_units
+
+        asking = Asking(**{one.name: getattr(arguments, one.name) for one in fields(Asking)})
         with SharedLog(output_dir, [unit.key for unit in units]) as log:
-            _measure(arguments, subject, units, log)
+            measure_units(subject, units, log, asking, title=f"{arguments.model}: swap")
             records = log.merge()
         on_main_process(lambda: write_results(output_dir, sets, defects, records, partition))
         check_controls(records)
     return output_dir
-
-
-def _measure(arguments: SwapArguments, subject: Subject, units: Sequence[Unit], log: SharedLog) -> None:
-    """Appends the records of this process's share; a batch that was cut short is done again, and so the same."""
-    size = arguments.batch_size
-    by_mode = [[unit for unit in units if unit.mode == mode] for mode in arguments.mode]
-    batches = [same[start : start + size] for same in by_mode for start in range(0, len(same), size)]
-    pending = log.pending_groups([[unit.key for unit in batch] for batch in batches])
-    if not pending:
-        return
-    from eval.replies.generation import greedy_settings
-
-    model, processor = subject.load(dtype=arguments.dtype, attn_implementation=arguments.attn_implementation)
-    settings = greedy_settings(model, processor, arguments.max_new_tokens)
-    together = BatchSize(size)
-    for number in progress(pending, label=f"{arguments.model}: swap", unit="batch"):
-        work = partial(swap_units, model, processor, arguments=arguments, settings=settings)
-        log.append(*(record for _, records in together.run(batches[number], work) for record in records))
-
-
-def swap_units(
-    model: Any, processor: Any, units: Sequence[Unit], *, arguments: SwapArguments, settings: dict[str, Any]
-) -> list[Record]:
-    """Returns the records of several units of one mode, swapped as one batch."""
-    from analyze.swap.run import PairOptions, UnusablePairError, open_pair, swap_pairs, swapped_layers
-
-    options = PairOptions(
-        style=arguments.prompt_style,
-        system_prompt=arguments.system_prompt,
-        answer_prefix=arguments.answer_prefix,
-        box_space=arguments.box_space,
-    )
-    ready, left_out = {}, {}
-    for unit in units:
-        try:
-            ready[unit.key] = open_pair(model, processor, unit.pair_set.directory, unit.pair, options)
-        except UnusablePairError as error:
-            left_out[unit.key] = str(error)
-    num_layers = model.config.get_text_config().num_hidden_layers
-    swaps = swapped_layers(units[0].mode, num_layers, arguments.window)
-    results = dict(zip(ready, swap_pairs(model, list(ready.values()), swaps, settings), strict=True)) if ready else {}
-    records = []
-    for unit in units:
-        record = {
-            "key": unit.key,
-            "set": unit.pair_set.name,
-            "id": unit.pair.id,
-            "task": unit.pair.task,
-            "mode": unit.mode,
-            "left_out": left_out.get(unit.key),
-        }
-        if unit.key in ready:
-            record |= pair_record(processor, ready[unit.key], results[unit.key])
-        records.append(record)
-    return records
-
-
-def pair_record(processor: Any, ready: "ReadyPair", result: "SwappedPair") -> Record:
-    """Returns what is kept of one pair in one mode: replies, scores, log-probabilities and controls."""
-    from eval.replies.generation import tokenizer_of
-
-    def text(reply: "Reply") -> str:
-        return str(tokenizer_of(processor).decode(reply.tokens, skip_special_tokens=True))
-
-    pair, space = ready.pair, ready.space
-    plain_target, plain_source = text(result.plain_target), text(result.plain_source)
-    replies = [text(variant.reply) for variant in result.variants]
-    return {
-        "grid": ready.target.grid[1:],
-        "target_answer": pair.target_answer,
-        "source_answer": pair.source_answer,
-        "plain_target": plain_target,
-        "plain_source": plain_source,
-        "right": is_right(pair, replies[-1], space=space),
-        "controls": {
-            name: {"status": control.status}
-            | ({} if control.status == "equal" else {"expected": text(control.expected), "found": text(control.found)})
-            for name, control in result.controls.items()
-        },
-        "variants": [
-            {
-                "layer": layer,
-                "response": reply,
-                "num_tokens": len(variant.reply.tokens),
-                "finish_reason": variant.reply.finish_reason,
-                "logprob_target": round(variant.logprob_target, LOGPROB_DECIMALS),
-                "logprob_source": round(variant.logprob_source, LOGPROB_DECIMALS),
-                "scores": score(pair, unswapped=replies[-1], swapped=reply, source_reply=plain_source, space=space),
-            }
-            for layer, (variant, reply) in enumerate(zip(result.variants, replies, strict=True))
-        ],
-    }
 
 
 def write_results(
@@ -328,4 +179,4 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SwapArguments, description=__doc__, check_inputs=True)
     output_dir = swap(arguments)
     if is_main_process():
-        print(f"rates: {output_dir / 'rates.csv'}")
+        print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

@@ -1,4 +1,4 @@
-"""What do a swap's records say? Rates over depth with their intervals, log-probabilities, controls, left-out pairs."""
+"""What do a swap's records say? Rates over depth with their intervals, log-probabilities, left-out pairs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analyze.swap.records import GROUP_COLUMNS, group_records
 from analyze.swap.scores import METRICS
 from data_builders.pairs.defects import Defect
 from eval.statistics.intervals import draw_crossed, percentile_interval, wilson
 from models.blocks import Partition
+from tracking.progress import progress
 from tracking.records import Record
 
 if TYPE_CHECKING:
@@ -20,17 +22,9 @@ SUBSETS: dict[str, Callable[[Record], bool]] = {
     "right": lambda record: record["right"] is True,
 }
 """Pairs that count: all of them, or those whose reply without a swap is right."""
-CONTROLS = {
-    "self-swap": "swapping in the target's own picture must change nothing",
-    "full swap": "a swap of all layers must give the model's reply to the source picture",
-    "no swap": "a swap of no layer must give the model's reply to the target picture",
-}
-"""Name -> what must hold for every pair."""
-GROUP_COLUMNS = ("set", "task", "mode")
 CELL_COLUMNS = (*GROUP_COLUMNS, "layer", "block")
 RATE_COLUMNS = ("metric", "subset", "n", "rate", "low", "high", "num_unscored")
 LOGPROB_COLUMNS = ("subset", "n", "logprob_target", "logprob_source", "shift", "low", "high")
-STATUSES = ("equal", "tie", "differs")
 NO_LAYER = "none"
 """The block of a swap from layer L."""
 NUM_RESAMPLES = 4000
@@ -70,7 +64,8 @@ def logprob_table(records: Sequence[Record], partition: Partition) -> "pd.DataFr
     import pandas as pd
 
     rows = []
-    for labels, subset, layer, group in _cells(records, partition):
+    cells = list(_cells(records, partition))
+    for labels, subset, layer, group in progress(cells, label="intervals of log-probabilities", unit="layer"):
         if not group:
             continue
         target, source = (
@@ -94,38 +89,6 @@ def logprob_table(records: Sequence[Record], partition: Partition) -> "pd.DataFr
             }
         )
     return pd.DataFrame(rows, columns=[*CELL_COLUMNS, *LOGPROB_COLUMNS])
-
-
-def control_table(records: Sequence[Record]) -> "pd.DataFrame":
-    """Returns a row per set, task, mode and control: how many pairs passed it, tied within rounding, or failed."""
-    import pandas as pd
-
-    rows = []
-    for labels, group in _groups(records):
-        for control in CONTROLS:
-            statuses = [record["controls"][control]["status"] for record in group]
-            counts = {f"num_{status}": statuses.count(status) for status in STATUSES}
-            rows.append({**labels, "control": control, "n": len(statuses), **counts})
-    return pd.DataFrame(rows, columns=[*GROUP_COLUMNS, "control", "n", *(f"num_{name}" for name in STATUSES)])
-
-
-def check_controls(records: Sequence[Record]) -> None:
-    """Fails where a control did, on any pair.
-
-    Raises:
-        RuntimeError: naming the control and the first pair.
-    """
-    for control in CONTROLS:
-        failed = [
-            record["key"]
-            for record in records
-            if record["left_out"] is None and record["controls"][control]["status"] == "differs"
-        ]
-        if failed:
-            raise RuntimeError(
-                f"the control {control!r} failed on {failed[0]} ({len(failed)} such): {CONTROLS[control]}; the probe's "
-                "rates are not to be trusted, see controls.csv and records.jsonl"
-            )
 
 
 def defect_table(defects: Mapping[str, Sequence[Defect]]) -> "pd.DataFrame":
@@ -155,18 +118,9 @@ def skipped_table(defects: Mapping[str, Sequence[Defect]], records: Sequence[Rec
 
 def _cells(records: Sequence[Record], partition: Partition) -> Iterator[tuple[dict[str, Any], str, int, list[Record]]]:
     """Yields (labels, subset, layer, records) for every row of a table over depth."""
-    for labels, group in _groups(records):
+    for labels, group in group_records(records):
         for subset, counts in SUBSETS.items():
             own = [record for record in group if counts(record)]
             for layer in range(partition.num_layers + 1):
                 block = partition.block_of(layer) if layer < partition.num_layers else NO_LAYER
                 yield {**labels, "layer": layer, "block": block}, subset, layer, own
-
-
-def _groups(records: Sequence[Record]) -> Iterator[tuple[dict[str, Any], list[Record]]]:
-    keys = dict.fromkeys((record["set"], record["task"], record["mode"]) for record in records)
-    for set_name, task, mode in keys:
-        group = [
-            record for record in records if (record["set"], record["task"], record["mode"]) == (set_name, task, mode)
-        ]
-        yield {"set": set_name, "task": task, "mode": mode}, group

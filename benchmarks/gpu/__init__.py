@@ -1,1 +1,1 @@
-"""What does the suite cost, and does it hold, on one GPU? See `benchmarks/gpu/__main__.py`."""
+"""What does the suite cost, and is it correct, on one GPU? See `benchmarks/gpu/__main__.py`."""

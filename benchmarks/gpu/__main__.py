@@ -1,4 +1,4 @@
-"""What does the suite cost, and does it hold, on one GPU? All of it in one command and ten minutes.
+"""Does the suite work on one GPU, and what does it cost? All measurements in one command, in about ten minutes.
 
     python -m benchmarks.gpu --output-dir outputs/gpu                  # one GPU of 80 GB
     python -m benchmarks.gpu --output-dir outputs/gpu --rehearse       # the same on the CPU, tiny: does it run here?

@@ -1,8 +1,8 @@
-"""What do attention masses cost beside eager attention, and do they agree? One long sequence, one forward pass each.
+"""What do attention masses cost compared with eager attention, and do they agree? One forward pass on a long sequence.
 
-Eager attention holds a [heads, T, T] matrix a layer; its masses are summed in a hook that then lets the matrix go, as
-holding all of them would take 74 GB at 8,000 tokens of 3B. Its probabilities are bf16, those of `analyze.attention`
-fp32: differences are of bf16's size. A pass with SDPA alone is the floor for time and memory.
+Eager attention computes a [heads, T, T] matrix per layer; its masses are summed in a hook that then frees the matrix,
+since keeping all of them would take 74 GB at 8,000 tokens of 3B. Its probabilities are bf16, those of
+`analyze.attention` fp32, so differences are of bf16's size. A pass with SDPA alone bounds time and memory from below.
 """
 
 import time
@@ -74,7 +74,7 @@ def eager_masses(model: Any, row: "PromptedReply", pad_id: int) -> "torch.Tensor
 
 
 def timed(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """Returns seconds and peak of a second run, and what it returned; the first fills caches."""
+    """Returns seconds, peak memory and result of a second run; the first fills caches."""
     work()
     release_memory()
     synchronise()

@@ -1,4 +1,4 @@
-"""Is this machine fit for the measurements? What is missing is reported in one line, before anything is measured."""
+"""Is this machine suitable for the measurements? Missing requirements are reported in one line, before measuring."""
 
 import importlib.metadata
 import importlib.util
@@ -24,12 +24,12 @@ FACTS_TIMEOUT_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What must be free, in GiB."""
+    """Required free space, in GiB."""
 
     disk: float
     memory: float
     gpu: float
-    """With less there is a note: the step grpo then takes fewer layers."""
+    """With less, the step grpo uses fewer layers, and a note is printed."""
 
 
 ROOM = Room(disk=40, memory=40, gpu=70)
@@ -42,7 +42,7 @@ def missing_modules(names: Iterable[str]) -> list[str]:
 
 
 def check_modules(steps: Sequence[Step]) -> None:
-    """Refuses to begin where a step would fail for want of a package.
+    """Raises if a step would fail because of a missing package.
 
     Raises:
         ValueError: naming the modules, where to get them, and the steps that go without.
@@ -59,10 +59,10 @@ def check_modules(steps: Sequence[Step]) -> None:
 
 
 def read_facts(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what a process of its own finds out about torch and the GPU; afterwards the GPU is free again.
+    """Returns facts about torch and the GPU from a separate process, so that the GPU is free afterwards.
 
     Raises:
-        ValueError: where torch cannot be imported or fails on the GPU.
+        ValueError: if torch cannot be imported or fails on the GPU.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu.environment"], cwd=REPOSITORY_ROOT, env=dict(environment),
@@ -76,7 +76,7 @@ def read_facts(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def find_facts() -> dict[str, Any]:
-    """Returns versions, and name, memory, driver and a small product of the GPU."""
+    """Returns versions, and name, memory and driver of the GPU, after checking a small product."""
     import torch
 
     facts: dict[str, Any] = {**hardware(), "cuda": torch.version.cuda, "versions": {}}
@@ -104,10 +104,10 @@ def _driver() -> str | None:
 
 
 def check_machine(facts: Mapping[str, Any], room: Room, *, work_dir: Path, rehearse: bool) -> list[str]:
-    """Returns what is worth a warning.
+    """Returns warnings.
 
     Raises:
-        ValueError: for what would make steps fail.
+        ValueError: for problems that would make steps fail.
     """
     if not rehearse and not facts["gpus"]:
         raise ValueError(
@@ -128,7 +128,7 @@ def check_machine(facts: Mapping[str, Any], room: Room, *, work_dir: Path, rehea
 
 
 def available_memory_gib() -> float:
-    """Returns the memory that processes can still take."""
+    """Returns the available memory."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / GIB
 
@@ -137,7 +137,7 @@ def check_writable(directory: Path) -> None:
     """Creates a folder and writes to it.
 
     Raises:
-        ValueError: where that is not possible.
+        ValueError: if that is not possible.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def check_writable(directory: Path) -> None:
 
 
 def child_environment(*, rehearse: bool) -> dict[str, str]:
-    """Returns the environment of every process that is started."""
+    """Returns the environment for child processes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if rehearse:

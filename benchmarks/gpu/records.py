@@ -1,4 +1,4 @@
-"""What is left of each step? One JSON file, whole at any time, written anew with every figure."""
+"""The record of each step: one JSON file, rewritten atomically with every figure."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Returns what stands in a step's file; None where there is none.
+    """Returns the content of a step's file; None if there is none.
 
     Raises:
-        ValueError: where the file is something else.
+        ValueError: if the file is something else.
     """
     if not path.is_file():
         return None
@@ -37,7 +37,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 class Figures:
-    """What a step measures, in its file as soon as it is known."""
+    """A step's measurements, written to its file immediately."""
 
     def __init__(self, path: Path) -> None:
         record = read_record(path)
@@ -45,7 +45,7 @@ class Figures:
         self._path, self._record = path, record
 
     def note(self, **figures: Any) -> None:
-        """Adds figures, or replaces those of the same name."""
+        """Adds or replaces figures."""
         self._record.setdefault("figures", {}).update(figures)
         write_record(self._path, self._record)
 

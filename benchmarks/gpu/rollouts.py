@@ -1,7 +1,7 @@
 """Does `train.grpo` run from checkpoint to checkpoint, and what does vLLM change? Two steps of `only-late` at 3B.
 
-Each way is the command itself, in a process of its own: loading, rollouts, training, the checkpoint and the proof that
-what was frozen has not changed. Rollouts come from Transformers and, where it is installed, from vLLM beside training.
+Each run is the command itself in a separate process: loading, rollouts, training, the checkpoint and the proof of
+freezing. Rollouts come from Transformers and, if it is installed, from colocated vLLM.
 """
 
 import csv
@@ -31,11 +31,11 @@ VLLM = [
 COLUMNS = ("step_time", "loss", "grad_norm", "completions/mean_length")
 """Of `metrics.csv`."""
 GAPS = ("sampling/", "rollout_")
-"""Beginnings of further columns: the gap between vLLM's log-probabilities and the trainer's."""
+"""Prefixes of additional columns: the gap between vLLM's log-probabilities and the trainer's."""
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens on.
+    """Returns a free port.
 
     TRL (1.16) takes the first free one of four and binds it only after the model is loaded: two runs collide.
     """
@@ -45,10 +45,10 @@ def free_port() -> int:
 
 
 def train(words: list[str], output_dir: Path) -> dict[str, Any]:
-    """Runs the command and reads what it left.
+    """Runs the command and reads its output files.
 
     Raises:
-        RuntimeError: with the end of what it said, where it fails.
+        RuntimeError: with the end of its output, if it fails.
     """
     begin = time.perf_counter()
     command = [sys.executable, "-m", "train.grpo", *words, "--output_dir", str(output_dir), *ARMS[ARM]]
@@ -68,7 +68,7 @@ def train(words: list[str], output_dir: Path) -> dict[str, Any]:
         state: [bool(t["num_changed"]) for t in report["tensors"] if t["frozen"] is state] for state in (True, False)
     }
     final_bytes = sum(file.stat().st_size for file in (output_dir / "final").glob("*.safetensors"))
-    shutil.rmtree(output_dir)  # the disk is needed again
+    shutil.rmtree(output_dir)  # frees disk space
     return {
         "seconds": seconds,
         "steps": [{name: row[name] for name in row if name in COLUMNS or name.startswith(GAPS)} for row in rows],
@@ -88,5 +88,5 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     if importlib.util.find_spec("vllm") is None:
         figures.note(vllm="skipped: vllm is not installed")
         return
-    sleeps = ["--vllm_enable_sleep_mode", str(shapes.device == "cuda")]  # vLLM has it on GPUs alone
+    sleeps = ["--vllm_enable_sleep_mode", str(shapes.device == "cuda")]  # vLLM supports it only on GPUs
     figures.note(vllm=train([*words, *VLLM, *sleeps], work_dir / "rollouts-vllm"))

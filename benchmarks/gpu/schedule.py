@@ -1,4 +1,4 @@
-"""Which step runs next, for how long, and which no longer fits? Pure functions over a table."""
+"""Which step runs next, for how long, and which no longer fits into the time? Pure functions over a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from tracking.command import did_you_mean
 
 RESERVE_S = 5.0
-"""Kept back for ending a step and writing its file."""
+"""Reserved for ending a step and writing its file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One measurement, in a process of its own."""
+    """One measurement, in a separate process."""
 
     name: str
     question: str
     expected_s: float
-    """On an H100: an estimate until a run is recorded."""
+    """Expected time on an H100: an estimate until a run is recorded."""
     limit_s: float
-    """After so long it is ended; what it has measured by then is kept."""
+    """Time limit; measurements made until then are kept."""
     needs: tuple[str, ...]
-    """Modules it imports beside those that every step needs."""
+    """Modules it imports in addition to those that every step needs."""
     by_default: bool = True
 
 
@@ -78,7 +78,7 @@ STEPS = (
         expected_s=280, limit_s=480, needs=("pytest", "deepspeed"), by_default=False,
     ),
 )  # fmt: skip
-"""In the order of what a second of each tells."""
+"""Ordered by information gained per second."""
 
 
 def choose_steps(names: Sequence[str]) -> list[Step]:
@@ -95,12 +95,12 @@ def choose_steps(names: Sequence[str]) -> list[Step]:
 
 
 def allowance(step: Step, *, left_s: float, limited: bool = True) -> float | None:
-    """Returns how many seconds a step gets of those that are left; None where it is not expected to fit.
+    """Returns the seconds allotted to a step; None if it is not expected to fit into the remaining time.
 
     Args:
-        step: of the table.
-        left_s: of all minutes.
-        limited: false in a rehearsal, which has nothing better to do and may run on a busy machine.
+        step: step of the table.
+        left_s: remaining time.
+        limited: False in a rehearsal, which may run on a busy machine.
     """
     usable = left_s - RESERVE_S
     if usable < step.expected_s:

@@ -1,6 +1,6 @@
-"""What is measured on the day, and in small in the rehearsal? Sizes, and random checkpoints of them.
+"""Sizes of the measurement and of its rehearsal, and random checkpoints with these sizes.
 
-The rehearsal goes the same way through the code; only the numbers here differ, and the device.
+The rehearsal runs the same code; only the numbers here and the device differ.
 """
 
 import json
@@ -17,17 +17,17 @@ SFT, RL = "in", "rl"
 """The two checkpoints: random weights, and the same after small random changes of the decoder."""
 UPDATE_STD = 1e-4
 CELL = 28
-"""Pixels of the side of a picture that one vision token stands for."""
+"""Side length in pixels of one vision token."""
 NUM_PROMPTS = 8
 NUM_ANSWERS = 3
 SPACE = "Ġ"
-"""As byte-level BPE writes it."""
+"""A space in byte-level BPE."""
 SMALL: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 1024, "max_position_embeddings": 2048,
     "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
 }  # fmt: skip
-"""Heads of 32: vLLM refuses narrower ones on a CPU."""
+"""Heads of 32: vLLM does not support smaller ones on a CPU."""
 SMALL_VISION = {
     "depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "out_hidden_size": 128,
     "fullatt_block_indexes": [1],
@@ -36,21 +36,21 @@ SMALL_VISION = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """All that differs between the day and the rehearsal."""
+    """Everything that differs between measurement and rehearsal."""
 
     device: str
     small: bool
     picture_cells: int
-    """Cells along a side of a picture; their square is its number of tokens."""
+    """Cells per side of an image; the square is its number of tokens."""
     reply_tokens: int
     num_warm_up: int
     num_steps: int
-    """Measured steps of a contender in one visit."""
+    """Measured steps per visit of a contender."""
     attention_tokens: int
     attention_reply_tokens: int
     spectra: tuple[str, ...]
     compared_with_fp64: tuple[str, ...]
-    """Of the spectra, those small enough for NumPy's decomposition in fp64."""
+    """Spectra small enough for NumPy's decomposition in fp64."""
     num_rounds: int
     probe_shape: str
     probe_shape_7b: str
@@ -58,7 +58,7 @@ class Shapes:
     num_problems: int
     num_new_tokens: int
     length_7b: int
-    """Tokens of the sequence that forward and backward are timed on."""
+    """Sequence length for timing forward and backward."""
 
     @property
     def picture_tokens(self) -> int:
@@ -103,7 +103,7 @@ def model_config(source: Path, shapes: Shapes, tokenizer: Any, *, num_layers: in
 
 
 def random_model(config: Any, device: str, dtype: Any, *, seed: int = 0) -> Any:
-    """Returns a model of random weights, drawn where it stands."""
+    """Returns a model with random weights, initialised on its device."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -116,10 +116,10 @@ def write_checkpoint(directory: Path, shapes: Shapes, *, num_layers: int | None 
     """Writes a random 3B checkpoint in bf16 with tokenizer and processor.
 
     Args:
-        directory: where it is to stand.
-        shapes: its sizes.
-        num_layers: of the decoder, where it is to have fewer.
-        changed: where the same is to stand once more, with every weight of the decoder changed a little.
+        directory: folder of the checkpoint.
+        shapes: sizes.
+        num_layers: number of decoder layers, if fewer.
+        changed: folder of a second checkpoint in which every decoder weight is slightly changed.
     """
     import torch
     from transformers import Qwen2_5_VLProcessor
@@ -155,9 +155,9 @@ def write_checkpoint(directory: Path, shapes: Shapes, *, num_layers: int | None 
 
 
 def name_all_tokens(path: Path, vocabulary: int) -> None:
-    """Gives every token that a random model may say a text of its own, so that replies can be told apart and graded.
+    """Gives every token that a random model may generate a distinct text, so that replies can be compared and graded.
 
-    Texts are never cut into these tokens. Each ends in a number, so that some replies are right.
+    Texts are never tokenised into these tokens. Each ends in a number, so that some replies are right.
     """
     values = json.loads(path.read_text(encoding="utf-8"))
     vocab: dict[str, int] = values["model"]["vocab"]
@@ -167,7 +167,7 @@ def name_all_tokens(path: Path, vocabulary: int) -> None:
 
 
 def prepare(work_dir: Path, shapes: Shapes) -> dict[str, float]:
-    """Puts the two checkpoints and the prompts in place, where no earlier step has; returns what it took."""
+    """Writes the two checkpoints and the prompts, unless an earlier step has; returns the time taken."""
     begin = time.perf_counter()
     checkpoints = [work_dir / name for name in (SFT, RL)]
     if not all(path.exists() for path in checkpoints):
@@ -179,7 +179,7 @@ def prepare(work_dir: Path, shapes: Shapes) -> dict[str, float]:
 
 
 def write_prompt_set(directory: Path, shapes: Shapes) -> None:
-    """Writes prompts with one picture each."""
+    """Writes prompts with one image each."""
     import numpy as np
     from PIL import Image
 
@@ -206,7 +206,7 @@ def write_prompt_set(directory: Path, shapes: Shapes) -> None:
 
 
 def release_memory() -> None:
-    """Gives back what nobody holds any more."""
+    """Frees unreferenced memory."""
     import gc
 
     import torch
@@ -218,7 +218,7 @@ def release_memory() -> None:
 
 
 def synchronise() -> None:
-    """Waits for the GPU, where there is one."""
+    """Synchronises with the GPU, if there is one."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Does a splice in memory answer as the written one does, and what do both cost?"""
+"""Does a splice in memory give the same answers as the written one, and what do both cost?"""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ NUM_NEW_TOKENS = 32
 
 
 def answers(model: Path, output_dir: Path, work_dir: Path, shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Evaluates a model; returns what it cost, and its replies by key."""
+    """Evaluates a model; returns the cost, and its replies by key."""
     from eval.run import main as evaluate
 
     release_memory()
@@ -21,7 +21,7 @@ def answers(model: Path, output_dir: Path, work_dir: Path, shapes: Shapes) -> tu
     evaluate(
         [
             *("--model", str(model), "--tasks", f"{work_dir / 'prompts'}:rl", "--output_dir", str(output_dir)),
-            *("--batch_size", "8", "--dtype", "bfloat16", "--temperature", "1"),  # drawn: telling of small differences
+            *("--batch_size", "8", "--dtype", "bfloat16", "--temperature", "1"),  # sampling shows small differences
             *("--max_new_tokens", str(min(NUM_NEW_TOKENS, 4 * shapes.reply_tokens))),
         ]
     )
@@ -61,7 +61,7 @@ def run(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
     verify([str(work_dir / "splice")])
     figures.note(verify_s=time.perf_counter() - begin)
     cost, from_disk = answers(written, work_dir / "eval-written", work_dir, shapes)
-    shutil.rmtree(written)  # the disk is needed again
+    shutil.rmtree(written)  # frees disk space
     num_equal = sum(in_memory[key] == reply for key, reply in from_disk.items())
     figures.note(written=cost, num_equal_replies=num_equal, num_distinct_replies=len(set(from_disk.values())))
     if num_equal < len(from_disk):

@@ -1,4 +1,4 @@
-"""Do the repository's tests for GPUs pass? By pytest in a process of its own, each result noted as it comes.
+"""Do the repository's GPU tests pass? Runs pytest in a separate process and records each result immediately.
 
 Also a plugin of pytest (`-p benchmarks.gpu.testing`) that writes a line per test to the file named by the environment
 variable `GPU_TEST_RESULTS`.
@@ -19,15 +19,15 @@ from tracking.command import REPOSITORY_ROOT
 RESULTS = "GPU_TEST_RESULTS"
 MARK = "pytest.mark.gpu"
 MODES = "tests/train/test_modes.py"
-"""Trains in every mode and takes minutes: a step of its own."""
+"""Trains in every mode and takes minutes, so it is a separate step."""
 REHEARSED = "batches_are_halved"
-"""What runs in the rehearsal in place of the tests that need a GPU, whose files it only imports."""
+"""Tests run in the rehearsal instead of the GPU tests, whose files are only imported."""
 MAX_CHARACTERS = 4000
-"""Of a failure, from its end."""
+"""Length kept from the end of a failure."""
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Notes a test's result: of its call, or of its set-up where that did not pass."""
+    """Records a test's result: of its call, or of its set-up if that failed."""
     if report.when == "call" or not report.passed:
         outcome = report.outcome if report.when == "call" or report.skipped else "error"
         row = {"test": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 3)}
@@ -37,7 +37,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_collectreport(report: Any) -> None:
-    """Notes a file that cannot be collected."""
+    """Records a file that cannot be collected."""
     if report.failed:
         _append({"test": report.nodeid, "outcome": "error", "message": report.longreprtext[-MAX_CHARACTERS:]})
 
@@ -48,17 +48,17 @@ def _append(row: dict[str, Any]) -> None:
 
 
 def marked_files() -> list[str]:
-    """Returns the test files that hold a test for GPUs."""
+    """Returns the test files with GPU tests."""
     tests = REPOSITORY_ROOT / "tests"
     found = [path for path in tests.rglob("test_*.py") if MARK in path.read_text(encoding="utf-8")]
     return sorted(path.relative_to(REPOSITORY_ROOT).as_posix() for path in found)
 
 
 def run_pytest(figures: Figures, files: Sequence[str], chosen: Sequence[str], work_dir: Path) -> None:
-    """Runs the chosen tests of some files and notes every result while they run.
+    """Runs the selected tests of some files and records every result while they run.
 
     Raises:
-        RuntimeError: where a test fails, or none was found.
+        RuntimeError: if a test fails, or none was found.
     """
     results = work_dir / "results.jsonl"
     results.write_text("")
@@ -108,5 +108,5 @@ def run_modes(figures: Figures, shapes: Shapes, work_dir: Path) -> None:
 
 
 def chosen_for(shapes: Shapes, rehearsed: str) -> list[str]:
-    """Returns the flags that choose the tests."""
+    """Returns the flags that select the tests."""
     return ["-m", "gpu"] if shapes.device == "cuda" else ["-m", "not gpu and not slow", "-k", rehearsed]

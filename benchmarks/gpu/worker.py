@@ -1,4 +1,4 @@
-"""Carries out one step in a process of its own, so that whatever it takes of the GPU is given back."""
+"""Runs one step in a separate process, so that all of its GPU memory is freed."""
 
 import argparse
 from collections.abc import Callable

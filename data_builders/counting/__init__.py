@@ -1,1 +1,1 @@
-"""Counting pairs: a rendered scene with more and with fewer objects."""
+"""Counting pairs: the same rendered scene with more and with fewer objects."""

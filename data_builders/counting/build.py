@@ -1,17 +1,17 @@
-"""How many objects are there? A rendered scene, and the same scene with up to a few objects fewer or more.
+"""Counting pairs: a rendered scene, and the same scene with a few objects fewer or more.
 
-Camera, lamps, floor and the other objects stay as they are, to the pixel, outside the region that the objects which go
-can touch: what they cover and where their shadows fall. That region is computed from geometry (`clevr_geometry.py`),
-never from the pictures, and a picture that differs outside of it would stop the build. Nothing is mirrored: light comes
-straight from the lamps (`clevr_render.py`).
+Camera, lamps, floor and the remaining objects are unchanged, to the pixel, outside the region that the removed objects
+can affect: the pixels they cover and those in their shadows. That region is computed from geometry (`geometry.py`),
+never from the images; a difference outside of it stops the build. There are no reflections: only direct light from the
+lamps is rendered (`draw.py`).
 
-Target counts are 1 to 10, each once in ten pairs, in an order drawn for those ten; in half of the ten the target is the
-fuller picture. Masks hold the number of the object that each pixel's middle shows, counted from 1 in `meta`'s scene.
+Target counts are 1 to 10, each once per ten pairs, in a random order; in half of the ten the target is the fuller
+image. Masks contain the number of the object visible at each pixel's centre, counted from 1 as in `meta`'s scene.
 
     python -m data_builders.build counting --num_pairs 100 --output-dir outputs/pairs/counting
     python -m data_builders.build counting --scenes BUAADreamer/clevr_count_70k --output-dir outputs/pairs/clevr
 
-The second takes pairs of unrelated scenes from a data set, as the paper's are (`counting_hub.py`); none is minimal.
+The second command takes pairs of unrelated scenes from a data set, like the paper's (`hub.py`); none is minimal.
 """
 
 from dataclasses import asdict, dataclass, field, fields
@@ -34,12 +34,12 @@ COUNTS = range(1, 11)
 SIDES = ("target", "source")
 MIN_SIDE_PIXELS = 64
 ASPECTS = (1.2, 2.0)
-"""Width by height: ten objects find no room in narrower views, and wider ones would show the lamps."""
+"""Allowed width/height ratios: ten objects do not fit into narrower views, and wider ones would show the lamps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountingArguments(Visibility, SceneSource):
-    """What the scenes are like, or where they come from."""
+    """Properties of the scenes, or their source."""
 
     max_change: int = field(default=3, metadata={"help": "at most so many objects come or go, drawn evenly"})
     image_size: str = field(default="480x320", metadata={"help": "WIDTHxHEIGHT in pixels; CLEVR's by default"})
@@ -65,14 +65,14 @@ class CountingArguments(Visibility, SceneSource):
 
 
 class Change(NamedTuple):
-    """How many objects a pair shows."""
+    """Numbers of objects in a pair."""
 
     target: int
     source: int
 
 
 def draw_change(drawing: Drawing, index: int, max_change: int) -> Change:
-    """Draws the two counts of a pair; ten pairs in a row have each target count once, half of them the larger one."""
+    """Draws the two counts of a pair; of ten consecutive pairs each target count occurs once, half of them larger."""
     block, place = divmod(index, len(COUNTS))
     rng = drawing.rng("counts", block)
     order = rng.sample(COUNTS, len(COUNTS))
@@ -85,7 +85,7 @@ def draw_change(drawing: Drawing, index: int, max_change: int) -> Change:
 
 
 def open_counting_pairs(arguments: CountingArguments, drawing: Drawing) -> DrawPair:
-    """Returns what draws the pair of a number."""
+    """Returns the function that draws a pair, given its number."""
     if arguments.scenes is not None:
         return open_scene_pairs(drawing, PROMPT)
     visibility = Visibility(**{each.name: getattr(arguments, each.name) for each in fields(Visibility)})
@@ -146,19 +146,19 @@ def open_counting_pairs(arguments: CountingArguments, drawing: Drawing) -> DrawP
 
 
 def mean_rgb(picture: Image.Image, where: UInt8[np.ndarray, "height width"]) -> list[float]:
-    """Returns the mean colour of some pixels, to a hundredth of a level."""
+    """Returns the mean colour of some pixels, rounded to 0.01 levels."""
     pixels = np.asarray(picture)[where]
     return [round(int(total) / len(pixels), 2) for total in pixels.sum(axis=0, dtype=np.int64)]
 
 
 def prepare_counting(arguments: CountingArguments, drawing: Drawing, num_pairs: int) -> None:
-    """Fetches the scenes of a data set, where pairs are to be made of those."""
+    """Fetches the scenes of a data set, if pairs are made from one."""
     if arguments.scenes is not None:
         fetch_scenes(arguments, drawing, num_pairs)
 
 
 def describe_counting(arguments: CountingArguments) -> dict[str, Any]:
-    """Returns what determines the product: with scenes from elsewhere, their contents in the place of their name."""
+    """Returns what determines the product; for external scenes, their contents instead of their name."""
     own = {each.name for each in fields(SceneSource)}
     settings = asdict(arguments)
     if arguments.scenes is None:

@@ -1,9 +1,9 @@
 """Is a counting pair minimal, and are its answers true? Recomputed from pictures, masks and the recorded scene.
 
-The scene is not rendered again. What each object covers and what those that go can touch is computed from the scene's
-numbers anew, so a mask or an object that was shifted, recoloured, taken out or added shows as a mask that does not fit,
-a change outside the region, or objects of another colour than the scene says. Pairs of unrelated scenes (`minimal` is
-false) are measured by their pixels alone.
+The scene is not rendered again. The pixels that each object covers, and those that the removed objects can affect, are
+recomputed from the scene's parameters. A mask or object that was shifted, recoloured, removed or added is therefore
+found as a mask mismatch, a change outside the region, or an object with another colour than in the scene. Pairs of
+unrelated scenes (`minimal` is false) are checked by their pixels only.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ DEFECTS = {
     "objects_collide": "two objects stand in one another",
     **UNPROVEN_DEFECTS["counting"],
 }
-"""What is looked for beyond the preflight."""
+"""Defects checked in addition to the preflight."""
 
 META_TYPES: dict[str, type] = {
     "fuller": str, "removed": list, "removed_rgb": list, "scene": dict, "min_visible_pixels": int,
@@ -44,32 +44,32 @@ META_TYPES: dict[str, type] = {
 SIDES = ("target", "source")
 MASKS = ("target_ids", "source_ids", "touched")
 RGB_LEVELS = 0.02
-"""By which mean colours may differ from the recorded ones, which are rounded to a hundredth."""
+"""Tolerance of mean colours against the recorded ones, which are rounded to 0.01."""
 GREY_CHROMA = 12.0
-"""Levels between channels up to which a mean colour can be a grey object's."""
+"""Largest difference between channels, in levels, for the mean colour of a grey object."""
 MIN_CHROMA = 15.0
 MIN_COSINE = 0.95
-"""Between the hue of an object's mean colour and that of its name."""
+"""Tolerance between the hue of an object's mean colour and that of its named colour."""
 MIN_INNER_PIXELS = 6
-"""Fewer pixels that show nothing but an object do not tell its colour."""
+"""Minimum number of unobstructed pixels to determine an object's colour."""
 
 Ids = UInt8[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a pair's meta says of it."""
+    """The contents of a pair's meta."""
 
     scene: Scene
-    """The fuller one."""
+    """The scene of the fuller image."""
     removed: list[int]
     fuller: str
     rgb: dict[int, dict[str, list[float]]]
-    """Number of an object that goes -> side -> mean colour of what it covers."""
+    """Number of a removed object -> side -> mean colour of the pixels it covers."""
 
 
 def check_counting(pictures: PairPictures) -> Found:
-    """Yields what is wrong with one pair: kind of defect and what was found."""
+    """Yields the defects of one pair: kind and finding."""
     pair = pictures.pair
     if (pair.meta or {}).get("minimal") is False:
         yield from check_unproven(pictures)
@@ -79,7 +79,7 @@ def check_counting(pictures: PairPictures) -> Found:
         yield "malformed_meta", record
         return
     if pictures.source.shape != pictures.target.shape:
-        return  # the preflight's
+        return  # reported by the preflight
     height, width = pictures.target.shape[:2]
     seen = silhouettes(record.scene, width, height)
     yield from _check_layout(record, seen, width, height)
@@ -90,7 +90,7 @@ def check_counting(pictures: PairPictures) -> Found:
 
 
 def _read_meta(meta: dict[str, Any]) -> Record | str:
-    """Returns what the meta records, or in words what of it cannot be read."""
+    """Parses the meta; returns an error text if it cannot be read."""
     mistyped = [name for name, kind in META_TYPES.items() if type(meta.get(name)) is not kind]
     if mistyped:
         return "; ".join(f"{name} is {meta.get(name)!r}"[:80] for name in mistyped)
@@ -120,7 +120,7 @@ def _is_rgb(value: Any) -> bool:
 
 
 def _check_layout(record: Record, seen: list[Silhouette], width: int, height: int) -> Found:
-    """Objects that a person would not count as the answer does: cut off by the frame, or in one another."""
+    """Objects that could be counted differently: cut off by the frame, or intersecting each other."""
     windows = enumerate((silhouette.window for silhouette in seen), start=1)
     cut = [
         f"object {number}"
@@ -177,7 +177,7 @@ def _check_count(pair: Pair, side: str, ids: Ids, seen: list[Silhouette]) -> Fou
 
 
 def _check_removed(pictures: PairPictures, record: Record, ids: Ids) -> Found:
-    """Whether each picture shows what it should where objects come or go, by recorded mean colours."""
+    """Checks the pixels of removed objects in each image against the recorded mean colours."""
     means = {side: _mean_colours(getattr(pictures, side), ids, len(record.scene.things)) for side in SIDES}
     crosswise = []
     for number in record.removed:
@@ -196,7 +196,7 @@ def _check_removed(pictures: PairPictures, record: Record, ids: Ids) -> Found:
 
 
 def _check_hues(pictures: PairPictures, record: Record, inner: Ids) -> Found:
-    """Whether objects have the colours of their names, where enough of them is seen that shows nothing else."""
+    """Checks that objects have their named colours, if enough unobstructed pixels are visible."""
     num_things = len(record.scene.things)
     num_inner = np.bincount(inner.ravel(), minlength=num_things + 1)
     wrong = []
@@ -214,7 +214,7 @@ def _check_hues(pictures: PairPictures, record: Record, inner: Ids) -> Found:
 def _mean_colours(
     picture: UInt8[np.ndarray, "height width 3"], ids: Ids, num_things: int
 ) -> Float[np.ndarray, "numbers 3"]:
-    """Returns the mean colour of the pixels of each number, the floor's first."""
+    """Returns the mean colour of the pixels of each number, starting with the floor."""
     counts = np.bincount(ids.ravel(), minlength=num_things + 1)
     channels = [picture[..., channel].ravel() for channel in range(3)]
     sums = [np.bincount(ids.ravel(), weights=levels, minlength=num_things + 1) for levels in channels]
@@ -223,7 +223,7 @@ def _mean_colours(
 
 
 def looks(colour: str, rgb: Float[np.ndarray, " 3"]) -> bool:
-    """True where a mean colour can be that of an object of a name, whatever light falls on it."""
+    """True if a mean colour is possible for an object of the named colour under any lighting."""
     if colour == "grey":
         return float(np.ptp(rgb)) <= GREY_CHROMA
     chroma = rgb - rgb.mean()

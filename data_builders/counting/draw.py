@@ -1,19 +1,19 @@
-"""What does a scene look like? Rendered with Mitsuba so that a pixel depends on nothing but what it can see.
+"""Renders scenes with Mitsuba so that each pixel depends only on what is visible from it.
 
-Only light that comes straight from a lamp is counted (the `direct` integrator): no light goes from one thing to the
-next, so a thing that is taken away changes the pixels that show it and those it kept lamps from, and no others. For
-that to hold to the bit, a pixel's random numbers must depend on the pixel alone. A picture is rendered tile by tile,
-each from its own seed; within a tile Mitsuba's scalar variants seed their sampler anew for each pixel, by its place
-(`SamplingIntegrator::render_block`, read in Mitsuba 3.9), and the box filter keeps a sample in its own pixel. So
-neither threads, processes nor other tiles change a tile, and where only part of a scene has changed, only the tiles
-that can show it are rendered again (`render_change`).
+Only direct light from the lamps is rendered (the `direct` integrator). No light passes from one object to another, so
+removing an object changes only the pixels that show it and those in its shadow. For this to hold bit by bit, a pixel's
+random numbers must depend on the pixel alone. An image is rendered in tiles with separate seeds; within a tile,
+Mitsuba's scalar variants reseed their sampler for each pixel by position (`SamplingIntegrator::render_block`, read in
+Mitsuba 3.9), and the box filter keeps each sample within its pixel. A tile is therefore independent of threads,
+processes and other tiles, and if only part of a scene changes, only the affected tiles are rendered again
+(`render_change`).
 
-Metal is part coloured ground, part rough conductor that shows the lamps as highlights: under direct light a conductor
-alone would mirror the dark. Things are never mirrored in each other.
+Metal is a blend of a diffuse colour and a rough conductor that shows the lamps as highlights: under direct light a pure
+conductor would be dark. Objects are never reflected in each other.
 
-Known limit: Embree cuts rays with the triangles of cubes by instructions that differ between kinds of x86-64
-processors (SSE, AVX2, AVX-512), which moves a cube's light by up to 4e-7 and could move a byte by one level; none of
-0.7 million bytes did. Floor, balls and cylinders are cut by Mitsuba's own code, the same everywhere.
+Known limit: Embree intersects rays with the cubes' triangles using instructions that differ between x86-64 processors
+(SSE, AVX2, AVX-512). This changes a cube's light by up to 4e-7 and could change a byte by one level; none of 0.7
+million bytes did. Floor, spheres and cylinders are intersected by Mitsuba's own code, which is the same everywhere.
 """
 
 import math
@@ -27,21 +27,21 @@ from PIL import Image
 from data_builders.counting.scenes import COLOURS, FOV_DEGREES, LOOK_AT, Lamp, Scene, Thing
 
 TILE_PIXELS = 32
-"""Side of what is rendered at once, as a single block of Mitsuba's."""
+"""Side of a tile, rendered as one Mitsuba block."""
 FLOOR_RADIUS = 150.0
 FLOOR_RGB = (150, 150, 150)
 ROUGHNESS = {"sphere": (0.2, 0.2), "cube": (0.3, 0.3), "cylinder": (0.15, 0.5)}
-"""Of metal, along and across the grain: flat sides and walls would otherwise hardly ever show a lamp."""
+"""Roughness of metal, along and across the grain: otherwise flat faces would rarely show a highlight."""
 METAL_FRAC = 0.45
-"""How much of a metal's look is conductor."""
+"""Weight of the conductor in metal."""
 
 
 def render_scene(scene: Scene, width: int, height: int, num_samples: int) -> Image.Image:
-    """Returns the picture of a scene, in sRGB; the same bytes in every process, whatever else it renders.
+    """Renders a scene to sRGB; the bytes do not depend on the process or its other work.
 
     Args:
         scene: what to draw.
-        width, height: of the picture, in pixels.
+        width, height: size of the image in pixels.
         num_samples: rays per pixel.
     """
     light = np.zeros((height, width, 3), dtype=np.float32)
@@ -52,15 +52,15 @@ def render_scene(scene: Scene, width: int, height: int, num_samples: int) -> Ima
 def render_change(
     scene: Scene, picture: Image.Image, region: Bool[np.ndarray, "height width"], num_samples: int
 ) -> Image.Image:
-    """Returns the picture of a scene that looks like another one's outside a region: the bytes of `render_scene`.
+    """Renders a scene that equals another one outside a region; gives the same bytes as `render_scene`.
 
-    Tiles that the region reaches are rendered, and those beside them, so that a region drawn too small shows.
+    The tiles that intersect the region and their neighbours are rendered, so a region that is too small is noticed.
 
     Args:
         scene: what to draw.
-        picture: of the other scene, as `render_scene` gave it.
-        region: outside of it, both look alike.
-        num_samples: rays per pixel, as in the picture.
+        picture: the other scene's image, from `render_scene`.
+        region: pixels that may differ.
+        num_samples: rays per pixel, as in that image.
     """
     light = np.zeros((picture.height, picture.width, 3), dtype=np.float32)
     reached = [tile for tile in _tiles(*picture.size) if region[tile.with_surroundings].any()]
@@ -72,7 +72,7 @@ def render_change(
 
 
 class Tile(NamedTuple):
-    """A part of a picture, and its number."""
+    """A part of an image, and its number."""
 
     number: int
     top: int
@@ -86,7 +86,7 @@ class Tile(NamedTuple):
 
     @property
     def with_surroundings(self) -> tuple[slice, slice]:
-        """The tile and all that is no farther from it than its side."""
+        """The tile and its neighbourhood of one tile width."""
         top, left = max(self.top - TILE_PIXELS, 0), max(self.left - TILE_PIXELS, 0)
         return slice(top, self.bottom + TILE_PIXELS), slice(left, self.right + TILE_PIXELS)
 
@@ -102,7 +102,7 @@ def _tiles(width: int, height: int) -> list[Tile]:
 def _render_tiles(
     scene: Scene, light: Float[np.ndarray, "height width 3"], tiles: list[Tile], num_samples: int
 ) -> None:
-    """Renders some tiles into their places in a picture."""
+    """Renders some tiles into an image."""
     mi = open_mitsuba()
     height, width = light.shape[:2]
     described = describe_scene(scene, width, height, num_samples)
@@ -121,7 +121,7 @@ def _render_tiles(
 
 @cache
 def open_mitsuba() -> Any:
-    """Returns Mitsuba, set to render on the calling thread alone: pictures are drawn by several processes."""
+    """Returns Mitsuba, restricted to the calling thread, since several processes render."""
     import drjit
     import mitsuba
 
@@ -131,7 +131,7 @@ def open_mitsuba() -> Any:
 
 
 def describe_scene(scene: Scene, width: int, height: int, num_samples: int) -> dict[str, Any]:
-    """Returns a scene as `mitsuba.load_dict` takes it."""
+    """Returns a scene in the format of `mitsuba.load_dict`."""
     mi = open_mitsuba()
     floor_to_world = mi.ScalarTransform4f().scale(FLOOR_RADIUS)
     described: dict[str, Any] = {
@@ -169,11 +169,11 @@ def _lamp(lamp: Lamp) -> dict[str, Any]:
 
 
 def _shapes(thing: Thing, name: str) -> dict[str, dict[str, Any]]:
-    """Returns what draws a thing, by its name.
+    """Returns the Mitsuba shapes of an object, by name.
 
-    A thing of several surfaces is a group of its own, placed in the scene: where a ray meets two of them at once, at an
-    edge, the one that counts hangs on the order in which they are tried, and within a group that is always the same.
-    With all faces of all cubes in one tree, about one sample in 10^8 changed with cubes elsewhere.
+    An object with several surfaces is a separate group, instanced in the scene. Where a ray hits two surfaces at once,
+    at an edge, the result depends on the order of the intersection tests, which is fixed within a group. With all faces
+    of all cubes in one tree, about one sample in 10^8 changed with cubes elsewhere.
     """
     mi = open_mitsuba()
     bsdf, half = _material(thing), thing.half_height
@@ -182,7 +182,7 @@ def _shapes(thing: Thing, name: str) -> dict[str, dict[str, Any]]:
         return {name: {"type": "sphere", "to_world": place.scale(thing.radius), "bsdf": bsdf}}
     if thing.shape == "cube":
         parts = {"box": {"type": "cube", "to_world": mi.ScalarTransform4f().scale(half), "bsdf": bsdf}}
-    else:  # Mitsuba's cylinder has no lid
+    else:  # Mitsuba's cylinder has no caps
         top = mi.ScalarTransform4f().translate([0, 0, half]).scale(thing.radius)
         parts = {
             "side": {"type": "cylinder", "p0": [0, 0, -half], "p1": [0, 0, half], "radius": thing.radius, "bsdf": bsdf},
@@ -219,7 +219,7 @@ def _diffuse(colour: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def to_linear(colour: tuple[int, int, int]) -> tuple[float, ...]:
-    """Returns an sRGB colour of 0 to 255 as shares of light (IEC 61966-2-1)."""
+    """Converts an sRGB colour (0 to 255) to linear light (IEC 61966-2-1)."""
     return tuple(_linear(channel / 255) for channel in colour)
 
 
@@ -228,6 +228,6 @@ def _linear(value: float) -> float:
 
 
 def to_srgb(light: Float[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns light as sRGB bytes, each the nearest: found by comparison, since NumPy's powers differ by processor."""
+    """Converts linear light to the nearest sRGB bytes, by comparison: NumPy's powers differ between processors."""
     limits = np.array([_linear((level + 0.5) / 255) for level in range(255)], dtype=np.float32)
     return np.searchsorted(limits, light).astype(np.uint8)

@@ -1,19 +1,19 @@
-"""Which pixel shows what, and which pixels can a thing change? Computed from the scene's numbers, never from a picture.
+"""Which pixel shows which object, and which pixels can an object change? Computed from the scene, not from images.
 
-A ray goes through the middle of each pixel, as in Mitsuba's perspective camera, and is cut with balls, cubes, cylinders
-and the floor: that gives the masks of numbers (0 the floor, i the i-th thing of the scene).
+A ray through the centre of each pixel, as in Mitsuba's perspective camera, is intersected with spheres, cubes,
+cylinders and the floor. This gives the masks of object numbers (0 for the floor, i for the i-th object of the scene).
 
-A thing that is taken away changes the pixels that show it and those that show a point from which it hid part of a
-lamp, and no others: light comes straight from the lamps, which alone shine, and neither floor nor things mirror one
-another. The segments from a point to a lamp, a ball of radius r, lie at t (0 at the point, 1 at the lamp's middle)
-within r t of the one to its middle. So a point can be touched only if that middle segment passes, at some t, through
-the thing grown by r t. For balls and cubes that is solved in t; a cylinder is grown by the r t at which the segment
-leaves its height. Things are grown by a pixel more, the region by one pixel on all sides, and a pixel at the edge of
-a thing counts by what stands behind it too, since it shows some of both.
+Removing an object changes only the pixels that show it and those that show a point from which it occluded part of a
+lamp: only direct light is rendered, without reflections. The segments from a point to a lamp, a sphere of radius r, are
+at parameter t (0 at the point, 1 at the lamp's centre) within r t of the segment to the centre. So a point can be
+affected only if the centre segment passes, at some t, through the object grown by r t. For spheres and cubes this is
+solved in t; a cylinder is grown by the r t at which the segment leaves its height range. As a margin, objects are grown
+by one more pixel and the region by one pixel on all sides; a pixel at an object's edge is also tested against what is
+behind it, since it shows both.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,16 +23,16 @@ from data_builders.counting.scenes import FOV_DEGREES, LOOK_AT, Camera, Lamp, Sc
 
 FLOOR = 0
 Window = tuple[slice, slice]
-"""Rows and columns of a picture."""
+"""Rows and columns of an image."""
 
 
 class Silhouette(NamedTuple):
-    """A thing as it would be seen alone."""
+    """The visibility of an object without the others."""
 
     window: Window
-    """Outside of it, it is not seen."""
+    """Window outside of which the object is not visible."""
     distance: Float[np.ndarray, "rows columns"]
-    """Along the ray, in lengths of its direction; infinite where the ray misses it."""
+    """Distance along the ray, in units of its direction; infinite if the ray misses the object."""
 
     @property
     def hit(self) -> Bool[np.ndarray, "rows columns"]:
@@ -40,13 +40,23 @@ class Silhouette(NamedTuple):
         return hit
 
 
+class Segments(NamedTuple):
+    """Lines from points to a lamp's centre (t from 0 to 1), tested against an object grown by `margin` + t `spread`."""
+
+    starts: Float[np.ndarray, "num_points 3"]
+    """Relative to the object's centre."""
+    ways: Float[np.ndarray, "num_points 3"]
+    margin: float
+    spread: float
+
+
 def id_mask(scene: Scene, width: int, height: int) -> UInt8[np.ndarray, "height width"]:
-    """Returns which thing each pixel's middle shows: 0 is the floor, i the scene's i-th thing."""
+    """Returns the object visible at each pixel's centre: 0 for the floor, i for the scene's i-th object."""
     return cover(silhouettes(scene, width, height), width, height)
 
 
 def silhouettes(scene: Scene, width: int, height: int) -> list[Silhouette]:
-    """Returns each thing of a scene as it would be seen alone."""
+    """Returns the silhouette of each object of a scene."""
     directions = ray_directions(scene.camera, width, height)
     return [_silhouette(thing, scene.camera, directions) for thing in scene.things]
 
@@ -54,7 +64,7 @@ def silhouettes(scene: Scene, width: int, height: int) -> list[Silhouette]:
 def cover(
     seen: list[Silhouette], width: int, height: int, without: Collection[int] = ()
 ) -> UInt8[np.ndarray, "height width"]:
-    """Returns the mask of numbers of things seen together; those named in `without` are left out."""
+    """Returns the mask of object numbers for all objects except those in `without`."""
     nearest = np.full((height, width), np.inf)
     numbers = np.zeros((height, width), dtype=np.uint8)
     for number, silhouette in enumerate(seen, start=1):
@@ -66,7 +76,7 @@ def cover(
 
 
 def touched_region(scene: Scene, removed: Collection[int], width: int, height: int) -> Bool[np.ndarray, "height width"]:
-    """Returns the pixels that can change when the things of these numbers are taken out of a scene."""
+    """Returns the pixels that can change when the objects with these numbers are removed from a scene."""
     directions = ray_directions(scene.camera, width, height)
     seen = [_silhouette(thing, scene.camera, directions) for thing in scene.things]
     before, after = cover(seen, width, height), cover(seen, width, height, without=removed)
@@ -95,12 +105,12 @@ def touched_region(scene: Scene, removed: Collection[int], width: int, height: i
 
 
 def pixel_length(camera: Camera, height: int) -> float:
-    """Returns how long a pixel is at the distance of what the camera looks at."""
+    """Returns the size of a pixel at the distance of the camera's target."""
     return 2 * math.tan(math.radians(FOV_DEGREES) / 2) / height * math.dist(camera.position, LOOK_AT)
 
 
 def ray_directions(camera: Camera, width: int, height: int) -> Float[np.ndarray, "height width 3"]:
-    """Returns where the middle of each pixel looks; each direction is as long as its part along the axis is 1."""
+    """Returns the ray direction of each pixel's centre, scaled so that its component along the axis is 1."""
     forward = _unit(np.array(LOOK_AT) - np.array(camera.position))
     right = _unit(np.cross(forward, (0.0, 0.0, 1.0)))
     up = np.cross(right, forward)
@@ -117,7 +127,7 @@ def ray_directions(camera: Camera, width: int, height: int) -> Float[np.ndarray,
 def keeps_light_from(
     thing: Thing, lamp: Lamp, points: Float[np.ndarray, "num_points 3"], margin: float
 ) -> Bool[np.ndarray, " num_points"]:
-    """Returns for which points some of a lamp can stand behind a thing that is grown by a margin."""
+    """Returns the points from which part of a lamp can be occluded by an object grown by a margin."""
     middle = np.array([thing.x, thing.y, thing.half_height])
     ways = np.array(lamp.position) - points
     starts = points - middle
@@ -128,12 +138,12 @@ def keeps_light_from(
     if thing.shape != "sphere":
         near = np.flatnonzero(found)
         meets = _meets_cube if thing.shape == "cube" else _meets_cylinder
-        found[near] = meets(thing, starts[near], ways[near], margin, lamp.radius)
+        found[near] = meets(thing, Segments(starts[near], ways[near], margin, lamp.radius))
     return found
 
 
 def grown(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Returns a mask with one more pixel on all sides, corners included."""
+    """Dilates a mask by one pixel on all sides, including corners."""
     wide = mask.copy()
     wide[:, 1:] |= mask[:, :-1]
     wide[:, :-1] |= mask[:, 1:]
@@ -144,7 +154,7 @@ def grown(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height wi
 
 
 def edges(numbers: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Returns the pixels beside which, or at which, another thing begins."""
+    """Returns the pixels on either side of a boundary between objects."""
     edge = np.zeros(numbers.shape, dtype=bool)
     across, down = numbers[:, 1:] != numbers[:, :-1], numbers[1:] != numbers[:-1]
     edge[:, 1:] |= across
@@ -162,7 +172,7 @@ def _silhouette(thing: Thing, camera: Camera, directions: Float[np.ndarray, "hei
 
 
 def _window(thing: Thing, camera: Camera, height: int, width: int) -> Window:
-    """Returns the part of the picture outside of which a thing cannot be seen."""
+    """Returns a window of the image that contains all pixels where an object can be visible."""
     forward = _unit(np.array(LOOK_AT) - np.array(camera.position))
     right = _unit(np.cross(forward, (0.0, 0.0, 1.0)))
     up = np.cross(right, forward)
@@ -217,7 +227,7 @@ _DISTANCES = {"sphere": _ball_distance, "cube": _cube_distance, "cylinder": _cyl
 def _nearer_root(
     square: Float[np.ndarray, "rows columns"], half: Float[np.ndarray, "rows columns"], constant: float
 ) -> Float[np.ndarray, "rows columns"]:
-    """Returns the smaller t with `square t^2 + 2 half t + constant = 0`, infinity where there is none."""
+    """Returns the smaller root t of `square t^2 + 2 half t + constant = 0`, or infinity."""
     inside = half * half - square * constant
     root: Float[np.ndarray, "rows columns"] = np.where(
         inside >= 0, (-half - np.sqrt(np.maximum(inside, 0))) / square, np.inf
@@ -228,7 +238,7 @@ def _nearer_root(
 def _meets_ball(
     starts: Float[np.ndarray, "num_points 3"], ways: Float[np.ndarray, "num_points 3"], radius: float, spread: float
 ) -> Bool[np.ndarray, " num_points"]:
-    """Returns whether |start + t way| <= radius + t spread for some t of 0 to 1."""
+    """Returns whether |start + t way| <= radius + t spread for some t in [0, 1]."""
     square = (ways * ways).sum(axis=-1) - spread**2
     half = (starts * ways).sum(axis=-1) - radius * spread
     constant = (starts * starts).sum(axis=-1) - radius**2
@@ -238,38 +248,22 @@ def _meets_ball(
     return meets
 
 
-def _meets_cube(
-    thing: Thing,
-    starts: Float[np.ndarray, "num_points 3"],
-    ways: Float[np.ndarray, "num_points 3"],
-    margin: float,
-    spread: float,
-) -> Bool[np.ndarray, " num_points"]:
-    """Returns whether the segment meets, at some t of 0 to 1, the cube whose faces move out by t spread."""
-    starts, ways = _turned(starts, thing.rotation), _turned(ways, thing.rotation)
-    first, last = np.zeros(len(starts)), np.ones(len(starts))
-    half = thing.half_height + margin
-    for axis in range(3):
-        for start, way in ((starts[:, axis], ways[:, axis]), (-starts[:, axis], -ways[:, axis])):
-            first, last = _narrowed(first, last, start - half, way - spread)
+def _meets_cube(thing: Thing, segments: Segments) -> Bool[np.ndarray, " num_points"]:
+    """Returns whether a segment meets, at some t in [0, 1], the cube whose faces move out by t spread."""
+    seen = segments._replace(
+        starts=_turned(segments.starts, thing.rotation), ways=_turned(segments.ways, thing.rotation)
+    )
+    first, last = _between_faces(seen, thing.half_height, axes=range(3))
     return first <= last
 
 
-def _meets_cylinder(
-    thing: Thing,
-    starts: Float[np.ndarray, "num_points 3"],
-    ways: Float[np.ndarray, "num_points 3"],
-    margin: float,
-    spread: float,
-) -> Bool[np.ndarray, " num_points"]:
-    """Returns whether the segment can meet the cylinder grown by t spread.
+def _meets_cylinder(thing: Thing, segments: Segments) -> Bool[np.ndarray, " num_points"]:
+    """Returns whether a segment can meet the cylinder grown by t spread.
 
-    Its lid moves out by t spread; its side by the spread at the t where the segment leaves that height.
+    Its caps move out by t spread; its side by the spread at the t where the segment leaves that height.
     """
-    first, last = np.zeros(len(starts)), np.ones(len(starts))
-    half = thing.half_height + margin
-    for start, way in ((starts[:, 2], ways[:, 2]), (-starts[:, 2], -ways[:, 2])):
-        first, last = _narrowed(first, last, start - half, way - spread)
+    starts, ways, margin, spread = segments
+    first, last = _between_faces(segments, thing.half_height, axes=[2])
     meets: Bool[np.ndarray, " num_points"] = first <= last
     radius = thing.radius + margin + spread * np.where(meets, last, 0.0)
     square = (ways[:, :2] ** 2).sum(axis=-1)
@@ -282,13 +276,26 @@ def _meets_cylinder(
     return meets
 
 
+def _between_faces(
+    segments: Segments, half_height: float, *, axes: Iterable[int]
+) -> tuple[Float[np.ndarray, " num_points"], Float[np.ndarray, " num_points"]]:
+    """Returns the first and the last t in [0, 1] at which segments are between both faces of each axis."""
+    starts, ways, margin, spread = segments
+    first, last = np.zeros(len(starts)), np.ones(len(starts))
+    half = half_height + margin
+    for axis in axes:
+        for start, way in ((starts[:, axis], ways[:, axis]), (-starts[:, axis], -ways[:, axis])):
+            first, last = _narrowed(first, last, start - half, way - spread)
+    return first, last
+
+
 def _narrowed(
     first: Float[np.ndarray, " num"],
     last: Float[np.ndarray, " num"],
     start: Float[np.ndarray, " num"],
     way: Float[np.ndarray, " num"],
 ) -> tuple[Float[np.ndarray, " num"], Float[np.ndarray, " num"]]:
-    """Narrows the interval of t to where start + t way <= 0."""
+    """Restricts the interval of t to start + t way <= 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         zero = -start / way
     first = np.where(way < 0, np.maximum(first, zero), first)
@@ -298,7 +305,7 @@ def _narrowed(
 
 
 def _turned(vectors: Float[np.ndarray, "... 3"], degrees: float) -> Float[np.ndarray, "... 3"]:
-    """Returns vectors as seen from a thing that is turned around the vertical."""
+    """Rotates vectors into the frame of an object that is rotated around the vertical axis."""
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
     turned: Float[np.ndarray, "... 3"] = np.stack([cosine * x + sine * y, cosine * y - sine * x, z], axis=-1)

@@ -1,12 +1,11 @@
-"""Which scenes does a published data set of scenes and counts give? Two unrelated ones a pair, as the paper's are.
+"""Counting pairs from a published data set of scenes and counts: two unrelated scenes per pair, like the paper's.
 
-For reproduction only: the two pictures differ in everything (`minimal` is false in `meta`, and `data_builders.validate`
-says so). Rows hold a picture and a text with the count, as in BUAADreamer/clevr_count_70k; they come from the hub,
-streamed, or from a folder of Parquet or JSON lines. Pair i takes the first two rows of a window of its own whose counts
-differ and whose pictures have one size, so that it depends on nothing but the data set, the split and i.
+For reproduction only: the two images differ in everything (`minimal` is false in `meta`, which `data_builders.validate`
+reports). Rows contain an image and a text with the count, as in BUAADreamer/clevr_count_70k; they are streamed from the
+hub, or read from a folder of Parquet or JSON Lines files. Pair i takes, from its own window of rows, the first two with
+different counts and equal image sizes, so it depends only on the data set, the split and i.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -22,10 +21,11 @@ from PIL import Image
 from data_builders.pairs.pair import Pair
 from data_builders.pairs.sets import SPLITS, Drawing, DrawnPair, DrawPair, image_names, pair_id
 from data_builders.prompt_sets.images import DECODING_ERRORS
-from models.hub import Repository, hub_commit, parse_repository, snapshot
+from data_builders.sources.files import files_sha256
+from data_builders.sources.hub import HubPlace, hub_place, named_repository, stream_rows
 
 WINDOW_ROWS = 8
-"""Rows that each pair is made of; windows of train, validation and test take turns."""
+"""Rows per pair; windows of train, validation and test alternate."""
 FETCHED_FILE = "scenes.jsonl"
 FORMATS = {"JPEG": ".jpg", "PNG": ".png"}
 SUFFIXES = (".parquet", ".jsonl")
@@ -34,7 +34,7 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSource:
-    """Where scenes with counts come from, if they are not rendered."""
+    """Source of scenes with counts, if they are not rendered."""
 
     scenes: str | None = field(
         default=None,
@@ -54,23 +54,17 @@ class SceneSource:
 
 @cache
 def scenes_fingerprint(source: SceneSource) -> str:
-    """Returns what changes with the rows: a hub commit, or a sha256 over a folder's files."""
+    """Returns the version of the rows: a hub commit, or a sha256 over a folder's files."""
     assert source.scenes is not None
     place = Path(source.scenes)
-    if not place.is_dir():
-        return _commit(_repository(source.scenes))
-    digest = hashlib.sha256()
-    for path in _files_in(place):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return files_sha256(_files_in(place)) if place.is_dir() else _hub_place(source.scenes).commit
 
 
 def fetch_scenes(source: SceneSource, drawing: Drawing, num_pairs: int) -> None:
-    """Reads what so many pairs need and keeps their pictures in the work folder.
+    """Reads the rows needed for a number of pairs and stores their images in the work folder.
 
     Raises:
-        ValueError: where the data set has too few rows, no such column, or a row whose count cannot be read.
+        ValueError: if the data set has too few rows, lacks a column, or has a row whose count cannot be read.
     """
     drawing.work_dir.mkdir(parents=True, exist_ok=True)
     taken = SPLITS.index(drawing.split)
@@ -95,7 +89,7 @@ def fetch_scenes(source: SceneSource, drawing: Drawing, num_pairs: int) -> None:
 
 
 def open_scene_pairs(drawing: Drawing, prompt: str) -> DrawPair:
-    """Returns what makes the pair of a number from the scenes that were fetched."""
+    """Returns the function that makes a pair, given its number, from the fetched scenes."""
     lines = (drawing.work_dir / FETCHED_FILE).read_text(encoding="utf-8").splitlines()
 
     def draw(index: int) -> DrawnPair:
@@ -123,7 +117,7 @@ def open_scene_pairs(drawing: Drawing, prompt: str) -> DrawPair:
 
 
 def read_count(value: Any) -> int | None:
-    """Returns the count that a number or a text holds, None where it holds none or several."""
+    """Returns the count in a number or text; None if there is none or several."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, str):
@@ -135,7 +129,7 @@ def read_count(value: Any) -> int | None:
 
 
 def _read_row(source: SceneSource, row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Returns a row's count and its picture as it is stored."""
+    """Returns a row's count and its encoded image."""
     for column in (source.image_column, source.count_column):
         if column not in row:
             raise ValueError(
@@ -169,14 +163,14 @@ def _content(source: SceneSource, entry: Any) -> bytes:
 
 
 def _choose(source: SceneSource, drawing: Drawing, window: list[dict[str, Any]], index: int) -> str:
-    """Keeps the first two scenes of a window that make a pair, and returns their line."""
+    """Stores the first two scenes of a window that form a pair, and returns their line."""
     for pair in combinations(window, 2):
         if pair[0]["count"] != pair[1]["count"] and pair[0]["size"] == pair[1]["size"]:
             break
     else:
         raise ValueError(
             f"pair {pair_id(drawing.task, index)}: rows {window[0]['row']} to {window[-1]['row']} of {source.scenes} "
-            "hold no two pictures of one size with different counts; shuffle the data set"
+            "contain no two pictures of equal size with different counts; shuffle the data set"
         )
     kept = []
     for each in pair:
@@ -187,34 +181,30 @@ def _choose(source: SceneSource, drawing: Drawing, window: list[dict[str, Any]],
 
 
 def _rows(source: SceneSource) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows, their pictures as they are stored."""
-    from datasets import load_dataset
-    from huggingface_hub import constants
-
+    """Yields the rows with encoded images."""
     assert source.scenes is not None
-    options: dict[str, Any] = {"split": source.scenes_split, "streaming": True}
     place = Path(source.scenes)
     if place.is_dir():
         files = _files_in(place)
-        kind = "parquet" if files[0].suffix == ".parquet" else "json"
-        options |= {"data_files": {source.scenes_split: list(map(str, files))}}
-        arguments: tuple[str | None, ...] = (kind,)
+        path, config = "parquet" if files[0].suffix == ".parquet" else "json", None
+        options: dict[str, Any] = {"data_files": {source.scenes_split: list(map(str, files))}}
     else:
-        repository = _repository(source.scenes)
-        arguments = (repository.repo, source.scenes_config)
-        options["revision"] = _commit(repository)
-        if constants.HF_HUB_OFFLINE:
-            arguments = (str(snapshot(repository, cached_only=True)), source.scenes_config)
-            del options["revision"]
-    try:
-        rows: Iterator[Mapping[str, Any]] = islice(load_dataset(*arguments, **options).decode(False), None)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"scenes {source.scenes}: datasets cannot stream its split {source.scenes_split!r} ({reason}); "
-            "correct scenes_split or scenes_config, or download it and name the folder"
-        ) from error
-    return rows
+        found = _hub_place(source.scenes)
+        path, config, options = found.path, source.scenes_config, {"revision": found.revision}
+    rows = stream_rows(
+        path,
+        config,
+        split=source.scenes_split,
+        named=f"scenes {source.scenes}",
+        correct="scenes_split or scenes_config, or download it and name the folder",
+        **options,
+    )
+    return islice(rows.decode(False), None)
+
+
+@cache
+def _hub_place(name: str) -> HubPlace:
+    return hub_place(named_repository(name, named="scenes", example="BUAADreamer/clevr_count_70k"))
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -222,17 +212,3 @@ def _files_in(folder: Path) -> list[Path]:
     if len({path.suffix for path in files}) != 1:
         raise ValueError(f"scenes {folder} holds {len(files)} files; expected .parquet files or .jsonl files, not both")
     return files
-
-
-def _repository(name: str) -> Repository:
-    repository = parse_repository(name, kind="dataset")
-    if repository is None:
-        raise ValueError(f"scenes {name!r} is neither a folder nor a hub id such as BUAADreamer/clevr_count_70k")
-    return repository
-
-
-@cache
-def _commit(repository: Repository) -> str:
-    from huggingface_hub import constants
-
-    return snapshot(repository, cached_only=True).name if constants.HF_HUB_OFFLINE else hub_commit(repository)

@@ -1,7 +1,7 @@
-"""Where do the things of a scene go? Drawn so that they can be counted: apart, in view, and none hidden by the rest.
+"""Places the objects of a scene so that they can be counted: apart, in view, and not hidden by each other.
 
-As in CLEVR, things keep a distance on the floor, all stand in the picture whole, and each shows a least number of
-pixels; here also a least share of what it would show alone. A draw that breaks a rule is thrown away whole.
+As in CLEVR, objects keep a distance on the floor, are entirely within the image, and each shows a minimum number of
+pixels; here also a minimum share of its unoccluded pixels. A draw that violates a rule is rejected as a whole.
 """
 
 import math
@@ -13,9 +13,9 @@ from data_builders.counting.geometry import cover, silhouettes
 from data_builders.counting.scenes import COLOURS, MATERIALS, SHAPES, SIZES, Camera, Lamp, Scene, Thing
 
 REACH = 3.0
-"""Things stand at most so far from the middle, along both axes."""
+"""Maximum distance of objects from the centre, along both axes."""
 MIN_GAP = 0.25
-"""Between the circles of two things on the floor."""
+"""Minimum gap between the floor circles of two objects."""
 CAMERA = (7.48, -6.5, 5.34)
 CAMERA_JITTER = 0.5
 LAMPS = (
@@ -23,20 +23,20 @@ LAMPS = (
     (4.8, -8.6, 6.2, 1.2, 46.0),
     (-6.0, 5.0, 7.5, 0.9, 60.0),
 )
-"""Key, fill (beside the camera, so that its shadows hide behind things) and back: x, y, z, radius, radiance."""
+"""Key, fill (next to the camera, so that its shadows fall behind objects) and back: x, y, z, radius, radiance."""
 LAMP_JITTER = 0.8
 NUM_DECIMALS = 4
 NUM_PLACES = 60
-"""Tried for one thing."""
+"""Attempts per object."""
 NUM_DRAWS = 400
-"""Of a whole scene."""
+"""Attempts per scene."""
 MARGIN_FRAC = 0.012
-"""Of the picture's width: what stays free of things on all sides."""
+"""Free margin on all sides, as a share of the image's width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """How much of a thing must be seen for it to be counted."""
+    """Minimum visibility of each object."""
 
     min_visible_pixels: int = field(
         default=200, metadata={"help": "each object shows at least so many pixels of a picture of 480 x 320"}
@@ -55,17 +55,17 @@ class Visibility:
             raise ValueError(f"min_visible_frac is {self.min_visible_frac}; expected 0 to 0.9")
 
     def min_pixels(self, width: int, height: int) -> int:
-        """Returns the least number of pixels in a picture of another size."""
+        """Returns the minimum number of pixels for an image of another size."""
         return max(1, round(self.min_visible_pixels * (height / 320) ** 2))
 
 
 def draw_scene(
     rng: random.Random, num_things: int, width: int, height: int, visibility: Visibility | None = None
 ) -> Scene:
-    """Draws a scene of so many things, all of them in sight.
+    """Draws a scene with a number of objects, all sufficiently visible.
 
     Raises:
-        ValueError: where none is found; more things than find room, or a narrow picture.
+        ValueError: if none is found: too many objects, or an image that is too narrow.
     """
     visibility = visibility or Visibility()
     for _ in range(NUM_DRAWS):
@@ -79,7 +79,7 @@ def draw_scene(
 
 
 def is_countable(scene: Scene, width: int, height: int, visibility: Visibility) -> bool:
-    """True where each thing stands in the picture whole and shows enough of itself."""
+    """True if each object is entirely within the image and sufficiently visible."""
     seen = silhouettes(scene, width, height)
     margin = max(1, round(MARGIN_FRAC * width))
     for silhouette in seen:
@@ -112,7 +112,7 @@ def _draw(rng: random.Random, num_things: int) -> Scene | None:
 
 
 def _draw_thing(rng: random.Random, others: list[Thing]) -> Thing | None:
-    """Returns a thing that keeps its distance to the others; None where no place was found."""
+    """Returns an object that keeps its distance to the others; None if no position was found."""
     looks = {
         "shape": rng.choice(SHAPES),
         "size": rng.choice(list(SIZES)),
@@ -128,12 +128,12 @@ def _draw_thing(rng: random.Random, others: list[Thing]) -> Thing | None:
 
 
 def gap(first: Thing, second: Thing) -> float:
-    """Returns how far the circles of two things on the floor are apart; negative where they overlap."""
+    """Returns the gap between the floor circles of two objects; negative if they overlap."""
     return math.dist((first.x, first.y), (second.x, second.y)) - first.radius - second.radius
 
 
 def what_was_never_drawn(scene: Scene) -> str | None:
-    """Returns in words what of a scene stands where nothing is ever drawn, None where nothing does."""
+    """Describes the first element of a scene that is outside the ranges of the draw; None if there is none."""
     for thing in scene.things:
         if not (abs(thing.x) <= REACH and abs(thing.y) <= REACH and 0 <= thing.rotation <= 360):
             return f"{thing}: expected x and y within {REACH:g} of 0, and 0 to 360 degrees"

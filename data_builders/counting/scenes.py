@@ -1,9 +1,9 @@
-"""What stands in a rendered scene to count? Things on a grey floor, a camera and three lamps, after CLEVR.
+"""The description of a rendered counting scene: objects on a grey floor, a camera and three lamps, after CLEVR.
 
 Shapes, sizes, materials and colours are those of CLEVR (Johnson et al. 2017, arXiv 1612.06890, section 3 and its
-`image_generation/data/properties.json`), and so are the camera and the room that things stand in; where the lamps hang
-is ours. A scene is numbers alone: `clevr_layout.py` draws it, `clevr_render.py` makes the picture, `clevr_geometry.py`
-says which pixel shows what. Lengths are in CLEVR's units; the things stand on the floor, z = 0.
+`image_generation/data/properties.json`), and so are the camera and the area for objects; the lamp positions are ours. A
+scene consists of numbers only: `layout.py` draws it, `draw.py` renders it, `geometry.py` computes which pixel shows
+which object. Lengths are in CLEVR's units; the objects stand on the floor, z = 0.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 SHAPES = ("cube", "sphere", "cylinder")
 SIZES = {"large": 0.7, "small": 0.35}
-"""Name -> radius; a cube's corners stand on the circle of that radius."""
+"""Name -> radius; a cube's corners are on the circle of that radius."""
 MATERIALS = ("rubber", "metal")
 COLOURS = {
     "grey": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),
@@ -20,10 +20,10 @@ COLOURS = {
 }  # fmt: skip
 """Name -> sRGB."""
 FOV_DEGREES = 33.9
-"""Height of the view: a lens of 35 mm before a sensor of 32 mm by 21.3 mm."""
+"""Vertical field of view: a 35 mm lens with a sensor of 32 mm by 21.3 mm."""
 LOOK_AT = (0.0, 0.0, 0.25)
 CUBE_HALF_EDGE = 0.5**0.5
-"""Of its radius."""
+"""As a share of its radius."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Thing:
     x: float
     y: float
     rotation: float
-    """Around the vertical, in degrees."""
+    """Rotation around the vertical axis, in degrees."""
 
     def __post_init__(self) -> None:
         legal: dict[str, Collection[str]] = {
@@ -52,18 +52,18 @@ class Thing:
 
     @property
     def radius(self) -> float:
-        """Of the circle around what it covers of the floor."""
+        """Radius of the circle around its footprint."""
         return SIZES[self.size]
 
     @property
     def half_height(self) -> float:
-        """How high its middle is above the floor; a cube's half edge, a sphere's radius."""
+        """Height of its centre above the floor: a cube's half edge, a sphere's radius."""
         return self.radius * CUBE_HALF_EDGE if self.shape == "cube" else self.radius
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Where the camera is; it looks at `LOOK_AT`."""
+    """The camera's position; it looks at `LOOK_AT`."""
 
     x: float
     y: float
@@ -76,7 +76,7 @@ class Camera:
 
 @dataclass(frozen=True, kw_only=True)
 class Lamp:
-    """A glowing ball, out of sight."""
+    """A spherical light outside the view."""
 
     x: float
     y: float
@@ -91,19 +91,19 @@ class Lamp:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All there is to see, and what lights it."""
+    """Objects, camera and lamps."""
 
     things: tuple[Thing, ...]
     camera: Camera
     lamps: tuple[Lamp, ...]
 
     def without(self, numbers: Collection[int]) -> "Scene":
-        """Returns the scene without the things of these numbers, which begin at 1."""
+        """Returns the scene without the objects with these numbers, counted from 1."""
         kept = tuple(thing for number, thing in enumerate(self.things, start=1) if number not in numbers)
         return Scene(things=kept, camera=self.camera, lamps=self.lamps)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the scene as JSON holds it."""
+        """Returns the scene as JSON."""
         return {
             "things": list(map(asdict, self.things)),
             "camera": asdict(self.camera),
@@ -115,10 +115,10 @@ Record = TypeVar("Record", Thing, Camera, Lamp)
 
 
 def scene_from_json(value: Any) -> Scene:
-    """Returns the scene that `to_json` gave.
+    """Inverse of `to_json`.
 
     Raises:
-        ValueError: where it is no such scene.
+        ValueError: if it is not a scene.
     """
     try:
         return Scene(

@@ -1,1 +1,1 @@
-"""Grounding pairs: one object at two places of a page."""
+"""Grounding pairs: one object at two positions on a page."""

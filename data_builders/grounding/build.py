@@ -1,116 +1,49 @@
-"""Grounding pairs: the same object, to the pixel, at two places of one page, and the box around it as the answer.
+"""Grounding pairs: the same object, to the pixel, at two positions on one page; the answer is its bounding box.
 
     Locate the object: red circle. Return bounding box as x1,y1,x2,y2.
 
-The object is drawn once and pasted at whole pixels, so that shape, colour, size and rotation cannot differ; the two
-boxes have a gap between them. A box is the smallest around the pixels that the object touches (right and bottom
-exclusive), in the image's pixels; `data_builders/pairs/sets.py` adds it in the pixels that the model sees. Distractors
-stand at the same places in both pictures and none has the object's name. All names, a colour with a shape, come equally
-often: they are drawn in rounds, each in an order of its own.
+The object is drawn once and pasted at integer positions, so shape, colour, size and rotation cannot differ; the two
+boxes do not touch. A box is the smallest around the pixels that the object covers at all (right and bottom exclusive),
+in image pixels; `data_builders/pairs/sets.py` adds it in the resized image's pixels. Distractors are at the same
+positions in both images, and none has the object's name. All names (a colour with a shape) are equally frequent: they
+are drawn in rounds, each in a random order.
 
-One mask a pair holds how much of each pixel the object covers (0 to 255), at both places.
+One mask per pair gives the object's coverage of each pixel (0 to 255), at both positions.
 
     python -m data_builders.build grounding --num-pairs 100 --seed 0 --output-dir outputs/pairs/grounding
 """
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from data_builders.grounding.draw import BACKGROUNDS, COLOURS, NAMES, SHAPES, Thing
 from data_builders.pairs.pair import Pair, box_text
 from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, mask_name, pair_id
 from data_builders.pairs.vision_grid import Size, read_size
 from tracking.command import did_you_mean
 
 PROMPT = "Locate the object: {name}. Return bounding box as x1,y1,x2,y2."
-"""That of the published pairs."""
+"""The prompt of the published pairs."""
 
-Rgb = tuple[int, int, int]
 WholeBox = tuple[int, int, int, int]
-"""Left, top, right and bottom edge in whole pixels, right and bottom exclusive."""
-
-COLOURS: dict[str, Rgb] = {
-    "red": (220, 30, 35), "orange": (250, 135, 15), "yellow": (240, 205, 10), "green": (35, 150, 55),
-    "blue": (35, 80, 215), "purple": (125, 45, 175), "pink": (250, 120, 190), "brown": (120, 70, 30),
-    "gray": (130, 130, 130), "black": (20, 20, 20),
-}  # fmt: skip
-BACKGROUNDS: dict[str, Rgb] = {"white": (255, 255, 255), "ivory": (252, 246, 228), "silver": (224, 226, 228)}
-"""Each differs from every colour by 80 or more in a channel: a pixel that an object hardly touches shows it."""
+"""Left, top, right, bottom in whole pixels; right and bottom exclusive."""
 
 GAP_PIXELS = 8
-"""Least distance between two boxes, and from a box to the frame."""
-OVERSAMPLING = 4
-"""Objects are drawn this much larger and averaged: a pixel that is touched at all is covered by 1/16 or more."""
+"""Minimum distance between two boxes, and from a box to the frame."""
 MIN_OBJECT_PIXELS = 12
-"""Below it a pentagon is a blot."""
+"""Smaller pentagons are not recognisable."""
 MAX_PAGE_SHARE = 0.4
-"""Of the page that the objects with their gaps may take; more is seldom found a place for at random."""
+"""Share of the page that objects with their gaps may take; random placement rarely succeeds with more."""
 MAX_TRIES = 100
-
-
-class Shape(NamedTuple):
-    """An outline inside the circle of radius 1 around the origin, y downwards."""
-
-    corners: tuple[tuple[float, float], ...]
-    """Empty for the circle itself."""
-    max_rotation: float
-    """In degrees, to either side; further, its name would change: a square on its corner is a diamond."""
-
-
-def _regular(num_corners: int) -> tuple[tuple[float, float], ...]:
-    angles = [2 * math.pi * corner / num_corners for corner in range(num_corners)]
-    return tuple((math.sin(angle), -math.cos(angle)) for angle in angles)
-
-
-def _star(inner: float) -> tuple[tuple[float, float], ...]:
-    return tuple((x * r, y * r) for (x, y), r in zip(_regular(10), (1.0, inner) * 5, strict=True))
-
-
-def _cross(half_width: float) -> tuple[tuple[float, float], ...]:
-    long, short = math.sqrt(1 - half_width**2), half_width
-    quarter = ((short, -long), (short, -short), (long, -short))
-    turned = [quarter]
-    for _ in range(3):
-        turned.append(tuple((-y, x) for x, y in turned[-1]))  # type: ignore[arg-type]
-    return tuple(corner for corners in turned for corner in corners)
-
-
-def _heart(num_corners: int) -> tuple[tuple[float, float], ...]:
-    """The curve x = 16 sin³t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, which is 34 tall, moved to its middle."""
-    angles = [2 * math.pi * corner / num_corners for corner in range(num_corners)]
-    curve = [
-        (16 * math.sin(t) ** 3, -2.5 - 13 * math.cos(t) + 5 * math.cos(2 * t) + 2 * math.cos(3 * t) + math.cos(4 * t))
-        for t in angles
-    ]
-    radius = max(math.hypot(x, y) for x, y in curve)
-    return tuple((x / radius, y / radius) for x, y in curve)
-
-
-SQUARE_SIGNS = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-SHAPES: dict[str, Shape] = {
-    "circle": Shape((), 0.0),
-    "square": Shape(tuple((math.sqrt(0.5) * x, math.sqrt(0.5) * y) for x, y in SQUARE_SIGNS), 15.0),
-    "triangle": Shape(_regular(3), 180.0),
-    "diamond": Shape(((0.0, -1.0), (0.65, 0.0), (0.0, 1.0), (-0.65, 0.0)), 15.0),
-    "pentagon": Shape(_regular(5), 180.0),
-    "hexagon": Shape(_regular(6), 180.0),
-    "star": Shape(_star(0.42), 180.0),
-    "cross": Shape(_cross(0.3), 15.0),
-    "heart": Shape(_heart(64), 30.0),
-    "arrow": Shape(
-        ((0.0, -1.0), (0.7, -0.1), (0.28, -0.1), (0.28, 0.96), (-0.28, 0.96), (-0.28, -0.1), (-0.7, -0.1)), 180.0
-    ),
-}  # fmt: skip
-NAMES = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingArguments:
-    """What stands on a page."""
+    """The contents of a page."""
 
     num_distractors: int = field(default=0, metadata={"help": "other objects, the same in both pictures"})
     image_size: str = field(
@@ -154,48 +87,8 @@ class GroundingArguments:
         return read_size("image_size", self.image_size)
 
 
-def draw_cover(shape: str, size_pixels: int, rotation_degrees: float) -> Image.Image:
-    """Returns how much of each pixel an object covers (0 to 255), cut to the pixels that it touches.
-
-    Args:
-        shape: one of `SHAPES`.
-        size_pixels: diameter of the circle around it.
-        rotation_degrees: clockwise.
-    """
-    corners, _ = SHAPES[shape]
-    side = (size_pixels + 2) * OVERSAMPLING
-    middle, radius = (side - 1) / 2, size_pixels * OVERSAMPLING / 2
-    large = Image.new("L", (side, side))
-    canvas = ImageDraw.Draw(large)
-    if corners:
-        sine, cosine = math.sin(math.radians(rotation_degrees)), math.cos(math.radians(rotation_degrees))
-        turned = [(x * cosine - y * sine, x * sine + y * cosine) for x, y in corners]
-        canvas.polygon([(round(middle + x * radius, 3), round(middle + y * radius, 3)) for x, y in turned], fill=255)
-    else:
-        edges = (middle - radius + 0.5, middle + radius - 0.5)  # the first and the last pixel, as Pillow counts them
-        canvas.ellipse((edges[0], edges[0], edges[1], edges[1]), fill=255)
-    cover = large.reduce(OVERSAMPLING)
-    return cover.crop(cover.getbbox())
-
-
-class Thing(NamedTuple):
-    """An object without its place."""
-
-    colour: str
-    shape: str
-    size_pixels: int
-    rotation_degrees: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.colour} {self.shape}"
-
-    def cover(self) -> Image.Image:
-        return draw_cover(self.shape, self.size_pixels, self.rotation_degrees)
-
-
 def draw_thing(name: tuple[str, str], arguments: GroundingArguments, rng: random.Random) -> Thing:
-    """Draws the size and rotation of an object of a name."""
+    """Draws size and rotation of an object with a given name."""
     colour, shape = name
     most = SHAPES[shape].max_rotation
     size_pixels = rng.randint(arguments.min_object_pixels, arguments.max_object_pixels)
@@ -203,10 +96,10 @@ def draw_thing(name: tuple[str, str], arguments: GroundingArguments, rng: random
 
 
 def draw_places(sizes: Sequence[Size], page: Size, rng: random.Random) -> list[WholeBox]:
-    """Draws places for rectangles, each the gap away from the others and from the frame.
+    """Draws positions for rectangles, with the gap between each other and to the frame.
 
     Raises:
-        ValueError: where they are not found.
+        ValueError: if none are found.
     """
     for _ in range(MAX_TRIES):
         boxes: list[WholeBox] = []
@@ -218,7 +111,7 @@ def draw_places(sizes: Sequence[Size], page: Size, rng: random.Random) -> list[W
         else:
             return boxes
     raise ValueError(
-        f"{len(sizes)} objects find no place on {page[0]} x {page[1]} pixels; take smaller or fewer objects "
+        f"{len(sizes)} objects do not fit on {page[0]} x {page[1]} pixels; take smaller or fewer objects "
         "(max_object_pixels, num_distractors), or a larger image_size"
     )
 
@@ -233,12 +126,12 @@ def _draw_place(size: Size, page: Size, others: Sequence[WholeBox], rng: random.
 
 
 def gap_between(first: Sequence[float], second: Sequence[float]) -> float:
-    """Returns how far two boxes stand apart along the axis on which they are further apart; negative: they overlap."""
+    """Returns the gap between two boxes, the larger one of both axes; negative if they overlap."""
     return max(max(second[axis] - first[axis + 2], first[axis] - second[axis + 2]) for axis in (0, 1))
 
 
 def open_grounding_pairs(arguments: GroundingArguments, drawing: Drawing) -> DrawPair:
-    """Returns what draws the pair of a number."""
+    """Returns the function that draws a pair, given its number."""
     page_size = arguments.page_size
 
     def draw(index: int) -> DrawnPair:

@@ -1,7 +1,7 @@
-"""Is a grounding pair minimal, and are its boxes those of its pixels? Recomputed from the pictures and the mask.
+"""Is a grounding pair minimal, and do its boxes match its pixels? Recomputed from the images and the mask.
 
-What stands on the page is found as what differs from its colour, boxes around it. Only two checks draw anything again:
-the object and each distractor must look as their recorded shape, size and rotation say.
+The contents of the page are found as pixels that differ from its colour. Only two checks draw anything again: the
+object and each distractor must match their recorded shape, size and rotation.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_builders.grounding.build import BACKGROUNDS, COLOURS, GAP_PIXELS, PROMPT, SHAPES, Thing, gap_between
+from data_builders.grounding.build import GAP_PIXELS, PROMPT, gap_between
+from data_builders.grounding.draw import BACKGROUNDS, COLOURS, SHAPES, Thing
 from data_builders.pairs.pair import Box, Pair, box_text
 from data_builders.pairs.pictures import Found, PairPictures, box_around
 
@@ -33,7 +34,7 @@ DEFECTS = {
     "objects_too_near": f"less than {GAP_PIXELS} pixels between two boxes, or between one and the frame",
     "answer_off_box": "an answer is not its box in whole pixels",
 }
-"""What is looked for beyond the preflight."""
+"""Defects checked in addition to the preflight."""
 
 THING_TYPES: dict[str, type] = {"colour": str, "shape": str, "size_pixels": int, "rotation_degrees": float}
 META_TYPES: dict[str, type] = {
@@ -47,7 +48,7 @@ Region = Bool[np.ndarray, "height width"]
 
 
 def check_grounding(pictures: PairPictures) -> Found:
-    """Yields what is wrong with one pair: kind of defect and what was found."""
+    """Yields the defects of one pair: kind and finding."""
     pair = pictures.pair
     malformed = list(_malformed(pair))
     if malformed:
@@ -56,7 +57,7 @@ def check_grounding(pictures: PairPictures) -> Found:
     yield from _check_words(pair)
     yield from _check_boxes(pair)
     if pictures.target.shape != pictures.source.shape or not _stand_inside(pictures):
-        return  # unequal sizes and boxes outside the picture are the preflight's
+        return  # the preflight reports unequal sizes and boxes outside the image
     yield from _check_pixels(pictures)
 
 
@@ -163,16 +164,16 @@ def _stand_inside(pictures: PairPictures) -> bool:
 
 @dataclass(frozen=True)
 class Seen:
-    """The object as one picture shows it."""
+    """The object as found in one image."""
 
     region: Region
     """Its pixels."""
     box: WholeBox
     """Around them."""
     stray: WholeBox | None
-    """Around what else stands on the page."""
+    """Box around everything else on the page."""
     patch: Picture
-    """The picture inside the box."""
+    """The image within the box."""
 
 
 def _check_pixels(pictures: PairPictures) -> Found:
@@ -222,7 +223,7 @@ def _inside(box: WholeBox) -> tuple[slice, slice]:
 
 
 def _look(picture: Picture, page: UInt8[np.ndarray, "3"], distractors: list[Any], box: WholeBox) -> Seen | None:
-    """Finds the object: all that is neither page nor distractor, or of that the part that its box is about."""
+    """Finds the object: the pixels that are neither page nor distractor, or the part of them around its box."""
     region = (picture != page).any(axis=-1)
     for entry in distractors:
         region[_inside(_whole(entry["box"]))] = False
@@ -246,7 +247,7 @@ def _look(picture: Picture, page: UInt8[np.ndarray, "3"], distractors: list[Any]
 
 
 def _check_object(seen: Seen, meta: Mapping[str, Any], page: UInt8[np.ndarray, "3"]) -> Found:
-    """The colour is that of most of its pixels; the edge, where it mixes with the page, is drawn again."""
+    """Checks the most frequent colour of the object; its edge, which mixes with the page, is checked by redrawing."""
     thing = _thing(meta)
     rgb = np.median(seen.patch[seen.region[_inside(seen.box)]], axis=0)
     if tuple(rgb) != COLOURS[thing.colour]:
@@ -271,7 +272,7 @@ def _compare(
 
 
 def _check_distractors(pictures: PairPictures, page: UInt8[np.ndarray, "3"]) -> Found:
-    """They are looked at in the target alone; that the source shows the same is the difference's business."""
+    """Checks distractors in the target only; the comparison of the two images covers the source."""
     for number, entry in enumerate((pictures.pair.meta or {})["distractors"]):
         thing = _thing(entry)
         rgb = np.array(COLOURS[thing.colour], np.uint8)

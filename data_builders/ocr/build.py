@@ -1,11 +1,11 @@
-"""Reading pairs: two words on equal pages, alike in font, size, place and colours.
+"""Reading pairs: two words on equal pages, with the same font, size, position and colours.
 
     Read the text in the image. Answer with the exact word only.
 
-Both words have the same left edge of their ink and the same baseline, at a place where both stand wholly on the page.
-Fonts come equally often. A word belongs to one split, by its hash (`vocabulary.split_of_word`). No two pairs of a set
-hold the same two words (`ocr_words.py`); a set larger than the vocabulary allows is refused. The files are PNG with a
-palette: what reads them must convert them to RGB, as Qwen's processors do.
+Both words have the same left edge of their ink and the same baseline, at a position where both fit on the page. Fonts
+are equally frequent. A word belongs to one split, by its hash (`vocabulary.split_of_word`). No two pairs of a set have
+the same two words (`words.py`); a set larger than the vocabulary allows is rejected. The files are palette PNGs:
+readers must convert them to RGB, as Qwen's processors do.
 
     python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr
     python -m data_builders.build ocr --distractor similar --fonts DejaVuSansMono my.ttf --output-dir D
@@ -39,15 +39,15 @@ from data_builders.vocabulary.command import SCIENCE_FILE, read_vocabulary, spli
 from tracking.command import did_you_mean
 
 PROMPT = "Read the text in the image. Answer with the exact word only."
-"""That of the published pairs."""
+"""The prompt of the published pairs."""
 MIN_LETTER_PIXELS = 8
-"""Height of an x in the picture that the model sees; Tesseract begins to misread below it."""
+"""Minimum x-height in the resized image; Tesseract begins to misread below it."""
 CONTRAST_LIMITS = (3.0, 15.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OcrArguments:
-    """Which words are shown, and how."""
+    """The words, and how they are drawn."""
 
     distractor: str = field(
         default="any",
@@ -104,13 +104,13 @@ class OcrArguments:
 
 
 def read_words(arguments: OcrArguments) -> list[str]:
-    """Returns the words of all splits that have the lengths asked for."""
+    """Returns the words of all splits with the requested lengths."""
     words = read_vocabulary(Path(arguments.vocabulary) if arguments.vocabulary else SCIENCE_FILE)
     return [word for word in words if arguments.min_letters <= len(word) <= arguments.max_letters]
 
 
 def describe(arguments: OcrArguments) -> dict[str, Any]:
-    """Returns what determines the product: contents in the place of names of files."""
+    """Returns what determines the product, with file contents instead of names."""
     fonts = {font.name: font.sha256 for font in map(open_font, arguments.fonts)}
     if len(set(fonts.values())) < len(arguments.fonts):
         raise ValueError(f"fonts are {arguments.fonts}; expected files of different names and contents")
@@ -121,7 +121,7 @@ def describe(arguments: OcrArguments) -> dict[str, Any]:
 
 
 def words_of_split(arguments: OcrArguments, drawing: Drawing) -> list[str]:
-    """Returns the words that may stand in the set."""
+    """Returns the words of the set's split."""
     return [word for word in read_words(arguments) if split_of_word(word) == drawing.split]
 
 
@@ -131,10 +131,10 @@ def open_word_pairs(arguments: OcrArguments, drawing: Drawing) -> WordPairs:
 
 
 def check_words(arguments: OcrArguments, drawing: Drawing, num_pairs: int) -> None:
-    """Refuses, before anything is drawn, a set for which there are too few words, or too long or too small ones.
+    """Checks before drawing that there are enough words, and that they are neither too long nor too small.
 
     Raises:
-        ValueError: that says how many pairs there can be, or which word does not fit.
+        ValueError: with the number of possible pairs, or the word that does not fit.
     """
     possible = len(open_word_pairs(arguments, drawing))
     if num_pairs > possible:
@@ -162,7 +162,7 @@ def check_words(arguments: OcrArguments, drawing: Drawing, num_pairs: int) -> No
 
 
 def open_ocr_pairs(arguments: OcrArguments, drawing: Drawing) -> DrawPair:
-    """Returns what draws the pair of a number."""
+    """Returns the function that draws a pair, given its number."""
     size = arguments.size
     fonts = [open_font(name) for name in arguments.fonts]
     word_pairs = open_word_pairs(arguments, drawing)
@@ -212,14 +212,14 @@ def open_ocr_pairs(arguments: OcrArguments, drawing: Drawing) -> DrawPair:
 
 
 def draw_word(word: str, font: Font, pixels: int) -> Ink:
-    """Returns the ink of a word at a size."""
+    """Returns the ink of a word at a font size."""
     ink = draw_ink(load_font(font.path, pixels), word)
     assert ink is not None, f"{word} in {font.name} at {pixels} pixels has no ink"
     return ink
 
 
 def excess_of(words: Sequence[str], font: Font, pixels: int, arguments: OcrArguments) -> float:
-    """Returns how many times as large words on one baseline are as the page without its margins."""
+    """Returns the size of words on one baseline relative to the page without its margins."""
     boxes = [outline(load_font(font.path, pixels), word) for word in words]
     width = max(right - left for left, _, right, _ in boxes)
     height = max(bottom for *_, bottom in boxes) - min(top for _, top, *_ in boxes)
@@ -228,7 +228,7 @@ def excess_of(words: Sequence[str], font: Font, pixels: int, arguments: OcrArgum
 
 
 def draw_size(words: Sequence[str], font: Font, arguments: OcrArguments, rng: random.Random) -> int:
-    """Draws a size at which all words fit on the page."""
+    """Draws a font size at which all words fit on the page."""
     largest = arguments.max_font_pixels
     while (excess := excess_of(words, font, largest, arguments)) > 1:
         largest = max(arguments.min_font_pixels, min(largest - 1, int(largest / excess) + 1))

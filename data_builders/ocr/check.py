@@ -1,10 +1,10 @@
-"""Are the two pictures of a reading pair one page with two words? Computed again from the pixels and the fonts.
+"""Do the two images of a reading pair differ only in the word? Recomputed from the pixels and the fonts.
 
-Each word is drawn again, with the font that the pair records (found by its sha256 in Matplotlib's folder, or by name
-and sha256 among the system's fonts) and with this module's own arithmetic, and compared pixel by pixel. Where that font
-is not here, `unseen` says so, and page, edges, baseline and colours are still measured.
+Each word is drawn again with the recorded font (found by its sha256 in Matplotlib's folder, or by name and sha256 among
+the system's fonts) and this module's own arithmetic, and compared pixel by pixel. If the font is not installed,
+`unseen` reports it; page, edges, baseline and colours are still checked.
 
-`read_words` lets Tesseract read the pictures, of any set with the task `ocr`; it needs about 0.1 s a picture.
+`read_words` runs Tesseract on the images of any set with the task `ocr`; it needs about 0.1 s per image.
 """
 
 import hashlib
@@ -44,19 +44,19 @@ DEFECTS = {
     "wrong_rendering": "the pixels are not those of the answer in the recorded font, size and place",
     "word_misread": "Tesseract reads another word",
 }
-"""What is looked for in reading pairs."""
+"""Defects checked in reading pairs."""
 
 COLOUR_TOLERANCE = 2
-"""What rounding to whole numbers makes of a mixture of two colours, in each channel."""
+"""Tolerance per channel for a mixture of two colours, due to rounding."""
 OVERSHOOT_FRAC = 0.04
-"""How far round letters reach below the baseline, in ems."""
+"""Overshoot of round letters below the baseline, in ems."""
 CONTRAST_TOLERANCE = 0.1
-"""What rounding makes of the contrast of a pixel that is covered in part."""
+"""Tolerance of the contrast of a partly covered pixel, due to rounding."""
 CANVAS_PADDING = 8
 HANGING_LETTERS = frozenset("fgjpqyz")
-"""Letters that some fonts draw below the baseline."""
+"""Letters with descenders in some fonts."""
 READ_HEIGHTS = (48, 36)
-"""Pixels to which a word is scaled before it is read; the second only where the first is misread."""
+"""Heights in pixels to which a word is scaled before reading; the second is tried if the first is misread."""
 READ_PADDING = 16
 READ_TIMEOUT_S = 30.0
 
@@ -92,11 +92,11 @@ RECORD: dict[str, Callable[[Any], bool]] = {
     "target_ink_box": _is_ints(4),
     "source_ink_box": _is_ints(4),
 }
-"""Key of meta -> whether a value may stand there."""
+"""Key of meta -> check of its value."""
 
 
 def check_ocr(pictures: PairPictures) -> Found:
-    """Yields what is wrong with a reading pair of our own."""
+    """Yields the defects of a reading pair built by this suite."""
     pair, meta = pictures.pair, pictures.pair.meta or {}
     wrong = [name for name, is_right in RECORD.items() if not is_right(meta.get(name))]
     if wrong:
@@ -119,7 +119,7 @@ def check_ocr(pictures: PairPictures) -> Found:
 
 
 def unseen(pair: Pair) -> str | None:
-    """Returns what of a pair's pixels cannot be checked here, None where all can."""
+    """Returns what cannot be checked of a pair's pixels on this machine; None if everything can."""
     meta = pair.meta or {}
     name, sha256 = str(meta.get("font")), str(meta.get("font_sha256"))
     if find_font(name, sha256) is None:
@@ -140,7 +140,7 @@ def _check_record(pair: Pair, meta: Mapping[str, Any]) -> Found:
 
 @dataclass(frozen=True)
 class _Page:
-    """One picture of a pair, with what meta says of it."""
+    """One image of a pair, with its meta."""
 
     side: str
     word: str
@@ -154,7 +154,7 @@ class _Page:
 
     @cached_property
     def ink(self) -> Bool[np.ndarray, "height width"]:
-        """Where the picture has another colour than the page."""
+        """Mask of pixels that differ from the page's colour."""
         return _where_different(self.pixels, np.array(self.meta["page_rgb"], dtype=np.uint8))
 
     @cached_property
@@ -198,7 +198,7 @@ class _Page:
 
     @cached_property
     def _coverage(self) -> Float[np.ndarray, " pixels"]:
-        """How far each pixel of the ink is covered, by the channel in which page and ink differ most."""
+        """Coverage of each ink pixel, from the channel in which page and ink differ most."""
         page, ink = (np.array(self.meta[name], dtype=float) for name in ("page_rgb", "ink_rgb"))
         channel = int(np.argmax(np.abs(ink - page)))
         step = float((ink - page)[channel]) or 1.0
@@ -207,7 +207,7 @@ class _Page:
 
     @property
     def contrast(self) -> float:
-        """Between the page and its fullest pixel."""
+        """Contrast between the page and the most covered pixel."""
         if not len(self._colours):
             return 1.0
         return contrast(self.meta["page_rgb"], self._colours[self._coverage.argmax()].tolist())
@@ -223,14 +223,14 @@ class _Page:
 
 
 def _where_different(pixels: Picture, others: UInt8[np.ndarray, "*shape 3"]) -> Bool[np.ndarray, "height width"]:
-    """Returns the pixels that differ in any channel; six times as fast as `any` along an axis of three."""
+    """Returns the pixels that differ in any channel; six times faster than `any` along an axis of three."""
     red, green, blue = np.moveaxis(pixels != others, -1, 0)
     different: Bool[np.ndarray, "height width"] = red | green | blue
     return different
 
 
 def _covered(shape: tuple[int, ...], boxes: list[tuple[int, int, int, int]]) -> Bool[np.ndarray, "height width"]:
-    """Returns what the boxes cover."""
+    """Returns the mask of the boxes."""
     covered = np.zeros(shape, dtype=bool)
     for left, top, right, bottom in boxes:
         covered[top:bottom, left:right] = True
@@ -255,12 +255,12 @@ def _check_rendering(pages: list[_Page]) -> Found:
 
 
 def _num_different(pixels: Picture, drawn: Picture | None) -> int:
-    """Returns how many pixels differ: all where the word does not even fit on the page."""
+    """Returns the number of differing pixels; all of them if the word does not fit on the page."""
     return pixels[..., 0].size if drawn is None else int(_where_different(pixels, drawn).sum())
 
 
 def render(path: Path, word: str, meta: Mapping[str, Any], shape: tuple[int, int]) -> Picture | None:
-    """Draws a word as a pair records it, mixing colours in whole numbers; None where it does not fit on the page."""
+    """Draws a word as recorded, mixing colours in integer arithmetic; None if it does not fit on the page."""
     font = ImageFont.truetype(path, meta["font_pixels"], layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = (round(edge) for edge in font.getbbox(word, anchor="ls"))
     if right - left > 2 * shape[1] or bottom - top > 2 * shape[0]:
@@ -286,7 +286,7 @@ def render(path: Path, word: str, meta: Mapping[str, Any], shape: tuple[int, int
 
 @cache
 def find_font(name: str, sha256: str) -> Path | None:
-    """Returns the file of a font: one of Matplotlib's, or one of the system's under that name; None without it."""
+    """Returns a font's file: one of Matplotlib's, or a system font with that name; None if it is not installed."""
     from matplotlib.font_manager import findSystemFonts
 
     named = [Path(place) for place in findSystemFonts() if Path(place).name == name]
@@ -299,15 +299,15 @@ def _sha256(path: Path) -> str:
 
 
 def tesseract_available() -> bool:
-    """True where Tesseract is installed."""
+    """True if Tesseract is installed."""
     return shutil.which("tesseract") is not None
 
 
 def read_words(pictures: PairPictures) -> Found:
-    """Yields the words that Tesseract reads otherwise than the pair has them.
+    """Yields the words that Tesseract misreads.
 
     Raises:
-        ValueError: where Tesseract is not installed.
+        ValueError: if Tesseract is not installed.
     """
     if not tesseract_available():
         raise ValueError("tesseract is not installed, so no words can be read back; install tesseract-ocr")
@@ -322,7 +322,7 @@ def read_words(pictures: PairPictures) -> Found:
 
 
 def read_word(pixels: Picture, expected: str) -> str | None:
-    """Returns what Tesseract reads; None where that is the expected word, at one of several heights."""
+    """Returns what Tesseract reads; None if it reads the expected word at one of several heights."""
     readings = []
     for height in READ_HEIGHTS:
         readings.append(_read(_prepare(pixels, height)))
@@ -332,7 +332,7 @@ def read_word(pixels: Picture, expected: str) -> str | None:
 
 
 def _prepare(pixels: Picture, height: int) -> Image.Image:
-    """Returns the ink of a picture, black on white, at a height."""
+    """Returns the ink of an image, black on white, scaled to a height."""
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
     values, numbers = np.unique(packed, return_counts=True)
     page = int(values[numbers.argmax()])

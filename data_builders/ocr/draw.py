@@ -1,7 +1,7 @@
-"""How is a word put on a page? Its ink once as a mask, cut to its edges, then as one colour on a page of another.
+"""Draws a word on a page: its ink as a mask cropped to its edges, then coloured on a page of another colour.
 
-A word's place is given by the left edge of its ink and by its baseline, so that words with different first letters
-stand flush. Letters are set one after the other without ligatures, by Pillow's own layout.
+A word's position is the left edge of its ink and its baseline, so words with different first letters are aligned.
+Letters are laid out by Pillow, without ligatures.
 """
 
 import colorsys
@@ -22,12 +22,12 @@ from tracking.command import did_you_mean
 
 Rgb = tuple[int, int, int]
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom edge in whole pixels, right and bottom exclusive."""
+"""Left, top, right, bottom in whole pixels; right and bottom exclusive."""
 
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc")
 FONTS_DIR = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 FAINT = 16
-"""Thinner ink (of 255) is left out: it could not be seen, and would move the edges of a word."""
+"""Lower coverage (of 255) is dropped: it would be invisible but would move the edges of a word."""
 PALETTES = ("mixed", "black_on_white")
 LIGHT_PAGES_FRAC = 0.75
 MAX_TRIES = 1000
@@ -43,10 +43,10 @@ class Font:
 
 
 def open_font(name: str) -> Font:
-    """Opens a font of Matplotlib's by its name, or any other by its path.
+    """Opens one of Matplotlib's fonts by name, or any font by path.
 
     Raises:
-        ValueError: where there is none, or where it does not draw 26 different letters.
+        ValueError: if there is none, or it does not have 26 different letters.
     """
     path = Path(name) if name.lower().endswith(FONT_SUFFIXES) else FONTS_DIR / f"{name}.ttf"
     if not path.is_file():
@@ -74,10 +74,10 @@ def load_font(path: Path, pixels: int) -> ImageFont.FreeTypeFont:
 
 @dataclass(frozen=True)
 class Ink:
-    """What a word covers, cut to its edges."""
+    """The coverage of a word, cropped to its edges."""
 
     mask: Image.Image
-    """How much of each pixel, 0 to 255."""
+    """Coverage of each pixel, 0 to 255."""
     rise: int
     """Rows above the baseline."""
 
@@ -87,7 +87,7 @@ class Ink:
 
     @property
     def coverage(self) -> float:
-        """How far the fullest pixel is covered, up to 1."""
+        """Coverage of the most covered pixel, up to 1."""
         return float(self.mask.getextrema()[1]) / 255  # type: ignore[arg-type]
 
     @property
@@ -96,18 +96,18 @@ class Ink:
         return self.mask.height - self.rise
 
     def box_at(self, left: int, baseline: int) -> Box:
-        """Returns where the ink is when the word stands at a place; `baseline` is the first row below it."""
+        """Returns the box of the ink for a position; `baseline` is the first row below it."""
         return left, baseline - self.rise, left + self.width, baseline + self.drop
 
 
 def outline(font: ImageFont.FreeTypeFont, word: str) -> Box:
-    """Returns a box around the ink of a word that stands at the left end of the baseline, a little larger than it."""
+    """Returns a slightly enlarged box around the ink of a word at the left end of the baseline."""
     left, top, right, bottom = font.getbbox(word, anchor="ls")
     return math.floor(left) - 1, math.floor(top) - 1, math.ceil(right) + 1, math.ceil(bottom) + 1
 
 
 def draw_ink(font: ImageFont.FreeTypeFont, word: str) -> Ink | None:
-    """Returns the ink of a word; None where the font draws nothing."""
+    """Returns the ink of a word; None if the font draws nothing."""
     left, top, right, bottom = outline(font, word)
     canvas = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(canvas).text((-left, -top), word, fill=255, font=font, anchor="ls")
@@ -119,7 +119,7 @@ def draw_ink(font: ImageFont.FreeTypeFont, word: str) -> Ink | None:
 
 
 def draw_page(size: tuple[int, int], page_rgb: Rgb, ink_rgb: Rgb, ink: Ink, left: int, baseline: int) -> Image.Image:
-    """Returns a page with one word; each pixel is the mixture of ink and page that its coverage gives."""
+    """Returns a page with one word; each pixel is the mixture of ink and page given by its coverage."""
     word = ink.mask.copy()
     covered = np.arange(256)[:, None]  # [coverages, 1]
     mixed = (255 - covered) * np.array(page_rgb) + covered * np.array(ink_rgb)  # [coverages, 3]
@@ -144,7 +144,7 @@ def contrast(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def blend(page_rgb: Rgb, ink_rgb: Rgb, coverage: float) -> tuple[float, ...]:
-    """Returns the colour of a pixel that is covered in part."""
+    """Returns the colour of a partly covered pixel."""
     return tuple(page + coverage * (ink - page) for page, ink in zip(page_rgb, ink_rgb, strict=True))
 
 
@@ -152,13 +152,13 @@ def draw_colours(rng: random.Random, palette: str, min_contrast: float, coverage
     """Draws the colours of page and ink.
 
     Args:
-        rng: what they are drawn from.
+        rng: random number generator.
         palette: one of `PALETTES`.
-        min_contrast: between the page and the fullest pixels of the words.
-        coverage: how far the ink covers those; below 1 where a font is thinner than a pixel.
+        min_contrast: between the page and the most covered pixels of the words.
+        coverage: coverage of those pixels; below 1 if a font is thinner than a pixel.
 
     Raises:
-        ValueError: where the ink is too thin for the contrast.
+        ValueError: if the ink is too thin for the contrast.
     """
     is_light = palette == "black_on_white" or rng.random() < LIGHT_PAGES_FRAC
     for _ in range(MAX_TRIES):

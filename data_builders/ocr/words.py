@@ -1,11 +1,11 @@
-"""Which two words stand in the pair of a number? No two pairs of a set share both, and no pair hangs on another one.
+"""Which two words are in a pair? No two pairs of a set have the same words, and pairs do not depend on each other.
 
-The words of a split (those that may be each other's partner: all, or all of one length) sit on a circle in an order
-drawn from the seed. A word's partners are the words on the half circle behind it, so of two words exactly one has the
-other as a partner. In round r each word, in an order drawn for that round, is the target once, with its r-th partner.
-Partners come in an order drawn from the seed (`any`, `length`) or by likeness, the most alike first (`similar`).
+The words of a split (those that may be paired: all, or all of one length) are arranged on a circle in a random order
+from the seed. A word's partners are the words on the following half circle, so of two words exactly one has the other
+as a partner. In round r each word, in a random order for that round, is the target once, with its r-th partner. The
+order of partners is random from the seed (`any`, `length`) or by similarity, most similar first (`similar`).
 
-Likeness is an edit distance in which letters that look alike count half, inserted and deleted ones whole.
+Similarity is an edit distance in which substitutions of similar letters cost 1/2, insertions and deletions 1.
 """
 
 import random
@@ -19,16 +19,16 @@ from jaxtyping import Int, UInt8
 
 DISTRACTORS = ("any", "length", "similar")
 MAX_SIMILAR = 12
-"""Partners of a word under `similar`; those further down the list hardly look alike."""
+"""Number of partners per word under `similar`; later ones are hardly similar."""
 LOOK_ALIKE = (
     "ceo", "aeo", "ag", "gq", "gy", "bdh", "bp", "pq", "dq", "ijl", "ilt", "ft", "hkb", "mn", "hnu", "nr", "uv", "vwy",
     "sz", "xk",
 )  # fmt: skip
-"""Letters of which each looks like each other in one group."""
+"""Groups of letters that look alike."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 Rng = Callable[..., random.Random]
-"""Returns the random numbers that belong to some names."""
+"""Returns the random number generator for some names."""
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -43,7 +43,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def _letter_costs() -> Int[np.ndarray, "27 27"]:
-    """Returns in halves what it costs to put one letter in another's place; the last is no letter."""
+    """Returns substitution costs in units of 1/2; the last index is padding."""
     costs = np.full((len(LETTERS) + 1,) * 2, 2, dtype=np.int16)
     for group in LOOK_ALIKE:
         numbers = [LETTERS.index(letter) for letter in group]
@@ -56,7 +56,7 @@ LETTER_COSTS = _letter_costs()
 
 
 def encode_words(words: Sequence[str]) -> UInt8[np.ndarray, "words letters"]:
-    """Returns words as numbers of letters, the short ones filled up."""
+    """Encodes words as padded arrays of letter numbers."""
     longest = max(map(len, words))
     codes = np.full((len(words), longest), len(LETTERS), dtype=np.uint8)
     for row, word in enumerate(words):
@@ -67,7 +67,7 @@ def encode_words(words: Sequence[str]) -> UInt8[np.ndarray, "words letters"]:
 def look_distances(
     word: UInt8[np.ndarray, " letters"], others: UInt8[np.ndarray, "words letters"], lengths: Int[np.ndarray, " words"]
 ) -> Int[np.ndarray, " words"]:
-    """Returns the distance of a word to each of the others, in halves; computed for all of them side by side."""
+    """Returns the distances of a word to all others in units of 1/2, vectorised."""
     num_columns = others.shape[1]
     above = [np.full(len(others), 2 * column, dtype=np.int16) for column in range(num_columns + 1)]
     for row, letter in enumerate(word, start=1):
@@ -82,7 +82,7 @@ def look_distances(
 
 
 class Circle:
-    """Words that may be each other's partner."""
+    """Words that may be paired."""
 
     def __init__(self, words: Sequence[str], distractor: str, rng: Rng) -> None:
         name = len(words[0]) if distractor == "length" else "all"
@@ -91,13 +91,13 @@ class Circle:
         self._half = (len(words) - 1) // 2
         steps = list(range(1, self._half + 1))
         rng("steps", name).shuffle(steps)
-        self._steps = [*steps, self._half + 1]  # the last: straight across, where the number of words is even
+        self._steps = [*steps, self._half + 1]  # the last is directly opposite, if the number of words is even
         self._limit = MAX_SIMILAR if distractor == "similar" else len(words)
         self._codes = encode_words(self.words) if distractor == "similar" else None
         self._lengths = np.array([len(word) for word in self.words])
 
     def num_partners(self, position: int) -> int:
-        """Returns how many partners the word at a position has."""
+        """Returns the number of partners of the word at a position."""
         across = len(self.words) % 2 == 0 and position < len(self.words) // 2
         return min(self._half + across, self._limit)
 
@@ -114,7 +114,7 @@ class Circle:
 
 
 class WordPairs:
-    """All pairs of words of a vocabulary, by number."""
+    """All pairs of words of a vocabulary, numbered."""
 
     def __init__(self, words: Sequence[str], distractor: str, rng: Rng) -> None:
         assert distractor in DISTRACTORS, distractor
@@ -140,7 +140,7 @@ class WordPairs:
         return order
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        """Returns target and source of the pair of a number."""
+        """Returns target and source of a pair, given its number."""
         assert 0 <= index < len(self), index
         number = bisect_right(self._begins, index) - 1
         circle, position = self._places[self._order_of(number)[index - self._begins[number]]]

@@ -1,8 +1,7 @@
-"""What in a set of pairs would spoil its rates? Found before the set is used, from the texts, boxes and sizes.
+"""Which defects of a pair set would bias its rates? Found before use, from texts, boxes and sizes.
 
-`preflight` finds it, `DEFECTS` says what it looks for. It cannot see whether the two pictures are alike apart from what
-is asked, nor whether the answers are true: `data_builders/validate/command.py` shows that for sets that the builders
-made.
+`preflight` finds them, `DEFECTS` describes them. It cannot tell whether the two images differ only in what is asked, or
+whether the answers are true: `data_builders/validate/command.py` checks that for sets made by the builders.
 """
 
 import re
@@ -15,6 +14,7 @@ from PIL import Image
 
 from data_builders.pairs.pair import Pair, box_area, box_text, intersection
 from data_builders.prompt_sets.images import DECODING_ERRORS
+from tracking.progress import progress
 
 PLACEHOLDER = "<image>"
 
@@ -31,32 +31,32 @@ DEFECTS = {
     "box_sizes_differ": "the object changes its size as well as its place",
     "box_outside_image": "a box ends outside its picture",
 }
-"""What the preflight looks for."""
+"""Defects checked by the preflight."""
 FATAL = ("repeated_id", "unreadable_image", "unusable_answer", "empty_box")
-"""Defects with which a pair cannot be asked or judged at all: it is left out, and the rest goes on."""
+"""Defects that make a pair unusable: it is left out, and the others are used."""
 NOT_SEEN = "not checked: whether the pictures are alike apart from what is asked, and whether the answers are true"
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Something in a pair that spoils what can be learned from it."""
+    """A defect of a pair."""
 
     pair_id: str
     kind: str
     """One of `DEFECTS`."""
     text: str
     is_fatal: bool
-    """The pair cannot be used; the others can."""
+    """True if the pair cannot be used."""
 
 
 def preflight(directory: Path, pairs: Sequence[Pair]) -> list[Defect]:
-    """Returns what is wrong with the pairs, in their order; a pair has each kind of defect once.
+    """Returns the defects of the pairs, in order; each kind at most once per pair.
 
     All images are decoded, which takes a few milliseconds each.
     """
     num_by_id = Counter(pair.id for pair in pairs)
     defects = []
-    for pair in pairs:
+    for pair in progress(pairs, label=f"checking {directory}", unit="pair"):
         found: dict[str, list[str]] = {}
         if num_by_id[pair.id] > 1:
             found["repeated_id"] = [f"stands {num_by_id[pair.id]} times"]
@@ -67,7 +67,7 @@ def preflight(directory: Path, pairs: Sequence[Pair]) -> list[Defect]:
 
 
 def summarise(defects: Sequence[Defect], num_pairs: int) -> list[str]:
-    """Returns the defects as lines of text: how many pairs have each kind, and what no preflight can see."""
+    """Returns the defects as lines of text: the number of pairs per kind, and what the preflight cannot check."""
     lines = []
     for kind, meaning in DEFECTS.items():
         found = [defect.pair_id for defect in defects if defect.kind == kind]
@@ -79,7 +79,7 @@ def summarise(defects: Sequence[Defect], num_pairs: int) -> list[str]:
 
 
 Found = Iterator[tuple[str, str]]
-"""Kinds of defects, each with what was found."""
+"""Kinds of defects with findings."""
 
 
 def _defects_of_text(pair: Pair) -> Found:
@@ -135,5 +135,5 @@ def _defects_of_images(directory: Path, pair: Pair) -> Found:
 
 
 def _say(error: Exception, name: str) -> str:
-    """Names an error without the paths of this machine, which Pillow puts into some of its texts."""
+    """Describes an error without local paths, which Pillow includes in some messages."""
     return type(error).__name__ if name in str(error) else str(error)

@@ -1,10 +1,10 @@
-"""What is a pair? One prompt with two pictures that it can be asked about: what the vision swap is shown.
+"""What is a pair? One prompt with two images that it can be asked about: the input of the vision swap.
 
-The *target* is the picture that is asked about, the *source* the one whose vision the swap puts in its place. A set of
-pairs is a folder of `pairs.jsonl`, a `Pair` a line, with its images.
+The *target* is the image that is asked about, the *source* the one whose vision tokens the swap inserts instead. A pair
+set is a folder with `pairs.jsonl`, one `Pair` per line, and its images.
 
-`files.py` reads and writes such folders, `sets.py` builds them, `defects.py` finds what would spoil their rates, and
-`data_builders/validate/` proves from the pixels that a pair is minimal.
+`files.py` reads and writes such folders, `sets.py` builds them, `defects.py` finds defects that would bias their rates,
+and `data_builders/validate/` proves from the pixels that a pair is minimal.
 """
 
 import json
@@ -14,31 +14,31 @@ from pathlib import PurePosixPath
 from typing import Any
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge (xyxy)."""
+"""Left, top, right, bottom (xyxy)."""
 
 TASKS = ("ocr", "counting", "grounding", "recognition")
-"""The paper's four (appendix D): a word read off the picture, a number, a place, yes or no."""
+"""The paper's four tasks (appendix D): a word in the image, a number, a position, yes or no."""
 PAIRS_FILE = "pairs.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One prompt, the two pictures it can be asked about, and the answer to each."""
+    """One prompt, two images, and the answer for each."""
 
     id: str
     task: str
     prompt: str
     target_image: str
-    """The picture that is asked about; a path relative to the set's folder."""
+    """The image that is asked about; a path relative to the set's folder."""
     source_image: str
-    """The picture whose vision is swapped in."""
+    """The image whose vision tokens are swapped in."""
     target_answer: str
     source_answer: str
     target_box: Box | None = None
-    """Where the object is that the prompt is about, in the image's pixels."""
+    """Box of the object in the prompt, in image pixels."""
     source_box: Box | None = None
     meta: dict[str, Any] | None = None
-    """Every parameter that was drawn, and where masks of the pictures stand."""
+    """All drawn parameters, and the paths of masks."""
 
     def __post_init__(self) -> None:
         for name in ("id", "prompt", "target_image", "source_image", "target_answer", "source_answer"):
@@ -60,17 +60,17 @@ class Pair:
 
 
 def to_line(pair: Pair) -> str:
-    """Returns a pair as its file has it, without the fields it leaves empty."""
+    """Returns a pair as in its file, without empty fields."""
     values = ((field.name, getattr(pair, field.name)) for field in fields(pair))
     row = {name: value for name, value in values if value is not None}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def from_row(row: dict[str, Any]) -> Pair:
-    """Returns the pair that a line holds.
+    """Returns the pair in a line.
 
     Raises:
-        ValueError, TypeError: for keys that no pair has, or missing ones.
+        ValueError, TypeError: for unknown or missing keys.
     """
     known = {field.name for field in fields(Pair)}
     if extra := sorted(set(row) - known):
@@ -80,7 +80,7 @@ def from_row(row: dict[str, Any]) -> Pair:
 
 
 def read_box(name: str, value: Any) -> Box:
-    """Returns four numbers as a box."""
+    """Converts four numbers to a box."""
     if (
         not isinstance(value, list | tuple)
         or len(value) != 4
@@ -92,15 +92,15 @@ def read_box(name: str, value: Any) -> Box:
 
 
 def box_text(box: Box) -> str:
-    """Returns a box as the published prompts ask for it: whole numbers, `x1,y1,x2,y2`."""
+    """Formats a box as the published prompts request it: integers, `x1,y1,x2,y2`."""
     return ",".join(str(round(edge)) for edge in box)
 
 
 def intersection(first: Box, second: Box) -> Box:
-    """Returns the box that two boxes share; without an area where they share none."""
+    """Returns the intersection of two boxes; it has no area if they do not overlap."""
     return max(first[0], second[0]), max(first[1], second[1]), min(first[2], second[2]), min(first[3], second[3])
 
 
 def box_area(box: Box) -> float:
-    """Returns a box's area; zero where an edge stands on the wrong side."""
+    """Returns a box's area; zero if its edges are reversed."""
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])

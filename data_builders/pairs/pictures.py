@@ -1,4 +1,4 @@
-"""What do a pair's files show? Its two pictures and its masks as arrays, for the checks of `validate.py`."""
+"""Loads a pair's two images and its masks as arrays, for the checks of `data_builders/validate/`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from PIL import Image
 from data_builders.pairs.pair import Pair
 
 Found = Iterator[tuple[str, str]]
-"""Kinds of defects, each with what was found."""
+"""Kinds of defects with findings."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,29 @@ class PairPictures:
 
     @cached_property
     def differs(self) -> Bool[np.ndarray, "height width"]:
-        """Where the two pictures differ; both must have one size."""
+        """Mask of differing pixels; both images must have the same size."""
         red, green, blue = np.moveaxis(self.target != self.source, -1, 0)  # `any` over three channels is slow
         different: Bool[np.ndarray, "height width"] = red | green | blue
         return different
 
     def mask(self, name: str) -> UInt8[np.ndarray, "height width"]:
-        """Returns a mask of the set, as numbers.
+        """Returns a mask of the set as an integer array.
 
         Raises:
-            FileNotFoundError, OSError: where there is none, or where it cannot be decoded.
+            FileNotFoundError, OSError: if there is none, or it cannot be decoded.
         """
         with Image.open(self.directory / name) as image:
             return np.asarray(image.convert("L"))
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a picture's pixels."""
+    """Returns an image's pixels."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def box_around(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int] | None:
-    """Returns the smallest box (xyxy, right and bottom exclusive) around all true pixels, None where there are none."""
+    """Returns the smallest box (xyxy, right and bottom exclusive) around all true pixels, None if there are none."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None

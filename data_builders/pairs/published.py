@@ -1,11 +1,11 @@
-"""How are the pairs that were released with the paper read? Into the record of our own sets, word for word.
+"""Reads the pairs released with the paper into this suite's `Pair` records, unchanged.
 
 The set (xirui-li/Frankenstein, `Datasets/`) has a folder for each task with its `data.jsonl`:
 
     {"id": "…", "task": "ocr", "target_image": "…", "source_image": "…", "prompt": "…", "meta": {"target_text": "…", …}}
 
-`python -m data_builders.validate FOLDER` lists its defects: pairs that hold the same word, boxes that change their
-size and overlap, scenes that have nothing in common, prompts with a literal `<image>`.
+`python -m data_builders.validate FOLDER` lists its defects: pairs with the same word, boxes that overlap or differ in
+size, unrelated scenes, prompts with a literal `<image>`.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ PUBLISHED_KEYS = {
     "target_box": ("target_bbox_xyxy",),
     "source_box": ("source_bbox_xyxy",),
 }
-"""Field of a pair -> its names in `meta` of the published sets."""
+"""Field of a pair -> its keys in `meta` of the published sets."""
 
 
 def from_published_row(row: dict[str, Any]) -> Pair:
-    """Returns the pair of a line of `data.jsonl`; a placeholder is taken out of its prompt and kept in `meta`."""
+    """Returns the pair in a line of `data.jsonl`; a placeholder is removed from the prompt and recorded in `meta`."""
     prompt, meta = row.get("prompt"), row.get("meta")
     if not isinstance(prompt, str) or not isinstance(meta, dict):
         raise ValueError(

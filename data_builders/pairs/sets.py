@@ -1,14 +1,14 @@
-"""How is a set of pairs built? Pair by pair from its number alone, on several processes, into one folder.
+"""How is a pair set built? Pair by pair from its number alone, on several processes, into one folder.
 
-    pairs.jsonl      a `Pair` a line, in order; while a set is built, also the record of how far it got
+    pairs.jsonl      one `Pair` per line, in order; during a build it also records the progress
     metadata.jsonl   the same for `datasets.load_dataset("imagefolder", data_dir=FOLDER)`
-    images/, masks/  the pictures, and masks that prove what differs
-    preview.png      the first pairs, to look at
+    images/, masks/  the images, and masks that prove what differs
+    preview.png      contact sheet of the first pairs
     manifest.json    sha256 of every file, the builder's version and its arguments
 
-Everything in pair i is drawn from the seed, the split, the task and i: it hangs neither on the pairs before it, nor on
-how many follow, nor on the process that draws it. A build that was killed goes on behind the last whole line of
-`pairs.jsonl`; pictures of later pairs that it left are written again.
+Everything in pair i is drawn from the seed, the split, the task and i: it does not depend on other pairs, on their
+number, or on the process that draws it. A build that was killed continues after the last complete line of
+`pairs.jsonl`; images of later pairs are written again.
 """
 
 import json
@@ -37,12 +37,12 @@ MASKS_DIR = "masks"
 SPLITS = ("train", "validation", "test")
 NUM_PREVIEWED = 12
 FLAT_CHUNK = 16
-"""Flat pages that go to a process together: each takes milliseconds, sending one a good part of one."""
+"""Chunk size for flat pages: each takes only milliseconds, and sending one takes a good part of a millisecond."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSetArguments:
-    """How many pairs, for which model, on how many processes."""
+    """Number of pairs, target model and number of processes."""
 
     num_pairs: int = field(default=100, metadata={"help": "pairs in the set"})
     split: str = field(
@@ -65,70 +65,70 @@ class PairSetArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What all pairs of a set are drawn with."""
+    """Settings shared by all pairs of a set."""
 
     task: str
     seed: int
     split: str
     grid: VisionGrid
     work_dir: Path
-    """Where a task keeps what it fetched; removed when the set is whole."""
+    """Folder for fetched data; removed when the set is complete."""
 
     def rng(self, *names: Any) -> random.Random:
-        """Returns the random numbers that belong to these names, such as a pair's number, and to nothing else."""
+        """Returns the random number generator for these names, such as a pair's number."""
         return random.Random("/".join(map(str, (self.seed, self.split, self.task, *names))))
 
 
 class DrawnPair(NamedTuple):
-    """A pair with its files, by their paths in the set's folder: a picture, or bytes to be stored as they are."""
+    """A pair with its files, keyed by path in the set's folder: images, or bytes to store unchanged."""
 
     pair: Pair
     files: dict[str, Image.Image | bytes]
 
 
 DrawPair = Callable[[int], DrawnPair]
-"""Draws the pair of a number."""
+"""Draws a pair, given its number."""
 
 
 class PairTask(NamedTuple):
     """One kind of pair set."""
 
     arguments: type
-    """Its own arguments."""
+    """Dataclass of its arguments."""
     open: Callable[[Any, Drawing], DrawPair]
-    """Returns what draws pairs; called once in every process."""
+    """Returns the function that draws pairs; called once per process."""
     describe: Callable[[Any], dict[str, Any]]
-    """Returns what determines the product; names of places do not."""
+    """Returns what determines the product; paths do not."""
     check: Callable[[Any, Drawing, int], None] | None = None
-    """Refuses what cannot be drawn so many times, before anything is written."""
+    """Checks before anything is written that the requested number of pairs can be drawn."""
     prepare: Callable[[Any, Drawing, int], None] | None = None
-    """Fetches what so many pairs need into the work folder; called once, before any is drawn."""
+    """Fetches the data needed into the work folder; called once, before drawing."""
     flat: bool = False
-    """Its pictures are pages of few colours, and are stored without PNG's filters: in half the time."""
+    """Its images have few colours and are stored without PNG filters, in half the time."""
 
 
 def pair_id(task: str, index: int) -> str:
-    """Returns the name of a pair and the beginning of its files' names."""
+    """Returns a pair's id, which is also the prefix of its files."""
     return f"{task}-{index:06d}"
 
 
 def image_names(task: str, index: int, suffix: str = ".png") -> tuple[str, str]:
-    """Returns where target and source of a pair stand."""
+    """Returns the paths of a pair's target and source."""
     return tuple(f"{IMAGES_DIR}/{pair_id(task, index)}-{side}{suffix}" for side in ("target", "source"))  # type: ignore[return-value]
 
 
 def mask_name(task: str, index: int, name: str) -> str:
-    """Returns where a mask of a pair stands."""
+    """Returns the path of a pair's mask."""
     return f"{MASKS_DIR}/{pair_id(task, index)}-{name}.png"
 
 
 def build_pair_set(directory: Path, task: PairTask, own: Any, drawing: Drawing, shared: PairSetArguments) -> None:
-    """Writes a set, or what is missing of it, into a folder; everything but the manifest.
+    """Writes a set, or its missing part, into a folder; everything except the manifest.
 
     Raises:
-        ValueError: where the arguments ask for what cannot be drawn; the message names the pair.
+        ValueError: if a pair cannot be drawn with these arguments; the message names it.
     """
-    (directory / MANIFEST_FILE).unlink(missing_ok=True)  # of a build that was killed at its very end
+    (directory / MANIFEST_FILE).unlink(missing_ok=True)  # left by a build that was killed at the end
     if task.prepare is not None:
         task.prepare(own, drawing, shared.num_pairs)
     for name in (IMAGES_DIR, MASKS_DIR):
@@ -155,13 +155,13 @@ def build_pair_set(directory: Path, task: PairTask, own: Any, drawing: Drawing, 
 
 
 def describe_set(task: PairTask, own: Any, shared: PairSetArguments) -> dict[str, Any]:
-    """Returns what determines a set beside its seed."""
+    """Returns what determines a set besides its seed."""
     grid = open_vision_grid(shared.processor).describe()
     return {"num_pairs": shared.num_pairs, "split": shared.split, "processor": grid, **task.describe(own)}
 
 
 def _whole_lines(path: Path) -> int:
-    """Returns how many pairs a folder holds, after a torn last line has been cut off."""
+    """Returns the number of pairs in a folder, after removing an incomplete last line."""
     if not path.exists():
         return 0
     num_lines = num_bytes = 0
@@ -203,7 +203,7 @@ def _size(content: Image.Image | bytes) -> tuple[int, int]:
 
 
 def with_grid(pair: Pair, size: tuple[int, int], grid: VisionGrid) -> Pair:
-    """Returns a pair that says how the model sees its pictures, and where its boxes stand there."""
+    """Adds to a pair the resized size of its images and its boxes in resized pixels."""
     resized = grid.resized(size)
     facts: dict[str, Any] = {"image_size": size, "resized_size": resized, "grid": grid.patches(size)}
     for side, box in (("target", pair.target_box), ("source", pair.source_box)):
@@ -213,12 +213,12 @@ def with_grid(pair: Pair, size: tuple[int, int], grid: VisionGrid) -> Pair:
 
 
 def scale_box(box: Box, size: tuple[int, int], resized: tuple[int, int]) -> list[float]:
-    """Returns a box in the pixels of the resized picture, to a thousandth."""
+    """Returns a box in the resized image's pixels, rounded to 0.001."""
     return [round(edge * resized[axis % 2] / size[axis % 2], 3) for axis, edge in enumerate(box)]
 
 
 def _open_writing(task: PairTask, own: Any, drawing: Drawing, directory: Path) -> Callable[[int], str]:
-    """Returns what draws and writes the pair of a number, and returns its line."""
+    """Returns the function that draws and writes a pair, given its number, and returns its line."""
     draw = task.open(own, drawing)
 
     def write(index: int) -> str:

@@ -1,4 +1,4 @@
-"""How is a sheet of pairs drawn? Target and source side by side, with prompt and answers below."""
+"""Draws a contact sheet of pairs: target and source side by side, with prompt and answers below."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from data_builders.prompt_sets.images import DECODING_ERRORS
 PREVIEW_FILE = "preview.png"
 COLUMNS = 3
 PICTURE_PIXELS = 200
-"""Longest side of a picture on the sheet."""
+"""Longest side of an image on the sheet."""
 GAP_PIXELS = 6
 MARGIN_PIXELS = 14
 LINE_PIXELS = 16
@@ -30,7 +30,7 @@ def sheet_font(pixels: int = FONT_PIXELS) -> ImageFont.FreeTypeFont:
 
 
 def draw_sheet(directory: Path, pairs: Sequence[Pair], *, columns: int = COLUMNS) -> Image.Image:
-    """Returns a sheet of pairs, row by row, each as its target and source, with boxes where it has them."""
+    """Returns a contact sheet of pairs, row by row, with target, source and boxes, if any."""
     columns = min(columns, len(pairs))
     tiles = [_draw_tile(directory, pair) for pair in pairs]
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
@@ -83,7 +83,7 @@ def _draw_picture(path: Path, box: Box | None) -> Image.Image:
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Breaks a text into lines of at most `width` pixels; a longer word stands alone on its line."""
+    """Wraps a text into lines of at most `width` pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,12 +1,11 @@
-"""What can be seen in pairs that come without a record of how they were drawn, such as the published ones?
+"""Checks pairs without a record of how they were drawn, such as the published ones, by their pixels.
 
-Their pixels alone are measured: nothing is known of fonts, scenes or masks. A page is the colour that fills most of a
-picture, ink is what differs from it. Two rendered scenes are compared by their outlines: what stands in one picture
-and has none near it in the other. Where objects were taken out of a scene, the emptier picture has hardly an outline
-of its own; two scenes that were drawn apart have many each.
+Fonts, scenes and masks are unknown. The page is the colour of most of the image, ink is what differs from it. Two
+rendered scenes are compared by their outlines: those in one image without an outline nearby in the other. If objects
+were removed from a scene, the emptier image has hardly any such outlines; two unrelated scenes have many each.
 
-Known limits: outlines need pictures of 240 pixels width and more, and a scene of one or two objects may happen to have
-both where another one has some.
+Known limits: outlines need images at least 240 pixels wide, and the outlines of a scene with one or two objects may
+coincide with those of an unrelated scene.
 """
 
 from collections.abc import Callable
@@ -40,59 +39,60 @@ UNPROVEN_DEFECTS = {
         "scene_is_blank": "the picture with the object is a blank canvas",
     },
 }
-"""What is looked for in the pairs of each task."""
+"""Defects checked in the pairs of each task."""
 NOT_SEEN = {
     "ocr": "whether both words have the same font and size",
     "counting": "whether the pictures show as many objects as the answers say",
     "grounding": "whether the object keeps its shape and angle, and is what the prompt names",
     "recognition": "whether the photographs show what the prompts name",
 }
-"""What nobody can see in the pixels alone."""
+"""What cannot be determined from the pixels."""
 
 JPEG_LEVELS = 40
-"""Levels by which JPEG (quality 75 and up) may shift a pixel near an edge."""
+"""Levels by which JPEG (quality 75 and up) may change a pixel near an edge."""
 COLOUR_LEVELS = 48
-"""Levels within which two inks count as one: thin strokes never reach their full colour."""
+"""Tolerance in levels for equal ink colours: thin strokes never reach their full colour."""
 MAX_PLACE_PIXELS = 3
-"""By which the edges of two words at one place may differ: letters begin at different distances from their left."""
+"""Tolerance of the edges of two words at one position: letters have different side bearings."""
 INCLUSIVE_PIXELS = 1
-"""Boxes may name the last pixel or the one behind it."""
+"""Boxes may be inclusive or exclusive of the last pixel."""
 BLANK_LEVELS = 8
 REFERENCE_PROCESSOR = "qwen2_5_vl"
 OUTLINE_LEVELS = 6.0
-"""Gradient, in levels a pixel, from which on a pixel belongs to an outline."""
+"""Minimum gradient, in levels per pixel, of an outline pixel."""
 FAINT_LEVELS = 3.0
-"""Gradient from which on it may be a faint outline, which the other picture's outline then has near it."""
+"""Minimum gradient of a faint outline, which can match an outline of the other image."""
 NEAR_FRAC = 1 / 120
-"""Of the width: 4 pixels in CLEVR's pictures."""
+"""Matching distance as a share of the width: 4 pixels in CLEVR's images."""
 MAX_OWN_FRAC = 0.25
-"""Largest share of own outlines that the emptier of two pictures of one scene may have.
+"""Largest share of unmatched outlines in the emptier of two images of one scene.
 
-Of 60 minimal pairs of our own, 240 pixels wide and more, it has 0 in the median and 0.18 at most (what an object hid
-that is gone), as JPEG of quality 50 to 95 too; of the 100 published pairs 0.32 at least and 0.61 in the median.
+For 60 minimal pairs of this suite, at least 240 pixels wide, the median is 0 and the maximum 0.18 (outlines that a
+removed object had hidden), also as JPEG of quality 50 to 95; for the 100 published pairs the minimum is 0.32 and the
+median 0.61.
 """
 
 
 class Ink(NamedTuple):
-    """What is drawn on a page."""
+    """The content of a page."""
 
     page: UInt8[np.ndarray, "3"]
     colour: UInt8[np.ndarray, "3"]
-    """Of all drawn pixels the one farthest from the page."""
+    """Colour of the drawn pixel farthest from the page's colour."""
     main_colour: UInt8[np.ndarray, "3"]
-    """Of all drawn pixels the most frequent."""
+    """Most frequent colour of the drawn pixels."""
     box: tuple[int, int, int, int]
 
 
 def check_unproven(pictures: PairPictures) -> Found:
-    """Yields what the pixels of one pair show to be wrong."""
+    """Yields the defects visible in the pixels of one pair."""
     yield from CHECKS[pictures.pair.task](pictures)
 
 
 def outlines_of_own(
     first: UInt8[np.ndarray, "height width 3"], second: UInt8[np.ndarray, "height width 3"]
 ) -> tuple[float, float]:
-    """Returns for each of two pictures which share of its outlines, in grey, has none near it in the other one."""
+    """Returns for each of two images the share of its outlines, in grey, without an outline nearby in the other."""
     import cv2
 
     edges = []
@@ -122,7 +122,7 @@ def _check_ocr(pictures: PairPictures) -> Found:
 
 
 def _same_place(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:
-    """True for words with a common left edge, middle or right edge, on one line."""
+    """True for words with a common left edge, centre or right edge, on one line."""
     middles = [(box[0] + box[2]) / 2 for box in (first, second)]
     offsets = (first[0] - second[0], middles[0] - middles[1], first[2] - second[2])
     shared_height = min(first[3], second[3]) - max(first[1], second[1])
@@ -174,7 +174,7 @@ def _check_recognition(pictures: PairPictures) -> Found:
 
 
 def _read_inks(pictures: PairPictures) -> tuple[Ink, Ink] | None:
-    """Returns what is drawn in both pictures, None where one has no page, or nothing on it."""
+    """Returns the drawn content of both images; None if one has no uniform page, or nothing on it."""
     target, source = (
         _read_ink(picture, JPEG_LEVELS if name.lower().endswith((".jpg", ".jpeg")) else 0)
         for picture, name in zip((pictures.target, pictures.source), pictures.pair.images, strict=True)
@@ -197,7 +197,7 @@ def _read_ink(picture: UInt8[np.ndarray, "height width 3"], tolerance: int) -> I
 
 
 def _page_of(picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "3"] | None:
-    """Returns the colour of more than half of the pixels, which then leads in each channel; None where none is."""
+    """Returns the colour of more than half of the pixels (then the median of each channel); None if there is none."""
     leading = [np.bincount(picture[..., channel].ravel(), minlength=256).argmax() for channel in range(3)]
     page = np.array(leading, np.uint8)
     differs = picture != page
@@ -206,7 +206,7 @@ def _page_of(picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, 
 
 
 def _largest_step(first: UInt8[np.ndarray, "*shape 3"], second: UInt8[np.ndarray, "..."]) -> Any:
-    """Returns by how many levels colours differ, in the channel in which they differ most."""
+    """Returns the difference of colours in levels, maximum over channels."""
     steps = np.maximum(first, second) - np.minimum(first, second)
     return np.maximum(np.maximum(steps[..., 0], steps[..., 1]), steps[..., 2])
 

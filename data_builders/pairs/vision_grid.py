@@ -1,9 +1,8 @@
-"""Into how many patches does a processor cut a picture? What pairs must agree on, computed without loading a processor.
+"""Into how many patches does a processor divide an image? Computed without loading a processor.
 
-Qwen's processors scale a picture so that both sides are whole multiples of a cell (patch x merge) and its area stands
-between two limits (`smart_resize` in Transformers' `image_processing_qwen2_vl.py`, whose results these are; tested
-against it). Two pictures whose grids differ cannot be swapped; a model that writes boxes in pixels writes them in those
-of the scaled picture.
+Qwen's processors resize an image so that both sides are multiples of a cell (patch x merge) and its area is between two
+limits (`smart_resize` in Transformers' `image_processing_qwen2_vl.py`; the results are tested against it). Images with
+different grids cannot be swapped; a model that outputs boxes in pixels uses those of the resized image.
 """
 
 import json
@@ -16,7 +15,7 @@ from typing import Any
 from tracking.command import did_you_mean
 
 MAX_ASPECT = 200
-"""Transformers refuses longer pictures."""
+"""Transformers rejects larger aspect ratios."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -24,7 +23,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class VisionGrid:
-    """What determines a processor's grid of patches."""
+    """The settings that determine a processor's patch grid."""
 
     patch_size: int
     merge_size: int
@@ -32,16 +31,16 @@ class VisionGrid:
     max_pixels: int
 
     def resized(self, size: Size) -> Size:
-        """Returns the size in which the model sees a picture.
+        """Returns the size of an image after resizing.
 
         Raises:
-            ValueError: for a picture that is more than 200 times as long as wide.
+            ValueError: for an aspect ratio above 200.
         """
         width, height = size
         if max(size) > MAX_ASPECT * min(size):
             raise ValueError(f"picture of {width} x {height}: its sides differ by more than {MAX_ASPECT} times")
         cell = self.patch_size * self.merge_size
-        fitted = (round(width / cell) * cell, round(height / cell) * cell)  # 0 for a narrow side, which then grows
+        fitted = (round(width / cell) * cell, round(height / cell) * cell)  # 0 for a narrow side, enlarged below
         area = fitted[0] * fitted[1]
         if area > self.max_pixels:
             shrink = math.sqrt(width * height / self.max_pixels)
@@ -55,12 +54,12 @@ class VisionGrid:
         return fitted
 
     def patches(self, size: Size) -> Size:
-        """Returns rows and columns of patches, as `image_grid_thw` has them after the time."""
+        """Returns rows and columns of patches, the last two values of `image_grid_thw`."""
         width, height = self.resized(size)
         return height // self.patch_size, width // self.patch_size
 
     def describe(self) -> dict[str, int]:
-        """Returns the four numbers."""
+        """Returns the four settings."""
         return asdict(self)
 
 
@@ -70,11 +69,11 @@ PROCESSORS = {
     "qwen3_vl": VisionGrid(patch_size=16, merge_size=2, min_pixels=256 * 256, max_pixels=4096 * 4096),
     "pocket": VisionGrid(patch_size=14, merge_size=2, min_pixels=28 * 28, max_pixels=16 * 28 * 28),
 }
-"""Family -> what the `preprocessor_config.json` of its published checkpoints says."""
+"""Family -> settings from the `preprocessor_config.json` of its published checkpoints."""
 
 
 def read_size(name: str, text: str | int) -> Size:
-    """Returns the size that an argument of this name gives: one side of a square in pixels, or `WIDTHxHEIGHT`."""
+    """Parses a size argument: the side of a square in pixels, or `WIDTHxHEIGHT`."""
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(text))
     if match is None:
         raise ValueError(f"{name} is {text!r}; expected pixels, such as 448, or width and height, such as 480x320")
@@ -83,10 +82,10 @@ def read_size(name: str, text: str | int) -> Size:
 
 
 def open_vision_grid(processor: str) -> VisionGrid:
-    """Returns the grid of a family's published processor, or of the one in a checkpoint's folder.
+    """Returns the grid of a family's published processor, or of a checkpoint folder's processor.
 
     Raises:
-        ValueError: where it is neither, or where the folder's processor is not one of Qwen's.
+        ValueError: if it is neither, or the folder's processor is not one of Qwen's.
     """
     if processor in PROCESSORS:
         return PROCESSORS[processor]

@@ -1,8 +1,7 @@
-"""How do several processes share a long list of work? Results come in order, and memory does not grow.
+"""Distributes a list of work over several processes, with results in order and bounded memory.
 
-Work is opened once in every process (what it needs is loaded there) and then called for one item after another. No
-process is further ahead than `PREFETCH` of the result that is wanted next. Workers end with the process that started
-them, however that ends.
+The work function is created once per process (loading what it needs) and then called for one item after another. No
+process is more than `PREFETCH` chunks ahead of the next result. Workers end with their parent process, however it ends.
 """
 
 import os
@@ -20,14 +19,14 @@ from typing import Any, NamedTuple, TypeVar
 from tracking.command import raised_by_us
 
 PREFETCH = 4
-"""Chunks of items that each process may be ahead of the one whose results are wanted next."""
+"""Chunks that each process may be ahead of the next result."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def num_cores() -> int:
-    """Returns how many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -39,18 +38,18 @@ def work_through(
     num_workers: int,
     chunk_size: int = 1,
 ) -> Iterator[Result]:
-    """Yields the result of every item, in their order.
+    """Yields the result of every item, in order.
 
     Args:
-        open_work: returns the work; a function of a module, called once in every process.
-        arguments: what it is called with.
-        items: what the work is called with, one by one; taken as they are needed.
-        num_workers: 1: everything happens in this process.
-        chunk_size: items that go to a process together; more than one where each takes but milliseconds.
+        open_work: returns the work function; a module-level function, called once per process.
+        arguments: arguments of `open_work`.
+        items: arguments of the work function; consumed lazily.
+        num_workers: number of processes; 1 runs everything in this process.
+        chunk_size: items sent to a process together; above 1 if each takes only milliseconds.
 
     Raises:
-        ValueError: a person's mistake that a process found, with its text.
-        RuntimeError: where a process was killed.
+        ValueError: a user error found by a worker, with its message.
+        RuntimeError: if a process was killed.
     """
     if num_workers < 2:
         yield from map(open_work(*arguments), items)
@@ -70,8 +69,7 @@ def work_through(
             yield from _results(waiting.popleft())
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process was killed, as happens where memory runs out; start again with fewer processes "
-            "(--num-workers)"
+            "a worker process was killed, possibly for lack of memory; start again with fewer processes (--num-workers)"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -79,7 +77,7 @@ def work_through(
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started meanwhile inherit that SIGINT is blocked; the parent hears it afterwards and ends the pool."""
+    """Blocks SIGINT while processes start, so that they inherit this; afterwards the parent handles it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -88,7 +86,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 _worker: dict[str, Callable[[Any], Any]] = {}
-"""A worker process's work, set when it starts."""
+"""The work function of a worker process, set when it starts."""
 
 
 def _open_worker(open_work: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
@@ -103,7 +101,7 @@ def _open_worker(open_work: Callable[..., Callable[[Any], Any]], arguments: tupl
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is killed; it would wait for work for ever."""
+    """Ends this process when its parent is killed; otherwise it would wait for work forever."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
@@ -111,7 +109,7 @@ def _end_with_parent() -> None:
 
 
 class _Mistake(NamedTuple):
-    """A person's mistake that a worker found; as an exception it would be told with the pool's own frames."""
+    """A user error found by a worker; passed as a value, since an exception would show the pool's traceback."""
 
     text: str
 

@@ -1,24 +1,24 @@
-"""Minimal pairs in the pocket world: two pictures that are equal to the pixel but for the one thing asked about.
+"""Minimal pairs in the pocket world: two images that are pixel-identical except for what is asked about.
 
     counting   How many red objects are there ?       one object of that colour more, or fewer
     sum        What is red + 2 * blue ?               one object of these colours more, or fewer
     colour     What colour is the object in the … ?   the colour of that object
     shape      What shape is the object in the … ?    the shape of that object
-    place      Where is the red circle ?              that object stands in another cell
+    place      Where is the red circle ?              that object is in another cell
     blank      Is there a red circle ?                a scene, and a canvas without any object
 
-Sums count as the task `counting` (a number is asked for), colour and shape as `ocr` (one word read off the picture).
-Place counts as `grounding` and is judged by the name of the place: its pairs have no boxes, since the pocket vocabulary
-has neither letters to read nor coordinates. The pictures of a pair, with its question, fall by their hash into the part
-of the pocket world that `SPLITS` names: those of the split `test` were seen by no pocket model in training. Two
-pairs of a set may hold the same objects in the same cells; then their places inside the cells differ.
+Sums belong to the task `counting` (the answer is a number), colour and shape to `ocr` (one word from the image). Place
+belongs to `grounding` and is judged by the name of the place: its pairs have no boxes, since the pocket vocabulary has
+no coordinates. The images of a pair, with its question, are assigned by hash to the part of the pocket world that
+`SPLITS` names: no pocket model has seen those of the split `test` in training. Two pairs of a set may have the same
+objects in the same cells; then the positions within the cells differ.
 
-All but `blank` ask what the pocket model is trained on. Blank is the paper's task `recognition`, and there the pocket
-model only shows that everything runs: its vocabulary has no Is, Yes and No, so the byte-level tokenizer spells them
-letter by letter, and the model has seen neither the question nor a canvas without objects.
+All kinds except `blank` ask questions from the pocket model's training. `blank` is the paper's task `recognition`; for
+the pocket model it only shows that everything runs: its vocabulary has no Is, Yes and No, so the byte-level tokenizer
+spells them letter by letter, and the model has seen neither the question nor a canvas without objects.
 
-Only counting is built unless others are asked for: the pocket model counts well, works sums out after reinforcement
-learning, and hardly knows one cell from another; an answer that was a guess does not follow the picture.
+Only counting is built by default: the pocket model counts well, computes sums after reinforcement learning, but can
+hardly tell cells apart; guessed answers do not follow the image.
 
     python -m data_builders.build pocket_pairs --seed 0 --num-pairs 100 --output-dir outputs/pocket/pairs
 """
@@ -30,32 +30,30 @@ from typing import NamedTuple
 
 from data_builders.pairs.pair import Pair
 from data_builders.pairs.sets import Drawing, DrawnPair, DrawPair, PairTask, image_names, pair_id
-from data_builders.pocket.world import (
+from data_builders.pocket.draw import (
     CELL_PIXELS,
     GRID,
     Scene,
     Thing,
-    content_of,
     count_colours,
-    draw_expression,
     draw_scene,
     render,
-    split_of,
     things_by_place,
 )
+from data_builders.pocket.world import content_of, draw_expression, split_of
 from models.pocket import COLOURS, PLACES, SHAPES
 from tracking.command import did_you_mean
 
 SPLITS = {"train": "base", "validation": "validation", "test": "test"}
-"""Split of a pair set -> the split of the pocket world that it draws from."""
+"""Split of a pair set -> split of the pocket world."""
 MIN_THINGS = 2
-"""No scene of the pocket world holds fewer."""
+"""Minimum number of objects in a scene of the pocket world."""
 BLANK_SCENE: Scene = (None,) * len(PLACES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PocketPairArguments:
-    """Which kinds of pairs are built."""
+    """The kinds of pairs to build."""
 
     kinds: list[str] = field(
         default_factory=lambda: ["counting"], metadata={"help": "some of counting, sum, colour, shape, place and blank"}
@@ -82,12 +80,12 @@ class Scenes(NamedTuple):
 
 
 def with_cells(scene: Scene, changes: dict[int, Thing | None]) -> Scene:
-    """Returns the scene with other contents in some of its cells."""
+    """Returns the scene with some cells replaced."""
     return tuple(changes.get(cell, thing) for cell, thing in enumerate(scene))
 
 
 def draw_counting(scene: Scene, rng: random.Random) -> Scenes | None:
-    """Takes one object away; half of the time the fuller scene is the target. None where too few would be left."""
+    """Removes one object; in half of the cases the fuller scene is the target. None if too few would remain."""
     things = {cell: thing for cell, thing in enumerate(scene) if thing is not None}
     if len(things) <= MIN_THINGS:
         return None
@@ -100,7 +98,7 @@ def draw_counting(scene: Scene, rng: random.Random) -> Scenes | None:
 
 
 def draw_sum(scene: Scene, rng: random.Random) -> Scenes | None:
-    """Takes one object of an expression away, as `draw_counting`; None where too few or a negative value is left."""
+    """Removes one object of an expression, like `draw_counting`; None if too few or a negative value would remain."""
     things = {cell: thing for cell, thing in enumerate(scene) if thing is not None}
     expression = draw_expression(count_colours(scene), rng)
     named = [cell for cell, thing in things.items() if thing.colour in (expression.first, expression.second)]
@@ -134,7 +132,7 @@ def draw_shape(scene: Scene, rng: random.Random) -> Scenes:
 def draw_place(scene: Scene, rng: random.Random) -> Scenes | None:
     """Moves the only object of its colour and shape to a free cell.
 
-    None where the scene has no such object, or where its edges are rounded otherwise in the other cell (1 in 500).
+    None if the scene has no such object, or its edges are rounded differently in the other cell (1 in 500).
     """
     things = things_by_place(scene)
     names = [f"{thing.colour} {thing.shape}" for thing in things.values()]
@@ -150,14 +148,14 @@ def draw_place(scene: Scene, rng: random.Random) -> Scenes | None:
 
 
 def cell_pixels(scene: Scene, place: str) -> bytes:
-    """Returns what a cell shows."""
+    """Returns the content of a cell."""
     row, column = divmod(PLACES.index(place), GRID)
     left, top = column * CELL_PIXELS, row * CELL_PIXELS
     return render(scene).crop((left, top, left + CELL_PIXELS, top + CELL_PIXELS)).tobytes()
 
 
 def draw_blank(scene: Scene, rng: random.Random) -> Scenes:
-    """Asks for an object of the scene; the other picture is a canvas of the background alone."""
+    """Asks for an object of the scene; the other image is an empty canvas."""
     thing = rng.choice(list(things_by_place(scene).values()))
     return Scenes(f"Is there a {thing.colour} {thing.shape} ?", scene, BLANK_SCENE, "Yes", "No")
 
@@ -166,7 +164,7 @@ class Kind(NamedTuple):
     """One kind of pair."""
 
     task: str
-    """Of the paper's tasks, the nearest."""
+    """The closest of the paper's tasks."""
     draw: Callable[[Scene, random.Random], Scenes | None]
 
 
@@ -181,7 +179,7 @@ KINDS: dict[str, Kind] = {
 
 
 def draw_scenes(kind: str, split: str, rng: random.Random) -> Scenes:
-    """Draws until both scenes, with the question, fall into a split of the pocket world, which has no blank canvas."""
+    """Draws until both scenes, with the question, are in a split of the pocket world (a blank canvas has no split)."""
     while True:
         drawn = KINDS[kind].draw(draw_scene(rng), rng)
         if drawn is not None and all(
@@ -193,7 +191,7 @@ def draw_scenes(kind: str, split: str, rng: random.Random) -> Scenes:
 
 
 def open_pocket_pairs(arguments: PocketPairArguments, drawing: Drawing) -> DrawPair:
-    """Returns what draws the pair of a number; the kinds take turns."""
+    """Returns the function that draws a pair, given its number; the kinds alternate."""
 
     def draw(index: int) -> DrawnPair:
         kind = arguments.kinds[index % len(arguments.kinds)]
@@ -219,7 +217,7 @@ def open_pocket_pairs(arguments: PocketPairArguments, drawing: Drawing) -> DrawP
 
 
 def describe_cells(scene: Scene) -> list[str]:
-    """Returns what the nine cells hold, row by row: `red circle 9.7 0.3 -1.2` (radius and offsets), or nothing."""
+    """Describes the nine cells, row by row: `red circle 9.7 0.3 -1.2` (radius and offsets), or nothing."""
     return [
         f"{thing.colour} {thing.shape} {thing.radius} {thing.offset_x} {thing.offset_y}" if thing else ""
         for thing in scene

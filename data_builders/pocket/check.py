@@ -1,8 +1,8 @@
-"""Is a pair of the pocket world minimal, and are its answers true? Read off the pixels of its nine cells.
+"""Is a pair of the pocket world minimal, and are its answers true? Checked from the pixels of its nine cells.
 
-A cell of background is empty; else its middle gives the colour, and how much of its box the object fills its shape.
-From these the question is answered again, and the cells that differ are compared with what the kind of pair may change.
-Then both pictures are drawn again from the recorded cells and compared pixel by pixel.
+A cell of background is empty; otherwise its centre gives the colour, and the filled share of the object's box the
+shape. From these the question is answered again, and the differing cells are compared with those that the kind of pair
+may change. Then both images are drawn again from the recorded cells and compared pixel by pixel.
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from data_builders.pairs.pictures import Found, PairPictures, box_around
-from data_builders.pocket.world import BACKGROUND_RGB, CELL_PIXELS, GRID, IMAGE_PIXELS, RGB, Scene, Thing, render
+from data_builders.pocket.draw import BACKGROUND_RGB, CELL_PIXELS, GRID, IMAGE_PIXELS, RGB, Scene, Thing, render
 from models.pocket import COLOURS, PLACES, SHAPES
 
 DEFECTS = {
@@ -27,19 +27,19 @@ DEFECTS = {
     "more_than_one_change": "the object that is asked about changes in more than the one thing",
     "recorded_otherwise": "drawn again from the recorded cells, a picture looks otherwise",
 }
-"""What the checks of this module look for."""
+"""Defects checked by this module."""
 
 MAX_COLOUR_DISTANCE = 3
-"""Levels by which the middle of an object may miss its colour: none but rounding."""
+"""Tolerance in levels of the colour at an object's centre, for rounding."""
 FILLED_FRAC = {"triangle": (0.5, 0.65), "circle": (0.7, 0.88), "square": (1.0, 1.0)}
-"""Shape -> how much of its box it fills: 1/2, pi/4 and 1, where pixels that an edge crosses count as filled.
+"""Shape -> filled share of its box: 1/2, pi/4 and 1, counting pixels on the edge as filled.
 
 Of 12,000 drawn objects, triangles filled 0.505 to 0.588, circles 0.737 to 0.862, squares 1.
 """
 
 
 class Cell(NamedTuple):
-    """What a cell shows; None for what cannot be read."""
+    """The content of a cell; None for what cannot be read."""
 
     pixels: UInt8[np.ndarray, "cell cell 3"]
     is_empty: bool
@@ -48,17 +48,17 @@ class Cell(NamedTuple):
 
     @property
     def ink(self) -> Bool[np.ndarray, "cell cell"]:
-        """Where something is drawn."""
+        """Mask of drawn pixels."""
         drawn: Bool[np.ndarray, "cell cell"] = (self.pixels != np.array(BACKGROUND_RGB, np.uint8)).any(axis=-1)
         return drawn
 
 
 Cells = dict[str, Cell]
-"""The cells by the names of their places."""
+"""The cells by place name."""
 
 
 def check_pocket(pictures: PairPictures) -> Found:
-    """Yields everything wrong with one pair of the pocket world."""
+    """Yields the defects of one pair of the pocket world."""
     pair = pictures.pair
     kind = KINDS.get(str((pair.meta or {}).get("kind")))
     if kind is None:
@@ -98,7 +98,7 @@ def _check_record(pictures: PairPictures) -> Found:
 
 
 def read_scene(recorded: Any) -> Scene | None:
-    """Reads what nine cells hold, as `pocket_pairs.describe_cells` writes it; None where that is not what stands there.
+    """Parses the nine cells as written by `describe_cells`; None if they are malformed.
 
     `red circle 9.7 0.3 -1.2` has a radius and two offsets; an empty text is an empty cell.
     """
@@ -123,7 +123,7 @@ def read_scene(recorded: Any) -> Scene | None:
 
 
 def read_cells(picture: UInt8[np.ndarray, "height width 3"]) -> Cells:
-    """Returns what each cell of a picture shows."""
+    """Returns the content of each cell of an image."""
     rows = picture.reshape(GRID, CELL_PIXELS, GRID, CELL_PIXELS, 3).swapaxes(1, 2)
     return dict(zip(PLACES, map(_read_cell, rows.reshape(-1, CELL_PIXELS, CELL_PIXELS, 3)), strict=True))
 
@@ -187,7 +187,7 @@ def _other_shape(changed: list[str], target: Cells, source: Cells, place: str) -
 def _other_place(changed: list[str], target: Cells, source: Cells, colour: str, shape: str) -> Found:
     before, after = _place_of(target, colour, shape), _place_of(source, colour, shape)
     if before is None or after is None:
-        return  # said already: a wrong answer
+        return  # already reported as a wrong answer
     yield from _only(changed, {before, after})
     for first, second in ((before, after), (after, before)):
         if not np.array_equal(target[first].pixels, source[second].pixels):
@@ -210,7 +210,7 @@ def _only(changed: list[str], expected: set[str]) -> Found:
 
 
 class Kind(NamedTuple):
-    """What a kind of pair asks, how cells answer it, and what may change."""
+    """The question of a kind of pair, how the cells answer it, and what may change."""
 
     question: str
     answer: Callable[..., str | None]

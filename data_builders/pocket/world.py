@@ -1,13 +1,13 @@
-"""The pocket world: small pictures of coloured shapes on a 3 x 3 grid, and questions with answers a rule verifies.
+"""The pocket world: small images of coloured shapes on a 3 x 3 grid, and questions with verifiable answers.
 
-Three abilities mirror the paper's (Table 1): *vision* (what is there), *vision-to-reasoning* (arithmetic over what is
-seen) and *reasoning* (the same arithmetic, the counts given in text). Splits are disjoint by construction: the hash of
-a sample's content (the cells and the question, without the jitter) decides the only split it may stand in.
+Three abilities mirror the paper's (Table 1): *vision* (what is shown), *vision-to-reasoning* (arithmetic over what is
+shown) and *reasoning* (the same arithmetic with the counts given in text). Splits are disjoint by construction: the
+hash of a sample's content (the cells and the question, without the jitter) determines its only possible split.
 
-The base model learns to describe, to tally, to answer questions about pictures and to work out sums in text, never
-arithmetic over a picture. The cold start teaches the reply `<think>…</think><answer>…</answer>` for all abilities. Its
-teacher is always right, but works out only some of the sums over pictures and answers the others at a glance; which of
-the two to do is left to reinforcement learning.
+The base model learns to describe, to count, to answer questions about images and to work out sums in text, but not
+arithmetic over an image. The cold start teaches the format `<think>…</think><answer>…</answer>` for all abilities. Its
+teacher is always right, but works out only some of the sums over images step by step and answers the others directly;
+reinforcement learning decides which of the two to use.
 
     python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
 """
@@ -18,43 +18,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
+from data_builders.pocket.draw import Scene, count_colours, draw_scene, render, things_by_place
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
-from models.pocket import COLOURS, PLACES, SHAPES
-
-GRID = 3
-CELL_PIXELS = 28
-"""One vision token of Qwen2.5-VL: patch 14 x spatial merge 2."""
-IMAGE_PIXELS = GRID * CELL_PIXELS
-MAX_THINGS = 6
-OVERSAMPLING = 4
-"""Shapes are drawn this much larger and reduced, so that their edges are smooth."""
-
-RGB = {"red": (214, 40, 40), "green": (38, 150, 60), "blue": (40, 80, 210), "yellow": (235, 200, 30)}
-BACKGROUND_RGB = (122, 116, 104)
-"""The mean colour that the processor subtracts: an empty cell is zero to the model."""
-RADIUS_PIXELS = (9.0, 10.5)
-JITTER_PIXELS = 1.5
+from models.pocket import COLOURS, SHAPES
+from tracking.progress import progress
 
 SPLIT_SHARES = {"base": 40, "sft": 15, "rl": 25, "validation": 5, "test": 15}
-"""Percent of all possible samples that each split may draw from."""
+"""Percentage of all possible samples in each split."""
 MAX_REDRAWS = 1000
-"""Draws after which a held-out split is taken to have no further distinct sample."""
+"""Number of draws after which a held-out split is considered exhausted."""
 
 EVALUATION_SPLITS = ("validation", "test")
-"""Splits in which no sample stands twice."""
+"""Splits without duplicate samples."""
 
 FACTORS = ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1))
 """Factors (a, b) of the expressions a x FIRST + b x SECOND and a x FIRST - b x SECOND."""
 
 GLANCE_SHARE = 0.6
-"""Share of the sums over pictures that the cold start's teacher answers at a glance (correctly)."""
+"""Share of the sums over images that the cold start's teacher answers directly (and correctly)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PocketSizes:
-    """How many samples each split holds."""
+    """Number of samples per split."""
 
     num_base: int = 11_200
     num_sft: int = 3000
@@ -69,23 +55,8 @@ class PocketSizes:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object in a cell; radius and offsets, in pixels, move it inside the cell."""
-
-    shape: str
-    colour: str
-    radius: float
-    offset_x: float
-    offset_y: float
-
-
-Scene = tuple[Thing | None, ...]
-"""The nine cells, row by row."""
-
-
-@dataclass(frozen=True)
 class Question:
-    """A question about a scene, its answer, and the thought a teacher writes before it."""
+    """A question about a scene, its answer, and the teacher's thought before it."""
 
     text: str
     answer: str
@@ -93,56 +64,8 @@ class Question:
     thought: str
 
 
-def draw_scene(rng: random.Random) -> Scene:
-    """Draws 2 to 6 objects in two to four colours; each fills a cell of its own."""
-    num_things = rng.randint(2, MAX_THINGS)
-    colours = rng.sample(COLOURS, len(COLOURS))
-    cells: list[Thing | None] = [None] * (GRID * GRID)
-    for cell in rng.sample(range(GRID * GRID), num_things):
-        cells[cell] = Thing(
-            rng.choice(SHAPES),
-            rng.choice(colours),
-            radius=rng.uniform(*RADIUS_PIXELS),
-            offset_x=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
-            offset_y=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
-        )
-    return tuple(cells)
-
-
-def render(scene: Scene) -> Image.Image:
-    """Returns the scene as an 84 x 84 RGB picture."""
-    side = IMAGE_PIXELS * OVERSAMPLING
-    image = Image.new("RGB", (side, side), BACKGROUND_RGB)
-    canvas = ImageDraw.Draw(image)
-    for cell, thing in enumerate(scene):
-        if thing is None:
-            continue
-        row, column = divmod(cell, GRID)
-        x = ((column + 0.5) * CELL_PIXELS + thing.offset_x) * OVERSAMPLING
-        y = ((row + 0.5) * CELL_PIXELS + thing.offset_y) * OVERSAMPLING
-        r = thing.radius * OVERSAMPLING
-        fill = RGB[thing.colour]
-        if thing.shape == "circle":
-            canvas.ellipse((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=fill)
-        elif thing.shape == "square":
-            canvas.rectangle((x - 1.1 * r, y - 1.1 * r, x + 1.1 * r, y + 1.1 * r), fill=fill)
-        else:
-            canvas.polygon([(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=fill)
-    return image.resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.Resampling.BOX)
-
-
-def count_colours(scene: Scene) -> dict[str, int]:
-    """Returns how many objects have each colour."""
-    return {colour: sum(thing is not None and thing.colour == colour for thing in scene) for colour in COLOURS}
-
-
-def things_by_place(scene: Scene) -> dict[str, Thing]:
-    """Returns the objects by the names of their places, row by row."""
-    return {place: thing for place, thing in zip(PLACES, scene, strict=True) if thing is not None}
-
-
 def ask_vision(scene: Scene, rng: random.Random) -> Question:
-    """Asks for a count (half of the time), a colour, a shape or a place."""
+    """Asks for a count (in half of the cases), a colour, a shape or a place."""
     things = things_by_place(scene)
     names = [f"{thing.colour} {thing.shape}" for thing in things.values()]
     unique = [(place, name) for place, name in zip(things, names, strict=True) if names.count(name) == 1]
@@ -160,14 +83,14 @@ def ask_vision(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_description(scene: Scene, rng: random.Random) -> Question:
-    """Asks for the colours or the shapes of all that is there, place by place."""
+    """Asks for the colours or the shapes of all objects, place by place."""
     kind = rng.choice(("colour", "shape"))
     listed = " ".join(f"{place} {getattr(thing, kind)}" for place, thing in things_by_place(scene).items())
     return Question(f"Describe the {kind}s .", listed, "text", "")
 
 
 def ask_tally(scene: Scene, rng: random.Random) -> Question:
-    """Asks for the numbers of all colours, in any order."""
+    """Asks for the counts of all colours, in any order."""
     colours = rng.sample(COLOURS, len(COLOURS))
     counted = count_colours(scene)
     tally = " ".join(f"{colour} {counted[colour]}" for colour in colours)
@@ -194,7 +117,7 @@ class Expression:
         return self.a * num_by_colour[self.first] + self.sign * self.b * num_by_colour[self.second]
 
     def work_out(self, num_by_colour: dict[str, int]) -> str:
-        """Returns the sum step by step: the counts, the product where there is one, the result."""
+        """Returns the sum step by step: the counts, the product if there is one, the result."""
         num_first, num_second = num_by_colour[self.first], num_by_colour[self.second]
         steps = [f"{self.first} {num_first} {self.second} {num_second}"]
         for factor, count in ((self.a, num_first), (self.b, num_second)):
@@ -206,7 +129,7 @@ class Expression:
 
 
 def draw_expression(num_by_colour: dict[str, int], rng: random.Random) -> Expression:
-    """Draws an expression whose value is not negative, over two colours that are there (if two are)."""
+    """Draws an expression with a non-negative value, over two colours in the scene (if it has two)."""
     present = [colour for colour, num in num_by_colour.items() if num]
     while True:
         first, second = rng.sample(present if len(present) > 1 else COLOURS, 2)
@@ -217,7 +140,7 @@ def draw_expression(num_by_colour: dict[str, int], rng: random.Random) -> Expres
 
 
 def ask_over_picture(scene: Scene, rng: random.Random) -> Question:
-    """Asks for the value of an expression over what is seen; the teacher works it out or answers at a glance."""
+    """Asks for the value of an expression over the image; the teacher works it out or answers directly."""
     counted = count_colours(scene)
     expression = draw_expression(counted, rng)
     answer = str(expression.value(counted))
@@ -226,14 +149,14 @@ def ask_over_picture(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_to_work_out(scene: Scene, rng: random.Random) -> Question:
-    """Asks for an expression over what is seen to be worked out: what the base model can do when it is told to."""
+    """Asks to work out an expression over the image, which the base model can do on request."""
     counted = count_colours(scene)
     expression = draw_expression(counted, rng)
     return Question(f"Work out {expression} .", expression.work_out(counted), "text", "")
 
 
 def ask_in_text(scene: Scene, rng: random.Random) -> Question:
-    """Asks for the value of an expression over counts that stand in the question; the teacher works it out."""
+    """Asks for the value of an expression over counts given in the question; the teacher works it out."""
     counted = count_colours(scene)
     expression = draw_expression(counted, rng)
     noun = rng.choice(("objects", *(f"{shape}s" for shape in SHAPES)))
@@ -253,8 +176,8 @@ QUESTIONS: dict[str, Callable[[Scene, random.Random], Question]] = {
 
 FIRST_LESSON = ("tally",)
 FIRST_LESSON_SHARE = 0.4
-"""Share of the base split, from its beginning, that holds the first lesson alone: counting opens the model's eyes, and
-mixed with everything else from the start it takes three times as long."""
+"""Share of the base split, from its start, with the first lesson only: learning to count makes the model use the
+image, and takes three times as long when mixed with everything else."""
 
 SPLIT_ABILITIES: dict[str, tuple[str, ...]] = {
     "base": ("description", "vision", "work-out", "reasoning", "vision", "work-out", "tally", "work-out"),
@@ -262,11 +185,11 @@ SPLIT_ABILITIES: dict[str, tuple[str, ...]] = {
     "rl": ("vision", "vision-to-reasoning", "reasoning", "vision-to-reasoning"),
     **dict.fromkeys(EVALUATION_SPLITS, ABILITIES),
 }
-"""Kinds of questions of each split, in turn."""
+"""Kinds of questions of each split, in rotation."""
 
 
 def split_of(content: str) -> str:
-    """Returns the one split in which a sample of this content may stand."""
+    """Returns the only split for a sample with this content."""
     bucket = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") % sum(SPLIT_SHARES.values())
     for split, share in SPLIT_SHARES.items():
         if bucket < share:
@@ -276,13 +199,13 @@ def split_of(content: str) -> str:
 
 
 def content_of(scene: Scene | None, question: str) -> str:
-    """Returns what decides the split of a sample: the cells, where they are shown, and the question."""
+    """Returns what determines a sample's split: the cells, if they are shown, and the question."""
     cells = "|".join(f"{thing.colour} {thing.shape}" if thing else "-" for thing in scene or ())
     return f"{cells}\n{question}"
 
 
 def draw_sample(ability: str, split: str, rng: random.Random) -> tuple[Scene | None, Question, str]:
-    """Draws until the content's hash falls into the split; returns scene (none for text), question and content."""
+    """Draws until the content's hash is in the split; returns scene (None for text), question and content."""
     while True:
         scene = draw_scene(rng)
         question = QUESTIONS[ability](scene, rng)
@@ -299,12 +222,12 @@ class Sample:
     id: str
     ability: str
     scene: Scene | None
-    """None for a question in text alone."""
+    """None for a text-only question."""
     question: Question
 
 
 def draw_split(split: str, num_samples: int, seed: int) -> Iterator[Sample]:
-    """Yields one split; sample i depends on the seed, the split and i, and in held-out splits on those before it."""
+    """Yields one split; sample i depends on the seed, the split and i, and in held-out splits on earlier samples."""
     abilities = SPLIT_ABILITIES[split]
     seen: set[str] = set()
     num_first = round(FIRST_LESSON_SHARE * num_samples) if split == "base" else 0
@@ -325,7 +248,7 @@ def draw_split(split: str, num_samples: int, seed: int) -> Iterator[Sample]:
 def build_split(directory: Path, split: str, num_samples: int, seed: int) -> None:
     """Writes one split, with its images."""
     prompts = []
-    for sample in draw_split(split, num_samples, seed):
+    for sample in progress(draw_split(split, num_samples, seed), label=split, total=num_samples, unit="prompt"):
         images: tuple[str, ...] = ()
         if sample.scene is not None:
             images = (f"images/{sample.id}.png",)
@@ -345,7 +268,7 @@ def build_split(directory: Path, split: str, num_samples: int, seed: int) -> Non
 
 
 def teacher_response(ability: str, question: Question, split: str) -> str | None:
-    """Returns what a teacher replies: bare answers and worked sums for base, a thought and an answer for SFT."""
+    """Returns the teacher's reply: bare answers and worked sums for base, a thought and an answer for SFT."""
     if split == "base":
         return question.thought if ability == "reasoning" else question.answer
     if split == "sft":

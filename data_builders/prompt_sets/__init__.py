@@ -1,1 +1,1 @@
-"""What is a prompt set? Its format, and how pictures get into it."""
+"""What is a prompt set? Its format, and how images are stored in it."""

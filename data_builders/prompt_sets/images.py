@@ -1,8 +1,8 @@
-"""How does a picture get into a prompt set? Any form in which rows carry one, opened as Qwen's own code opens it.
+"""Stores images in a prompt set, from any representation in a row, opened as in Qwen's own code.
 
-`qwen_vl_utils.fetch_image` lays transparent pictures on white, turns them into RGB and scales them to whole cells
-between `min_pixels` and `max_pixels`. What it returns is stored as PNG under the hash of its pixels, so that a picture
-that stands in many rows is stored once. Nothing is fetched from the network.
+`qwen_vl_utils.fetch_image` composites transparent images onto white, converts them to RGB and resizes them to whole
+cells between `min_pixels` and `max_pixels`. The result is stored as PNG named by the hash of its pixels, so an image
+that occurs in many rows is stored once. Nothing is fetched from the network.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from PIL import Image
 from tracking.product import partial_path
 
 BASE64_BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "Qk1", "SUkq", "TU0A")
-"""JPEG, PNG, GIF, WebP, BMP and TIFF in base64."""
+"""Prefixes of JPEG, PNG, GIF, WebP, BMP and TIFF in base64."""
 COMPRESS_LEVEL = 1
-"""A photograph of one megapixel takes 0.11 s to write, against 0.25 s at Pillow's 6, for an eighth more bytes."""
+"""A one-megapixel photograph takes 0.11 s to write, against 0.25 s at Pillow's default 6, with 1/8 more bytes."""
 
 DECODING_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow's decoders raise for files that are cut short or garbled."""
+"""Exceptions of Pillow's decoders for truncated or damaged files."""
 
 REFERENCE_KEYS = ("path", "image", "image_url", "url")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelLimits:
-    """How large a stored image may be, and the cells it is cut to."""
+    """Size limits of stored images, and the patch size."""
 
     min_pixels: int = field(default=4 * 28 * 28, metadata={"help": "smaller images are enlarged to it"})
     max_pixels: int = field(default=16384 * 28 * 28, metadata={"help": "larger images are reduced to it"})
@@ -50,7 +50,7 @@ class PixelLimits:
 
 
 class UnusableImageError(Exception):
-    """An image that cannot stand in a prompt set; `reason` is counted, `str()` says what was found."""
+    """An unusable image; `reason` is counted, `str()` describes the problem."""
 
     def __init__(self, reason: str, found: str) -> None:
         super().__init__(found)
@@ -58,14 +58,14 @@ class UnusableImageError(Exception):
 
 
 def open_image(entry: Any, root: Path | None, pixels: PixelLimits) -> Image.Image:
-    """Returns a picture in RGB, scaled to whole cells of the model.
+    """Returns an image in RGB, resized to whole cells of the model.
 
     Args:
-        entry: bytes, a path, a data URI, base64, a Pillow image, or a mapping that holds one of them.
-        root: what relative paths are relative to.
+        entry: bytes, a path, a data URI, base64, a Pillow image, or a mapping with one of them.
+        root: base of relative paths.
 
     Raises:
-        UnusableImageError: where it cannot be found or decoded. Its text names no paths of this machine.
+        UnusableImageError: if it cannot be found or decoded. The message contains no local paths.
     """
     from qwen_vl_utils import fetch_image
 
@@ -75,12 +75,12 @@ def open_image(entry: Any, root: Path | None, pixels: PixelLimits) -> Image.Imag
         image: Image.Image = fetch_image(asked, image_patch_size=pixels.patch_size)
     except DECODING_ERRORS as error:
         raise UnusableImageError("broken_image", type(error).__name__) from error
-    image.info.clear()  # a colour profile or a transparency mark would be written, and read back as another picture
+    image.info.clear()  # a written colour profile or transparency mark would change the image
     return image
 
 
 def _reference(entry: Any, root: Path | None) -> Image.Image | str:
-    """Returns what `fetch_image` takes: a Pillow image, a path or a data URI."""
+    """Converts an entry to an input of `fetch_image`: a Pillow image, a path or a data URI."""
     if isinstance(entry, Image.Image):
         return entry
     if isinstance(entry, bytes):
@@ -110,12 +110,12 @@ def _reference(entry: Any, root: Path | None) -> Image.Image | str:
 
 
 def is_blank(image: Image.Image) -> bool:
-    """True where all pixels have one colour: some upstream sets give text-only rows such a picture."""
+    """True if all pixels have the same colour: some upstream sets have such images in text-only rows."""
     return image.getcolors(maxcolors=1) is not None
 
 
 def store_image(image: Image.Image, directory: Path) -> str:
-    """Stores a picture under the hash of its pixels, unless it is there already; returns the file's name."""
+    """Stores an image named by the hash of its pixels, unless it exists; returns the file name."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
     path = directory / f"{digest[:32]}.png"
     if not path.exists():
@@ -126,7 +126,7 @@ def store_image(image: Image.Image, directory: Path) -> str:
 
 
 def place_file(source: Path, target: Path) -> None:
-    """Makes a file stand in a second place, as a hard link where the file system allows it, else as a copy."""
+    """Hard-links a file to a second path, or copies it if links are not possible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)

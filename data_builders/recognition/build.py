@@ -1,14 +1,14 @@
-"""Is there a dog in the image? A photograph that shows it, and what would be there without it.
+"""Recognition pairs: a photograph that shows an object, and an image without the object.
 
-The target is a photograph in COCO's format (`coco.py`), the source, by `source_kind`, a canvas of its size
+The target is a photograph with COCO annotations (`coco.py`). The source, by `source_kind`, is a canvas of its size
 
-    white, grey, black    of that colour
-    mean                  of the photograph's mean colour
-    inpainted             the photograph itself, every instance of the category painted out (`inpainting.py`) and no
-                          other pixel touched: stricter, since a blank differs from a photograph in everything
+    white, grey, black    in that colour
+    mean                  in the photograph's mean colour
+    inpainted             the photograph with every instance of the category painted out (`draw.py`) and no other pixel
+                          changed: stricter, since a blank canvas differs from a photograph in everything
 
-All kinds of source are built over the same photographs (`recognition_photographs.py`). A photograph stands in one
-split, by its number. Where no photographs are named, they are the rendered scenes in `mini_coco/`:
+All kinds of source use the same photographs (`photographs.py`). A photograph belongs to one split, by its number. By
+default the photographs are the rendered scenes in `mini_coco/`:
 
     python -m data_builders.build recognition --num_pairs 100 --output-dir outputs/pairs/recognition
     python -m data_builders.build recognition --annotations instances_val2017.json --images val2017 \\
@@ -39,9 +39,9 @@ CANVAS_COLOURS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0
 SOURCE_KINDS = (*CANVAS_COLOURS, "mean", "inpainted")
 PLURALS = ("scissors", "skis")
 UNCOUNTED = ("broccoli",)
-"""Categories of COCO that take no article."""
+"""COCO categories without an article."""
 PLACES_AFTER_POINT = 3
-"""Of mean colours."""
+"""Decimals of mean colours."""
 HUB_OPTIONS = ("hub_split", "hub_rows")
 SOURCE_OPTIONS = ("annotations", "images", "hub_dataset", *HUB_OPTIONS)
 INPAINTING_OPTIONS = ("inpaint_method", "inpaint_radius", "mask_dilation")
@@ -51,7 +51,7 @@ Region = Bool[np.ndarray, "height width"]
 
 @dataclass(frozen=True, kw_only=True)
 class RecognitionArguments(PhotographRules):
-    """What is shown in place of the photograph."""
+    """The image without the object."""
 
     source_kind: str = field(
         default="white", metadata={"help": "white, grey, black, mean (the photograph's colour) or inpainted"}
@@ -81,7 +81,7 @@ class RecognitionArguments(PhotographRules):
 
 
 def prompt_for(category: str) -> str:
-    """Returns the question whether a category is shown."""
+    """Returns the question for a category."""
     if category in PLURALS:
         return f"Are there {category} in the image? Answer Yes or No only."
     named = category if category in UNCOUNTED else f"{article_for(category)} {category}"
@@ -96,14 +96,14 @@ def article_for(noun: str) -> str:
 
 
 def prepare_recognition(arguments: RecognitionArguments, drawing: Drawing, num_pairs: int) -> None:
-    """Chooses the photographs of all pairs."""
+    """Selects the photographs of all pairs."""
     for name in options_without_effect(arguments):
         print(f"{name} has no effect here", file=sys.stderr)
     choose_photographs(arguments, drawing, num_pairs, with_outlines=arguments.source_kind == "inpainted")
 
 
 def options_without_effect(arguments: RecognitionArguments) -> list[str]:
-    """Returns the options that were given and change nothing."""
+    """Returns the given options that have no effect."""
     idle: list[str] = []
     if arguments.source_kind != "inpainted":
         idle += INPAINTING_OPTIONS
@@ -114,14 +114,14 @@ def options_without_effect(arguments: RecognitionArguments) -> list[str]:
 
 
 def describe_recognition(arguments: RecognitionArguments) -> dict[str, Any]:
-    """Returns what determines the pairs; where the photographs stand does not."""
+    """Returns what determines the pairs; the location of the photographs does not."""
     left_out = SOURCE_OPTIONS if arguments.source_kind == "inpainted" else SOURCE_OPTIONS + INPAINTING_OPTIONS
     described = {name: value for name, value in asdict(arguments).items() if name not in left_out}
     return {**arguments.describe_source(), **described}
 
 
 def open_recognition_pairs(arguments: RecognitionArguments, drawing: Drawing) -> DrawPair:
-    """Returns what draws the pair of a number."""
+    """Returns the function that draws a pair, given its number."""
     chosen_for = open_chosen(drawing.work_dir)
     images_dir = arguments.images_dir(drawing.work_dir)
 
@@ -144,7 +144,7 @@ def open_recognition_pairs(arguments: RecognitionArguments, drawing: Drawing) ->
             files[mask_image] = mask
         else:
             source, own = draw_canvas(picture, arguments.source_kind)
-        # A photograph that was painted in is stored losslessly: decoders of JPEG differ in a pixel here and there.
+        # An inpainted photograph is stored losslessly, since JPEG decoders differ in some pixels.
         if opened.plain_suffix and not is_scaled and arguments.source_kind != "inpainted":
             target_image, _ = image_names(drawing.task, index, opened.plain_suffix)
             files[target_image] = content
@@ -167,7 +167,7 @@ def open_recognition_pairs(arguments: RecognitionArguments, drawing: Drawing) ->
 
 
 def describe_choice(chosen: Chosen, arguments: RecognitionArguments) -> dict[str, Any]:
-    """Returns what a pair says of its photograph."""
+    """Returns a pair's meta about its photograph."""
     return {
         "source_kind": arguments.source_kind,
         "category": chosen.category,
@@ -183,13 +183,13 @@ def describe_choice(chosen: Chosen, arguments: RecognitionArguments) -> dict[str
 
 
 def draw_canvas(picture: Image.Image, kind: str) -> tuple[Image.Image, dict[str, Any]]:
-    """Returns a canvas of the picture's size, and what the pair says of it."""
+    """Returns a canvas of the image's size, and the pair's meta about it."""
     colour = CANVAS_COLOURS.get(kind) or canvas_colour_of(mean_of(np.asarray(picture)))
     return Image.new("RGB", picture.size, colour), {"canvas_colour": list(colour)}
 
 
 def canvas_colour_of(mean: list[float]) -> tuple[int, int, int]:
-    """Returns the nearest colour of whole numbers."""
+    """Returns the nearest integer colour."""
     red, green, blue = (round(channel) for channel in mean)
     return red, green, blue
 
@@ -197,7 +197,7 @@ def canvas_colour_of(mean: list[float]) -> tuple[int, int, int]:
 def paint_category_out(
     name: str, picture: Image.Image, chosen: Chosen, arguments: RecognitionArguments
 ) -> tuple[Image.Image, Image.Image, dict[str, Any]]:
-    """Returns the picture without the category, the mask of what was painted, and what the pair says of them."""
+    """Returns the image without the category, the mask of painted pixels, and the pair's meta about them."""
     polygons = (polygon for instance in chosen.outlines for polygon in instance)
     mask = draw_mask(polygons, chosen.photograph.size, picture.size, arguments.mask_dilation)
     inside = mask == PAINTED
@@ -217,7 +217,7 @@ def paint_category_out(
 
 
 def fitting_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """Returns a size of about the same proportions with no more pixels than allowed; 0 allows any number."""
+    """Returns a size with about the same proportions and at most this many pixels; 0 for no limit."""
     width, height = size
     if not max_pixels or width * height <= max_pixels:
         return size
@@ -226,10 +226,10 @@ def fitting_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
 
 
 def mean_of(pixels: UInt8[np.ndarray, "height width 3"], inside: Region | None = None) -> list[float]:
-    """Returns the mean colour of a picture, or of a part of it, to a thousandth; from exact sums."""
+    """Returns the mean colour of an image, or of a part of it, rounded to 0.001; from exact sums."""
     num_pixels = pixels.shape[0] * pixels.shape[1] if inside is None else int(inside.sum())
     counted = pixels if inside is None else np.where(inside[..., None], pixels, 0)
-    totals = counted.sum(axis=0, dtype=np.int64).sum(axis=0)  # rows first: NumPy is slow along sides of three
+    totals = counted.sum(axis=0, dtype=np.int64).sum(axis=0)  # rows first: NumPy is slow along an axis of three
     return [round(int(total) / num_pixels, PLACES_AFTER_POINT) for total in totals]
 
 

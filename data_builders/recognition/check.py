@@ -1,7 +1,6 @@
-"""Does a recognition pair show the category in one picture alone? Recomputed from the pictures, the mask and the meta.
+"""Does a recognition pair show the category in only one image? Recomputed from the images, the mask and the meta.
 
-Whether the photograph shows what its annotations say, and whether a painted-out object can no longer be guessed, no
-check of pixels can tell.
+Checks of pixels cannot tell whether the annotations are correct, or whether a painted-out object can still be guessed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +40,7 @@ DEFECTS = {
     "object_not_painted_out": "too few pixels inside the outlines changed",
     "painted_otherwise": "inside the mask a picture has another mean colour than recorded",
 }
-"""What is looked for beyond the preflight."""
+"""Defects checked in addition to the preflight."""
 
 META_TYPES: dict[str, type] = {
     "source_kind": str, "category": str, "category_id": int, "image_id": int, "photograph": str, "annotated_size": list,
@@ -54,16 +53,16 @@ INPAINTED_TYPES: dict[str, type] = {
 }  # fmt: skip
 
 MIN_CHANGED_FRAC = 0.5
-"""Of the pixels inside the outlines; on the shipped scenes at least 0.9 change."""
+"""Minimum share of changed pixels inside the outlines; on the shipped scenes at least 0.9 change."""
 AREA_TOLERANCE = 0.1
-"""COCO counts the pixels of an instance, here the area of its outline is measured."""
+"""Tolerance: COCO counts the pixels of an instance, while here the area of its outline is computed."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Region = Bool[np.ndarray, "height width"]
 
 
 def check_recognition(pictures: PairPictures) -> Found:
-    """Yields what is wrong with one pair: kind of defect and what was found."""
+    """Yields the defects of one pair: kind and finding."""
     pair = pictures.pair
     meta = pair.meta or {}
     malformed = list(_malformed(meta))
@@ -72,7 +71,7 @@ def check_recognition(pictures: PairPictures) -> Found:
         return
     yield from _check_question(pair, meta)
     if pictures.target.shape != pictures.source.shape:
-        return  # the preflight says so
+        return  # reported by the preflight
     yield from _check_photograph(pictures, meta)
     if meta["source_kind"] == "inpainted":
         yield from _check_inpainted(pictures, meta)
@@ -209,6 +208,6 @@ def _is_blank(picture: Picture) -> bool:
 
 
 def _area_in(polygon: Polygon) -> float:
-    """Returns the area inside a polygon (Gauss's formula)."""
+    """Returns the area of a polygon (shoelace formula)."""
     x, y = np.array(polygon).reshape(-1, 2).T
     return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)

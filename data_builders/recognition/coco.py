@@ -1,10 +1,9 @@
-"""What stands on which photograph? Annotations in COCO's format, and the photographs themselves.
+"""What is on which photograph? Reads annotations in COCO's format, and the photographs.
 
 `instances_*.json` holds `images`, `annotations` and `categories` (https://cocodataset.org/#format-data): each
-annotation outlines one instance of a category with polygons, in the pixels that are stored (never turned by an EXIF
-mark), and `iscrowd` marks a region of many instances. The file of COCO's training images has 450 MB; it is read value
-by value, and only what a set needs of it is kept. A second reading takes the outlines of the photographs that were
-chosen.
+annotation outlines one instance of a category with polygons, in stored pixels (ignoring EXIF orientation), and
+`iscrowd` marks a region with many instances. The file for COCO's training images has 450 MB; it is parsed value by
+value, and only what a set needs is kept. A second pass reads the outlines of the selected photographs.
 """
 
 import hashlib
@@ -20,29 +19,29 @@ from PIL import Image
 from data_builders.prompt_sets.images import DECODING_ERRORS, UnusableImageError
 
 MINI_COCO = Path(__file__).parent / "mini_coco"
-"""Rendered scenes in COCO's format, which `data_builders/mini_coco_build.py` made: they need no download."""
+"""Rendered scenes in COCO's format from `data_builders/mini_coco_build.py`; they need no download."""
 ANNOTATIONS_FILE = "instances_mini.json"
 IMAGES_DIR = "images"
 
 SPLIT_SHARES = {"train": 60, "validation": 10, "test": 30}
-"""Of a hundred photographs."""
+"""Percentage of photographs per split."""
 
 CHUNK_CHARS = 2**20
 MIN_POLYGON_NUMBERS = 6
-"""x and y of three corners."""
+"""Minimum polygon: x and y of three corners."""
 MAX_COORDINATE = 1e6
 ORIENTATION_TAG = 0x0112
-"""EXIF: how a viewer is to turn the stored pixels."""
+"""EXIF tag of the orientation."""
 UPRIGHT = 1
 PLAIN_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
-"""Formats that are stored as they are."""
+"""Formats that are stored unchanged."""
 
 Polygon = list[float]
-"""x, y, x, y, …; the middle of the first pixel is at 0.5, 0.5."""
+"""x, y, x, y, …; the centre of the first pixel is at 0.5, 0.5."""
 
 
 class Photograph(NamedTuple):
-    """A picture, as the annotations have it."""
+    """An image as described by the annotations."""
 
     image_id: int
     file_name: str
@@ -56,14 +55,14 @@ class Photograph(NamedTuple):
 
 @dataclass(slots=True)
 class Presence:
-    """What a photograph shows of one category."""
+    """The instances of one category on a photograph."""
 
     num_instances: int = 0
     num_crowds: int = 0
     num_without_outline: int = 0
-    """Instances that no polygon outlines."""
+    """Instances without polygons."""
     largest_area: float = 0.0
-    """Of an instance, in pixels."""
+    """Area of each instance, in pixels."""
     total_area: float = 0.0
 
     def add(self, area: float, *, is_crowd: bool, has_outline: bool) -> None:
@@ -78,18 +77,18 @@ class Presence:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """What stands on the photographs of one split."""
+    """The annotations of one split's photographs."""
 
     categories: dict[int, str] = field(default_factory=dict)
     photographs: dict[int, Photograph] = field(default_factory=dict)
     presences: dict[tuple[int, int], Presence] = field(default_factory=dict)
-    """By photograph and category."""
+    """Keyed by photograph and category."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Name of a photograph -> why it cannot be used."""
+    """Name of a photograph -> reason why it cannot be used."""
 
 
 def split_of(image_id: int) -> str:
-    """Returns the one split in which a photograph may stand."""
+    """Returns the only split for a photograph."""
     bucket = int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big") % sum(SPLIT_SHARES.values())
     for split, share in SPLIT_SHARES.items():
         if bucket < share:
@@ -99,10 +98,10 @@ def split_of(image_id: int) -> str:
 
 
 def read_annotations(path: Path, split: str) -> Annotations:
-    """Reads what stands on the photographs of a split.
+    """Reads the annotations of a split's photographs.
 
     Raises:
-        ValueError: where the file is none of COCO's instances; it names the file and the entry.
+        ValueError: if the file is not a COCO instances file; names file and entry.
     """
     read = Annotations()
     for name, number, entry in _entries(path, ("categories", "images", "annotations")):
@@ -130,7 +129,7 @@ def read_annotations(path: Path, split: str) -> Annotations:
 
 
 def read_outlines(path: Path, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[list[Polygon]]]:
-    """Returns the polygons of every instance of a category on a photograph, for the wanted ones."""
+    """Returns the polygons of every instance, for the requested photographs and categories."""
     outlines: dict[tuple[int, int], list[list[Polygon]]] = {place: [] for place in wanted}
     for _, _, entry in _entries(path, ("annotations",)):
         place = entry["image_id"], entry["category_id"]
@@ -142,7 +141,7 @@ def read_outlines(path: Path, wanted: Iterable[tuple[int, int]]) -> dict[tuple[i
 
 
 def polygons_of(segmentation: Any) -> list[Polygon] | None:
-    """Returns the polygons of an instance; None where it has none, as under a run-length mask, or malformed ones."""
+    """Returns the polygons of an instance; None if it has none (such as for a run-length mask) or malformed ones."""
     if not isinstance(segmentation, list) or not segmentation:
         return None
     for polygon in segmentation:
@@ -160,13 +159,13 @@ def _whole(entry: Mapping[str, Any], name: str) -> int:
 
 
 def _entries(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Yields the name of a list at the top of a JSON file, the number in it, and the entry, for the named lists."""
+    """Yields (list name, index, entry) for the named top-level lists of a JSON file."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected COCO's instances_*.json")
     try:
         with path.open(encoding="utf-8") as file:
             text = _JsonText(file)
-            for name in text.keys():  # noqa: SIM118 (it reads on)
+            for name in text.keys():  # noqa: SIM118 (it continues reading)
                 if name not in names or text.peek() != "[":
                     text.value()
                     continue
@@ -175,11 +174,11 @@ def _entries(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, int, dic
                         raise ValueError(f"entry {number} of {name} is a {type(entry).__name__}; expected an object")
                     yield name, number, entry
     except JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error.msg}); expected COCO's instances_*.json, whole") from error
+        raise ValueError(f"{path} is not JSON ({error.msg}); expected COCO's instances_*.json, whole") from error
 
 
 class _JsonText:
-    """A JSON text that is read value by value, with no more of it in memory than one of them and `CHUNK_CHARS`."""
+    """A streaming JSON parser that keeps at most one value and `CHUNK_CHARS` in memory."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -188,7 +187,7 @@ class _JsonText:
         self._decode = JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """Returns the next character that is no white space, an empty string at the end."""
+        """Returns the next non-whitespace character, or an empty string at the end."""
         while True:
             while self._at < len(self._text):
                 if not self._text[self._at].isspace():
@@ -198,7 +197,7 @@ class _JsonText:
                 return ""
 
     def value(self) -> Any:
-        """Reads one whole value."""
+        """Reads one complete value."""
         self.peek()
         while True:
             try:
@@ -207,12 +206,12 @@ class _JsonText:
                 if not self._read_on():
                     raise
                 continue
-            if end < len(self._text) or not self._read_on():  # a number may go on in what has not been read
+            if end < len(self._text) or not self._read_on():  # a number may continue in the unread part
                 self._at = end
                 return value
 
     def keys(self) -> Iterator[str]:
-        """Yields the keys of an object; the caller reads each one's value before the next."""
+        """Yields the keys of an object; the caller must read each value before the next key."""
         for key in self._members("{", "}"):
             self._take(":")
             yield key
@@ -239,7 +238,7 @@ class _JsonText:
         self._at += 1
 
     def _read_on(self) -> bool:
-        """Reads at least as much again as a value has taken so far."""
+        """Reads more text, at least as much as the current value has taken so far."""
         rest = self._text[self._at :]
         read = self._file.read(max(CHUNK_CHARS, len(rest)))
         self._text, self._at = rest + read, 0
@@ -247,18 +246,18 @@ class _JsonText:
 
 
 class Opened(NamedTuple):
-    """A photograph's pixels, and whether its file may be stored as it is."""
+    """A photograph's pixels, and whether its file may be stored unchanged."""
 
     picture: Image.Image
     plain_suffix: str | None
-    """Of a file in which every reader sees these pixels: RGB, in JPEG or PNG, not to be turned, not transparent."""
+    """The file, if every reader sees these pixels: RGB, JPEG or PNG, without rotation or transparency."""
 
 
 def open_photograph(content: bytes, size: tuple[int, int]) -> Opened:
-    """Returns the pixels that a photograph's file stores, in RGB; an EXIF mark does not turn them.
+    """Returns a photograph's stored pixels in RGB, ignoring EXIF orientation.
 
     Raises:
-        UnusableImageError: where it cannot be decoded, or has another size than its annotations.
+        UnusableImageError: if it cannot be decoded, or its size differs from its annotations.
     """
     try:
         with Image.open(BytesIO(content)) as opened:
@@ -272,7 +271,7 @@ def open_photograph(content: bytes, size: tuple[int, int]) -> Opened:
     if picture.size != size:
         found = f"has {picture.width} x {picture.height} pixels, its annotations {size[0]} x {size[1]}"
         raise UnusableImageError("wrong_size", found)
-    picture.info.clear()  # a colour profile or a mark to turn it would be written, and read back as another picture
+    picture.info.clear()  # a written colour profile or orientation would change the image
     return Opened(picture, plain_suffix)
 
 
@@ -280,7 +279,7 @@ def read_photograph(path: Path) -> bytes:
     """Returns a photograph's file.
 
     Raises:
-        UnusableImageError: where it is not there, or cannot be read.
+        UnusableImageError: if it is missing or cannot be read.
     """
     try:
         return path.read_bytes()
@@ -290,7 +289,7 @@ def read_photograph(path: Path) -> bytes:
 
 
 def fingerprint(path: Path) -> str:
-    """Returns the sha256 of a file of annotations."""
+    """Returns the sha256 of an annotation file."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected COCO's instances_*.json")
     with path.open("rb") as file:

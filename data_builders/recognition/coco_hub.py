@@ -1,12 +1,10 @@
-"""How are COCO's photographs read from the hub? Row by row, in the layout of `detection-datasets/coco`.
+"""Reads COCO's photographs from the hub, row by row, in the layout of `detection-datasets/coco`.
 
-A row holds `image_id`, `image`, `width`, `height`, and under `objects` a `category` and an `area` for each instance;
-whether one is a crowd is not told (a set that tells it under `iscrowd` is heard), and there are no outlines. Rows come
-in the order of the data set and no more of them than are needed; one photograph at a time is in memory, and those of
-the split are kept in a folder.
+A row has `image_id`, `image`, `width`, `height`, and under `objects` a `category` and an `area` for each instance.
+There are no outlines and no crowd flags (`iscrowd` is used if a data set has it). Rows are read in order, only as many
+as needed; one photograph at a time is in memory, and those of the split are stored in a folder.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
@@ -15,7 +13,8 @@ from typing import Any
 
 from data_builders.prompt_sets.images import UnusableImageError
 from data_builders.recognition.coco import Annotations, Opened, Photograph, Presence, open_photograph, split_of
-from models.hub import Repository, hub_commit, parse_repository, snapshot
+from data_builders.sources.files import files_sha256
+from data_builders.sources.hub import HubPlace, hub_place, named_repository, stream_rows
 from tracking.progress import progress
 
 COLUMNS = ("image_id", "image", "width", "height", "objects")
@@ -23,33 +22,24 @@ OBJECT_COLUMNS = ("category", "area")
 ASK_EVERY = 50
 
 
-@cache
 def hub_fingerprint(name: str) -> str:
-    """Returns the commit of a hub data set, found once for this process, or what changes with a folder's files."""
-    from huggingface_hub import constants
-
-    if Path(name).is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(Path(name).rglob("*.parquet")):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
-    repository = _repository(name)
-    return snapshot(repository, cached_only=True).name if constants.HF_HUB_OFFLINE else hub_commit(repository)
+    """Returns the commit of a hub data set, looked up once per process, or a fingerprint of a folder's files."""
+    folder = Path(name)
+    return files_sha256(sorted(folder.rglob("*.parquet"))) if folder.is_dir() else _place(name).commit
 
 
 def fetch_hub_annotations(
     name: str, hub_split: str, num_rows: int, split: str, directory: Path, enough: Callable[[Annotations], bool]
 ) -> Annotations:
-    """Reads rows until there are enough, and keeps the photographs of the split in a folder.
+    """Reads rows until there are enough photographs, and stores those of the split in a folder.
 
     Args:
-        name: a hub id, such as `owner/name@revision`, or a folder laid out as one.
+        name: a hub id, such as `owner/name@revision`, or a folder with the same layout.
         hub_split: the data set's own split.
-        num_rows: no more rows than these are read.
-        split: ours, into which photographs fall by their number.
-        directory: where the photographs are kept.
-        enough: says so, asked every `ASK_EVERY` photographs.
+        num_rows: maximum number of rows to read.
+        split: this suite's split; photographs are assigned by number.
+        directory: folder for the photographs.
+        enough: returns whether there are enough; called every `ASK_EVERY` photographs.
     """
     rows, categories = _open_rows(name, hub_split)
     read = Annotations(categories=dict(enumerate(categories)))
@@ -73,32 +63,21 @@ def fetch_hub_annotations(
     return read
 
 
-def _repository(name: str) -> Repository:
-    repository = parse_repository(name, kind="dataset")
-    if repository is None:
-        raise ValueError(f"hub_dataset {name!r} is neither a folder nor a hub id such as detection-datasets/coco")
-    return repository
+@cache
+def _place(name: str) -> HubPlace:
+    return hub_place(named_repository(name, named="hub_dataset", example="detection-datasets/coco"))
 
 
 def _open_rows(name: str, hub_split: str) -> tuple[Iterator[Mapping[str, Any]], Sequence[str]]:
-    """Returns the rows, images as they are stored, and the names of the categories."""
-    from datasets import load_dataset
-    from huggingface_hub import constants
-
-    place, revision = name, None
-    if not Path(name).is_dir():
-        repository = _repository(name)
-        place, revision = repository.repo, hub_fingerprint(name)
-        if constants.HF_HUB_OFFLINE:
-            place, revision = str(snapshot(repository, cached_only=True)), None
-    try:
-        dataset = load_dataset(place, split=hub_split, revision=revision, streaming=True)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"hub_dataset {name}: datasets cannot stream its split {hub_split!r} ({reason}); correct hub_split, or "
-            "download it and name the folder"
-        ) from error
+    """Returns the rows, with encoded images, and the category names."""
+    place = None if Path(name).is_dir() else _place(name)
+    dataset = stream_rows(
+        name if place is None else place.path,
+        split=hub_split,
+        revision=None if place is None else place.revision,
+        named=f"hub_dataset {name}",
+        correct="hub_split, or download it and name the folder",
+    )
     features = dataset.features or {}
     objects = features.get("objects")
     if any(column not in features for column in COLUMNS) or not isinstance(objects, Mapping):

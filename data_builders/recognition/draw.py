@@ -1,7 +1,7 @@
-"""How is an object taken out of a photograph? Painted out from its outline on, with OpenCV, and no other pixel touched.
+"""Removes an object from a photograph by inpainting within its outline with OpenCV; other pixels are unchanged.
 
 Telea (2004, "An image inpainting technique based on the fast marching method") and Navier-Stokes (Bertalmio et al.
-2001). Both carry on what surrounds the outline, so that a large object leaves a blur, and shadows stay.
+2001). Both extend the surroundings of the outline, so a large object leaves a blur, and shadows remain.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,13 +16,13 @@ from data_builders.recognition.coco import Polygon
 SUBPIXEL_BITS = 4
 MAX_DILATION = 100
 PAINTED = 255
-"""What a mask has where a pixel is painted out; 0 elsewhere."""
+"""Mask value of painted pixels; others are 0."""
 
 METHODS: dict[str, Callable[[Any], int]] = {
     "telea": lambda cv2: cv2.INPAINT_TELEA,
     "ns": lambda cv2: cv2.INPAINT_NS,
 }
-"""Name -> OpenCV's number for it."""
+"""Name -> OpenCV's constant."""
 
 
 def draw_mask(
@@ -31,8 +31,8 @@ def draw_mask(
     """Returns `PAINTED` in and around the polygons, 0 elsewhere.
 
     Args:
-        polygons: in the pixels of the annotated picture.
-        annotated_size, size: of that picture, and of the mask.
+        polygons: in pixels of the annotated image.
+        annotated_size, size: size of that image, and of the mask.
         dilation: pixels of the mask around each polygon.
     """
     import cv2
@@ -40,7 +40,7 @@ def draw_mask(
     mask = np.zeros((size[1], size[0]), dtype=np.uint8)
     scale = np.array(size) / annotated_size
     for polygon in polygons:
-        corners = np.array(polygon).reshape(-1, 2) * scale - 0.5  # OpenCV counts from the middle of the first pixel
+        corners = np.array(polygon).reshape(-1, 2) * scale - 0.5  # OpenCV's origin is the centre of the first pixel
         cv2.fillPoly(mask, [np.round(corners * 2**SUBPIXEL_BITS).astype(np.int32)], PAINTED, shift=SUBPIXEL_BITS)
     if dilation:
         width = 2 * dilation + 1
@@ -49,13 +49,13 @@ def draw_mask(
 
 
 def paint_out(picture: Image.Image, mask: UInt8[np.ndarray, "height width"], method: str, radius: float) -> Image.Image:
-    """Returns the picture with what the mask marks painted out.
+    """Returns the image with the masked pixels inpainted.
 
     Args:
         picture: in RGB.
-        mask: `PAINTED` where it is painted out, of the same size.
+        mask: `PAINTED` for the pixels to paint; same size.
         method: one of `METHODS`.
-        radius: pixels around a painted one that are looked at.
+        radius: radius in pixels of the neighbourhood of a painted pixel.
     """
     import cv2
 

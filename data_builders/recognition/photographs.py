@@ -1,12 +1,12 @@
-"""Which photographs does a set ask about? A category and a photograph for each pair, chosen once, before all else.
+"""Which photographs does a set use? Selects a category and a photograph for each pair, once, before drawing.
 
-Categories take turns, in an order drawn anew for each round, and each goes through its own photographs, of the split
-alone, in a drawn order (on the hub in the order of the rows). A category whose photographs have all been used drops
-out, and the others go on. So the choice for pair i is the same however many follow. Photographs that cannot be used are
-passed over and named on standard error.
+Categories alternate in rounds, each round in a random order, and each category uses its photographs of the split in a
+random order (for the hub, in the order of the rows). A category whose photographs are exhausted drops out. The choice
+for pair i is therefore independent of the number of pairs. Unusable photographs are skipped and named on standard
+error.
 
-Asked about is a category with an instance that is large enough and no crowd of it: a region of many cannot be counted
-as one, nor painted out. What was chosen stands in the work folder, a line a pair, for the processes that draw.
+A category is eligible if it has a sufficiently large instance and no crowd region, which cannot be counted as one
+instance or painted out. The selection is stored in the work folder, one line per pair, for the drawing processes.
 """
 
 import json
@@ -41,12 +41,12 @@ from tracking.product import partial_file
 CHOSEN_FILE = "chosen.jsonl"
 FETCHED_DIR = "photographs"
 NUM_NAMED = 10
-"""Of the photographs that are left out."""
+"""Number of skipped photographs that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotographRules:
-    """Which photographs are asked about."""
+    """The selection of photographs."""
 
     annotations: str | None = field(
         default=None, metadata={"help": "COCO's instances_*.json; by default the shipped mini-COCO"}
@@ -78,20 +78,20 @@ class PhotographRules:
         if self.hub_rows < 1:
             raise ValueError(f"hub_rows is {self.hub_rows}; it must be at least 1")
         if len(set(self.categories)) < len(self.categories):
-            raise ValueError(f"categories are {', '.join(self.categories)}; one stands twice")
+            raise ValueError(f"categories are {', '.join(self.categories)}; one appears twice")
 
     @property
     def annotations_path(self) -> Path:
         return MINI_COCO / ANNOTATIONS_FILE if self.annotations is None else Path(self.annotations)
 
     def images_dir(self, work_dir: Path) -> Path:
-        """Where the photographs stand; fetched ones in the work folder."""
+        """The folder of the photographs; for fetched ones the work folder."""
         if self.hub_dataset is not None:
             return work_dir / FETCHED_DIR
         return MINI_COCO / IMAGES_DIR if self.images is None else Path(self.images)
 
     def describe_source(self) -> dict[str, Any]:
-        """Returns what determines the photographs, without the names of places."""
+        """Returns what determines the photographs, without paths."""
         if self.hub_dataset is None:
             return {"annotations": fingerprint(self.annotations_path)}
         return {
@@ -102,7 +102,7 @@ class PhotographRules:
 
 
 class Chosen(NamedTuple):
-    """A photograph and the category that is asked about."""
+    """A photograph and the category of its question."""
 
     photograph: Photograph
     category_id: int
@@ -110,14 +110,14 @@ class Chosen(NamedTuple):
     num_instances: int
     largest_area_frac: float
     outlines: list[list[Polygon]]
-    """The polygons of every instance; none where nothing is painted out."""
+    """The polygons of every instance; none unless inpainting is used."""
 
 
 def choose_photographs(rules: PhotographRules, drawing: Drawing, num_pairs: int, *, with_outlines: bool) -> None:
-    """Writes what the given number of pairs is about into the work folder, unless it stands there.
+    """Writes the selection for a number of pairs to the work folder, unless it exists.
 
     Raises:
-        ValueError: where there are too few photographs; it says for how many pairs there are some.
+        ValueError: if there are too few photographs; the message gives the possible number of pairs.
     """
     path = drawing.work_dir / CHOSEN_FILE
     if path.exists():
@@ -141,7 +141,7 @@ def choose_photographs(rules: PhotographRules, drawing: Drawing, num_pairs: int,
         print(line, file=sys.stderr)
     if len(places) < num_pairs:
         raise ValueError(
-            f"{num_pairs} pairs of split {drawing.split!r} are asked for, and there are photographs for {len(places)}; "
+            f"{num_pairs} pairs of split {drawing.split!r} requested, but there are photographs for {len(places)}; "
             "ask for fewer, lower min_area_frac, or name a larger set"
         )
     outlines = read_outlines(rules.annotations_path, places) if with_outlines else {}
@@ -154,7 +154,7 @@ def choose_photographs(rules: PhotographRules, drawing: Drawing, num_pairs: int,
 def read_usable(
     rules: PhotographRules, drawing: Drawing, num_pairs: int, images_dir: Path, *, with_outlines: bool
 ) -> tuple[Annotations, dict[int, list[int]]]:
-    """Returns the annotations, and the photographs of each category in the order in which they have their turn."""
+    """Returns the annotations, and the photographs of each category in order of use."""
     if rules.hub_dataset is not None:
         images_dir.mkdir(parents=True, exist_ok=True)
         read = fetch_hub_annotations(
@@ -167,7 +167,7 @@ def read_usable(
         )
         return read, usable_photographs(read, rules)
     if not images_dir.is_dir():
-        raise ValueError(f"images {images_dir} is no folder; expected the photographs that the annotations name")
+        raise ValueError(f"images {images_dir} is not a folder; expected the photographs that the annotations name")
     read = read_annotations(rules.annotations_path, drawing.split)
     usable = usable_photographs(read, rules, with_outlines=with_outlines)
     for category_id, image_ids in usable.items():
@@ -177,7 +177,7 @@ def read_usable(
 
 
 def choice_of(read: Annotations, place: tuple[int, int], outlines: list[list[Polygon]]) -> Chosen:
-    """Returns what a pair is about."""
+    """Returns a pair's photograph and category."""
     image_id, category_id = place
     photograph, presence = read.photographs[image_id], read.presences[place]
     return Chosen(
@@ -191,7 +191,7 @@ def choice_of(read: Annotations, place: tuple[int, int], outlines: list[list[Pol
 
 
 def open_chosen(work_dir: Path) -> Callable[[int], Chosen]:
-    """Returns what reads the choice for a pair; of the file no more than the places of its lines is in memory."""
+    """Returns a function that reads a pair's selection; only the offsets of the file's lines are kept in memory."""
     path = work_dir / CHOSEN_FILE
     starts = array("Q", [0])
     with path.open("rb") as file:
@@ -210,12 +210,12 @@ def open_chosen(work_dir: Path) -> Callable[[int], Chosen]:
 def usable_photographs(
     read: Annotations, rules: PhotographRules, *, with_outlines: bool = False
 ) -> dict[int, list[int]]:
-    """Returns for each category the photographs that may be asked about, in the order in which they were read."""
+    """Returns the eligible photographs of each category, in reading order."""
     wanted = [category_id for category_id, name in read.categories.items() if name in (rules.categories or [name])]
     for name in rules.categories:
         if name not in read.categories.values():
             near = did_you_mean(name, read.categories.values())
-            raise ValueError(f"category {name!r} is none of the {len(read.categories)} in the annotations{near}")
+            raise ValueError(f"category {name!r} is not one of the {len(read.categories)} in the annotations{near}")
     usable: dict[int, list[int]] = {category_id: [] for category_id in sorted(wanted)}
     for (image_id, category_id), presence in read.presences.items():
         if category_id not in usable or presence.num_crowds or (with_outlines and presence.num_without_outline):
@@ -230,14 +230,14 @@ def usable_photographs(
 def take_turns(
     usable: dict[int, list[int]], is_readable: Callable[[int], bool], drawing: Drawing, num_pairs: int
 ) -> Iterator[tuple[int, int]]:
-    """Yields photograph and category of each pair, fewer where no more are left."""
+    """Yields photograph and category of each pair; fewer if photographs are exhausted."""
     remaining = {category_id: iter(image_ids) for category_id, image_ids in usable.items()}
 
     def next_of(category_id: int) -> int | None:
         return next(filter(is_readable, remaining[category_id]), None)
 
     num_taken = num_rounds = 0
-    with ThreadPoolExecutor() as threads:  # Pillow decodes outside Python's lock
+    with ThreadPoolExecutor() as threads:  # Pillow releases the GIL while decoding
         while remaining and num_taken < num_pairs:
             turns = list(usable)
             drawing.rng("round", num_rounds).shuffle(turns)
@@ -252,7 +252,7 @@ def take_turns(
 
 
 def describe_left_out(left_out: dict[str, str]) -> Iterator[str]:
-    """Yields lines of text on the photographs that were passed over."""
+    """Yields lines of text about skipped photographs."""
     for name in sorted(left_out)[:NUM_NAMED]:
         yield f"left out: {name} {left_out[name]}"
     if len(left_out) > NUM_NAMED:
@@ -262,9 +262,9 @@ def describe_left_out(left_out: dict[str, str]) -> Iterator[str]:
 def describe_dropped_out(
     usable: dict[int, list[int]], places: list[tuple[int, int]], categories: dict[int, str]
 ) -> Iterator[str]:
-    """Yields a line of text where categories have fewer pairs than others, for want of photographs."""
+    """Yields a line of text if categories have fewer pairs than others because of too few photographs."""
     counts = Counter(category_id for _, category_id in places)
-    num_rounds = max(counts.values(), default=1) - 1  # in which every category that was left took its turn
+    num_rounds = max(counts.values(), default=1) - 1  # complete rounds
     dropped_out = [f"{categories[each]} ({counts[each]})" for each in usable if counts[each] < num_rounds]
     if dropped_out:
         more = ", …" if len(dropped_out) > NUM_NAMED else ""
@@ -272,5 +272,5 @@ def describe_dropped_out(
 
 
 def num_pairs_before_one_drops_out(usable: dict[int, list[int]]) -> int:
-    """Returns how many pairs there are in rounds in which every category takes its turn."""
+    """Returns the number of pairs in rounds that include every category."""
     return min(map(len, usable.values()), default=0) * len(usable)

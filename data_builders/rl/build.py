@@ -1,18 +1,18 @@
-"""Prompts for reinforcement learning from upstream rows in verl's schema: what was kept, what was dropped, and why?
+"""Builds prompts for reinforcement learning from rows in verl's schema, and counts dropped rows by reason.
 
     python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --seed 0 --output-dir outputs/rl/data
 
-Rows stream by once: their images go to disk, stored once each, and their texts into `records.jsonl`, a record a row,
-from which a killed build continues. Then the prompt set is written: `rl.jsonl`, `validation.jsonl`, `test.jsonl`,
-`images/` and `build_report.json`, which counts every row that was dropped, by reason, with the rows' names.
+Rows are streamed once: their images are stored on disk without duplicates, and their texts in `records.jsonl`, one
+record per row, from which a killed build continues. Then the prompt set is written: `rl.jsonl`, `validation.jsonl`,
+`test.jsonl`, `images/` and `build_report.json`, which counts dropped rows by reason and names them.
 
-The reasons are `upstream.DROPPED`, the remarks on rows that were kept `upstream.NOTED`. System messages are taken out
-and listed in the report: models are compared under one `system_prompt`, which training and evaluation configure.
-Questions that share a text or an image stand in the same split. An id is the hash of question and images, the order of
-a split a hash of seed and id, so neither depends on the order of the rows or on what else is built.
+The reasons are in `upstream.DROPPED`, the notes on kept rows in `upstream.NOTED`. System messages are removed and
+listed in the report: models are compared under one `system_prompt`, which training and evaluation set. Questions that
+share a text or an image are in the same split. An id is the hash of question and images, and a split is ordered by a
+hash of seed and id, so neither depends on the order of the rows or on other rows.
 
-Known limits: one question a prompt, images before it; the held-out shares are met only roughly, since whole groups of
-questions fall into a split, by chance.
+Known limits: one question per prompt, with the images before it; the held-out shares are only approximate, since whole
+groups of questions are assigned to splits at random.
 """
 
 import hashlib
@@ -34,19 +34,19 @@ from tracking.progress import progress
 from tracking.records import Record, RecordLog
 
 ANSWER_KINDS = ("number", "text", "math", "choice", "yes_no", "box", "list")
-"""The grader's kinds, which no builder may import."""
+"""The grader's kinds; builders may not import `eval`."""
 IMAGES_DIR = "images"
 WORK_DIR = ".work"
-"""Keeps the images of an unfinished build."""
+"""Folder for the images of an unfinished build."""
 REPORT_FILE = "build_report.json"
 SPLITS = ("rl", "validation", "test")
 MAX_EXAMPLES = 20
-"""Rows named for each reason in the report."""
+"""Number of rows named per reason in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RlArguments(RowRules):
-    """Which rows become prompts, and how."""
+    """How rows become prompts."""
 
     source: list[str] = field(metadata={"help": "parquet or JSONL files, folders of them, or hub ids"})
     ability: list[str] = field(
@@ -97,13 +97,13 @@ class RlArguments(RowRules):
 
 
 def read_rules(name: str, rules: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:
-    """Returns data source -> value; the rule without a data source stands under the empty name."""
+    """Returns data source -> value; the rule without a data source has the empty name."""
     read: dict[str, str] = {}
     for rule in rules:
         data_source, _, value = rule.rpartition("=")
         if value not in allowed:
             raise ValueError(
-                f"{name} {rule!r}: {value!r} is none of {', '.join(allowed)}{did_you_mean(value, allowed)}"
+                f"{name} {rule!r}: {value!r} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
             )
         if data_source in read:
             raise ValueError(f"{name} {rule!r}: a second rule for {data_source or 'all rows'}")
@@ -112,7 +112,7 @@ def read_rules(name: str, rules: Sequence[str], allowed: Sequence[str]) -> dict[
 
 
 def describe(arguments: RlArguments) -> dict[str, Any]:
-    """Returns what determines the product: the arguments, with contents in the place of paths."""
+    """Returns what determines the product: the arguments, with file contents instead of paths."""
     settings = asdict(arguments)
     del settings["image_root"]
     settings["source"] = {source.label: source.fingerprint for source in arguments.opened}
@@ -120,7 +120,7 @@ def describe(arguments: RlArguments) -> dict[str, Any]:
 
 
 def drop_repeated(records: Sequence[Record]) -> list[Record]:
-    """Returns the records, those whose question and images stand in another one marked as dropped."""
+    """Returns the records, with duplicates of question and images marked as dropped."""
     answers: dict[tuple[str, ...], set[str]] = defaultdict(set)
     first: dict[tuple[str, ...], str] = {}
     for record in records:
@@ -166,7 +166,7 @@ def to_prompt(record: Record, abilities: Mapping[str, str], kinds: Mapping[str, 
 
 
 def group_prompts(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """Returns groups of prompts such that no question and no image stands in two of them."""
+    """Groups prompts so that no question and no image is in two groups."""
     parents: dict[str, str] = {}
 
     def root(node: str) -> str:
@@ -187,9 +187,9 @@ def group_prompts(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
 def split_prompts(
     groups: Sequence[Sequence[Prompt]], *, seed: int, validation_frac: float, test_frac: float
 ) -> dict[str, list[Prompt]]:
-    """Deals whole groups to the splits by a hash of the seed, and orders each split by another.
+    """Assigns whole groups to splits by a hash with the seed, and orders each split by another hash.
 
-    A group larger than the whole of a held-out split should be stays in `rl`.
+    A group larger than the intended size of a held-out split stays in `rl`.
     """
     splits: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
     num_prompts = sum(map(len, groups))
@@ -210,10 +210,10 @@ def build_rl(directory: Path, output_dir: Path, arguments: RlArguments, seed: in
 
     Args:
         directory: where the product is written.
-        output_dir: keeps `records.jsonl`, and the images in `WORK_DIR`, from one attempt to the next.
+        output_dir: keeps `records.jsonl`, and the images in `WORK_DIR`, between attempts.
 
     Raises:
-        ValueError: where no row could be used.
+        ValueError: if no row could be used.
     """
     records = drop_repeated(read_rows(arguments, output_dir))
     abilities = read_rules("ability", arguments.ability, ABILITIES)
@@ -247,7 +247,7 @@ def build_rl(directory: Path, output_dir: Path, arguments: RlArguments, seed: in
 
 
 def read_rows(arguments: RlArguments, output_dir: Path) -> list[Record]:
-    """Examines every row that has no record yet; returns all records, in the order of the rows."""
+    """Processes every row without a record; returns all records, in the order of the rows."""
     images_dir = output_dir / WORK_DIR / IMAGES_DIR
     images_dir.mkdir(parents=True, exist_ok=True)
     with RecordLog(output_dir / "records.jsonl") as log:
@@ -261,7 +261,7 @@ def read_rows(arguments: RlArguments, output_dir: Path) -> list[Record]:
 
 
 def build_report(records: Sequence[Record]) -> dict[str, Any]:
-    """Counts the rows by what became of them."""
+    """Counts the rows by outcome."""
     dropped = [record for record in records if "dropped" in record]
     kept = [record for record in records if "dropped" not in record]
     data_sources = sorted({record["data_source"] for record in records})

@@ -1,8 +1,8 @@
-"""What is in a row of verl's schema, and can it become a prompt? One row in, one record out, its images stored.
+"""Can a row in verl's schema become a prompt? Converts one row to one record, and stores its images.
 
-A prompt of ours is one question with its images before it and one answer. What upstream rows hold beyond that is taken
-out and noted (`NOTED`); a row that holds less, or something else, is dropped with its reason (`DROPPED`). What was
-found is said without paths of this machine, so that equal rows give equal records.
+A prompt is one question preceded by its images, with one answer. Additional content of upstream rows is removed and
+noted (`NOTED`); a row with less or other content is dropped with a reason (`DROPPED`). Messages contain no local paths,
+so equal rows give equal records.
 """
 
 import math
@@ -18,7 +18,7 @@ from tracking.records import Record
 
 PLACEHOLDER = "<image>"
 MAX_EXTRA_CHARS = 100
-"""Longer texts of `extra_info` (the question and the answer once more) are not carried along."""
+"""Longer texts in `extra_info` (copies of question and answer) are not kept."""
 
 DROPPED = {
     "unreadable_row": "no JSON object, or no text where one belongs",
@@ -45,7 +45,7 @@ _CONTROL = re.compile(r"<\|[a-z_]{4,}\|>|<video>")
 
 
 class DefectError(Exception):
-    """A row that cannot become a prompt; `reason` is one of `DROPPED`, `str()` says what was found."""
+    """A row that cannot become a prompt; `reason` is one of `DROPPED`, `str()` describes the finding."""
 
     def __init__(self, reason: str, found: str = "") -> None:
         assert reason in DROPPED, reason
@@ -61,14 +61,14 @@ class Asked:
     num_placeholders: int
     system: str
     moved: bool
-    """True where an image stood elsewhere than before the text."""
+    """True if an image was not before the text."""
 
 
 def read_prompt(prompt: Any) -> Asked:
-    """Takes an upstream prompt (a text, or messages) apart.
+    """Parses an upstream prompt (a text, or messages).
 
     Raises:
-        DefectError: where it is not one question.
+        DefectError: if it is not a single question.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
@@ -110,7 +110,7 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 def _without_placeholders(text: str) -> str:
-    """Takes the placeholders out, and leaves one space or line break where they stood between words."""
+    """Removes the placeholders, leaving one space or line break between words."""
     return re.sub(rf"\s*{PLACEHOLDER}\s*", lambda gap: "\n" if "\n" in gap.group() else " ", text).strip()
 
 
@@ -118,7 +118,7 @@ def read_answer(row: Mapping[str, Any]) -> str:
     """Returns the ground truth as a text.
 
     Raises:
-        DefectError: where there is none, or not exactly one.
+        DefectError: if there is not exactly one.
     """
     reward_model = row.get("reward_model")
     truth = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
@@ -146,13 +146,13 @@ class RowRules(PixelLimits):
 
 
 def examine(key: str, row: Row, root: Path | None, images_dir: Path, rules: RowRules) -> Record:
-    """Turns one row into a record, and stores its images; a defect is a record, too.
+    """Turns one row into a record, and stores its images; defects are also records.
 
     Args:
-        key: names the row.
-        row: as `data_builders.sources.rows` reads it.
-        root: what relative paths of images are relative to.
-        images_dir: where images are stored.
+        key: name of the row.
+        row: as read by `data_builders.sources.rows`.
+        root: base of relative image paths.
+        images_dir: folder for stored images.
     """
     record: Record = {"key": key, "data_source": _data_source(row)}
     try:
@@ -187,7 +187,7 @@ def examine(key: str, row: Row, root: Path | None, images_dir: Path, rules: RowR
 def _store_images(
     entries: Sequence[Any], root: Path | None, images_dir: Path, rules: RowRules
 ) -> tuple[list[str], bool]:
-    """Returns the names of the stored images, and whether they were left out for being blank, all of them."""
+    """Returns the names of the stored images, and whether all of them were blank and left out."""
     names, num_blank = [], 0
     for number, entry in enumerate(entries, start=1):
         try:

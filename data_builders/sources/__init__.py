@@ -1,1 +1,1 @@
-"""Where do rows and texts come from? Files, folders and data sets on the hub."""
+"""Readers of rows and texts from files, folders and hub data sets."""

@@ -1,11 +1,10 @@
-"""Where do upstream rows come from? Parquet, JSON lines, folders of both, and hub data sets, a few rows at a time.
+"""Reads upstream rows from Parquet, JSON Lines, folders of both, and hub data sets, a few rows at a time.
 
-A row is what verl trains on: `prompt`, `images`, `reward_model.ground_truth`, `extra_info`, `data_source`. Rows carry
-their images, so no more than `BATCH_ROWS` of them are in memory together, beside the page of the Parquet file that they
-stand on (with most writers a row group, or 1,024 rows of it). A reader can begin at any row.
+Rows follow verl's schema: `prompt`, `images`, `reward_model.ground_truth`, `extra_info`, `data_source`. Rows contain
+their images, so at most `BATCH_ROWS` rows are in memory, plus the current page of the Parquet file (with most writers a
+row group, or 1,024 rows of it). Reading can start at any row.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,46 +13,48 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from models.hub import Repository, hub_commit, parse_repository, snapshot
+from data_builders.sources.files import check_columns, file_sha256, parquet_columns
+from data_builders.sources.hub import hub_place, stream_rows
+from models.hub import Repository, parse_repository
 
 COLUMNS = ("prompt", "images", "reward_model", "extra_info", "data_source")
 NEEDED_COLUMNS = ("prompt", "reward_model")
 SUFFIXES = (".parquet", ".jsonl")
 BATCH_ROWS = 16
 BUFFER_BYTES = 2**20
-"""What the Parquet reader reads ahead; without a limit it holds each page twice, packed and unpacked."""
+"""Read-ahead of the Parquet reader; without a limit it keeps each page twice, compressed and decompressed."""
 
 Row = dict[str, Any] | None
-"""None stands for a row that cannot be read as a mapping."""
+"""None for a row that cannot be read as a mapping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Rows under one name, readable from any of them on."""
+    """Named rows, readable from any position."""
 
     label: str
-    """Names the source in ids and reports: the shortest end of its path that no other source shares."""
+    """Name of the source in ids and reports: the shortest unique suffix of its path."""
     fingerprint: str
-    """Changes with the rows: a file's sha256, or the commit of a hub data set."""
+    """Version of the rows: a file's sha256, or the commit of a hub data set."""
     rows: Callable[[int], Iterator[Row]]
-    """Yields the rows from the given number on."""
+    """Yields the rows, starting at the given number."""
     image_root: Path | None
-    """What relative paths of images are relative to."""
+    """Base of relative image paths."""
 
 
 def open_sources(
     names: Sequence[str], *, config: str | None, split: str, revision: str | None, image_root: Path | None
 ) -> list[Source]:
-    """Opens files, folders and hub data sets, sorted by label, so that the order in which they are named is nothing.
+    """Opens files, folders and hub data sets, sorted by label, so that the order of the names does not matter.
 
     Args:
         names: a `.parquet` or `.jsonl` file, a folder of such files, or a hub id such as `owner/name` or
             `owner/name@revision`.
-        config, split, revision: which part of a hub data set; a revision in the name goes before.
-        image_root: overrides the folder of each file as the place of its images.
+        config, split, revision: part of a hub data set; a revision in the name takes precedence.
+        image_root: base of image paths instead of each file's folder.
 
     Raises:
-        ValueError: for a name that is none of these, a file named twice, or one without the columns of the schema.
+        ValueError: if a name is none of these, a file is named twice, or the schema's columns are missing.
     """
     files: list[Path] = []
     hub: list[Repository] = []
@@ -70,7 +71,7 @@ def open_sources(
             raise ValueError(f"source {name} does not exist; expected a file, a folder, or a hub id such as owner/name")
     for path in files:
         if path.suffix not in SUFFIXES:
-            raise ValueError(f"source {path} is no {' or '.join(SUFFIXES)} file")
+            raise ValueError(f"source {path} is not a {' or '.join(SUFFIXES)} file")
     resolved = [path.resolve() for path in files]
     for name, num in Counter([*map(str, resolved), *(each.repo for each in hub)]).items():
         if num > 1:
@@ -84,12 +85,12 @@ def _files_in(folder: Path) -> list[Path]:
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not files:
-        raise ValueError(f"source {folder} holds no {' or '.join(SUFFIXES)} file")
+        raise ValueError(f"source {folder} contains no {' or '.join(SUFFIXES)} file")
     return files
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """Returns the last parts of each path, as many as tell all paths apart."""
+    """Returns the shortest suffixes that distinguish all paths."""
     num_parts = 1
     while True:
         names = ["/".join(path.parts[-num_parts:]) for path in paths]
@@ -100,32 +101,14 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 def _file_source(path: Path, label: str, image_root: Path | None) -> Source:
     if path.suffix == ".parquet":
-        _check_columns(path, _parquet_columns(path))
-    with path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        check_columns(path, NEEDED_COLUMNS, parquet_columns(path))
     read = _parquet_rows if path.suffix == ".parquet" else _json_rows
     return Source(
         label=label,
-        fingerprint=fingerprint,
+        fingerprint=file_sha256(path),
         rows=lambda start: read(path, start),
         image_root=image_root or path.parent,
     )
-
-
-def _parquet_columns(path: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"source {path} is not readable as Parquet ({str(error).splitlines()[0]})") from error
-
-
-def _check_columns(place: Path | str, columns: Sequence[str]) -> None:
-    for needed in NEEDED_COLUMNS:
-        if needed not in columns:
-            raise ValueError(f"source {place} has no column {needed!r}; it has {', '.join(columns)}")
 
 
 def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
@@ -151,45 +134,36 @@ def _json_rows(path: Path, start: int) -> Iterator[Row]:
             try:
                 row = json.loads(line)
                 if b"\\u" in line:
-                    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair could not be written again
+                    json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate could not be written
             except ValueError:
                 row = None
             yield row if isinstance(row, dict) else None
 
 
 def _hub_source(repository: Repository, config: str | None, split: str) -> Source:
-    """Opens a hub data set: streamed at a fixed commit, or read from the cache where the hub is switched off."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        folder = snapshot(repository, cached_only=True)
-        commit, rows = folder.name, stream_dataset(str(folder), config=config, split=split)
-    else:
-        commit = hub_commit(repository)
-        rows = stream_dataset(repository.repo, config=config, split=split, revision=commit)
+    place = hub_place(repository)
+    rows = stream_dataset(place.path, config=config, split=split, revision=place.revision)
     label = "/".join([repository.repo, *([config] if config else []), split])
-    return Source(label=label, fingerprint=commit, rows=rows, image_root=None)
+    return Source(label=label, fingerprint=place.commit, rows=rows, image_root=None)
 
 
 def stream_dataset(
     place: str, *, config: str | None, split: str, revision: str | None = None
 ) -> Callable[[int], Iterator[Row]]:
-    """Returns the rows of a hub data set, or of a folder laid out as one, from the given number on.
+    """Returns the rows of a hub data set, or of a folder with the same layout, starting at the given number.
 
-    They stream through `datasets`, which leaves their images as they are stored.
+    They are streamed with `datasets`, with encoded images.
     """
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(place, config, split=split, revision=revision, streaming=True).decode(False)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"source {place}: datasets cannot stream its split {split!r} ({reason}); "
-            "correct hub_config or hub_split, or download it and name the folder"
-        ) from error
+    dataset = stream_rows(
+        place,
+        config,
+        split=split,
+        revision=revision,
+        named=f"source {place}",
+        correct="hub_config or hub_split, or download it and name the folder",
+    ).decode(False)
     columns = dataset.column_names
     if columns is not None:
-        _check_columns(place, columns)
+        check_columns(place, NEEDED_COLUMNS, columns)
         dataset = dataset.select_columns([column for column in COLUMNS if column in columns])
     return lambda start: iter(dataset.skip(start))

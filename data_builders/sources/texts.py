@@ -1,30 +1,31 @@
-"""Where do texts come from? Text files, JSON lines, Parquet and hub data sets, one text at a time."""
+"""Reads texts from text files, JSON Lines, Parquet and hub data sets, one at a time."""
 
 import gzip
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from models.hub import Repository, hub_commit, parse_repository, snapshot
+from data_builders.sources.files import check_columns, file_sha256, parquet_columns
+from data_builders.sources.hub import hub_place, stream_rows
+from models.hub import Repository, parse_repository
 
 JSON_SUFFIXES = (".json", ".jsonl")
-"""arXiv's metadata come as `.json`, with an object a line all the same."""
+"""arXiv's metadata is a `.json` file with one object per line."""
 SUFFIXES = (".txt", *JSON_SUFFIXES, ".parquet")
 BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """Texts under one name."""
+    """Named texts."""
 
     label: str
     fingerprint: str
-    """Changes with the texts: a file's sha256, or the commit of a hub data set."""
+    """Version of the texts: a file's sha256, or the commit of a hub data set."""
     texts: Callable[[], Iterator[str | None]]
-    """Yields them in order; None for a row that cannot be read or has none."""
+    """Yields the texts in order; None for a row that cannot be read or has none."""
 
 
 def open_texts(names: Sequence[str], *, columns: Sequence[str], config: str | None, split: str) -> list[TextSource]:
@@ -32,8 +33,8 @@ def open_texts(names: Sequence[str], *, columns: Sequence[str], config: str | No
 
     Args:
         names: files, or hub ids such as `owner/name` or `owner/name@revision`.
-        columns: what holds the text of a row; several are read as one text.
-        config, split: which part of a hub data set.
+        columns: columns with the text of a row; several are joined.
+        config, split: part of a hub data set.
     """
     sources = []
     for name in names:
@@ -57,9 +58,7 @@ def _file_texts(path: Path, columns: Sequence[str]) -> TextSource:
     if suffix not in SUFFIXES or (suffix == ".parquet" and path.suffix == ".gz"):
         raise ValueError(f"source {path} is none of {', '.join(SUFFIXES)}, nor one of the first three with .gz")
     read = _lines if suffix == ".txt" else _parquet_texts if suffix == ".parquet" else _json_texts
-    with path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return TextSource(label=path.name, fingerprint=fingerprint, texts=lambda: read(path, columns))
+    return TextSource(label=path.name, fingerprint=file_sha256(path), texts=lambda: read(path, columns))
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -90,56 +89,36 @@ def _json_texts(path: Path, columns: Sequence[str]) -> Iterator[str | None]:
                 found.update(row)
             yield text
     if not any_text:
-        named = f"its rows have {', '.join(sorted(found))}" if found else "it has no JSON object a line"
+        named = f"its rows have {', '.join(sorted(found))}" if found else "it does not have one JSON object per line"
         raise ValueError(f"source {path} has no text in the column {' or '.join(columns)}; {named}")
 
 
 def _parquet_texts(path: Path, columns: Sequence[str]) -> Iterator[str | None]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        names = pq.read_schema(path).names
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"source {path} is not readable as Parquet ({str(error).splitlines()[0]})") from error
-    _check_columns(path, columns, names)
+    check_columns(path, columns, parquet_columns(path))
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False):
             yield from (_text_of(row, columns) for row in batch.to_pylist())
 
 
 def _hub_texts(repository: Repository, columns: Sequence[str], config: str | None, split: str) -> TextSource:
-    """Streams a data set at a fixed commit, or reads it from the cache where the hub is switched off."""
-    from datasets import load_dataset
-    from huggingface_hub import constants
-
-    place, commit = repository.repo, None
-    if constants.HF_HUB_OFFLINE:
-        folder = snapshot(repository, cached_only=True)
-        place, fingerprint = str(folder), folder.name
-    else:
-        fingerprint = commit = hub_commit(repository)
-    try:
-        dataset = load_dataset(place, config, split=split, revision=commit, streaming=True)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"source {repository}: datasets cannot stream its split {split!r} ({reason}); correct --hub_config or "
-            "--hub_split, or download it and name its files"
-        ) from error
+    place = hub_place(repository)
+    dataset = stream_rows(
+        place.path,
+        config,
+        split=split,
+        revision=place.revision,
+        named=f"source {repository}",
+        correct="--hub_config or --hub_split, or download it and name its files",
+    )
     if dataset.column_names is not None:
-        _check_columns(repository.repo, columns, dataset.column_names)
+        check_columns(repository.repo, columns, dataset.column_names)
         dataset = dataset.select_columns(list(columns))
     label = "/".join([repository.repo, *([config] if config else []), split])
     return TextSource(
-        label=label, fingerprint=fingerprint, texts=lambda: (_text_of(row, columns) for row in iter(dataset))
+        label=label, fingerprint=place.commit, texts=lambda: (_text_of(row, columns) for row in iter(dataset))
     )
-
-
-def _check_columns(place: Path | str, columns: Sequence[str], names: Sequence[str]) -> None:
-    for column in columns:
-        if column not in names:
-            raise ValueError(f"source {place} has no column {column!r}; it has {', '.join(names)}")
 
 
 def _text_of(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:

@@ -1,1 +1,1 @@
-"""Is a set of pairs what it says it is? Every defect, computed again from its files."""
+"""Is a pair set correct? Finds every defect by recomputation from its files."""

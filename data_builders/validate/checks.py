@@ -1,7 +1,7 @@
-"""What is wrong with one pair of a set? Its texts, sizes and boxes, and what its pictures show.
+"""Which defects does one pair have? Checks its texts, sizes and boxes, and the content of its images.
 
-A pair that one of our builders drew is held against its own record (`TASK/check.py`); any other is measured by its
-pixels alone (`data_builders/pairs/unproven.py`).
+A pair drawn by one of the builders is compared with its own record (`TASK/check.py`); any other is checked by its
+pixels only (`data_builders/pairs/unproven.py`).
 """
 
 from collections.abc import Callable
@@ -21,18 +21,18 @@ from data_builders.validate.repeats import REPEAT_DEFECTS, Keys, keys_of
 from data_builders.validate.set_files import PAIR_RECORD_DEFECTS, PairSet, check_id, check_sizes
 
 MISREAD = "word_misread"
-"""The one kind that is looked for on request alone."""
+"""The only kind that is checked on request only."""
 
 
 class Checks(NamedTuple):
-    """What is looked for in the pictures of one kind of pair, and how."""
+    """The defects of one kind of pair, and how they are found."""
 
     defects: dict[str, str]
     check: Callable[[PairPictures], Found]
     not_seen: str | None = None
-    """What no check of this kind of pair can see."""
+    """What cannot be checked for this kind of pair."""
     unseen: Callable[[Pair], str | None] = lambda pair: None
-    """Returns what of a single pair cannot be seen here."""
+    """Returns what cannot be checked for a given pair on this machine."""
 
 
 CHECKS: dict[str, Checks] = {
@@ -44,33 +44,33 @@ CHECKS: dict[str, Checks] = {
     ),
     "pocket_pairs": Checks(pocket.DEFECTS, pocket.check_pocket),
 }
-"""Name in `data_builders.build` -> the checks of the pairs it builds."""
+"""Task in `data_builders.build` -> the checks of its pairs."""
 
 
 class PairFindings(NamedTuple):
-    """What was found in one pair."""
+    """The findings for one pair."""
 
     pair_id: str
     found: list[tuple[str, str]]
     """Kinds of defects, each with a text."""
     keys: Keys
     differing_frac: float | None
-    """Share of the pixels that differ; None where pictures cannot be compared."""
+    """Share of the pixels that differ; None if the images cannot be compared."""
     unseen: str | None
-    """What of it could not be checked here."""
+    """What could not be checked on this machine."""
 
 
 def builder_of(pair_set: PairSet, pair: Pair) -> str | None:
-    """Returns the task that a pair was built with, which its id begins with; None for those of other origin.
+    """Returns the builder task of a pair, from its id's prefix; None for pairs of other origin.
 
-    A pair of two scenes of somebody else's (`minimal` is false in its record) brings no proof of its own either.
+    A pair of two scenes from another data set (`minimal` is false in its record) has no proof either.
     """
     builder = pair_set.builder or pair.id.rpartition("-")[0]
     return builder if builder in CHECKS and (pair.meta or {}).get("minimal") is not False else None
 
 
 def checks_of(pair_set: PairSet, pair: Pair) -> Checks:
-    """Returns what is looked for in a pair's pictures."""
+    """Returns the checks of a pair's images."""
     builder = builder_of(pair_set, pair)
     if builder is None:
         return Checks(UNPROVEN_DEFECTS[pair.task], check_unproven, NOT_SEEN[pair.task])
@@ -78,7 +78,7 @@ def checks_of(pair_set: PairSet, pair: Pair) -> Checks:
 
 
 def meanings_of(pair_set: PairSet, pair: Pair, *, read_back: bool) -> dict[str, str]:
-    """Returns all kinds of defects that are looked for in a pair, with what each means."""
+    """Returns all kinds of defects checked in a pair, with their meanings."""
     found = defects.DEFECTS | REPEAT_DEFECTS
     if pair_set.manifest:
         found |= PAIR_RECORD_DEFECTS
@@ -91,18 +91,18 @@ def meanings_of(pair_set: PairSet, pair: Pair, *, read_back: bool) -> dict[str, 
 
 
 def has_words(pair_set: PairSet, pair: Pair) -> bool:
-    """True where a pair shows words to be read, and not the shapes of the pocket world."""
+    """True if a pair shows words to read, rather than the pocket world's shapes."""
     return pair.task == "ocr" and builder_of(pair_set, pair) in ("ocr", None)
 
 
 def check_pair(pair_set: PairSet, pair: Pair, number: int, *, read_back: bool) -> PairFindings:
-    """Checks all that can be checked of one pair alone.
+    """Runs all checks of a single pair.
 
     Args:
-        pair_set: where it stands.
-        pair: whose pictures are compared where both can be read and have one size.
-        number: its own in the set, from 0.
-        read_back: let Tesseract read its words.
+        pair_set: the set of the pair.
+        pair: the pair; its images are compared if both can be read and have the same size.
+        number: its index in the set, from 0.
+        read_back: read its words with Tesseract.
     """
     early = preflight(pair_set.directory, [pair])
     found = [*check_id(pair_set, pair, number), *((defect.kind, defect.text) for defect in early)]

@@ -1,4 +1,4 @@
-"""Is a set of pairs what it says it is? All that can be computed again from its files is, and every defect is named.
+"""Is a pair set what it claims to be? Recomputes all that its files allow, and names every defect.
 
     python -m data_builders.validate outputs/pairs/ocr [MORE SETS] [--words] [--num-workers 2]
     python -m data_builders.validate ../shared/data/published_pairs
@@ -6,13 +6,13 @@
 Each folder is a set, a run directory whose `data/` is one, or a folder of such. Checked are, of every set,
 
     files     against manifest.json, and metadata.jsonl against pairs.jsonl                `set_files.py`
-    pairs     texts, boxes, sizes and the processor's grid                                 `pair_checks.py`
+    pairs     texts, boxes, sizes and the processor's grid                                 `pairs/defects.py`
     pictures  that they differ in what is asked and in nothing else, and that answers and
-              boxes are true, by what the builder recorded of each pair                    `TASK_checks.py`
+              boxes are true, by what the builder recorded of each pair                    `TASK/check.py`
     repeats   pairs, words and photographs that stand twice, in all sets given together    `repeats.py`
 
-A set without such records, as the published one, is measured by its pixels alone (`unproven.py`). What could not be
-checked is said. Hidden files and the dataset card are left alone.
+A set without such records, such as the published one, is measured by its pixels alone (`pairs/unproven.py`). What could
+not be checked is reported. Hidden files and the dataset card are left alone.
 
 Exit status 0: no defects; 1: defects, a line each, and how many there are of each kind; 2: no set, or one that cannot
 be read.
@@ -27,9 +27,8 @@ from statistics import median
 from typing import NamedTuple
 
 from data_builders.ocr.check import tesseract_available
-from data_builders.pairs.files import iter_pairs
+from data_builders.pairs.files import find_sets, iter_pairs
 from data_builders.pairs.pair import PAIRS_FILE, Pair
-from data_builders.pairs.published import PUBLISHED_FILE
 from data_builders.pairs.workers import num_cores, work_through
 from data_builders.validate.checks import PairFindings, check_pair, checks_of, has_words, meanings_of
 from data_builders.validate.repeats import Seen
@@ -46,7 +45,6 @@ from data_builders.validate.set_files import (
 from tracking.command import check_least, parse_arguments
 from tracking.progress import progress
 
-DATA_DIR = "data"
 NUM_FILES_A_JOB = 64
 NUM_PAIRS_A_WORKER = 200
 """So many are checked in the time that a process takes to start."""
@@ -100,27 +98,6 @@ class Report:
     """Of each comparable pair, the share of the pixels that differ."""
     num_unseen: Counter[str]
     """What of some pairs could not be checked here, and of how many."""
-
-
-def find_sets(directory: Path) -> list[Path]:
-    """Returns the sets in a folder: itself, its `data/`, or those of its subfolders.
-
-    Raises:
-        ValueError: where there is none.
-    """
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is not a folder; expected a set of pairs, or a folder of sets")
-    names = (PAIRS_FILE, PUBLISHED_FILE)
-
-    def sets_at(place: Path) -> list[Path]:
-        return [folder for folder in (place, place / DATA_DIR) if any((folder / name).is_file() for name in names)][:1]
-
-    found = sets_at(directory) or [inner for place in sorted(directory.iterdir()) for inner in sets_at(place)]
-    if not found:
-        raise ValueError(
-            f"{directory} holds no set of pairs: no {' or '.join(names)} in it, in its folders, or in their {DATA_DIR}/"
-        )
-    return found
 
 
 def survey(directories: Sequence[Path]) -> list[Survey]:

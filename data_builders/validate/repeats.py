@@ -1,7 +1,7 @@
-"""Does a pair stand twice, or a word or photograph in two splits? Seen across all sets that are checked together.
+"""Is a pair duplicated, or is a word or photograph in two splits? Checked across all sets given together.
 
-A pair is known by its prompt and the pixels of its two pictures, in either order, words by their letters, photographs
-by their pixels.
+A pair is identified by its prompt and the pixels of its two images, in either order; words by their letters;
+photographs by their pixels.
 """
 
 import hashlib
@@ -12,33 +12,33 @@ from data_builders.pairs.pair import Pair
 from data_builders.pairs.pictures import PairPictures
 
 KEY_BYTES = 16
-"""Of a hash, kept for everything seen."""
+"""Bytes kept of each hash."""
 REPEAT_DEFECTS = {
     "repeated_pair": "the same prompt with the same two pictures",
     "repeated_words": "the same two words",
     "shared_by_splits": "a word or photograph stands in sets of two splits",
 }
-"""What must not stand twice."""
+"""Defects of duplication."""
 
 
 class Keys(NamedTuple):
-    """By what a pair is known."""
+    """Identity of a pair."""
 
     pair: bytes | None
-    """None where its pictures cannot be read."""
+    """Hash of prompt and images; None if the images cannot be read."""
     words: bytes | None = None
-    """Of the two words of an ocr pair."""
+    """Hash of the two words of an ocr pair."""
     held_apart: tuple[bytes, ...] = ()
-    """Of the words or the photograph that no other split may show."""
+    """Hashes of the words or the photograph, which no other split may contain."""
 
 
 def keys_of(pair: Pair, pictures: PairPictures | None, *, builder: str | None) -> Keys:
-    """Returns by what a pair is known.
+    """Returns the identity of a pair.
 
     Args:
         pair: from a set.
-        pictures: what it shows, where that can be read.
-        builder: the task it was built with; None for sets without a manifest.
+        pictures: its images, if they can be read.
+        builder: the task that built it; None for sets without a manifest.
     """
     shown = None
     by_side: list[bytes] = []
@@ -54,14 +54,14 @@ def keys_of(pair: Pair, pictures: PairPictures | None, *, builder: str | None) -
 
 
 class Seen:
-    """What stood in the pairs so far."""
+    """Index of the pairs so far."""
 
     def __init__(self) -> None:
         self._names: dict[bytes, str] = {}
         self._splits: dict[bytes, tuple[str, str]] = {}
 
     def add(self, name: str, keys: Keys, *, split: str | None) -> Iterator[tuple[str, str]]:
-        """Yields what of a pair stood before, and remembers the pair."""
+        """Yields the duplicates of a pair, and adds it to the index."""
         for kind, key in (("repeated_pair", keys.pair), ("repeated_words", keys.words)):
             if key is None:
                 continue

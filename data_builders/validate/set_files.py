@@ -1,6 +1,6 @@
-"""Do the files of a built set fit together? Its manifest, its metadata, its names and the sizes it records.
+"""Are the files of a built set consistent? Checks its manifest, metadata, file names and recorded sizes.
 
-What is in the pictures is for `pair_defects.py` and the checks of each task; `validate.py` calls them all.
+The content of the images is checked by `pairs/defects.py` and the checks of each task; `command.py` calls all of them.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ FILE_DEFECTS = {
     "wrong_arguments": "the set is not what the arguments in its manifest ask for",
     "metadata_differs": f"{METADATA_FILE} does not say what {PAIRS_FILE} says",
 }
-"""What is wrong with files, or with the set as a whole."""
+"""Defects of files, or of the set as a whole."""
 
 PAIR_RECORD_DEFECTS = {
     "wrong_id": "its id is not the task and its number",
@@ -36,24 +36,24 @@ PAIR_RECORD_DEFECTS = {
     "wrong_grid": "the recorded resized size or grid of patches is not what the processor makes of the pictures",
     "wrong_resized_box": "the recorded box in resized pixels is not the box of the picture, scaled",
 }
-"""What is wrong with what a pair records of itself."""
+"""Defects of a pair's recorded values."""
 
 
 @dataclass(frozen=True)
 class PairSet:
-    """A set of pairs on disk and what its manifest says, where it has one."""
+    """A pair set on disk and its manifest, if any."""
 
     directory: Path
     manifest: dict[str, Any] | None
 
     @cached_property
     def without_files(self) -> "PairSet":
-        """The same with a manifest that lists no files, for processes that check pairs."""
+        """The same set without the manifest's file list, for processes that check pairs."""
         return self if self.manifest is None else PairSet(self.directory, self.manifest | {"files": {}})
 
     @property
     def builder(self) -> str | None:
-        """The task that `data_builders.build` built it with."""
+        """The task in `data_builders.build` that built it."""
         return self.manifest["task"] if self.manifest else None
 
     @property
@@ -62,7 +62,7 @@ class PairSet:
 
     @cached_property
     def grid(self) -> VisionGrid | None:
-        """The grid of the processor that both pictures of a pair were made for."""
+        """The processor grid for which the images were made."""
         if self.manifest is None:
             return None
         numbers = self.manifest["arguments"].get("processor")
@@ -80,10 +80,10 @@ class PairSet:
 
 
 def open_set(directory: Path) -> PairSet:
-    """Reads a set's manifest, where there is one.
+    """Reads a set's manifest, if there is one.
 
     Raises:
-        ValueError: where it is no manifest of a set of pairs.
+        ValueError: if it is not the manifest of a pair set.
     """
     path = directory / MANIFEST_FILE
     if not path.is_file():
@@ -102,11 +102,11 @@ def open_set(directory: Path) -> PairSet:
 
 
 def check_listing(pair_set: PairSet, named: Set[str]) -> Iterator[tuple[str, str, str]]:
-    """Yields files that are missing or too many: each one's name, the kind of defect and what was found.
+    """Yields missing and extra files: name, kind of defect and finding.
 
     Args:
         pair_set: the set.
-        named: the pictures and masks that its pairs name.
+        named: the images and masks that its pairs name.
     """
     if pair_set.manifest is None:
         if (pair_set.directory / PAIRS_FILE).is_file():
@@ -124,7 +124,7 @@ def check_listing(pair_set: PairSet, named: Set[str]) -> Iterator[tuple[str, str
 
 
 def check_arguments(pair_set: PairSet, num_by_task: Mapping[str, int]) -> Found:
-    """Yields what in a set is not what its manifest's arguments ask for."""
+    """Yields the differences between a set and its manifest's arguments."""
     if pair_set.manifest is None:
         return
     arguments = pair_set.manifest["arguments"]
@@ -139,7 +139,7 @@ def check_arguments(pair_set: PairSet, num_by_task: Mapping[str, int]) -> Found:
 
 
 def check_metadata(directory: Path, pairs: Iterable[Pair], num_pairs: int) -> Found:
-    """Yields where `metadata.jsonl` and `pairs.jsonl` part: the first line, and the number of lines."""
+    """Yields differences between `metadata.jsonl` and `pairs.jsonl`: the first differing line and the line counts."""
     if not (directory / PAIRS_FILE).is_file():
         return
     path = directory / METADATA_FILE
@@ -158,13 +158,13 @@ def check_metadata(directory: Path, pairs: Iterable[Pair], num_pairs: int) -> Fo
 
 
 def check_id(pair_set: PairSet, pair: Pair, number: int) -> Found:
-    """Yields what is wrong with a pair's id, by which it is drawn again."""
+    """Checks a pair's id, from which it can be drawn again."""
     if pair_set.builder is not None and pair.id != pair_id(pair_set.builder, number):
         yield "wrong_id", f"expected {pair_id(pair_set.builder, number)}"
 
 
 def check_hash(directory: Path, name: str, recorded: str) -> Found:
-    """Yields whether a file that is there is not the one that was recorded."""
+    """Yields a defect if a file differs from its recorded sha256."""
     path = directory / name
     if not path.is_file():
         return
@@ -175,7 +175,7 @@ def check_hash(directory: Path, name: str, recorded: str) -> Found:
 
 
 def check_sizes(pair: Pair, size: Size, grid: VisionGrid) -> Found:
-    """Yields what a pair records wrongly about its pictures' size, how the model sees them, and its boxes there."""
+    """Checks a pair's recorded image size, resized size, grid and resized boxes."""
     meta = pair.meta or {}
     if meta.get("image_size") != list(size):
         yield "wrong_image_size", f"recorded {meta.get('image_size')}, found {list(size)}"
@@ -191,7 +191,7 @@ def check_sizes(pair: Pair, size: Size, grid: VisionGrid) -> Found:
 
 
 def files_of(pair: Pair) -> set[str]:
-    """Returns the pictures of a pair and the masks that its meta names."""
+    """Returns the images of a pair and the masks that its meta names."""
     return {*pair.images, *(text for text in _texts(pair.meta) if text.startswith(f"{MASKS_DIR}/"))}
 
 
@@ -204,7 +204,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _files_below(directory: Path) -> set[str]:
-    """Returns the names of all files but hidden ones, which tools leave, and the dataset card."""
+    """Returns the names of all files except hidden ones and the dataset card."""
     names = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
     return {name.as_posix() for name in names if name.parts[0][0] != "." and name.as_posix() != CARD_FILE}
 

@@ -1,4 +1,4 @@
-"""Which words are scientific? Those of a collection of texts that stand in some but not in most of them.
+"""Which words are scientific? Selects words that occur in some texts of a collection, but not in most of them.
 
     python -m data_builders.vocabulary --source arxiv-metadata.json --column abstract --output-dir outputs/words
     python -m data_builders.vocabulary --source owner/name --column title abstract --output-dir outputs/words

@@ -1,8 +1,7 @@
-"""Which words are forms of one word? Plurals, -ed, -ing, -ly, -ic, -ics and -ical, and British spelling, by rules.
+"""Which words are forms of the same word? Rules for plurals, -ed, -ing, -ly, -ic, -ics, -ical and British spelling.
 
-The rules name every word that a word may be a form of, some of which are no words at all; two words count as one where
-they have any of these in common. So now and then two different words do (`early` and `ear`), which costs a vocabulary
-one of them.
+The rules generate all possible base forms of a word, some of which are not words; two words count as the same if they
+share a base form. Occasionally different words do (`early` and `ear`), and the vocabulary loses one of them.
 """
 
 import re
@@ -24,7 +23,7 @@ INFLECTIONS = (
     ("ly", ("",)),
     ("ical", ("ic",)),
 )
-"""Ending -> what may stand in its place in the word that it was formed from."""
+"""Ending -> possible endings of the base form."""
 IRREGULAR = {
     "automata": "automaton", "axes": "axis", "bacilli": "bacillus", "corpora": "corpus", "criteria": "criterion",
     "feet": "foot", "ganglia": "ganglion", "genera": "genus", "halves": "half", "larvae": "larva", "leaves": "leaf",
@@ -42,12 +41,12 @@ SPELLINGS = (
     (re.compile(r"ll(?=ed$|ing$|er$)"), "l"),
     (re.compile(r"^aluminium"), "aluminum"),
 )
-"""British to American; what comes out need be no word, only the same for both."""
+"""British to American; the result need not be a word, only the same for both spellings."""
 MIN_STEM_LETTERS = 3
 
 
 def base_forms(word: str) -> frozenset[str]:
-    """Returns a word with all that it may be a form of; two words with a form in common count as one word."""
+    """Returns a word and all its possible base forms; two words with a common form count as the same."""
     for pattern, replacement in SPELLINGS:
         word = pattern.sub(replacement, word)
     forms: set[str] = set()

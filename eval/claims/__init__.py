@@ -1,1 +1,1 @@
-"""Does what was measured bear out what the paper claims?"""
+"""Do the measurements support the paper's claims?"""

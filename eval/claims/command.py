@@ -1,17 +1,17 @@
-"""Does what was measured bear out what was published? Every comparison of the paper's Tables 2 and 3, with a verdict.
+"""Do the measurements support the paper's claims? Every comparison of its Tables 2 and 3, with a verdict.
 
     python -m eval.claims --output-dir outputs/claims
     python -m eval.claims --scores outputs/comparison/scores.csv --output-dir outputs/claims
 
-Without scores the paper's own percentages are judged: which of its differences exceed the noise of n = 100? With the
+Without scores the paper's own percentages are judged: which of its differences are significant at n = 100? With the
 scores of `eval.compare` (`RECIPE=FILE` where they repeat one of the paper's recipes) each claim is judged by what was
 measured:
 
-    supported                  the difference is beyond chance (p below 5 %, Holm-corrected within its table) and goes
-                               the way the paper's own does; that two models do not differ: the 90 % interval lies
+    supported                  the difference is significant (p below 5 %, Holm-corrected within its table) and has the
+                               sign of the paper's own; that two models do not differ: the 90 % interval lies
                                within 5 points of zero (two one-sided tests: D. Schuirmann, Journal of Pharmacokinetics
                                and Biopharmaceutics 15, 1987)
-    contradicted               it is beyond chance and goes the other way
+    contradicted               it is significant and has the other sign
     not decidable at this n    neither
 
 `claims.csv` holds a row per comparison, `statements.csv` a row per sentence of the paper, `claims.html` both to read.
@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.claims.measured import read_measured, split_recipe
+from eval.claims.page import answer, draw_statements
 from eval.claims.published import ABILITY_SIZE, BENCHMARK_SIZES, read_published
 from eval.claims.tables import CONTRADICTED, MARGIN, SUPPORTED, UNMEASURED, claim_table, statement_table
 from eval.display.formatting import interval, percent, points, probability
+from eval.display.page import page_environment
 from tracking.command import parse_arguments
 from tracking.product import write_text
 from tracking.run import open_run
@@ -34,7 +36,8 @@ from tracking.tables import read_table, write_table
 if TYPE_CHECKING:
     import pandas as pd
 
-TEMPLATE = Path(__file__).parent / "templates" / "claims.html.j2"
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE = "claims.html.j2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +92,7 @@ def _fingerprint(scores: Path) -> str:
 
 def render(claims: "pd.DataFrame", statements: "pd.DataFrame", num_samples: int, measured: bool) -> str:
     """Returns the page as HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = page_environment(TEMPLATES).get_template(PAGE)
     tables = [
         {
             "number": number,
@@ -108,6 +106,8 @@ def render(claims: "pd.DataFrame", statements: "pd.DataFrame", num_samples: int,
         for number, own in claims.groupby("table", sort=False)
     ]
     return template.render(
+        answer=answer(statements, claims, measured=measured),
+        drawing=draw_statements(statements, measured=measured),
         tables=tables,
         statements=[_statement_row(row) for row in _rows(statements)],
         num_samples=num_samples,

@@ -1,9 +1,10 @@
-"""What did we measure of the paper's comparisons? Tables of scores and of `eval.compare`, in the paper's words.
+"""Which of the paper's comparisons were measured? Reads tables of `eval.compare` and maps them to the paper's names.
 
 A model is recognised by its name: `sft` and `in` are the paper's IN, `rl` and `full` its RL, `in-rl-rl` or
-`sft:full:full` its IN:RL:RL, `freeze-mid` or `frozen-mid` its run with frozen mid layers. Where `comparison.csv` stands
-beside the scores, its paired test is taken; else the scores are compared as two separate samples. The two vision
-abilities count only by the paper's definition, never as plain accuracy; for reasoning the two are the same.
+`sft:full:full` its IN:RL:RL, `freeze-mid` or `frozen-mid` its run with frozen mid layers. If there is a
+`comparison.csv` in the same folder as the scores, its paired test is used; otherwise the scores are compared as two
+independent samples. The two vision abilities are used only by the paper's definition, never as plain accuracy; for
+reasoning both are the same.
 """
 
 import re
@@ -20,23 +21,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WORDS = {"sft": "in", "full": "rl", "frozen": "freeze"}
-"""Our words in a model's name, and the paper's."""
+"""Names used here -> the paper's names."""
 ABILITY_TASKS = {VISION: "mathvista", BRIDGE: "mathvista", REASONING: "math500"}
 SCORE_COLUMNS = {ACCURACY: ("accuracy", "n"), ABILITY: ("ability_score", "num_ability")}
-"""Metric -> its columns in `scores.csv`: the share, and of how many."""
+"""Metric -> its columns in `scores.csv`: the share and its n."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The tables of one comparison, in the paper's words."""
+    """The tables of one comparison, with the paper's names."""
 
     recipe: str | None
-    """The paper's recipe they repeat; None for models of one's own, which stand beside every recipe."""
+    """The recipe of the paper that they reproduce; None for other models, which are compared with every recipe."""
     scores: "pd.DataFrame"
     comparison: "pd.DataFrame | None"
 
     def difference(self, claim: Claim) -> Difference | None:
-        """Returns what was measured of a claim; None where it was not."""
+        """Returns the measured difference for a claim; None if it was not measured."""
         if self.recipe not in (None, claim.recipe):
             return None
         return self._paired(claim) or self._separate(claim)
@@ -75,7 +76,7 @@ class Measured:
             for model in (claim.model, claim.against):
                 own = rows[(rows["model"] == model) & (rows[size] > 0)].dropna(subset=[share])
                 if len(own):
-                    # Seeds answer the same prompts: they sharpen the share, and add no prompts.
+                    # Seeds answer the same prompts: they make the share more precise but do not add prompts.
                     num_prompts = int(own.groupby(["task", "ability"])[size].min().sum())
                     sides.append(((own[share] * own[size]).sum() / own[size].sum(), num_prompts))
             if len(sides) == 2:
@@ -85,7 +86,7 @@ class Measured:
 
 
 def canonical_model(name: str) -> str:
-    """Returns a model's name in the words of `published.csv`."""
+    """Returns a model's name as in `published.csv`."""
     return "-".join(WORDS.get(word, word) for word in re.split(r"[^a-z0-9]+", name.lower()) if word)
 
 
@@ -99,7 +100,7 @@ def read_measured(text: str, recipes: list[str]) -> Measured:
     """Reads the tables given as `DIR/scores.csv`, or `RECIPE=DIR/scores.csv`.
 
     Raises:
-        ValueError: for an unknown recipe, or a table that is missing or no table of scores per model.
+        ValueError: if the recipe is unknown, or the table is missing or not a table of scores per model.
     """
     recipe, path = split_recipe(text)
     if recipe is not None and recipe not in recipes:
@@ -112,12 +113,12 @@ def read_measured(text: str, recipes: list[str]) -> Measured:
     beside = path.with_name("comparison.csv")
     comparison = read_table(beside) if beside.is_file() else None
     if comparison is not None and "mean_against" not in comparison.columns:
-        raise ValueError(f"{beside} is of an older eval.compare; run that again with --overwrite")
+        raise ValueError(f"{beside} was written by an older eval.compare; run it again with --overwrite")
     return in_the_papers_words(recipe, scores, comparison)
 
 
 def in_the_papers_words(recipe: str | None, scores: "pd.DataFrame", comparison: "pd.DataFrame | None") -> Measured:
-    """Returns tables with models and tasks renamed, and of the comparisons the pooled ones."""
+    """Returns the tables with models and tasks renamed, and only the pooled comparisons."""
     if comparison is not None:
         comparison = _renamed(comparison[(comparison["seed"].astype(str) == POOLED) & (comparison["n"] > 0)])
     return Measured(recipe, _renamed(scores), comparison)
@@ -130,7 +131,7 @@ def _renamed(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _rows_of(table: "pd.DataFrame", claim: Claim) -> "pd.DataFrame":
-    """Returns the rows of a claim's ability or benchmark, from the paper's own task where that is among several."""
+    """Returns the rows of a claim's ability or benchmark, preferring the paper's own task if there are several."""
     if claim.ability in BENCHMARK_SIZES:
         return table[table["task"].str.startswith(claim.ability.lower())]
     own = table["ability"] == claim.ability

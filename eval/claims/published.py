@@ -1,8 +1,8 @@
-"""What does the paper claim in numbers? Its Tables 2 and 3, the comparisons they invite, and the statements drawn.
+"""What does the paper claim in numbers? Its Tables 2 and 3, the comparisons between their rows, and its statements.
 
-`published.csv` holds the percentages of "What does RL improve for Visual Reasoning?" (arXiv 2602.12395v1), models in
-this suite's words: `in-rl-rl` is IN:RL:RL (early, mid and late layers), `freeze-mid` the run with frozen mid layers.
-The paper gives no answers per sample and no n, so its own differences are tested as two separate samples.
+`published.csv` contains the percentages of "What does RL improve for Visual Reasoning?" (arXiv 2602.12395v1), with this
+suite's model names: `in-rl-rl` is IN:RL:RL (early, mid and late layers), `freeze-mid` the run with frozen mid layers.
+The paper gives neither per-sample answers nor n, so its differences are tested as two independent samples.
 """
 
 import csv
@@ -14,9 +14,9 @@ from eval.statistics.intervals import CONFIDENCE
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 ABILITY_SIZE = 100
-"""Not stated; the integer percentages fit it."""
+"""Not stated in the paper; consistent with its integer percentages."""
 BENCHMARK_SIZES = {"MathVista": 1000, "MathVision": 3040, "MathVerse": 3940}
-"""Not stated; testmini, test and testmini. One decimal fits them, and not MathVision's 304 or MathVerse's 788."""
+"""Not stated; testmini, test and testmini. The percentages rule out MathVision's 304 and MathVerse's 788."""
 HYBRIDS = ("in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "rl-in-rl")
 FROZEN = ("freeze-early", "freeze-mid", "freeze-late")
 MERGING, FREEZING = "2", "3"
@@ -26,7 +26,7 @@ VISION, BRIDGE, REASONING = "vision", "vision-to-reasoning", "reasoning"
 
 @dataclass(frozen=True)
 class Claim:
-    """One model compared with another on one ability, as one of the tables shows both."""
+    """One model compared with another on one ability, both taken from the same table."""
 
     table: str
     recipe: str
@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two shares and how far apart they are, with a 95 % interval and a two-sided p-value."""
+    """Two shares and their difference, with a 95 % interval and a two-sided p-value."""
 
     share: float
     share_against: float
@@ -52,11 +52,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Statement:
-    """What the paper says in words, and what it would mean for the tables."""
+    """A statement of the paper, and what it implies for the tables."""
 
     words: str
     expected: int
-    """1: the model is better than the one compared with; -1: worse; 0: there is no difference to speak of."""
+    """1: the model is better than the one it is compared with; -1: worse; 0: no relevant difference."""
     model: str
     against: str
     abilities: tuple[str, ...]
@@ -74,7 +74,7 @@ STATEMENTS = (
     Statement("Freezing the late layers hurts RL", -1, "freeze-late", "rl", (BRIDGE, REASONING)),
     Statement("Freezing the early layers does not hurt RL", 0, "freeze-early", "rl", (BRIDGE, REASONING)),
 )
-"""What the abstract says, comparison by comparison: "mid-to-late refinements are both transferable (via merging) and
+"""The abstract's claims as comparisons: "mid-to-late refinements are both transferable (via merging) and
 necessary (via freezing)", "not a uniform enhancement of visual perception"."""
 
 
@@ -88,7 +88,7 @@ def read_published() -> dict[tuple[str, str, str, str], float]:
 
 
 def list_claims(cells: Iterable[tuple[str, str, str, str]]) -> list[Claim]:
-    """Returns every comparison: phases with each other, and each hybrid and frozen run with IN and with RL."""
+    """Returns all comparisons: phases with each other, and each hybrid and frozen run with IN and with RL."""
     phases = {MERGING: [("in", "base"), ("rl", "base"), ("rl", "in")], FREEZING: [("rl", "in")]}
     changed = {MERGING: HYBRIDS, FREEZING: FROZEN}
     pairs = {
@@ -103,9 +103,9 @@ def sample_size(ability: str, ability_size: int = ABILITY_SIZE) -> int:
 
 
 def separate_samples(share: float, share_against: float, n: int, n_against: int) -> Difference:
-    """Compares two shares of separate samples: the pooled z-test, and Newcombe's interval from Wilson's.
+    """Compares two shares of independent samples: pooled z-test, and Newcombe's interval based on Wilson's.
 
-    Where both have answered the same prompts, as in the paper, this claims less than a paired test would.
+    If both models answered the same prompts, as in the paper, this is more conservative than a paired test.
     """
     from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 
@@ -113,7 +113,7 @@ def separate_samples(share: float, share_against: float, n: int, n_against: int)
     low, high = confint_proportions_2indep(
         counts[0], n, counts[1], n_against, method="newcomb", compare="diff", alpha=1 - CONFIDENCE
     )
-    flat = sum(counts) in (0, n + n_against)  # neither model has a right answer, or a wrong one
+    flat = sum(counts) in (0, n + n_against)  # no right answer in either, or no wrong one
     p = 1.0 if flat else float(proportions_ztest(counts, (n, n_against))[1])
     error = (share * (1 - share) / n + share_against * (1 - share_against) / n_against) ** 0.5
     return Difference(

@@ -1,6 +1,6 @@
-"""What does each difference say of its claim? The rows of `claims.csv` and `statements.csv`, with their verdicts.
+"""What does each difference imply for its claim? The rows of `claims.csv` and `statements.csv`, with verdicts.
 
-Columns without prefix are the paper's own, tested as two separate samples; `measured_…` are ours.
+Columns without prefix are the paper's own, tested as two independent samples; `measured_…` are measured here.
 """
 
 from collections.abc import Sequence
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 MARGIN = 0.05
-"""Differences within five points are none to speak of."""
+"""Differences within five points count as equivalent."""
 SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED = "supported", "contradicted", "not decidable at this n", "not measured"
 KEYS = ["table", "recipe", "ability", "model", "against"]
 MEASURES = {
     "share": "share", "share_against": "share_against", "n": "n", "difference": "estimate",
     "standard_error": "standard_error", "low": "low", "high": "high", "p": "p",
 }  # fmt: skip
-"""Column -> its field of a `Difference`."""
+"""Column -> field of `Difference`."""
 MEASURED = "measured_"
 
 
 def verdict(expected: int, estimate: float, standard_error: float, p_corrected: float) -> str:
-    """Returns what a difference says of a claim.
+    """Returns the verdict of a difference on a claim.
 
     Args:
-        expected: sign of the claimed difference, 0 for none to speak of.
+        expected: sign of the claimed difference; 0 for no relevant difference.
         estimate, standard_error: of the difference.
-        p_corrected: two-sided p-value of no difference, corrected for its family; NaN where nothing was measured.
+        p_corrected: two-sided p-value of no difference, corrected within its family; NaN if not measured.
     """
     if np.isnan(p_corrected):
         return UNMEASURED
@@ -57,14 +57,14 @@ def verdict(expected: int, estimate: float, standard_error: float, p_corrected: 
 
 
 def claim_table(num_samples: int, measured: Sequence[Measured]) -> "pd.DataFrame":
-    """Returns a row per comparison of the paper's tables.
+    """Returns one row per comparison of the paper's tables.
 
     Args:
         num_samples: prompts behind each of the paper's ability scores.
-        measured: what is laid beside them; where it is empty, the paper's own numbers are judged.
+        measured: the measured tables; if empty, the paper's own numbers are judged.
 
     Raises:
-        ValueError: where two of the measured tables speak of the same claim.
+        ValueError: if two of the measured tables contain the same claim.
     """
     import pandas as pd
 
@@ -87,7 +87,7 @@ def claim_table(num_samples: int, measured: Sequence[Measured]) -> "pd.DataFrame
 
 
 def _measurement(claim: Claim, measured: Sequence[Measured]) -> Difference | None:
-    """Returns what the first of the tables says that measured a claim."""
+    """Returns the difference from the first table that measured a claim."""
     return next((found for source in measured if (found := source.difference(claim)) is not None), None)
 
 
@@ -99,7 +99,7 @@ def _columns(difference: Difference | None, prefix: str) -> dict[str, Any]:
 
 
 def _correct(table: "pd.DataFrame", prefix: str, distinct: list[str]) -> None:
-    """Adds Holm's p-values within each of the paper's tables; equal tests, told by these columns, count once."""
+    """Adds Holm's p-values within each of the paper's tables; tests that agree in these columns count once."""
     tests = table.dropna(subset=[f"{prefix}p"]).drop_duplicates(distinct)
     corrected: dict[tuple[object, ...], float] = {}
     for _, family in tests.groupby("table"):
@@ -115,9 +115,9 @@ def _verdicts(table: "pd.DataFrame", expected: Sequence[float], prefix: str) -> 
 
 
 def statement_table(claims: "pd.DataFrame", *, measured: bool) -> "pd.DataFrame":
-    """Returns a row per statement: the mean difference over the comparisons it speaks of.
+    """Returns one row per statement: the mean difference over the comparisons it covers.
 
-    These share no model and ability within a recipe, so their errors add as those of independent ones (z-test).
+    They share no model and ability within a recipe, so their errors are treated as independent (z-test).
     """
     import pandas as pd
 
@@ -128,12 +128,12 @@ def statement_table(claims: "pd.DataFrame", *, measured: bool) -> "pd.DataFrame"
             & (claims["against"] == statement.against)
             & claims["ability"].isin(statement.abilities)
         ]
-        # Models of one's own stand beside every recipe with the same numbers, which count once.
+        # Models without a recipe have the same numbers for every recipe; count them once.
         own = covered.dropna(subset=["measured_p"]).drop_duplicates(
             ["ability", "measured_share", "measured_share_against"]
         )
         if set(own["ability"]) != set(statement.abilities):
-            own = own.iloc[:0]  # half of what it speaks of would not bear it out
+            own = own.iloc[:0]  # incomplete measurements cannot support it
         expected = {1: "better", -1: "worse", 0: "no different"}[statement.expected]
         head = {"statement": statement.words, "model": statement.model, "against": statement.against}
         head |= {"abilities": ", ".join(statement.abilities), "expected": expected}

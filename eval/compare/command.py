@@ -20,12 +20,13 @@ what makes their comparison open to doubt is printed and stands on the page (`ev
 """
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from eval.compare.alike import check_alike
+from eval.compare.closing import summary
 from eval.compare.page import find_tasks, render
 from eval.compare.transitions import transition_table
 from eval.replies.outcomes import GIVEN, outcomes
@@ -36,6 +37,7 @@ from eval.statistics.pairing import ABILITY, FLIPPING_METRICS, METRICS, Entry, c
 from eval.statistics.scores import score_table
 from tracking.command import did_you_mean, parse_arguments
 from tracking.product import write_text
+from tracking.progress import progress
 from tracking.records import Record, read_records
 from tracking.run import open_run, read_run
 from tracking.tables import write_table
@@ -45,10 +47,6 @@ if TYPE_CHECKING:
 
 RECORDS_FILE = "records.jsonl"
 ROLLOUTS_FILE = "rollouts.csv"
-PER_MODEL_SETTINGS = ("model", "model_fingerprint")
-"""Settings of an evaluation in which the models of a comparison may differ."""
-PER_MODEL_TOKENS = ("eos_token_id", "pad_token_id")
-"""Of the generation's settings: where a model ends its turn is its own."""
 COLUMNS = (
     "task", "ability", "metric", "arm", "against", "seed", "n", "num_seeds", "difference", "standard_error", "low",
     "high", "num_gained", "num_lost", "num_both_right", "num_both_wrong", "p", "p_holm", "family", "test", "detectable",
@@ -68,29 +66,6 @@ class Comparison:
     """A row per comparison."""
     transitions: "pd.DataFrame"
     """A row per flipped prompt."""
-
-
-def check_alike(entries: Sequence[Entry]) -> None:
-    """Refuses a comparison of models that were not asked the same in the same way."""
-    labels = sorted(entry.label for entry in entries)
-    repeated = [label for label, group in itertools.groupby(labels) if len(list(group)) > 1]
-    if repeated:
-        raise ValueError(f"model {repeated[0]!r} is named twice; expected each model and seed once, as NAME@SEED=DIR")
-    settings = {}
-    for entry in entries:
-        run = read_run(entry.directory)
-        if run["status"] != "finished":
-            raise ValueError(f"{entry.directory} is {run['status']}; run its evaluation to the end first")
-        settings[entry.label] = _shared_settings(run["settings"])
-    first, *others = settings
-    for other in others:
-        for key in dict.fromkeys([*settings[first], *settings[other]]):
-            ours, theirs = settings[first].get(key), settings[other].get(key)
-            if ours != theirs:
-                raise ValueError(
-                    f"{first} and {other} were evaluated with different {key}: {ours!r} and {theirs!r}; evaluate both "
-                    "alike"
-                )
 
 
 def check_roles(entries: Sequence[Entry], **roles: str | None) -> None:
@@ -113,23 +88,17 @@ def compare(entries: Sequence[Entry], *, baseline: str, reference: str | None) -
     groups = collect_groups(entries, {label: outcomes(own) for label, own in records.items()})
     metrics = METRICS if _more_than_given(records[entries[0].label]) else [name for name in METRICS if name != ABILITY]
     flipping = [name for name in metrics if name in FLIPPING_METRICS]
-    rows = [row for group in groups for row in compare_group(group, metrics, baseline=baseline, reference=reference)]
+    rows = [
+        row
+        for group in progress(groups, label="comparing", unit="ability")
+        for row in compare_group(group, metrics, baseline=baseline, reference=reference)
+    ]
     return Comparison(
         records=records,
         scores=pd.concat([_scores(entry, records[entry.label]) for entry in entries], ignore_index=True),
         differences=_corrected(pd.DataFrame(rows).reindex(columns=list(COLUMNS))),
         transitions=transition_table(groups, flipping, baseline=baseline, reference=reference),
     )
-
-
-def _shared_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of an evaluation that every model of a comparison must share."""
-    shared = {key: value for key, value in settings.items() if key not in PER_MODEL_SETTINGS}
-    if "generation" in shared:
-        shared["generation"] = {
-            key: value for key, value in shared["generation"].items() if key not in PER_MODEL_TOKENS
-        }
-    return shared
 
 
 def _scores(entry: Entry, records: list[Record]) -> "pd.DataFrame":
@@ -164,6 +133,8 @@ def write_comparison(
     Args:
         tasks: where the prompts stand now, named as for eval.run; by default where the evaluations read them.
     """
+    check_roles(entries, baseline=baseline, reference=reference)
+    check_alike(entries)
     rollouts = rollouts_of(entries)
     settings = {
         "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
@@ -246,6 +217,8 @@ def main(argv: list[str] | None = None) -> None:
         tasks=arguments.tasks,
         overwrite=arguments.overwrite,
     )
+    baseline = names.get(arguments.baseline, arguments.baseline)
+    print(*summary(arguments.output_dir, baseline=baseline), sep="\n")
     for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries)]:
         print(f"open to doubt: {doubt}")
     print(f"comparison: {output_dir / 'comparison.csv'}, to read: {output_dir / 'comparison.html'}")

@@ -1,7 +1,7 @@
-"""What do the flipped prompts look like? One self-contained page: the differences, then prompts with both replies.
+"""Which models differ, and on which prompts? One self-contained page: answers, tables, and prompts with both replies.
 
 Of each comparison and kind of flip at most `NUM_SHOWN` prompts are shown, spread evenly over all that flipped;
-`transitions.csv` names them all. Questions and pictures are shown where the prompts are still at hand, unchanged.
+`transitions.csv` lists them all. Questions and pictures are shown where the prompts still exist unchanged.
 """
 
 import base64
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_builders.prompt_sets.prompts import Prompt
+from eval.compare.sentences import METRIC_WORDS, answers, draw_differences, is_significant, with_labels
 from eval.compare.transitions import FLIPS
 from eval.display.formatting import interval, points, probability
+from eval.display.page import page_environment
 from eval.replies.outcomes import CONDITIONS, GIVEN
 from eval.statistics.pairing import FLIPPING_METRICS, label
 from eval.tasks import Task, open_task
@@ -24,21 +26,21 @@ from tracking.records import Record
 if TYPE_CHECKING:
     import pandas as pd
 
-TEMPLATE = Path(__file__).parent / "templates" / "comparison.html.j2"
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE = "comparison.html.j2"
 NUM_SHOWN = 20
 PICTURE_PIXELS = 160
 """Longest side of a picture on the page."""
 NUM_PICTURES = 4
 REPLY_CHARS = 1600
 """Of longer replies the middle is left out."""
-LEVEL = 0.05
 TASK_CACHE = Path("outputs/tasks")
 """Where the pictures of benchmarks are stored where the evaluation does not say."""
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """The prompts of an evaluation, as far as they are at hand."""
+    """The prompts of an evaluation, where they still exist."""
 
     found: dict[str, Task]
     missing: dict[str, str]
@@ -49,9 +51,9 @@ def find_tasks(run: Mapping[str, Any], given: Sequence[str] = ()) -> Tasks:
     """Finds the prompts that an evaluation was run on.
 
     Args:
-        run: the evaluation's `run.json`, whose attempts note under `tasks` how each was named, and under `task_cache`
-            where the pictures of benchmarks are stored.
-        given: tasks that stand elsewhere now, as `eval.tasks` names them.
+        run: the evaluation's `run.json`, whose attempts note under `tasks` how each task was named, and under
+            `task_cache` where the pictures of benchmarks are stored.
+        given: tasks that have moved since, as `eval.tasks` names them.
 
     Raises:
         ValueError: where a given task is not one of the evaluation's, or its prompts are not the same.
@@ -72,7 +74,7 @@ def find_tasks(run: Mapping[str, Any], given: Sequence[str] = ()) -> Tasks:
         found[task.name] = task
     for name in [name for name in expected if name not in found]:
         if name not in noted:
-            missing[name] = "the evaluation does not say where they stand"
+            missing[name] = "the evaluation does not say where they are"
             continue
         try:
             task = open_task(noted[name], cache_dir=cache_dir)
@@ -97,14 +99,9 @@ def render(
     """Returns the page as HTML.
 
     Args:
-        doubts: what makes the comparison open to doubt, a sentence each.
+        doubts: reasons to doubt the comparison, a sentence each.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = page_environment(TEMPLATES).get_template(PAGE)
     pictures = _Pictures()
     cards = _Cards(records, tasks, pictures)
     sections = [
@@ -115,6 +112,7 @@ def render(
     counts = count_rows(differences[differences["metric"].isin(FLIPPING_METRICS)])
     return template.render(
         sections=sections,
+        found=[_found(own, str(against)) for against, own in with_labels(pooled).groupby("against", sort=False)],
         metrics=[
             {
                 "name": metric,
@@ -135,17 +133,33 @@ def render(
     )
 
 
+def _found(rows: "pd.DataFrame", against: str) -> dict[str, Any]:
+    """Returns what was found of all models compared with one: sentences, and a figure a metric."""
+    return {
+        "against": against,
+        "answers": answers(rows, against),
+        "figures": [
+            {
+                "drawing": draw_differences(own, against),
+                "caption": f"{METRIC_WORDS[str(metric)].capitalize()}: each model minus {against} on the "
+                "same prompts, with 95 % intervals. Filled marks are significant, hollow ones are not.",
+            }
+            for metric, own in rows.groupby("metric", sort=False)
+        ],
+    }
+
+
 def difference_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Returns the pooled rows of one metric as text, each with what it comes to in words."""
+    """Returns the pooled rows of one metric as text, each with its verdict."""
     rows = []
     for row in table.to_dict("records"):
-        told_apart = row["p_holm"] < LEVEL
+        significant = is_significant(row)
         if not row["n"]:
             verdict = "nothing to compare"
-        elif told_apart:
+        elif significant:
             verdict = "better" if row["difference"] > 0 else "worse"
         else:
-            verdict = "not told apart"
+            verdict = "not significant"
         rows.append(
             {name: row[name] for name in ("task", "ability", "arm", "against")}
             | {
@@ -155,7 +169,7 @@ def difference_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
                 "p_holm": probability(row["p_holm"]),
                 "detectable": points(row["detectable"], sign=False),
                 "verdict": verdict,
-                "told_apart": told_apart,
+                "significant": significant,
             }
         )
     return rows
@@ -273,7 +287,7 @@ class _Cards:
 
 
 class _Pictures:
-    """Small copies of pictures, each once on the page however often it is shown."""
+    """Small copies of pictures, each stored once in the page."""
 
     def __init__(self) -> None:
         self._classes: dict[Path, str] = {}

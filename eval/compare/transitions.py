@@ -1,7 +1,7 @@
-"""Which prompts did one model get right that another got wrong, and the reverse? The rows of `transitions.csv`.
+"""Which prompts did one model get right and another wrong, and vice versa? The rows of `transitions.csv`.
 
-A row a flip: `kind` is `right->wrong` or `wrong->right`, seen from the model compared with (`against`) to the model
-(`arm`); `before` and `after` are what the prompt counts under either, the share of its samples that are right.
+One row per flip: `kind` is `right->wrong` or `wrong->right`, from the comparison model (`against`) to the model
+(`arm`); `before` and `after` are the prompt's values under the two models, the share of its samples that are right.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ COLUMNS = ("task", "ability", "metric", "arm", "against", "seed", "id", "kind", 
 def transition_table(
     groups: Sequence[Group], metrics: Sequence[str], *, baseline: str, reference: str | None
 ) -> "pd.DataFrame":
-    """Returns a row per flipped prompt, metric, comparison and seed."""
+    """Returns one row per flipped prompt, metric, comparison and seed."""
     import pandas as pd
 
     rows: list[dict[str, object]] = []
     for group in groups:
         for pair in group.pairs(baseline, reference):
             for metric in metrics:
-                after, before, _ = pair.values(metric)  # what is not compared is 0 in both, and no flip
+                after, before, _ = pair.values(metric)  # prompts that are not compared are 0 in both, so not a flip
                 for index, seed in enumerate(pair.seeds):
                     head = {"task": group.task, "ability": group.ability, "metric": metric}
                     head |= {"arm": pair.name, "against": pair.against, "seed": "" if seed is None else str(seed)}

@@ -1,1 +1,1 @@
-"""How do pages and figures show a model and a number? Colours, axes, points and intervals."""
+"""How do pages and figures show models and numbers? Colours, axes, points and intervals."""

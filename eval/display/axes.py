@@ -1,4 +1,4 @@
-"""How does a figure look? Plain axes, labels of regions, resolution."""
+"""Style of figures: plain axes, region labels, resolution."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ RESOLUTION_DPI = 160
 
 
 def plain(axes: "Axes") -> None:
-    """Draws axes without a box, over a faint grid."""
+    """Styles axes without a frame, with a light grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=9)

@@ -1,4 +1,4 @@
-"""Which colour has a model? The same in every figure; Okabe and Ito's first, which colour-blind readers tell apart."""
+"""Which colour does a model have? The same in every figure, starting with Okabe and Ito's colour-blind-safe palette."""
 
 from collections.abc import Sequence
 
@@ -16,20 +16,20 @@ MODEL_COLOURS = {
 }
 OTHER_COLOURS = ("#CC79A7", "#8C6BB1", "#B22222", "#4D4D8F")
 LINES = ("-", "--", "-.", ":")
-"""Of models without a colour of their own, when the others come round again."""
+"""Line styles for further models, when the colours repeat."""
 
 
 def model_colour(model: str, models: Sequence[str]) -> str:
     """Returns the colour of an arm or another model.
 
     Args:
-        models: all that stand in the figure, in its order.
+        models: all models of the figure, in order.
     """
     return model_style(model, models)[0]
 
 
 def model_style(model: str, models: Sequence[str]) -> tuple[str, str]:
-    """Returns the colour and the line of a model: no two are alike up to 16 without a colour of their own."""
+    """Returns a model's colour and line style, distinct for up to 16 models without an assigned colour."""
     if model in MODEL_COLOURS:
         return MODEL_COLOURS[model], LINES[0]
     place = [name for name in dict.fromkeys(models) if name not in MODEL_COLOURS].index(model)

@@ -1,7 +1,7 @@
-"""Is this answer right? The one grader that rewards, scores and probes share.
+"""Is this answer right? The grader shared by rewards, scores and probes.
 
-What others may use is named here; the modules beside it are its parts. `grader.py` has `grade`, `answers.py` finds the
-answer in a reply, and a module a kind of answer compares it with the gold. Nothing here generates or reads files.
+The public names are exported here. `grader.py` has `grade`, `answers.py` extracts the answer from a reply, and one
+module per kind of answer compares it with the gold. Nothing in this package generates replies or reads files.
 """
 
 from eval.grading.answers import find_answer, is_well_formed, last_boxed

@@ -1,15 +1,15 @@
-r"""Where in a reply is its answer? The first of these rules that finds one:
+r"""Where in a reply is its answer? The first of these rules that finds one is used:
 
     answer tag     the last `<answer>…</answer>`
     boxed          the last `\boxed{…}` with balanced braces
-    the answer is  what follows the last "the answer is", "Answer:", "the correct option is", 答案是
-    ####           what follows GSM8K's mark, where that is a number, or the reply's last line
-    A:             what follows `A:` at the start of a line (not among options, where A is one of them)
+    the answer is  the text after the last "the answer is", "Answer:", "the correct option is", 答案是
+    ####           the text after GSM8K's marker, if it is a number, or the reply's last line
+    A:             the text after `A:` at the start of a line (not in a list of options)
     last sentence  its last number, option, formula, yes or no, or box; a short text as a whole
 
-Thoughts are no answers: where something follows the last `</think>`, the rules apply to that alone. What a rule marks
-is narrowed to what the kind of answer asks for: the number in `she has 18 dollars left`, but nothing in `5 or 6`, which
-is not one answer. All rules take time in proportion to the reply's length.
+Thoughts are not answers: if there is text after the last `</think>`, the rules apply only to that text. The text found
+by a rule is reduced to the part that the kind of answer requires: the number in `she has 18 dollars left`, but nothing
+in `5 or 6`, which is not a single answer. All rules run in time linear in the reply's length.
 """
 
 import re
@@ -24,12 +24,12 @@ Find = Callable[[str, str, Sequence[str]], str | None]
 WELL_FORMED = re.compile(
     r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>(?:(?!</?think>|</?answer>).)+</answer>\s*", re.DOTALL
 )
-"""One chain of thought, then one answer, and nothing else."""
+"""One chain of thought followed by one answer, and nothing else."""
 MAX_TEXT_WORDS = 6
-"""A last sentence that is longer is no short text."""
+"""A longer last sentence is not a short text."""
 MAX_MARKED_CHARS = 500
 MAX_OPTION_CHARS = 300
-"""What follows "the answer is" is looked at so far; behind an option an explanation may go on."""
+"""Number of characters examined after "the answer is"; an explanation may follow an option."""
 
 _ANNOUNCED = re.compile(
     r"\banswer\b(?:\s(?:to|of|for)\s[^.\n:]{1,60}?)?(?:\*\*|__)?\s{0,3}(?:\bis\b|\bare\b|\bwas\b|\b(?:would|will|should|must)\s+be\b|:|=)"
@@ -53,7 +53,7 @@ _CHANGED = re.compile(r"\s*(?:or|plus|minus|times|less than|more than|dozen|thir
 
 
 def find_answer(response: str, kind: str, choices: Sequence[str] = ()) -> tuple[str, str] | None:
-    """Returns the answer and the name of the rule that found it, or None where there is none."""
+    """Returns the answer and the name of the rule that found it, or None if there is none."""
     final = response.rpartition("</think>")[2]
     reply = final if final.strip() else response
     for rule, find in RULES.items():
@@ -187,11 +187,11 @@ LAST: dict[str, Callable[[str, Sequence[str]], str | None]] = {
     "text": _short_text,
     "list": _last_list,
 }
-"""Kind of answer -> what of the last sentence it is; boxes may span several lines."""
+"""Kind of answer -> how it is taken from the last sentence; boxes may span several lines."""
 
 
 def _narrowed(text: str, kind: str) -> str:
-    """Returns the part of a marked text that is the answer."""
+    """Returns the answer within a marked text."""
     text = text.strip()
     if kind == "number":
         return _one_number(text)
@@ -202,7 +202,7 @@ def _narrowed(text: str, kind: str) -> str:
 
 
 def _one_number(text: str) -> str:
-    """Returns the number among words, after the last `=` where there is one; the text itself where it is not one."""
+    """Returns the single number in a text, after the last `=` if any; the text itself if there is not exactly one."""
     if parse_number(text) is not None:
         return text
     numbers = find_numbers(text)

@@ -1,10 +1,10 @@
-r"""Are two mathematical answers equal? What is plain to see is decided here, the rest by math-verify.
+r"""Are two mathematical answers equal? Simple cases are decided here, the others by math-verify.
 
-Certain without mathematics, and so decided first: the same plain spelling (`latex.py`); two exact numbers; tuples
+Decided first, without symbolic mathematics: the same plain spelling (`latex.py`); two exact numbers; tuples
 and intervals of exact numbers; numerals in a named base (`52_8` is `52`, and neither `42` nor `52_9`); golds that are
-words (`\text{east}`) or an option's letter (`\text{(C)}`). What this does not settle, `mathematics.py` is asked.
+words (`\text{east}`) or an option's letter (`\text{(C)}`). All other pairs are passed to `mathematics.py`.
 
-Two things that math-verify accepts are refused: a set in braces for a pair, and numbers side by side (`2 3`, its 5).
+Two cases that math-verify accepts are rejected: a set in braces for a pair, and adjacent numbers (`2 3`, read as 5).
 """
 
 import re
@@ -15,7 +15,7 @@ from eval.grading.options import equal_options
 from eval.grading.quantities import equal_quantities, parse_quantity
 
 MAX_DEPTH = 20
-"""Deeper brackets are no final answer; parsing them takes time without bound."""
+"""Deeper nesting is not a final answer, and its parsing time is unbounded."""
 
 _WORDS = re.compile(r"\$?\s*\\(?:text|mbox|textbf|mathrm)\{[^{}0-9\\]*[A-Za-z]{2}[^{}0-9\\]*\}\s*\$?")
 _LETTER = re.compile(r"\$?\s*\\(?:text|mbox|textbf|mathrm)\{\s*\(?[A-J]\)?\s*\}\s*\$?")
@@ -26,13 +26,13 @@ _PAIR = re.compile(r"\([^()]*,[^()]*\)")
 
 
 def equal_mathematics(answer: str, gold: str) -> bool | None:
-    """Returns whether two mathematical answers are equal; None where the gold does not parse or the time is up."""
+    """Returns whether two mathematical answers are equal; None if the gold does not parse or time runs out."""
     verdict = plainly_equal(answer, gold)
     return equal_expressions(answer, gold) if verdict is None else verdict
 
 
 def plainly_equal(answer: str, gold: str) -> bool | None:
-    """Returns whether two answers are equal where that is certain without mathematics; None where it is not."""
+    """Returns whether two answers are equal if that is certain without symbolic mathematics, else None."""
     ours, theirs = plain(answer), plain(gold)
     if not theirs:
         return None
@@ -64,7 +64,7 @@ def plainly_equal(answer: str, gold: str) -> bool | None:
 
 
 def _same_assignment(ours: str, theirs: str) -> tuple[str, str]:
-    """Drops `x=` where one side has it, or both have the same."""
+    """Drops `x=` if one side has it, or both have the same."""
     mine, other = _ASSIGNED.fullmatch(ours), _ASSIGNED.fullmatch(theirs)
     if mine and other:
         return (mine[2], other[2]) if mine[1] == other[1] else (ours, theirs)
@@ -76,7 +76,7 @@ def _same_assignment(ours: str, theirs: str) -> tuple[str, str]:
 
 
 def _equal_tuples(ours: str, theirs: str) -> bool | None:
-    """Decides where both sides are exact numbers in the same brackets."""
+    """Compares exact numbers within the same brackets."""
     mine, other = _TUPLE.fullmatch(ours), _TUPLE.fullmatch(theirs)
     if mine is None or other is None:
         return None

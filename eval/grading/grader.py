@@ -1,19 +1,19 @@
-r"""Is this answer right? The one grader that rewards, scores and tables all call.
+r"""Is this answer right? The grader that rewards, scores and tables call.
 
-An answer is first found in the response by the first rule that applies (`answers.py`), then judged by its kind:
+The answer is extracted from the response by the first rule that applies (`answers.py`), then judged by its kind:
 
-    number  equal as exact quantities; thousands separators, percent and units as `quantities.py` reads them, and
-            where the data set counts decimals (`precision`), both sides rounded to them
+    number  equal as exact quantities; thousands separators, percent and units as in `quantities.py`; if the data set
+            states decimals (`precision`), both sides are rounded to them
     math    equal as mathematical expressions (`expressions.py`: plain spelling, exact numbers, then math-verify)
     choice  the same option, named by its letter or its text (`options.py`)
     yes_no  yes or no, true or false
     box     IoU above 0.5 (`boxes.py`)
-    list    as many elements, in the same order, each equal as a number or as a text
+    list    the same number of elements, in the same order, each equal as a number or as a text
     text    equal after lower-casing and dropping articles and punctuation
 
-A reply that holds no answer, or one too long to be an answer, is incorrect. What the rules cannot judge (a gold that
-does not parse, mathematics that does not end in time, a letter and a text that name different options) is `unscored`:
-never counted as wrong, always counted beside the mean.
+A reply without an answer, or with one that is too long, is incorrect. Cases that the rules cannot judge (a gold that
+does not parse, mathematics that times out, a letter and a text that name different options) are `unscored`: never
+counted as wrong, and their number is reported together with the mean.
 """
 
 import re
@@ -31,7 +31,7 @@ from eval.grading.quantities import equal_numbers
 CORRECT, INCORRECT, UNSCORED = "correct", "incorrect", "unscored"
 
 MAX_ANSWER_CHARS = 400
-"""Longer answers are no final answers; parsing them as mathematics can take unbounded time."""
+"""Longer answers are not final answers; parsing them as mathematics can take unbounded time."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Verdict:
 
     status: str
     extracted: str | None
-    """The answer as it was found in the response."""
+    """The answer as extracted from the response."""
     rule: str
-    """The rule that found it; after a semicolon the reason why there is no judgement."""
+    """The rule that found it; after a semicolon, the reason why it is not judged."""
 
     @property
     def correct(self) -> bool | None:
-        """True or False; None where the answer could not be judged."""
+        """True or False; None if the answer could not be judged."""
         return None if self.status == UNSCORED else self.status == CORRECT
 
 
@@ -57,10 +57,10 @@ def grade(
 
     Args:
         response: the whole reply.
-        gold: the right answer; of a choice, its letter or its text.
+        gold: the right answer; for a choice, its letter or its text.
         kind: one of `KINDS`.
-        choices: the texts of the options in the order of their letters; without them, options are letters.
-        precision: decimals to which numbers count; exact without it.
+        choices: the options' texts in the order of their letters; without them, options are letters.
+        precision: decimals to which numbers are compared; exact by default.
 
     Raises:
         ValueError: for an unknown kind.
@@ -81,7 +81,7 @@ def grade(
 
 
 def is_gradable(gold: str, kind: str, choices: Sequence[str] | None = None, precision: int | None = None) -> bool:
-    """True where replies can be told right from wrong: the gold answer itself is right, another one is judged in time.
+    """True if replies can be graded: the gold itself is judged right, and a different answer is judged in time.
 
     Raises:
         ValueError: for an unknown kind.
@@ -118,10 +118,10 @@ KINDS: dict[str, Judge] = {
     "box": lambda answer, gold, choices=(), precision=None: equal_boxes(answer, gold),
     "list": lambda answer, gold, choices=(), precision=None: _equal_lists(answer, gold, precision),
 }
-"""Kind of answer -> whether an answer equals the gold; None where that cannot be judged."""
+"""Kind of answer -> whether an answer equals the gold; None if that cannot be judged."""
 
 _SIGN = re.compile(r"(?<![\w)])[-−](?=\.?\d)|(?<=\d)[.,/:](?=\d)|[+#%°<>=&]")
-"""Marks without which a short text says something else: -5, 3.5, 1/2, 9:30, C++, 50%."""
+"""Characters that change the meaning of a short text: -5, 3.5, 1/2, 9:30, C++, 50%."""
 
 
 def _normalise_text(text: str) -> str:
@@ -140,7 +140,7 @@ _JOINED = re.compile(r",?\s+(?:and|&)\s+|\s*[;，、]\s*", re.IGNORECASE)
 
 
 def _elements(text: str) -> list[str]:
-    """Returns the elements of `[a, b]`, `a; b`, `a and b`; beside commas with a blank one without separates nothing."""
+    """Returns the elements of `[a, b]`, `a; b`, `a and b`; if any comma has a blank after it, others do not count."""
     inner = _JOINED.sub(", ", unwrapped(_TEXT_COMMAND.sub(r"\1", text)).replace("\\", ""))
     inner = inner.strip().removeprefix("[").removesuffix("]").strip()
     inner = inner.removeprefix("(").removesuffix(")").removeprefix("{").removesuffix("}")

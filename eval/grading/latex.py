@@ -1,8 +1,8 @@
-r"""How is a short answer spelled? One plain spelling for LaTeX, Unicode and Markdown, so that equal strings are equal.
+r"""Normalises short answers: one plain spelling for LaTeX, Unicode and Markdown, so that equal answers compare equal.
 
 `plain` changes spelling only, never meaning: `\dfrac 43`, `$\frac{4}{3}$` and `\frac{4}{3}.` become `\frac{4}{3}`. Two
-answers with the same plain spelling are the same answer; two with different ones may still be equal. What an upper-case
-letter, an order, a bracket or a thousands comma says is left standing.
+answers with the same plain spelling are equal; two with different ones may still be equal. Upper case, order, brackets
+and thousands commas are kept.
 """
 
 import re
@@ -40,7 +40,7 @@ _STEPS: list[_Step] = [
         (r"\\%", "%"),
         (r"(?<=\d)\s*(?:\\cdot|\\times|\*)\s*(?=\\[A-Za-z]|[A-Za-z(])", ""),
         (r"\s*(?:\\cdot|\\times)\s*(?=\d)", r"\\times "),
-        (r"(?<=\d)\s*,\s+(?=\d{3}(?!\d))", ", "),  # a list of numbers, and no thousands
+        (r"(?<=\d)\s*,\s+(?=\d{3}(?!\d))", ", "),  # a list of numbers, not thousands
         (r"\s+(?![A-Za-z0-9])|(?<![A-Za-z0-9,])\s+|(?<=,)\s+(?!\d{3}(?!\d))|(?<=\d)\s+(?=[A-Za-z])", ""),
     )
 ]
@@ -63,7 +63,7 @@ def plain(text: str) -> str:
 
 
 def unwrapped(text: str) -> str:
-    r"""Returns a text without what encloses the whole of it: `$…$`, `\(…\)`, `**…**`, `\boxed{…}`, and no full stop."""
+    r"""Strips what encloses the whole text (`$…$`, `\(…\)`, `**…**`, `\boxed{…}`) and a final full stop."""
     text = _FULL_STOP.sub("", text).strip()
     for opening, closing in _PAIRS:
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
@@ -76,7 +76,7 @@ def unwrapped(text: str) -> str:
 
 
 def in_ascii(text: str) -> str:
-    """Returns a text with its mathematical signs as LaTeX, and digits of all scripts as 0 to 9."""
+    """Returns a text with mathematical symbols as LaTeX, and digits of all scripts as 0 to 9."""
     if text.isascii():
         return text
     text = _ROOT.sub(r"\\sqrt{\1\2\3}", text.translate(_UNICODE))

@@ -1,9 +1,9 @@
-"""Are two mathematical expressions equal? math-verify, in processes of their own that end with their time.
+"""Are two mathematical expressions equal? Runs math-verify in separate processes with a hard time limit.
 
-Some expressions never end, inside one call that no Python time limit can interrupt. So a judge is a child process that
-asks the kernel to end it (SIGALRM at its default), and the next question gets a new one. Threads may ask side by side:
-each has a judge to itself until it is answered, MAX_JUDGES of them in a process; a forked process starts its own. A
-judge that anyone else kills is replaced, and the question put once more.
+Some expressions never finish, within a single call that no Python time limit can interrupt. A judge is therefore a
+child process that the kernel ends (SIGALRM with its default action); the next question gets a new one. Threads may ask
+concurrently: each has a judge to itself until it is answered, at most MAX_JUDGES per process; a forked process starts
+its own. If a judge is killed from outside, it is replaced and the question is asked once more.
 """
 
 import json
@@ -21,21 +21,21 @@ from eval.grading.latex import in_ascii, unwrapped
 from tracking.command import REPOSITORY_ROOT
 
 LIMIT_S = 5.0
-"""Time for one question."""
+"""Time limit of one question."""
 MARGIN_S = 5.0
-"""Time beyond it after which the asker ends a judge that the kernel did not end, one that is stopped, say."""
+"""Additional time after which the parent kills a judge that the kernel did not end, such as a stopped one."""
 START_LIMIT_S = 120.0
 MEMORY_BYTES = 4 * 2**30
 MAX_JUDGES = 4
 POINT_DIGITS, POINT_TOLERANCE = 30, 1e-9
 FLOAT_DECIMALS = 12
-"""A decimal equals an irrational number only to so many places; math-verify's 6 take 1.414214 for a root of 2."""
+"""Places to which a decimal must equal an irrational number; math-verify's 6 accept 1.414214 for a root of 2."""
 READY = b"ready\n"
 JUDGE = (sys.executable, "-m", "eval.grading.worker")
 
 
 class _Judge:
-    """One child process, asked by one thread at a time."""
+    """One child process, used by one thread at a time."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class _Judge:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            bufsize=0,  # nothing of a conversation is left in memory that a fork would copy
+            bufsize=0,  # no buffered data that a fork would copy
         )
         _started.append(self)
         if self._read(START_LIMIT_S) != READY:
@@ -55,10 +55,10 @@ class _Judge:
             )
 
     def ask(self, answer: str, gold: str) -> bool | None:
-        """Returns the verdict, None where there is none in time.
+        """Returns the verdict, or None if there is none in time.
 
         Raises:
-            ChildProcessError: where the process ended of anything but its time.
+            ChildProcessError: if the process ended for a reason other than its time limit.
         """
         assert self.process.stdin is not None
         message = json.dumps([answer, gold]).encode() + b"\n"
@@ -77,20 +77,20 @@ class _Judge:
         raise ChildProcessError(f"the judge of mathematics ended with status {self.process.returncode}")
 
     def end(self) -> None:
-        """Kills the process where it still runs, and waits for it."""
+        """Kills the process if it still runs, and waits for it."""
         self.process.kill()
         self.process.wait()
         self.close()
         _started.remove(self)
 
     def close(self) -> None:
-        """Closes our ends of the pipes."""
+        """Closes the parent's ends of the pipes."""
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
 
     def _read(self, limit_s: float) -> bytes | None:
-        """Returns the next line, an empty one where the process has ended, None where the time is up."""
+        """Returns the next line; an empty one if the process has ended, None on timeout."""
         assert self.process.stdout is not None
         poll = select.poll()
         poll.register(self.process.stdout, select.POLLIN)
@@ -106,10 +106,10 @@ _places = threading.BoundedSemaphore(MAX_JUDGES)
 
 
 def equal_expressions(answer: str, gold: str) -> bool | None:
-    """Returns whether two expressions are equal; None where the gold does not parse or the time is up.
+    """Returns whether two expressions are equal; None if the gold does not parse or time runs out.
 
-    Safe to call from several threads and processes. Once a judge is free the verdict takes LIMIT_S at most, and twice
-    LIMIT_S + MARGIN_S where judges are stopped or killed.
+    Safe to call from several threads and processes. Once a judge is free, the verdict takes at most LIMIT_S, or twice
+    LIMIT_S + MARGIN_S if judges are stopped or killed.
     """
     with _places:
         for is_repeated in (False, True):
@@ -132,7 +132,7 @@ def _free_judge() -> _Judge:
 
 
 def _forget_judges() -> None:
-    """Leaves the judges of the parent process to it, so that they still end when it does."""
+    """Forgets the parent's judges after a fork, so that they still end with the parent."""
     global _places
     for judge in _started:
         judge.close()
@@ -145,7 +145,7 @@ os.register_at_fork(after_in_child=_forget_judges)
 
 
 def _judge(answer: str, gold: str) -> bool | None:
-    """Compares two expressions as `$…$` and nothing else: bare LaTeX, or a number among words, is not looked for."""
+    """Compares two expressions as `$…$` only: bare LaTeX, or numbers within text, are not searched for."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     def parsed(text: str) -> list[Any]:
@@ -163,7 +163,7 @@ def _judge(answer: str, gold: str) -> bool | None:
     if not right:
         return None
     if "answer" in ours.casefold():
-        return False  # math-verify would look behind the word for a formula among others
+        return False  # math-verify would search the text for some formula
     answers = parsed(ours)
     if "%" not in ours + theirs and len(answers) == len(right) == 1 and _differ(answers[0], right[0]):
         return False
@@ -173,7 +173,7 @@ def _judge(answer: str, gold: str) -> bool | None:
 
 
 def _differ(answer: Any, gold: Any) -> bool:
-    """True where two formulas have different values at a point: found sooner than that no simplification helps."""
+    """True if two formulas differ in value at a point; faster than failing to simplify their difference."""
     from sympy import Expr, Rational  # type: ignore[import-untyped]
 
     if not all(isinstance(side, Expr) and not side.is_Symbol for side in (answer, gold)):
@@ -192,10 +192,10 @@ _COMMAND = re.compile(r"\\[A-Za-z]+(?:\s*\{[A-Za-z ]*\})?")
 
 
 def _prepared(answer: str, gold: str) -> tuple[str, str]:
-    """Returns both sides as math-verify reads them right.
+    """Rewrites both sides so that math-verify reads them correctly.
 
-    It folds upper and lower case, so that `R^2 - r^2` would be 0: where a letter stands in both, the upper one is
-    renamed. It takes a column vector and a tuple for different: where only one side is a column, it becomes a tuple.
+    It ignores case, so `R^2 - r^2` would be 0: if a letter occurs in both cases, the upper-case one is renamed. It
+    considers a column vector different from a tuple: if only one side is a column, it becomes a tuple.
     """
     sides = [_as_one_formula(answer), _as_one_formula(gold)]
     columns = [_COLUMN.fullmatch(side) for side in sides]
@@ -213,7 +213,7 @@ def _prepared(answer: str, gold: str) -> tuple[str, str]:
 
 
 def _as_one_formula(text: str) -> str:
-    """Returns `5, 6` for `$5$ or $6$`: one formula, on one line, so that none is picked from among words."""
+    """Returns `5, 6` for `$5$ or $6$`: one formula on one line, so that no part of the text is picked out."""
     text = _BOUNDS.sub(" ", in_ascii(unwrapped(text)))
     return _CONJUNCTION.sub(", ", text).replace("\n", " ").strip()
 
@@ -228,11 +228,11 @@ def _as_tuple(rows: str) -> str:
 
 
 def serve() -> None:
-    """Judges one pair a line until the asker goes away."""
-    import math_verify  # noqa: F401  (before the clock runs)
+    """Judges one pair per line until its input closes."""
+    import math_verify  # noqa: F401  (before the time limit starts)
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    for inherited in (signal.SIGALRM, signal.SIGINT):  # an asker that ignores them (a shell's `&` does) hands that down
+    for inherited in (signal.SIGALRM, signal.SIGINT):  # a parent that ignores them (a shell's `&`) passes that on
         signal.signal(inherited, signal.SIG_DFL)
     print(READY.decode(), end="", flush=True)
     for line in sys.stdin:

@@ -1,16 +1,16 @@
-"""Which of the options does an answer name? By its text or its letter, exactly after normalisation, never by nearness.
+"""Which of the options does an answer name? By text or letter, exact after normalisation; no fuzzy matching.
 
-An answer names an option, in this order:
+An answer names an option by, in this order:
 
-    text      it is the option's text: without case, spelling of LaTeX, articles and full stop, and where one option
-              alone has that number, without its unit (`145` for `145°`)
+    text      the option's text, ignoring case, LaTeX spelling, articles and full stop, and, if only one option has that
+              number, its unit (`145` for `145°`)
     letter    `B`, `(B)`, `option B`, `B. 12`
-    mention   the option stands in it as whole words: `it would decrease`
+    mention   the option occurs in it as whole words: `it would decrease`
 
-Text comes before letter: where the options are `(c), (a), (e), (d), (b)`, the answer `(b)` is the last, not the second.
-The longest text at a place counts, so that `quarter past` is no `quarter`. Options with equal texts are one option. An
-answer that names several options is wrong, unless its letter says one thing, its text another, and one of the two is
-right (`B. 12` where C is 12): that cannot be judged.
+Text has precedence over letters: if the options are `(c), (a), (e), (d), (b)`, the answer `(b)` is the last, not the
+second. The longest match at a position is used, so `quarter past` is not `quarter`. Options with equal texts are one
+option. An answer that names several options is wrong, unless its letter and its text name different options and one of
+them is right (`B. 12` where C is 12): such an answer cannot be judged.
 """
 
 import re
@@ -31,7 +31,7 @@ _MARKED_LETTER = re.compile(
     r"\(([A-J])\)|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\s*(?:is|:)?\s*[*(\[]{0,2}([A-J])\b|\*\*\(?([A-J])\)?[.:]?\*\*"
     r"|\b([A-J])\b(?=\s*(?:or|and|/|,|&)\s*\(?[A-J]\b)|\b(?:choose|pick|select|is|be)\s+([A-J])\b(?!\s+[a-z])|\b([B-J])\b(?=[.):]?\s*$)|(?<=[a-z:]\s)(A)(?=[.):]?\s*$)"
 )
-"""A letter inside a sentence that can be no article and no variable."""
+"""A letter within a sentence that can be neither an article nor a variable."""
 _AND_ANOTHER = re.compile(r"(?:or|and|/|,|&)\W*(?:option\s*)?\(?[A-J]\b", re.IGNORECASE)
 _DENIED = re.compile(
     r"\b(?:not|than|rather\s+than|instead\s+of|unlike)\s+(?:the\s+|an?\s+)?(?:(?:option|choice)\s+)?$", re.IGNORECASE
@@ -46,9 +46,9 @@ _SAYS = re.compile(
 
 
 def equal_options(answer: str, gold: str, choices: Sequence[str] = ()) -> bool | None:
-    """Returns whether an answer names the gold option; None where the gold is none, or letter and text disagree.
+    """Returns whether an answer names the gold option; None if the gold is no option, or letter and text disagree.
 
-    Without choices, options are known by their letters alone.
+    Without choices, options are identified by their letters only.
     """
     right = named_options(gold, choices)
     if len(right) != 1:
@@ -60,7 +60,7 @@ def equal_options(answer: str, gold: str, choices: Sequence[str] = ()) -> bool |
 
 
 def named_options(answer: str, choices: Sequence[str] = ()) -> set[str]:
-    """Returns the options that an answer names, by their normalised texts, or by letters where there are no texts."""
+    """Returns the options that an answer names, as normalised texts, or as letters if there are no texts."""
     keys = _keys(tuple(choices))
     text = _key(answer)
     by_text = _with_text(text, keys)
@@ -76,7 +76,7 @@ def named_options(answer: str, choices: Sequence[str] = ()) -> set[str]:
 
 
 def mentions(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Returns where options are named inside a text, in order, without those that are denied (`not B`)."""
+    """Returns the positions of options in a text, in order, except negated ones (`not B`)."""
     keys = _keys(tuple(choices))
     found = [
         (match.start(), match.end(), _key(match.group())) for match in _texts_pattern(tuple(choices)).finditer(text)
@@ -91,9 +91,9 @@ def mentions(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def yes_or_no(text: str) -> set[str]:
-    """Returns what a text says, `yes`, `no`, both or neither; its first word decides where that is one of them.
+    """Returns whether a text says `yes`, `no`, both or neither; if its first word is one of them, that decides.
 
-    `No` before a noun (`no bar is taller`) says nothing by itself.
+    `No` before a noun (`no bar is taller`) does not count.
     """
     found = list(_SAYS.finditer(text))
     if found and found[0][1] and not _YES_AND_NO.match(text):
@@ -106,19 +106,19 @@ def yes_or_no(text: str) -> set[str]:
 
 
 def equal_yes_no(answer: str, gold: str) -> bool | None:
-    """Returns whether an answer says yes or no, true or false, as the gold does; None where the gold says neither."""
+    """Returns whether an answer agrees with the gold on yes/no or true/false; None if the gold is neither."""
     right = yes_or_no(plain(gold))
     return None if len(right) != 1 else yes_or_no(plain(answer)) == right
 
 
 def _disagrees(answer: str, choices: Sequence[str]) -> bool:
-    """True where the letter names one option and the text beside it another."""
+    """True if the letter names one option and the text next to it another."""
     letter, rest = _letter_of(answer, len(choices))
     return letter is not None and len(_with_text(_key(rest), _keys(tuple(choices)))) == 1
 
 
 def _letter_of(answer: str, num_options: int) -> tuple[int | None, str]:
-    """Returns the number of the letter that an answer is, or opens with, and what follows it."""
+    """Returns the index of the letter that an answer consists of or starts with, and the remaining text."""
     text = plain(answer)
     found = _LETTER_ALONE.fullmatch(text)
     letter, rest = (found[1], "") if found else (None, "")
@@ -132,7 +132,7 @@ def _letter_of(answer: str, num_options: int) -> tuple[int | None, str]:
 
 
 def _with_text(text: str, keys: tuple[str, ...]) -> set[str]:
-    """Returns the options with this text: as it is, else without articles and brackets, else by their number."""
+    """Returns the options with this text: unchanged, else without articles and brackets, else by their number."""
     if not text:
         return set()
     for reduce in (str, _bare):
@@ -164,7 +164,7 @@ def _key(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _texts_pattern(choices: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches the texts of options as whole words and whole numbers, the longest first; single letters are left out."""
+    """Matches the options' texts as whole words and whole numbers, longest first; single letters are excluded."""
     texts = sorted({choice.strip() for choice in choices}, key=len, reverse=True)
     spelled = ["\\s+".join(re.escape(word) for word in text.rstrip(".").split()) for text in texts]
     worth = [pattern for text, pattern in zip(texts, spelled, strict=True) if not re.fullmatch(r"\(?[A-Za-z]\)?", text)]

@@ -1,11 +1,11 @@
-r"""Which number is this, exactly? Decimals, fractions, mixed numbers, powers of ten, percent and units as fractions.
+r"""Parses numbers exactly: decimals, fractions, mixed numbers, powers of ten, percent and units, as fractions.
 
-A number is what its digits say, never a near one: 1009 is not 1000, and 0.333333 is not 1/3. Where a data set counts a
-fixed number of decimals, both sides are rounded to them, halves away from zero. Units agree where they are the same or
-convert exactly (`units.py`), and are ignored where one side has none. A percent sign beside a number without one
-is read both ways: 50% is 50 (percent) and 0.5.
+Numbers are exact, never approximate: 1009 is not 1000, and 0.333333 is not 1/3. If a data set states a number of
+decimals, both sides are rounded to it, halves away from zero. Units agree if they are the same or convert exactly
+(`units.py`), and are ignored if one side has none. If only one side has a percent sign, both readings are accepted: 50%
+is 50 (percent) and 0.5.
 
-Commas are thousands separators only in groups of three: `1,234` is a number, `2,1251` and `10,00` are none.
+Commas are thousands separators only in groups of three: `1,234` is a number, `2,1251` and `10,00` are not.
 """
 
 import re
@@ -18,7 +18,7 @@ from eval.grading.units import PERCENT, SCALES, Unit, known_unit, parse_unit
 
 MAX_CHARS = 400
 MAX_EXPONENT = 400
-"""Larger powers of ten are no plain numbers; nobody writes their digits."""
+"""Larger powers of ten are not expanded into digits."""
 
 _DECIMAL = r"(?:\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+)?(?:\.\d+)?"
 _EXPONENT = r"(?:[eE](?P<e>[+-]?\d+)|(?:\\times|\*|x)\s?10\^\{?(?P<times>[+-]?\d+)\}?)"
@@ -44,14 +44,14 @@ _WORD = re.compile(r"([a-z]+)(?:[- ]([a-z]+))?")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit, where it has one."""
+    """A number with its unit, if any."""
 
     value: Fraction
     unit: Unit | None = None
 
 
 def parse_number(text: str) -> Fraction | None:
-    """Returns the exact value of a number that stands alone or with a sign of currency, percent or degrees, or None."""
+    """Returns the exact value of a number, alone or with a currency, percent or degree sign, or None."""
     quantity = parse_quantity(text)
     if quantity is None or (quantity.unit is not None and quantity.unit.dimension not in _SIGNS):
         return None
@@ -63,7 +63,7 @@ _SIGNS = (PERCENT, "degrees", "dollars", "euros", "pounds sterling", "yuan or ye
 
 @lru_cache(maxsize=4096)
 def parse_quantity(text: str) -> Quantity | None:
-    """Returns the number that a text is, with its unit, or None where the text is not one number."""
+    """Parses a text that is one number with an optional unit; None if it is not."""
     if _SIMPLE.fullmatch(text):
         return Quantity(Fraction(text))
     if len(text) > MAX_CHARS:
@@ -133,7 +133,7 @@ def _spelled(text: str) -> Quantity | None:
 
 
 def equal_quantities(answer: Quantity, gold: Quantity, precision: int | None = None) -> bool:
-    """Returns whether two quantities are equal, rounded to `precision` decimals where that is given."""
+    """Returns whether two quantities are equal, rounded to `precision` decimals if given."""
     ours, theirs = answer.unit, gold.unit
     if ours is not None and theirs is not None and ours.dimension != theirs.dimension:
         return False
@@ -157,7 +157,7 @@ def rounded(value: Fraction, decimals: int) -> Fraction:
 
 
 def equal_numbers(answer: str, gold: str, precision: int | None = None) -> bool | None:
-    """Returns whether an answer is the gold number; None where the gold is no number."""
+    """Returns whether an answer equals the gold number; None if the gold is not a number."""
     theirs = parse_quantity(gold)
     if theirs is None:
         return None
@@ -178,18 +178,18 @@ _TOKEN = re.compile(
     )(?:\s?(?:\\?%|°|\^\\circ|\^\{{\\circ\}}|¢))?""",
     re.VERBOSE,
 )
-"""A number as it stands among words; a minus between two numbers is no sign, and malformed groups stay together."""
+"""A number within text; a minus between two numbers is not a sign, and malformed groups are kept together."""
 _AFTER = re.compile(r"(\s?)([A-Za-z]+(?:\^\{?[23]\}?|[²³])?(?:/[a-z]+(?:\^2|²)?)?)(?![\w^])")
 _AMBIGUOUS_UNITS = frozenset(("a", "s", "in", "per", "day", "days", "second", "unit", "units"))
 
 
 def find_numbers(text: str) -> list[re.Match[str]]:
-    """Returns the numbers among the words of a text, in order."""
+    """Returns the numbers in a text, in order."""
     return list(_TOKEN.finditer(text))
 
 
 def with_unit(text: str, number: re.Match[str]) -> str:
-    """Returns a number of a text with what follows: a unit of the table, a word like million, letters at its end."""
+    """Extends a number in a text by what follows it: a unit of the table, a word like million, trailing letters."""
     after = _AFTER.match(text, number.end())
     if after is None or (after[1] and after[2] in _AMBIGUOUS_UNITS):
         return number.group()

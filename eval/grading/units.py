@@ -1,8 +1,8 @@
-"""Which unit stands after a number, and how many of another is it? A small table, exact factors, and words.
+"""Which unit follows a number, and how does it convert? A small table with exact factors; other words are units too.
 
-A unit is a dimension with a factor to that dimension's base: `5 cm` is 1/20 of a metre. Words that are no unit of the
-table (`5 apples`) are dimensions of their own. The table holds what answers to school problems are given in; a unit
-that it lacks is compared by its word.
+A unit is a dimension with a factor to that dimension's base: `5 cm` is 1/20 of a metre. Words that are not in the table
+(`5 apples`) are their own dimensions. The table contains the units common in school problems; other units are compared
+as words.
 """
 
 import re
@@ -14,11 +14,11 @@ PERCENT = "%"
 
 @dataclass(frozen=True)
 class Unit:
-    """What a number counts."""
+    """The unit of a number."""
 
     dimension: str
     factor: Fraction = Fraction(1)
-    """How many of the dimension's base one of these is."""
+    """Factor to the dimension's base unit."""
 
 
 _NAMED: dict[str, tuple[str, str]] = {
@@ -40,21 +40,21 @@ _NAMED: dict[str, tuple[str, str]] = {
     "pa pascal": ("pascals", "1"), "mph": ("length/time", "1397/3125"), "kmh kph": ("length/time", "5/18"),
     "unit": ("", "1"),
 }  # fmt: skip
-"""Names of a unit, singular -> dimension and factor; symbols are told apart from words by their length alone."""
+"""Names of a unit, singular -> dimension and factor; symbols are distinguished from words by length only."""
 UNITS = {
     name: Unit(dimension, Fraction(factor)) for names, (dimension, factor) in _NAMED.items() for name in names.split()
 }
 SYMBOLS = frozenset("mgshlLNJWV°%$€£¥¢米元度")
-"""Units of one sign: 5 m is a length, 5 M may be five million."""
+"""Case-sensitive one-character units: 5 m is a length, 5 M may be five million."""
 
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-"""Word -> the power of ten that it multiplies by."""
+"""Word -> power of ten that it multiplies by."""
 _CHANGES_VALUE = re.compile(
     r"\b(?:or|plus|minus|times|squared|cubed|hal(?:f|ves)|thirds?|fourths?|fifths?|point|less|more|fewer|dozens?|not|factorial|"
     r"hundred|thousand|million|billion|trillion)\b|\band\s+(?:a|one)\b|^to\b",
     re.IGNORECASE,
 )
-"""Words after a number that make it another number, or no number."""
+"""Words after a number that change it, or make it not a number."""
 _ONE_UNIT = re.compile(
     r"(?:(square|sq|cubic|cu)\b\.?\s*)?([A-Za-z]+|[°%$€£¥¢]|[\u4e00-\u9fff]+)\.?(?:\^?\{?([23])\}?)?"
 )
@@ -62,7 +62,7 @@ MAX_WORDS = 14
 
 
 def parse_unit(text: str) -> Unit | None:
-    """Returns the unit that a text after a number names; None where the text is none, or changes the number."""
+    """Returns the unit named by the text after a number; None if the text is not a unit, or changes the number."""
     text = text.strip().strip(".")
     if _CHANGES_VALUE.search(text):
         return None
@@ -78,7 +78,7 @@ def parse_unit(text: str) -> Unit | None:
 
 
 def known_unit(text: str) -> Unit | None:
-    """Returns a unit of the table, or a square, a cube or a quotient of some."""
+    """Returns a unit of the table, or a square, cube or quotient of such units."""
     parts = re.split(r"\s*(?:/|\bper\b|\ban?\b)\s*", text.strip().replace("\\$", "$"))
     if not 1 <= len(parts) <= 2:
         return None
@@ -103,5 +103,5 @@ def _power(text: str) -> Unit | None:
 
 
 def singular(word: str) -> str:
-    """Returns a word without the s of its plural."""
+    """Returns the singular of a word."""
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

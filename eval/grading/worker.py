@@ -1,4 +1,4 @@
-"""The process in which `mathematics.py` asks math-verify; it reads a pair a line and is no command for people."""
+"""Child process of `mathematics.py` that runs math-verify on one pair per line; not a user command."""
 
 from eval.grading.mathematics import serve
 

@@ -1,1 +1,1 @@
-"""How is a model behind an address asked? Endpoints, cached replies, and a judge for what the rules leave open."""
+"""How are models behind an endpoint used? Requests, cached replies, and a judge for unscored answers."""

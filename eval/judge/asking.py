@@ -1,11 +1,11 @@
-"""How are many questions asked at once? Each once, in threads that nobody waits for when the command is stopped.
+"""Asks many questions concurrently, each once, in daemon threads.
 
     calls = Calls(8)
     for key in keys:
         calls.start(key, lambda key=key: ask(key))
-    answers = [calls.result(key) for key in keys]      # in any order that the caller likes
+    answers = [calls.result(key) for key in keys]      # in any order
 
-The threads are daemons: an interrupted command ends at once, whatever a server still holds back.
+The threads are daemons: an interrupted command ends at once, even while a server has not answered.
 """
 
 import queue
@@ -18,11 +18,11 @@ from typing import Generic, TypeVar
 Result = TypeVar("Result")
 
 MAX_AT_ONCE = 8
-"""Requests to an endpoint: servers answer several as quickly as one."""
+"""Concurrent requests to an endpoint: servers answer several about as quickly as one."""
 
 
 class Calls(Generic[Result]):
-    """Calls under way or done, by a key each."""
+    """Calls in progress or finished, each with a key."""
 
     def __init__(self, num_at_once: int = MAX_AT_ONCE) -> None:
         self._num_at_once = num_at_once
@@ -32,11 +32,11 @@ class Calls(Generic[Result]):
 
     @property
     def keys(self) -> list[str]:
-        """Of all calls that were started, in their order."""
+        """Keys of all started calls, in order."""
         return list(self._futures)
 
     def start(self, key: str, call: Callable[[], Result]) -> None:
-        """Lets a thread make a call; a key that was started before is not started again."""
+        """Starts a call in a thread; a key that was already started is ignored."""
         if key in self._futures:
             return
         self._futures[key] = Future()
@@ -46,7 +46,7 @@ class Calls(Generic[Result]):
             self._threads[-1].start()
 
     def result(self, key: str) -> Result:
-        """Waits for a call that was started and returns its result, or raises what it raised."""
+        """Waits for a started call and returns its result or raises its exception."""
         return self._futures[key].result()
 
     def _work(self) -> None:
@@ -54,14 +54,14 @@ class Calls(Generic[Result]):
             future, call = self._waiting.get()
             try:
                 result = call()
-            except BaseException as error:  # it is raised again in the thread that asks for the result
+            except BaseException as error:  # raised again in the thread that requests the result
                 future.set_exception(error)
             else:
                 future.set_result(result)
 
 
 def count_reasons(counts: Counter[str]) -> str:
-    """Returns reasons in words, the most frequent first, each with its number where there are several."""
+    """Formats reasons, most frequent first, with counts if there are several."""
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{reason} ({number})" for reason, number in counts.most_common())

@@ -1,4 +1,4 @@
-"""What was asked before, and what was the reply? Kept by a hash of all that was asked, over runs and writers."""
+"""Cache of replies, keyed by a hash of the full request; persists over runs and allows concurrent writers."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def content_hash(*parts: str | bytes) -> str:
-    """Returns a sha256 of several texts or bytes that no other cut of them shares."""
+    """Returns a sha256 of several texts or bytes; a different split of the same bytes gives a different hash."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -18,7 +18,7 @@ def content_hash(*parts: str | bytes) -> str:
 
 
 class ReplyCache:
-    """Replies by the hash of what was asked, in a file of JSON lines that threads and processes may append to."""
+    """Replies keyed by the hash of the request, in a JSON Lines file to which threads and processes may append."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +33,7 @@ class ReplyCache:
             return self._replies.get(key)
 
     def _read_on(self) -> None:
-        """Reads the whole lines that were written since; one that a kill has torn is no reply."""
+        """Reads the complete lines written since the last call; a line truncated by a kill is ignored."""
         if not self.path.is_file() or self.path.stat().st_size == self._num_bytes_read:
             return
         with self.path.open("rb") as file:
@@ -49,7 +49,7 @@ class ReplyCache:
                 continue
 
     def put(self, key: str, reply: str, **facts: Any) -> None:
-        """Keeps a reply; the line break comes first too, so that a torn line before it costs itself alone."""
+        """Appends a reply, with a line break also before it, so that a truncated previous line does not affect it."""
         line = json.dumps({"key": key, "reply": reply, **facts}, ensure_ascii=True)
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,21 @@
-"""How is a model behind an address asked? One chat completion of any OpenAI-compatible endpoint, in bounded time.
+"""Requests one chat completion from an OpenAI-compatible endpoint, in bounded time.
 
-An attempt ends after `timeout_s` whatever the server does: it runs in a thread that is left behind then. Attempts that
-may go better are repeated after 1, 2, 4, … seconds, or when the server says (`Retry-After`, up to a minute).
+An attempt ends after `timeout_s` whatever the server does: it runs in a thread that is then abandoned. Attempts that
+may succeed later are repeated after 1, 2, 4, … seconds, or as the server asks (`Retry-After`, up to a minute).
 
-There are three ways to get no reply. The endpoint fails (no connection, 5xx, a timeout, garbage, no such model): the
-question is unanswered, and an endpoint that fails many in a row is asked no more in this run. It refuses this question
-(400, 413, 422: too long, say), or its reply cannot be used (cut at its limit, empty): that is the question's own result
-and says nothing about the next one.
+There are three kinds of failure. The endpoint fails (no connection, 5xx, a timeout, an invalid response, no such
+model): the question is unanswered, and after many failures in a row the endpoint is not used again in this run. It
+refuses the question (400, 413, 422, for example too long), or the reply is unusable (truncated at its limit, empty):
+this is a result for that question only.
 
-Every setting that changes a reply is sent (`SETTINGS`), since a server may have defaults of its own: vLLM's takes the
-repetition penalty of the checkpoint's `generation_config.json`. Where an endpoint refuses one of `OPTIONAL` by name,
-the question is asked again without it, and so are the next ones; `Endpoint.settings` says what is sent in the end.
+Every setting that affects a reply is sent (`SETTINGS`), since servers have their own defaults: vLLM's uses the
+repetition penalty of the checkpoint's `generation_config.json`. If an endpoint refuses one of `OPTIONAL` by name, this
+question and later ones are sent without it; `Endpoint.settings` lists what is sent in the end.
 
-A model that thinks may do so: thoughts in `reasoning_content` are not read, and those before `</think>` are cut off.
+Reasoning models are supported: thoughts in `reasoning_content` are ignored, and those before `</think>` are removed.
 
-The key is read from the environment for each request. It is never stored, and it is taken out of what the server
-replies; redirects, which would carry it elsewhere, are not followed. Errors name the status, not the server's words.
+The key is read from the environment for each request. It is never stored, and it is removed from the server's replies;
+redirects, which would send it elsewhere, are not followed. Errors state the status, not the server's message.
 """
 
 import email.utils
@@ -33,14 +33,14 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 MAX_WAIT_S = 60.0
-"""Between two attempts."""
+"""Maximum wait between two attempts."""
 MAX_REPLY_BYTES = 4 * 2**20
 MAX_FAILURES = 5
-"""Questions in a row that the endpoint failed, for each that is asked at once, after which it counts as gone."""
+"""Failures in a row, per concurrent question, after which the endpoint is considered unavailable."""
 REPEATED_STATUS = frozenset((408, 409, 425, 429))
-"""Beside 500 and above: what another attempt may change."""
+"""Statuses besides 5xx for which another attempt may succeed."""
 REFUSED_STATUS = frozenset((400, 413, 422))
-"""What a server says of one question; any other says something of the server, the model or the key."""
+"""Statuses that concern a single question; others concern the server, the model or the key."""
 MAX_REFUSAL_BYTES = 2**16
 SETTINGS: dict[str, float] = {
     "temperature": 0,
@@ -49,9 +49,9 @@ SETTINGS: dict[str, float] = {
     "frequency_penalty": 0,
     "repetition_penalty": 1,
 }
-"""Greedy, and nothing else."""
+"""Plain greedy decoding."""
 OPTIONAL = ("top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-"""Left out where an endpoint does not know them; the last is vLLM's and not OpenAI's."""
+"""Omitted if an endpoint does not support them; the last is specific to vLLM."""
 THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
 CHECK_ATTEMPTS = 2
 KEY_TAKEN_OUT = "[key]"
@@ -60,11 +60,11 @@ Messages = list[dict[str, Any]]
 
 
 class EndpointError(Exception):
-    """There is no reply; `str()` says why in a few words without the key."""
+    """There is no reply; `str()` gives a short reason without the key."""
 
 
 class UnansweredError(EndpointError):
-    """The endpoint failed; the same question may be answered another time."""
+    """The endpoint failed; the same question may succeed later."""
 
 
 class RefusedError(EndpointError):
@@ -72,11 +72,11 @@ class RefusedError(EndpointError):
 
 
 class UnusableReplyError(EndpointError):
-    """The endpoint replied to this question, and the reply is cut, empty or endless."""
+    """The endpoint's reply to this question is truncated, empty or too long."""
 
 
 class _BadRequestError(Exception):
-    """A refusal, with the server's words, which are searched and never shown."""
+    """A refusal with the server's message, which is searched but never shown."""
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(status)
@@ -84,7 +84,7 @@ class _BadRequestError(Exception):
 
 
 class _WorthRepeatingError(Exception):
-    """An attempt that failed and may go better; `wait_s` is what the server asked for."""
+    """An attempt that failed and may succeed later; `wait_s` is the wait requested by the server."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -101,20 +101,20 @@ class Endpoint:
     """An OpenAI-compatible endpoint and one of its models."""
 
     url: str
-    """Up to and with its version: `http://localhost:8000/v1`."""
+    """URL including the version: `http://localhost:8000/v1`."""
     model: str
     key_variable: str
-    """The environment variable that holds the key; without it none is sent."""
+    """Environment variable with the key; if unset, no key is sent."""
     timeout_s: float
-    """Of one attempt."""
+    """Time limit of one attempt."""
     num_attempts: int
     first_wait_s: float = 1.0
     num_at_once: int = 1
-    """Questions that its callers ask side by side."""
+    """Number of concurrent questions."""
     failures: int = field(default=0, init=False)
-    """Questions in a row that it failed."""
+    """Number of failures in a row."""
     given_up: str = field(default="", init=False)
-    """Why it is not asked at all; empty where it is."""
+    """Why it is no longer used; empty while it is."""
     _last_failure: str = field(default="", init=False, repr=False)
     _left_out: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
@@ -129,29 +129,29 @@ class Endpoint:
 
     @property
     def settings(self) -> dict[str, float]:
-        """What is sent beside the messages and the limit, as far as this endpoint takes it."""
+        """Settings sent along with the messages and the limit, as far as this endpoint accepts them."""
         return {name: value for name, value in SETTINGS.items() if name not in self._left_out}
 
     @property
     def place(self) -> str:
-        """The endpoint in words, without its path."""
+        """Description of the endpoint, without its path."""
         return f"the endpoint {urlsplit(self.url).netloc}"
 
     def check(self, messages: Messages, *, max_tokens: int, option: str) -> None:
-        """Asks once, as all questions are asked, before long work begins.
+        """Sends one test question, in the same way as all others, before long work begins.
 
         Args:
             messages: a small question of the same kind.
-            max_tokens: as of all questions, since an endpoint may refuse it beyond its model's context.
+            max_tokens: as for all questions, since an endpoint may refuse a value beyond its model's context.
             option: the argument that named the endpoint.
 
         Raises:
-            ValueError: where it does not answer, or refuses the question.
+            ValueError: if it does not answer, or refuses the question.
         """
         try:
             self._attempts(messages, max_tokens, min(CHECK_ATTEMPTS, self.num_attempts))
         except UnusableReplyError:
-            return  # it is there and answers
+            return  # the endpoint works
         except EndpointError as error:
             raise ValueError(
                 f"{option}: {self.place} does not answer for model {self.model!r}: {error}; start it, or correct the "
@@ -159,12 +159,12 @@ class Endpoint:
             ) from None
 
     def ask(self, messages: Messages, *, max_tokens: int) -> str:
-        """Returns the text of one greedy reply that the model ended itself, without its thoughts.
+        """Returns the text of one complete greedy reply, without thoughts.
 
         Raises:
-            UnansweredError: where the endpoint fails.
-            RefusedError: where it refuses this question.
-            UnusableReplyError: where its reply is cut, empty or too long to read.
+            UnansweredError: if the endpoint fails.
+            RefusedError: if it refuses this question.
+            UnusableReplyError: if its reply is truncated, empty or too long to read.
         """
         if self.given_up:
             raise UnansweredError(self.given_up)
@@ -204,10 +204,10 @@ class Endpoint:
         raise AssertionError("the last attempt returns or raises")
 
     def _negotiated(self, question: dict[str, Any]) -> str:
-        """Asks with every setting, and again without those that the endpoint refuses by name.
+        """Sends all settings, and retries without those that the endpoint refuses by name.
 
-        They are left out of later questions only where that made the difference: a server that repeats the whole
-        question in its refusal names them all.
+        They are omitted from later questions only if that helped: a server that echoes the whole request in its refusal
+        names all of them.
         """
         left_out = self._left_out
         while True:
@@ -224,13 +224,13 @@ class Endpoint:
             return _content(answer, _read_key(self.key_variable))
 
     def _one_attempt(self, data: bytes) -> bytes:
-        """Posts in a thread of its own, so that no server can hold this one longer than `timeout_s`."""
+        """Posts in a separate thread, so that no server can block the caller longer than `timeout_s`."""
         outcome: list[bytes | Exception] = []
 
         def work() -> None:
             try:
                 outcome.append(self._post(data))
-            except Exception as error:  # it is raised again below, in the thread that waits
+            except Exception as error:  # raised again below, in the waiting thread
                 outcome.append(error)
 
         thread = threading.Thread(target=work, daemon=True)
@@ -271,14 +271,14 @@ class Endpoint:
 
 
 def check_url(url: str) -> None:
-    """Refuses what is no address of an endpoint, and one that carries a password."""
+    """Rejects a URL that is not an endpoint's, or that contains a password."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
     except ValueError:
         host = None
     if host is None or parts.scheme not in ("http", "https"):
-        raise ValueError(f"endpoint {url!r} is no address; expected for example http://localhost:8000/v1")
+        raise ValueError(f"endpoint {url!r} is not a URL; expected for example http://localhost:8000/v1")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(
             f"the address of the endpoint at {host} carries more than a path; expected for example "
@@ -306,9 +306,9 @@ def _read_body(answer: IO[bytes], deadline: float) -> bytes:
 
 
 def without_thoughts(reply: str) -> str:
-    """Returns a reply from where its thoughts end; empty where they do not.
+    """Returns a reply without its thoughts; empty if they do not end.
 
-    A chat template may open the thoughts in the prompt, so that the reply holds their end alone.
+    A chat template may open the thoughts in the prompt, so that the reply contains only their end tag.
     """
     rest = reply.rpartition(THOUGHTS_END)[2]
     return "" if rest.lstrip().startswith(THOUGHTS_BEGIN) else rest
@@ -332,7 +332,7 @@ def _content(body: bytes, key: str | None) -> str:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Returns the seconds that a server asks to wait: a number, or until a date."""
+    """Returns the wait requested by a server in seconds, from a number or a date."""
     if value is None:
         return None
     try:

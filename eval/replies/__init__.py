@@ -1,1 +1,1 @@
-"""How are replies made? Prompts, pictures, conditions, engines, decoding, and the outcome of each prompt."""
+"""How are replies generated? Prompts, images, conditions, engines, decoding, and the outcome of each prompt."""

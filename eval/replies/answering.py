@@ -1,14 +1,15 @@
-"""How do queries become records? In batches that hang on nothing but the queries, each reply graded by the rules.
+"""How do queries become records? In batches that depend only on the queries; each reply is graded by the rules.
 
-Batches are formed from all queries of a task, done or not, so a continued run batches as an undisturbed one. Where
-memory runs out a batch is halved, and the next one begins whole again: what is generated together never depends on what
-was done before. The longest prompts come first, so that memory runs out early or not at all.
+Batches are formed from all queries of a task, done or not, so a resumed run uses the same batches as an uninterrupted
+one. If memory runs out, a batch is halved, and the next batch starts at full size again: the composition of a batch
+never depends on earlier work. The longest prompts come first, so memory runs out early or not at all.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import grade, is_well_formed
 from eval.replies.batching import BatchSize
 from eval.replies.conditions import Query
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch_size: int) -> list[list[Query]]:
-    """Groups queries, task by task, into batches of similar length and equally many images.
+    """Groups queries, task by task, into batches with similar lengths and equal numbers of images.
 
     Args:
-        texts: rendered prompts, by the key of the first of their samples.
+        texts: key of a prompt's first sample -> rendered prompt.
     """
     from eval.replies.generation import make_batches
 
@@ -41,7 +42,7 @@ def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch
 def answer_batch(
     engine: Engine, batch: Sequence[Query], texts: Mapping[str, str], batch_size: int, seed: int
 ) -> Iterator[list[Record]]:
-    """Yields the records of a batch as they are there: all together, or in parts where memory does not hold them."""
+    """Yields the records of a batch: all at once, or in parts if memory is insufficient."""
 
     def answer(queries: Sequence[Query]) -> list["Generation"]:
         return engine.answer(
@@ -60,7 +61,6 @@ def answer_batch(
 
 def _record(query: Query, text: str, generation: "Generation") -> Record:
     prompt = query.prompt
-    verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
     return {
         "key": query.key,
         "task": query.task,
@@ -75,11 +75,19 @@ def _record(query: Query, text: str, generation: "Generation") -> Record:
         "precision": prompt.precision,
         "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "images_sha256": pictures_sha256(query.pictures),
+        **graded(prompt, generation),
+        "well_formed": is_well_formed(generation.response),
+    }
+
+
+def graded(prompt: Prompt, generation: "Generation") -> Record:
+    """Returns what records keep of a reply: its text, why it ended, and the verdict of the rules."""
+    verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
+    return {
         "response": generation.response,
         "num_tokens": generation.num_tokens,
         "finish_reason": generation.finish_reason,
         "extracted": verdict.extracted,
         "status": verdict.status,
         "rule": verdict.rule,
-        "well_formed": is_well_formed(generation.response),
     }

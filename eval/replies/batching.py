@@ -1,4 +1,4 @@
-"""How many units fit the device at once? As many as were asked for, fewer where memory runs out."""
+"""How many items fit on the device at once? The requested batch size, halved if memory runs out."""
 
 import gc
 import sys
@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 class BatchSize:
-    """How many items are worked on together; halved for good when the device's memory does not hold them."""
+    """The batch size; permanently halved when the device runs out of memory."""
 
     def __init__(self, size: int) -> None:
         if size < 1:
@@ -23,7 +23,7 @@ class BatchSize:
         """Yields each batch with its results, in order.
 
         Raises:
-            RuntimeError: where a single item does not fit.
+            RuntimeError: if a single item does not fit.
         """
         done = 0
         while done < len(items):
@@ -38,7 +38,7 @@ class BatchSize:
                     raise RuntimeError(f"out of memory with one at once; use a narrower dtype ({said})") from error
                 self.size = len(batch) // 2
                 results = None
-            if results is None:  # outside the handler, whose error would hold on to the memory
+            if results is None:  # outside the handler, whose exception would keep the memory alive
                 print(
                     f"out of memory with {len(batch)} at once, going on with {self.size}", file=sys.stderr, flush=True
                 )
@@ -49,7 +49,7 @@ class BatchSize:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for what torch raises where memory runs out: on a GPU a class of its own, on a CPU only words (2.15)."""
+    """True for torch's out-of-memory errors: a class of its own on a GPU, only a message on a CPU (2.15)."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

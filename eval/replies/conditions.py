@@ -1,9 +1,9 @@
-"""Under which conditions is a prompt asked, and how? As given, with black images, or with a description of them.
+"""Under which conditions is a prompt asked? As given, with black images, or with a description of the images.
 
-Asked *black*, a prompt keeps its words, and each image is a black one of the same size. Asked *described*, a
-description of the images stands before the question as well. Prompts without images are asked as given alone, and those
-without a description never described: for them the paper's definitions (`outcomes.py`) cannot be said, and they
-are counted.
+Under *black*, the text is unchanged and each image is replaced by a black one of the same size. Under *described*, a
+description of the images is also placed before the question. Prompts without images are only asked as given, and
+prompts without a description are not asked under *described*: the paper's definitions (`outcomes.py`) cannot be
+evaluated for them, and they are counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +18,16 @@ from tracking.command import did_you_mean
 
 WITH_DESCRIPTION = "{description}\n{question}"
 BY_ABILITY = "by ability"
-"""What stands for the conditions in a run's settings where each ability's definition names them."""
+"""Value of the conditions in a run's settings if they follow from each ability's definition."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One reply that is wanted: a prompt under a condition, and which of its samples."""
+    """One requested reply: a prompt, a condition and a sample number."""
 
     task: str
     prompt: Prompt
-    """With the question as it is put."""
+    """With the question as asked."""
     condition: str
     sample: int
     directory: Path
@@ -47,11 +47,11 @@ class Query:
 
 
 def check_conditions(conditions: Sequence[str], *, abilities: bool) -> None:
-    """Refuses conditions that are unknown or named twice, or that the abilities' definitions name already."""
+    """Rejects conditions that are unknown or duplicated, or that are given together with `abilities`."""
     if abilities and conditions:
         raise ValueError("abilities names the conditions by their definitions; leave out either it or conditions")
     if conditions and GIVEN not in conditions:
-        raise ValueError(f"conditions {', '.join(conditions)}: what they change is said against {GIVEN}; name it too")
+        raise ValueError(f"conditions {', '.join(conditions)}: their effect is measured against {GIVEN}; name it too")
     for name in conditions:
         if name not in CONDITIONS:
             meant = did_you_mean(name, CONDITIONS)
@@ -61,7 +61,7 @@ def check_conditions(conditions: Sequence[str], *, abilities: bool) -> None:
 
 
 def conditions_of(prompt: Prompt, conditions: Sequence[str], *, abilities: bool) -> tuple[str, ...]:
-    """Returns the conditions under which a prompt is to be asked, descriptions permitting."""
+    """Returns the conditions under which a prompt is asked, if it has the descriptions needed."""
     wanted = ABILITY_CONDITIONS.get(prompt.ability, (GIVEN,)) if abilities else tuple(conditions) or (GIVEN,)
     return tuple(name for name in CONDITIONS if name in wanted and (name == GIVEN or prompt.images))
 
@@ -69,12 +69,12 @@ def conditions_of(prompt: Prompt, conditions: Sequence[str], *, abilities: bool)
 def make_queries(
     task: Task, conditions: Callable[[Prompt], Sequence[str]], descriptions: Mapping[str, str], num_samples: int
 ) -> list[Query]:
-    """Returns every reply that is wanted, prompt by prompt.
+    """Returns all requested replies, prompt by prompt.
 
     Args:
-        conditions: of a prompt.
-        descriptions: by the prompts' ids; a prompt that has none is not asked described.
-        num_samples: replies a prompt and condition.
+        conditions: returns the conditions of a prompt.
+        descriptions: prompt id -> description; a prompt without one is not asked under `described`.
+        num_samples: replies per prompt and condition.
     """
     queries = []
     for prompt in task.prompts:
@@ -92,12 +92,12 @@ def make_queries(
 def count_undescribed(
     task: Task, conditions: Callable[[Prompt], Sequence[str]], descriptions: Mapping[str, str]
 ) -> int:
-    """Returns how many prompts were to be asked described and have no description."""
+    """Returns the number of prompts that should be asked under `described` but have no description."""
     return sum(DESCRIBED in conditions(prompt) and prompt.id not in descriptions for prompt in task.prompts)
 
 
 def count_without_images(task: Task, conditions: Sequence[str], *, abilities: bool) -> int:
-    """Returns how many prompts were to be asked with black images and have none to blacken."""
+    """Returns the number of prompts that should be asked under `black` but have no image."""
     return sum(
         bool({BLACK, DESCRIBED} & set(ABILITY_CONDITIONS.get(prompt.ability, ()) if abilities else conditions))
         for prompt in task.prompts

@@ -1,9 +1,9 @@
-"""How does a batch answer? Prompts are read once, rows that have ended leave, and one that circles is ended.
+"""How is a batch decoded? Prompts are prefilled once, finished rows are removed, and repetitive replies are stopped.
 
-What the rows of one prompt share is computed once: prompts are read up to their last token (`read_prompts`), and the
-cache is spread over the rows. Transformers' own `generate` decodes. When half of the rows have ended it is stopped, the
-others are taken out with their cache, and it goes on with them: a long reply pays for at most twice the rows that are
-still being written. Positions are given explicitly, as `generate` itself computes them.
+The shared part of several rows of one prompt is computed once: prompts are prefilled up to their last token
+(`read_prompts`), and the cache is expanded to the rows. Transformers' `generate` decodes. When half of the rows have
+ended, it is stopped and continues with only the remaining rows and their cache: a step computes at most twice the
+number of active rows. Positions are passed explicitly, as `generate` itself computes them.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,23 @@ if TYPE_CHECKING:
     from eval.replies.sampling import SeededSampler
 
 STOP, LENGTH, REPETITION = "stop", "length", "repetition"
-"""Why a reply ended: the model ended its turn, the limit did, or it went round in circles."""
+"""Why a reply ended: end token, length limit, or repetition."""
+MIN_REPETITION_WINDOW = 16
+"""Four repetitions of a cycle of four tokens; a smaller window would stop numbers and lists."""
+
+
+def check_repetition_window(window: int) -> None:
+    """Refuses a window so short that it would end sound replies; 0 ends none."""
+    if window and window < MIN_REPETITION_WINDOW:
+        raise ValueError(
+            f"repetition_window is {window}; so few tokens repeat in sound replies too, it must be at least "
+            f"{MIN_REPETITION_WINDOW}, or 0 to end no reply"
+        )
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The tokens of one reply, without the one that ended it."""
+    """The tokens of one reply, without the end token."""
 
     tokens: list[int]
     finish_reason: str
@@ -31,24 +42,24 @@ class Reply:
 
 @dataclass
 class Rows:
-    """What `generate` needs to go on: as many rows as are still being written."""
+    """The state that `generate` needs to continue, for the active rows."""
 
     input_ids: "Tensor"
-    """[rows, tokens], all so far; the cache holds all but the last."""
+    """[rows, tokens], all so far; the cache contains all but the last."""
     attention_mask: "Tensor"
     position_ids: "Tensor"
-    """[rows, tokens], or [4, rows, tokens] where pictures have positions of their own."""
+    """[rows, tokens], or [4, rows, tokens] for models with multimodal positions."""
     cache: Any
 
     def take(self, rows: "Tensor") -> None:
-        """Goes on with these rows alone, in this order; a row may be named several times."""
+        """Selects these rows, in this order; a row may be repeated."""
         self.input_ids = self.input_ids[rows]
         self.attention_mask = self.attention_mask[rows]
         self.position_ids = self.position_ids.index_select(-2, rows)
         self.cache.batch_select_indices(rows)
 
     def extend(self, sequences: "Tensor") -> None:
-        """Takes over what was decoded since."""
+        """Adds newly decoded tokens."""
         import torch
 
         num_new = sequences.shape[1] - self.input_ids.shape[1]
@@ -60,7 +71,7 @@ class Rows:
 
 
 class _Pause:
-    """A stopping criterion that knows which rows have ended, and stops all of them where half have."""
+    """A stopping criterion that tracks finished rows and stops the batch when half of them have ended."""
 
     def __init__(self, ends: Sequence[int], num_prompt_tokens: int, window: int) -> None:
         from eval.replies.repetition import RepetitionStop
@@ -79,10 +90,10 @@ class _Pause:
 
 
 def read_prompts(model: Any, inputs: Any) -> Rows:
-    """Reads prompts up to their last token; returns a row each.
+    """Prefills prompts up to their last token; returns one row per prompt.
 
     Args:
-        inputs: of the processor, padded on the left.
+        inputs: the processor's output, left-padded.
     """
     from transformers import DynamicCache
 
@@ -102,8 +113,8 @@ def read_prompts(model: Any, inputs: Any) -> Rows:
 
 
 def prompt_positions(model: Any, inputs: Any) -> "Tensor":
-    """Returns positions as `generate` computes them: of the text alone [prompts, tokens], or with the three sections
-    of a picture's below them [4, prompts, tokens].
+    """Returns positions as `generate` computes them: [prompts, tokens] for text only, or [4, prompts, tokens] with the
+    three multimodal sections after the text positions.
     """
     import torch
 
@@ -130,13 +141,13 @@ def decode(
     repetition_window: int = 0,
     sampler: "SeededSampler | None" = None,
 ) -> list[Reply]:
-    """Writes every row's reply to its end.
+    """Decodes the replies of all rows.
 
     Args:
-        rows: as `read_prompts` leaves them, taken as often as each is to be answered; used up.
-        settings: a whole generation configuration, as `eval.replies.generation.greedy_settings` makes it.
-        repetition_window: tokens that must be rounds of one cycle for a reply to be ended; 0 never ends one.
-        sampler: of each row; greedy without.
+        rows: as returned by `read_prompts`, repeated once per requested reply; consumed.
+        settings: a complete generation configuration, as from `eval.replies.generation.greedy_settings`.
+        repetition_window: a reply is stopped when this many tokens repeat one cycle; 0 disables this.
+        sampler: samples each row; greedy if None.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -176,7 +187,7 @@ def decode(
 
 
 def _ended(tokens: list[int], ends: Sequence[int], stopped_at: int, limit: int) -> Reply | None:
-    """Returns a row's reply; None where it is still being written."""
+    """Returns a row's reply; None if it is unfinished."""
     length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     if 0 < stopped_at <= length:
         return Reply(tokens[:stopped_at], REPETITION)

@@ -1,16 +1,16 @@
-"""What do a prompt's images show, in words? Read from a file, or written once by a model and kept.
+"""What do a prompt's images show, in words? Descriptions read from a file, or generated once by a model and cached.
 
     --descriptions FILE.jsonl                                              lines of `id` and `description`
     --describe-url http://localhost:8000/v1 --describe-model NAME          an endpoint that takes images
-    --describe-model CHECKPOINT                                            a checkpoint, loaded for it and let go
+    --describe-model CHECKPOINT                                            a checkpoint, loaded for this and freed
 
-Vision-to-reasoning asks a question again with a black image and such a description. The describer never sees the
-question, so the words cannot hold its answer unless the image does. What a model tells is kept in `descriptions.jsonl`
-by a hash of the images, the model and the instruction.
+Vision-to-reasoning asks a question again with a black image and such a description. The describing model never sees the
+question, so the description contains the answer only if the image does. Generated descriptions are cached in
+`descriptions.jsonl`, keyed by a hash of the images, the model and the instruction.
 
-Each set of images is asked about once in a run. What the endpoint fails to answer ends the command before the model is
-loaded, with exit status 1; the same command asks again, for what is missing. Where the describer refuses an image, or
-its reply is cut or empty, there is no description: the prompt then has no described condition, and is counted as such.
+Each set of images is described once per run. If the endpoint fails, the command ends with exit status 1 before the
+model is loaded; running it again requests only the missing descriptions. If an image is refused, or the reply is
+truncated or empty, there is no description: the prompt is not asked under `described`, and is counted.
 """
 
 import base64
@@ -36,9 +36,9 @@ INSTRUCTION = (
     "number and label, and how the parts relate to each other. Do not draw conclusions."
 )
 SENT_AS_IS = {"PNG": "image/png", "JPEG": "image/jpeg"}
-"""What every endpoint takes; other formats are sent as PNG."""
+"""Formats that every endpoint accepts; others are sent as PNG."""
 CHECK_PIXELS = 56
-"""Sides of the picture with which an endpoint is tried."""
+"""Side length of the image with which an endpoint is tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,39 +77,39 @@ class DescriptionArguments:
 
 
 class Descriptions(Protocol):
-    """Descriptions by prompt."""
+    """A source of descriptions of prompts' images."""
 
     @property
     def source(self) -> Mapping[str, Any]:
-        """What decides them, for a run's settings."""
+        """What determines the descriptions, for a run's settings."""
 
     def check(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """Tries, before long work begins, whoever is to describe what is missing.
+        """Tests the describing model before long work begins, if descriptions are missing.
 
         Raises:
-            ValueError: where there is no answer.
+            ValueError: if it does not answer.
         """
 
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """Gets the descriptions of many prompts together, where that is quicker.
+        """Fetches the descriptions of many prompts together, if that is faster.
 
         Raises:
-            RuntimeError: where an endpoint failed, with the number and the reasons.
+            RuntimeError: if an endpoint failed, with the number of failures and the reasons.
         """
 
     @property
     def undescribed(self) -> Counter[str]:
-        """Why there is no description -> of how many sets of images."""
+        """Reason for a missing description -> number of image sets."""
 
     def __call__(self, prompt: Prompt, directory: Path) -> str | None:
-        """Returns the description of a prompt's images, or None where there is none."""
+        """Returns the description of a prompt's images, or None if there is none."""
 
 
 def open_descriptions(arguments: DescriptionArguments, directory: Path) -> Descriptions | None:
-    """Returns the descriptions that are asked for, kept in `descriptions.jsonl` of a directory; None where none are.
+    """Returns the configured source of descriptions, cached in `descriptions.jsonl` of a directory, or None.
 
     Raises:
-        ValueError: where the file or the checkpoint is missing or damaged.
+        ValueError: if the file or the checkpoint is missing or damaged.
     """
     if arguments.descriptions is not None:
         return FileDescriptions(Path(arguments.descriptions))
@@ -122,7 +122,7 @@ def open_descriptions(arguments: DescriptionArguments, directory: Path) -> Descr
 
 
 class FileDescriptions:
-    """Descriptions of a file, by the prompts' ids."""
+    """Descriptions from a file, keyed by prompt id."""
 
     def __init__(self, path: Path) -> None:
         self._texts = read_descriptions(path)
@@ -130,10 +130,10 @@ class FileDescriptions:
         self.undescribed: Counter[str] = Counter()
 
     def check(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """There is nobody to try."""
+        """A file needs no test."""
 
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """There is nothing to prepare."""
+        """A file needs no preparation."""
 
     def __call__(self, prompt: Prompt, directory: Path) -> str | None:
         return self._texts.get(prompt.id)
@@ -143,7 +143,7 @@ def read_descriptions(path: Path) -> dict[str, str]:
     """Reads a file of descriptions.
 
     Raises:
-        ValueError: where the file is missing, a line is no description, or an id stands twice.
+        ValueError: if the file is missing, a line is not a description, or an id appears twice.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected a JSONL file with id and description on each line")
@@ -158,13 +158,13 @@ def read_descriptions(path: Path) -> dict[str, str]:
             if not isinstance(name, str) or not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{path}:{number}: id and description must be texts, and not empty")
             if name in texts:
-                raise ValueError(f"{path}:{number}: id {name!r} stands twice; expected one description an id")
+                raise ValueError(f"{path}:{number}: id {name!r} appears twice; expected one description per id")
             texts[name] = text.strip()
     return texts
 
 
 class EndpointDescriptions:
-    """Descriptions that a model behind an endpoint gives."""
+    """Descriptions by a model behind an endpoint."""
 
     def __init__(self, arguments: DescriptionArguments, model: str, url: str, cache: ReplyCache) -> None:
         self._arguments, self._cache = arguments, cache
@@ -190,7 +190,7 @@ class EndpointDescriptions:
             self._endpoint.check(question, max_tokens=self._arguments.describe_max_tokens, option="describe_url")
 
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """Asks for what is missing, several at once."""
+        """Requests the missing descriptions concurrently."""
         missing = _missing(self.source, self._cache, prompts, directory)
         for key, prompt in missing.items():
             self._start(key, prompt, directory)
@@ -222,7 +222,7 @@ class EndpointDescriptions:
         self._calls.start(key, lambda: self._ask(key, prompt, directory))
 
     def _ask(self, key: str, prompt: Prompt, directory: Path) -> str | EndpointError:
-        """Returns what the describer says of a prompt's images, and keeps it; or why it says nothing."""
+        """Requests and caches the description of a prompt's images; returns it, or the reason why there is none."""
         messages = self._messages(_read(prompt, directory))
         try:
             text = self._endpoint.ask(messages, max_tokens=self._arguments.describe_max_tokens).strip()
@@ -237,7 +237,7 @@ class EndpointDescriptions:
 
 
 class CheckpointDescriptions:
-    """Descriptions that a checkpoint gives; it is loaded when one is missing, and let go when all are there."""
+    """Descriptions by a checkpoint, which is loaded if one is missing and freed afterwards."""
 
     def __init__(self, arguments: DescriptionArguments, model: str, cache: ReplyCache) -> None:
         from eval.replies.subject import open_subject
@@ -248,7 +248,7 @@ class CheckpointDescriptions:
         self.undescribed: Counter[str] = Counter()
 
     def check(self, prompts: Sequence[Prompt], directory: Path) -> None:
-        """The checkpoint was opened already."""
+        """The checkpoint has already been opened."""
 
     def prepare(self, prompts: Sequence[Prompt], directory: Path) -> None:
         missing = _missing(self.source, self._cache, prompts, directory)
@@ -290,7 +290,7 @@ def _source(arguments: DescriptionArguments, model: str) -> dict[str, Any]:
 def _missing(
     source: Mapping[str, Any], cache: ReplyCache, prompts: Sequence[Prompt], directory: Path
 ) -> dict[str, Prompt]:
-    """Returns a prompt for each set of images that has no description yet, by its key."""
+    """Returns a prompt for each set of images without a description, keyed by the set."""
     missing: dict[str, Prompt] = {}
     for prompt in prompts:
         key = _key(source, _read(prompt, directory))
@@ -318,7 +318,7 @@ def _blank_picture() -> bytes:
 
 
 def _data_uri(data: bytes) -> str:
-    """Returns an image as the address that holds it."""
+    """Returns an image as a data URL."""
     from io import BytesIO
 
     from PIL import Image

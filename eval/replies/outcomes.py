@@ -1,15 +1,15 @@
-"""How did each prompt go? Records of replies, one or many a prompt, brought down to one value a prompt and metric.
+"""What is the outcome of each prompt? Reduces reply records to one value per prompt and metric.
 
-A prompt is asked under one or several *conditions*: `given` as it stands, `black` with black pictures of the same size
-in place of its own, `described` with black pictures and a description in words. Under each it is answered once or
-several times (`sample` 0, 1, …). From these:
+A prompt is asked under one or several *conditions*: `given` (unchanged), `black` (its images replaced by black ones of
+the same size), `described` (black images and a description in words). Under each condition it is answered once or
+several times (`sample` 0, 1, …). Metrics:
 
     accuracy   the share of samples that are right as given (accuracy@1)
     ability    the paper's definition (arXiv 2602.12395, eqs. 4 to 6), sample by sample:
                vision: right as given and wrong when black; vision-to-reasoning: right as given and right when
                described; reasoning: right
 
-None stands where it cannot be said: no sample could be judged, or a condition was not asked.
+A metric is None if it is undefined: no sample could be judged, or a condition was not asked.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,27 +21,27 @@ from tracking.records import Record
 GIVEN, BLACK, DESCRIBED = "given", "black", "described"
 CONDITIONS = (GIVEN, BLACK, DESCRIBED)
 ABILITY_CONDITIONS = {"vision": (GIVEN, BLACK), "vision-to-reasoning": (GIVEN, DESCRIBED), "reasoning": (GIVEN,)}
-"""Ability -> the conditions that its definition asks about."""
+"""Ability -> the conditions in its definition."""
 
 Rights = Mapping[str, bool]
-"""Condition -> whether one sample was right under it."""
+"""Condition -> whether one sample is right under it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one prompt."""
+    """The outcome of one prompt."""
 
     task: str
     id: str
     ability: str
     samples: tuple[bool | None, ...]
-    """Right, wrong or not to be judged: each sample of the prompt as given, in order."""
+    """Right, wrong or unscored, for each sample under `given`, in order."""
     ability_samples: tuple[bool | None, ...]
-    """The ability's definition, sample by sample."""
+    """The ability's definition, per sample."""
     well_formed: bool
-    """All samples as given had the form that was asked for."""
+    """True if all samples under `given` had the requested form."""
     cluster: str | None = None
-    """What the prompt belongs to together with others, such as one picture."""
+    """Group of related prompts, such as those about one image."""
 
     @property
     def key(self) -> str:
@@ -57,13 +57,13 @@ class Outcome:
 
 
 def record_key(task: str, prompt_id: str, condition: str = GIVEN, sample: int = 0) -> str:
-    """Returns the key of a reply: `TASK/ID`, and where they are not the first, the condition and the sample."""
+    """Returns the key of a reply: `TASK/ID`, plus the condition and the sample unless they are the first."""
     key = f"{task}/{prompt_id}" if condition == GIVEN else f"{task}/{prompt_id}/{condition}"
     return f"{key}#{sample}" if sample else key
 
 
 def outcomes(records: Iterable[Record]) -> list[Outcome]:
-    """Returns an outcome a prompt, in the order in which prompts first appear."""
+    """Returns one outcome per prompt, in order of first appearance."""
     by_prompt: dict[tuple[str, str], dict[tuple[str, int], Record]] = {}
     for record in records:
         place = record.get("condition", GIVEN), record.get("sample", 0)

@@ -1,8 +1,8 @@
-"""How does a picture enter a model? Through `qwen_vl_utils`, with the same fewest and most pixels for every engine.
+"""How are images prepared for a model? With `qwen_vl_utils`, and the same pixel limits for every engine.
 
-The limits are the processor's own, or those given. A picture is opened, laid on white where it is transparent, and
-resized once to a multiple of the model's cells that lies within the limits: Qwen's own `fetch_image`. A black picture
-has the size of the one that it stands for.
+The limits are the processor's, or those given. An image is opened, composited onto white if it is transparent, and
+resized once to a multiple of the model's cell size within the limits, by Qwen's `fetch_image`. A black image has the
+size of the image that it replaces.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a prompt, or a black one in its place."""
+    """An image of a prompt, or a black one instead of it."""
 
     path: Path
     black: bool = False
@@ -25,12 +25,12 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelLimits:
-    """Between how many pixels a picture is shown, and in cells of which size."""
+    """Pixel limits of an image, and the cell size."""
 
     min_pixels: int
     max_pixels: int
     patch_size: int
-    """Pixels a side; a cell is two patches wide (a spatial merge of two, as every family here has it)."""
+    """Patch side in pixels; a cell is two patches wide (a spatial merge of two, as in every supported family)."""
 
     def __post_init__(self) -> None:
         cell = (2 * self.patch_size) ** 2
@@ -42,10 +42,10 @@ class PixelLimits:
 
 
 def pixel_limits(processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> PixelLimits | None:
-    """Returns the limits in force: the processor's own where none are given; None for a text-only model.
+    """Returns the effective limits: the processor's if none are given; None for a text-only model.
 
     Raises:
-        ValueError: where limits are given for a text-only model, or exclude each other.
+        ValueError: if limits are given for a text-only model, or are contradictory.
     """
     image_processor = getattr(processor, "image_processor", None)
     if image_processor is None:
@@ -62,10 +62,10 @@ def pixel_limits(processor: Any, *, min_pixels: int | None, max_pixels: int | No
 
 
 def open_picture(picture: Picture, limits: PixelLimits) -> "Image":
-    """Returns a picture as the model is to see it, in RGB.
+    """Returns an image as the model receives it, in RGB.
 
     Raises:
-        ValueError: where it is too narrow for the limits.
+        ValueError: if it is too narrow for the limits.
     """
     from PIL import Image
     from qwen_vl_utils.vision_process import fetch_image
@@ -75,7 +75,7 @@ def open_picture(picture: Picture, limits: PixelLimits) -> "Image":
     asked = {"image": image, "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
     try:
         shown: Image.Image = fetch_image(asked, image_patch_size=limits.patch_size)
-    except ValueError as error:  # too narrow: a side of none of the model's cells, or of one to 200
+    except ValueError as error:  # too narrow: a side below one cell, or an aspect ratio above 200
         raise ValueError(
             f"{picture.path}: {image.width} x {image.height} pixels cannot be brought to {limits.min_pixels} to "
             f"{limits.max_pixels} ({error}); raise max_pixels"
@@ -84,7 +84,7 @@ def open_picture(picture: Picture, limits: PixelLimits) -> "Image":
 
 
 def pictures_sha256(pictures: Sequence[Picture]) -> str | None:
-    """Returns a sha256 of the files that are shown; None for no pictures."""
+    """Returns a sha256 of the image files; None if there are none."""
     if not pictures:
         return None
     digest = hashlib.sha256()

@@ -1,6 +1,6 @@
-"""How is a question put to a model? The one place that turns a prompt into chat messages, for training and scoring.
+"""Turns a prompt into chat messages, for training and scoring alike.
 
-The style is chosen in the configuration, the same for every model of a comparison, and never guessed from a name.
+The style is set in the configuration, the same for all models of a comparison, and never inferred from a name.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ STYLES = {
     "boxed": "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
     "think": "{question}\nThink first inside <think> </think>, then give the final answer inside <answer> </answer>.",
 }
-"""Name of a style -> how it frames the question."""
+"""Style -> template of the question."""
 
 
 def check_style(style: str) -> None:
-    """Refuses an unknown style."""
+    """Rejects an unknown style."""
     if style not in STYLES:
         raise ValueError(
             f"prompt style {style!r} is unknown; expected one of {', '.join(STYLES)}{did_you_mean(style, STYLES)}"
@@ -26,7 +26,7 @@ def check_style(style: str) -> None:
 def chat_messages(
     question: str, *, num_images: int, style: str, system_prompt: str | None = None
 ) -> list[dict[str, Any]]:
-    """Returns the messages of one prompt: images first, then the question, as Qwen-VL is trained."""
+    """Returns the messages of one prompt: images first, then the question, as in Qwen-VL's training."""
     parts: list[dict[str, Any]] = [{"type": "image"} for _ in range(num_images)]
     parts.append({"type": "text", "text": STYLES[style].format(question=question)})
     messages: list[dict[str, Any]] = []

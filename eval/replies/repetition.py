@@ -1,8 +1,8 @@
-"""When is a reply going round in circles? The rule by which it is ended, row by row of a batch.
+"""When is a reply stopped for repeating itself? The stopping rule, applied to each row of a batch.
 
-A greedy reply that has begun to repeat itself hardly ever finds out of it, and runs to the limit. It is ended when its
-last `window` tokens are four or more rounds of one cycle: for some period p <= window / 4, each of them equals the one
-p places before it. The reply so far is kept and graded like any other, and it is counted.
+A greedy reply that has begun to repeat itself rarely stops doing so and runs to the length limit. It is stopped when
+its last `window` tokens are at least four repetitions of one cycle: for some period p <= window / 4, each of them
+equals the token p positions earlier. The reply so far is kept, graded like any other, and counted.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from torch import Tensor
 
 NUM_ROUNDS = 4
 INTERVAL_TOKENS = 8
-"""How often a batch is looked at; a reply ends up to so many tokens late, the same in every batch."""
+"""Tokens between two checks; a reply may end that many tokens late, independently of its batch."""
 
 
 def is_circling(tokens: Int[Tensor, "rows window"]) -> Bool[Tensor, " rows"]:
-    """Returns which rows are `NUM_ROUNDS` or more rounds of one cycle from end to end."""
+    """Returns which rows consist entirely of `NUM_ROUNDS` or more repetitions of one cycle."""
     found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     for period in range(1, tokens.shape[1] // NUM_ROUNDS + 1):
         found |= (tokens[:, period:] == tokens[:, :-period]).all(dim=1)
@@ -26,7 +26,7 @@ def is_circling(tokens: Int[Tensor, "rows window"]) -> Bool[Tensor, " rows"]:
 
 
 def circles_at(tokens: Sequence[int], window: int) -> int | None:
-    """Returns how many tokens a finished reply would have had if it had been ended; None where it would not."""
+    """Returns the length at which a finished reply would have been stopped; None if it would not."""
     if not window:
         return None
     reply = torch.tensor([list(tokens)])
@@ -39,13 +39,13 @@ def circles_at(tokens: Sequence[int], window: int) -> int | None:
 
 @dataclass
 class RepetitionStop:
-    """A stopping criterion for `generate`, which asks it after every token."""
+    """A stopping criterion for `generate`, evaluated after every token."""
 
     num_prompt_tokens: int
     window: int
-    """Tokens; 0 never stops."""
+    """Tokens; 0 disables stopping."""
     stopped_at: Int[Tensor, " rows"] | None = None
-    """How many tokens each reply had when it was ended; 0 for one that was not."""
+    """Length of each reply when it was stopped; 0 if it was not."""
 
     def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores: object, **_: object) -> Bool[Tensor, " rows"]:
         if self.stopped_at is None:

@@ -1,14 +1,14 @@
-"""Which engine drew a trained model's rollouts, and how far was it from the trainer? And may two models be compared?
+"""Which engine sampled a model's rollouts, how far was it from the trainer, and are two models comparable in this?
 
-A checkpoint that GRPO trained may hold `rollout.json`:
+A checkpoint trained with GRPO may contain `rollout.json`:
 
     {"engine": "vllm 0.31.0", "engine_dtype": "bfloat16", "trainer_dtype": "float32", "corrected": false,
      "gap": {"text": {"mean": 0.004, "p99": 0.05, "rounding": 0.004, "num_steps": 40}, "images": {…}}}
 
-`gap` is the absolute difference of a sampled token's log-probability in the engine and in the trainer, in nats a token,
-for prompts without and with pictures, and `rounding` what rounding alone explains of its mean; it is empty where the
-trainer itself drew. `eval.run` copies it into `run.json`.
-Two models whose rollouts came from different mixtures of policies differ in more than what was frozen.
+`gap` is the absolute difference between engine and trainer in a sampled token's log-probability, in nats per token, for
+prompts without and with images; `rounding` is the part of its mean that rounding alone explains. It is empty if the
+trainer itself sampled. `eval.run` copies it into `run.json`.
+Two models whose rollouts came from different mixtures of policies differ in more than the frozen parts.
 """
 
 import json
@@ -27,9 +27,9 @@ KEYS = ("engine", "engine_dtype", "trainer_dtype", "corrected", "gap")
 GAP_KEYS = ("mean", "p99", "rounding", "num_steps")
 KINDS = {"text": "prompts without pictures", "images": "prompts with pictures"}
 MAX_GAP_RATIO = 1.5
-"""Of two models' mean gaps; beyond it they count as different."""
+"""Ratio of two models' mean gaps above which they count as different."""
 NEGLIGIBLE_GAP = 1e-3
-"""Nats a token: below it a gap changes no probability by more than a thousandth, and differs from none."""
+"""Nats per token: a smaller gap changes no probability by more than 0.1 % and counts as zero."""
 COLUMNS = ("model", *KEYS[:-1], "prompts", *GAP_KEYS)
 CONSEQUENCE = "these models learned from different mixtures of samples, so a difference between them may come from that"
 
@@ -37,10 +37,10 @@ Rollout = dict[str, Any]
 
 
 def read_rollout(directory: Path) -> Rollout | None:
-    """Reads how a checkpoint's rollouts were drawn; None where it does not say.
+    """Reads how a checkpoint's rollouts were sampled; None if this is not recorded.
 
     Raises:
-        ValueError: where the file is damaged.
+        ValueError: if the file is damaged.
     """
     path = directory / ROLLOUT_FILE
     if not path.is_file():
@@ -57,16 +57,16 @@ def read_rollout(directory: Path) -> Rollout | None:
 
 
 def rollout_of(run: Mapping[str, Any]) -> Rollout | None:
-    """Returns what an evaluation's `run.json` says of its model's rollouts; None where it says nothing."""
+    """Returns the model's rollouts as recorded in an evaluation's `run.json`; None if they are not."""
     noted = [attempt["rollout"] for attempt in run["attempts"] if attempt.get("rollout")]
     return noted[-1] if noted else None
 
 
 def rollout_table(rollouts: Mapping[str, Rollout]) -> "pd.DataFrame":
-    """Returns a row per model and kind of prompt, or one per model where there is no gap.
+    """Returns one row per model and kind of prompt, or one per model if there is no gap.
 
     Args:
-        rollouts: by the models' labels.
+        rollouts: model label -> its rollouts.
     """
     import pandas as pd
 
@@ -78,7 +78,7 @@ def rollout_table(rollouts: Mapping[str, Rollout]) -> "pd.DataFrame":
 
 
 def doubts(rollouts: Mapping[str, Rollout]) -> list[str]:
-    """Returns in which ways the models' rollouts differ so that comparing them is open to doubt, a sentence each."""
+    """Returns a sentence for each difference in rollouts that makes a comparison of the models doubtful."""
     found = [
         f"The rollouts of the compared models came from different engines: {_named(engines)}; {CONSEQUENCE}."
         for engines in [_groups(rollouts, _engine)]

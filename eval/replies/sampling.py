@@ -1,8 +1,8 @@
-"""How is one of many replies drawn? From a seed of its own, whatever stands beside it in the batch.
+"""How is one of many replies sampled? With its own seed, independently of the rest of the batch.
 
-A reply is drawn, token by token, from softmax(logits / temperature), of which with `top_p` < 1 only the most probable
-tokens that together reach `top_p` are kept. The draw is the Gumbel-max trick: argmax(logits / temperature + g), with
-independent standard Gumbel g, is such a draw.
+Tokens are sampled from softmax(logits / temperature); with `top_p` < 1, only from the most probable tokens whose
+probabilities together reach `top_p`. Sampling uses the Gumbel-max trick: argmax(logits / temperature + g), with
+independent standard Gumbel g, is such a sample.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingArguments:
-    """How many replies to each prompt, and how they are drawn."""
+    """The number of replies per prompt, and how they are sampled."""
 
-    num_samples: int = field(default=1, metadata={"help": "replies to each prompt"})
-    temperature: float = field(default=0.0, metadata={"help": "of the draws; 0: greedy, for one reply a prompt"})
+    num_samples: int = field(default=1, metadata={"help": "replies per prompt"})
+    temperature: float = field(default=0.0, metadata={"help": "sampling temperature; 0: greedy, one reply per prompt"})
     top_p: float = field(
-        default=1.0, metadata={"help": "the most probable tokens that reach it together are drawn from"}
+        default=1.0, metadata={"help": "sample from the most probable tokens whose total probability reaches it"}
     )
-    seed: int = field(default=0, metadata={"help": "every reply's own seed is drawn from it"})
+    seed: int = field(default=0, metadata={"help": "seed from which each reply's seed is derived"})
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -41,12 +41,12 @@ class SamplingArguments:
 
 
 def reply_seed(seed: int, prompt_id: str, number: int) -> int:
-    """Returns the seed of one reply to one prompt, of 63 bits."""
+    """Returns the 63-bit seed of one reply to one prompt."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{number}".encode()).digest()[:8], "big") >> 1
 
 
 class SeededSampler:
-    """Turns the greedy choice into a draw, for each row of a batch by a seed of its own, whatever stands beside it."""
+    """Turns greedy decoding into sampling, with a separate seed per row, independently of the other rows."""
 
     def __init__(self, seeds: Sequence[int], *, temperature: float, device: "torch.device", top_p: float = 1.0) -> None:
         import torch
@@ -56,13 +56,13 @@ class SeededSampler:
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with these rows alone."""
+        """Continues with these rows only."""
         self._generators = [self._generators[row] for row in rows]
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
         import torch
 
-        # scores: [rows, vocabulary]; -log of an exponential variable is a standard Gumbel one
+        # scores: [rows, vocabulary]; -log of an exponential variable is standard Gumbel
         noise = torch.stack(
             [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in self._generators]
         )
@@ -70,7 +70,7 @@ class SeededSampler:
 
 
 def _nucleus(scores: "torch.Tensor", top_p: float) -> "torch.Tensor":
-    """Leaves out every token that those before it, in order of probability, reach `top_p` without."""
+    """Masks every token whose more probable tokens already reach `top_p`."""
     import torch
 
     if top_p == 1:

@@ -1,4 +1,4 @@
-"""What is put to the test? A checkpoint, or the splice that a recipe (`*.yaml`) describes, made in memory."""
+"""Which model is evaluated? A checkpoint, or the splice that a recipe (`*.yaml`) describes, built in memory."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from merge.recipes.plan import SplicePlan, fingerprint, make_plan
 from merge.recipes.recipe import read_recipe, recipe_dict
 from models.checkpoint import open_checkpoint
 from models.loading import check_checkpoint, load_model, load_processor, local_checkpoint
+from tracking.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -19,27 +20,30 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model to be tested; nothing of it is loaded until it is asked for."""
+    """A model to evaluate; it is loaded on demand."""
 
+    name: str
+    """As it was given."""
     directory: Path
-    """The checkpoint, or for a recipe the donor whose configuration and processor count."""
+    """The checkpoint, or for a recipe the donor that provides configuration and processor."""
     fingerprint: str
-    """Changes with the weights, and for a recipe with its donor's files too."""
+    """Changes with the weights and, for a recipe, with its donors' files."""
     plan: SplicePlan | None = field(default=None, repr=False)
-    """Of a recipe."""
+    """The recipe, if any."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` is to remember of it beside its name."""
+        """What `run.json` records about it besides its name."""
         return {} if self.plan is None else {"recipe": recipe_dict(self.plan.recipe)}
 
     def load(
         self, *, dtype: str, attn_implementation: str
     ) -> tuple["PreTrainedModel", "ProcessorMixin | PreTrainedTokenizerBase"]:
-        """Returns the model, on the GPU where there is one, and its processor."""
+        """Returns the model, on the GPU if there is one, and its processor."""
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        say(f"loading {self.name} on {device}")
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         processor = load_processor(self.directory)
         if self.plan is not None:
@@ -69,18 +73,19 @@ def check_subject(name: str) -> None:
 
 
 def open_subject(name: str) -> Subject:
-    """Returns what `--model` names: a checkpoint's folder or hub id, or a recipe's file.
+    """Resolves `--model`: a checkpoint's folder or hub id, or a recipe's file.
 
     Raises:
-        ValueError: where it names neither, or something damaged.
+        ValueError: if it is none of these, or damaged.
     """
     path = Path(name)
     if path.suffix not in RECIPE_SUFFIXES or path.is_dir():
         directory = local_checkpoint(name)
-        return Subject(directory=directory, fingerprint=open_checkpoint(directory).fingerprint())
+        return Subject(name=name, directory=directory, fingerprint=open_checkpoint(directory).fingerprint())
     plan = make_plan(read_recipe(path))
     files = [(file.name, file.sha256) for file in plan.files]
     return Subject(
+        name=name,
         directory=plan.donors[plan.recipe.files_donor].directory,
         fingerprint=hashlib.sha256(json.dumps([fingerprint(plan), *files]).encode()).hexdigest(),
         plan=plan,

@@ -1,1 +1,1 @@
-"""How sure are we? Scores, paired differences, intervals, tests and power."""
+"""How certain are the results? Scores, paired differences, intervals, tests and power."""

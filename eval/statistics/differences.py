@@ -1,4 +1,4 @@
-"""How much do two models differ on one ability, and could it be chance? The rows of `comparison.csv`."""
+"""How much do two models differ on one ability, and is it significant? The rows of `comparison.csv`."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from eval.statistics.power import detectable, mcnemar_detectable
 RESAMPLING_SEED = 20_260_212
 POOLED = "pooled"
 COUNTS = dict(zip(KINDS, ("num_lost", "num_gained", "num_both_right", "num_both_wrong"), strict=True))
-"""Kind of transition -> its column."""
+"""Kind of transition -> column."""
 
 Row = dict[str, object]
 
@@ -32,7 +32,7 @@ def compare_group(group: Group, metrics: Sequence[str], *, baseline: str, refere
     rows: list[Row] = []
     for metric in metrics:
         if metric == ABILITY and not any(np.isfinite(own.ability).any() for own in group.answers.values()):
-            continue  # an ability without a definition, or whose conditions were not asked
+            continue  # no definition for this ability, or its conditions were not asked
         gains: dict[str, tuple[Row, PairedDifference]] = {}
         for pair in group.pairs(baseline, reference):
             for row, difference in _pair_rows(group, pair, metric):
@@ -45,7 +45,7 @@ def compare_group(group: Group, metrics: Sequence[str], *, baseline: str, refere
 
 
 def _pair_rows(group: Group, pair: Pair, metric: str) -> Iterator[tuple[Row, PairedDifference | None]]:
-    """Yields the pooled row of a pair of models, then a row a seed."""
+    """Yields the pooled row of a pair of models, then one row per seed."""
     first, second, compared = pair.values(metric)
     head: Row = {
         "task": group.task, "ability": group.ability, "metric": metric, "arm": pair.name, "against": pair.against,
@@ -90,7 +90,7 @@ def _bootstrapped(group: Group, difference: PairedDifference) -> Row:
 def _per_seed(
     group: Group, first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], compared: Bool[np.ndarray, " n"]
 ) -> Row:
-    """Returns what one seed adds: counts of transitions, the closed-form error, and McNemar's test where it applies."""
+    """Returns one seed's values: counts of transitions, the closed-form error, and McNemar's test if it applies."""
     own, other = first[compared], second[compared]
     clusters = np.arange(len(own)) if group.clusters is None else group.clusters[compared]
     error = clustered_mean(own - other, clusters).standard_error

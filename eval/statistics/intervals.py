@@ -1,8 +1,8 @@
-"""How sure are we? Intervals and paired tests for every table; SciPy and statsmodels do the mathematics.
+"""Intervals and paired tests for all tables, based on SciPy and statsmodels.
 
-Differences are paired: the same samples answered by both models. Where models are trained with several seeds, samples
-and seeds are both drawn anew, so that an interval covers a new seed as well as a new sample, as far as few seeds can
-show it (the crossed, or pigeonhole, bootstrap: A. Owen, Annals of Applied Statistics 1(2), 2007).
+Differences are paired: both models answered the same samples. If models are trained with several seeds, both samples
+and seeds are resampled, so that an interval covers new seeds as well as new samples, as far as a few seeds allow (the
+crossed, or pigeonhole, bootstrap: A. Owen, Annals of Applied Statistics 1(2), 2007).
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 20_000
 ROUNDING = 1e-12
-"""Resampled differences within it are zero: weights of 1/n do not cancel exactly."""
+"""Smaller resampled differences count as zero, since weights of 1/n do not cancel exactly."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ def wilson(num_correct: int, n: int) -> Estimate:
 
     low, high = proportion_confint(num_correct, n, alpha=1 - CONFIDENCE, method="wilson")
     rate = num_correct / n
-    low = 0.0 if num_correct == 0 else float(low)  # so it is in exact arithmetic, and rounding would hide it
+    low = 0.0 if num_correct == 0 else float(low)  # exact value, which rounding would miss
     high = 1.0 if num_correct == n else float(high)
     return Estimate(rate, low, high, (rate * (1 - rate) / n) ** 0.5)
 
 
 def paired_interval(num_lost: int, num_gained: int, n: int) -> Estimate:
-    """Returns the share lost less the share gained with its interval; all NaN for n = 0.
+    """Returns the share lost minus the share gained, with its interval; all NaN for n = 0.
 
-    Of Agresti and Min (Statistics in Medicine 24, 2005): Wald's, after half an observation is added to each cell of the
-    two-by-two table. So samples of which none changed have an interval too.
+    Agresti and Min (Statistics in Medicine 24, 2005): the Wald interval after adding half an observation to each cell
+    of the two-by-two table. It is therefore also defined if no sample changed.
     """
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
@@ -60,7 +60,7 @@ def paired_interval(num_lost: int, num_gained: int, n: int) -> Estimate:
 
 
 def mean_interval(values: Float[np.ndarray, "n ..."]) -> dict[str, np.ndarray]:
-    """Returns `n`, `mean`, `low` and `high` of every column by Student's t, over the samples that are no NaN.
+    """Returns `n`, `mean`, `low` and `high` of every column by Student's t, ignoring NaN.
 
     The interval of a single sample is NaN.
     """
@@ -75,7 +75,7 @@ def mean_interval(values: Float[np.ndarray, "n ..."]) -> dict[str, np.ndarray]:
 
 
 def paired_t(differences: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, " columns"]:
-    """Returns two-sided p-values of every column's mean; 1 where all differences are zero, NaN for a single sample."""
+    """Returns two-sided p-values of every column's mean; 1 if all differences are zero, NaN for a single sample."""
     from scipy.stats import t
 
     n = len(differences)
@@ -87,11 +87,11 @@ def paired_t(differences: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "
 
 
 def clustered_mean(values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]) -> Estimate:
-    """Returns a mean with the standard error of samples that belong together, such as several questions on one image.
+    """Returns a mean with a cluster-robust standard error, for related samples such as several questions on one image.
 
     The sandwich estimator with its factor G / (G - 1) for few clusters (K.-Y. Liang and S. Zeger, Biometrika 73, 1986;
-    for evaluations E. Miller, arXiv 2411.00640, section 2.2), the interval by Student's t with G - 1 degrees of
-    freedom. Where each sample is a cluster of its own this is the ordinary one. For one cluster both are NaN.
+    for evaluations E. Miller, arXiv 2411.00640, section 2.2); the interval uses Student's t with G - 1 degrees of
+    freedom. If each sample is its own cluster, this is the ordinary standard error. For one cluster both are NaN.
     """
     from scipy.stats import t
 
@@ -111,14 +111,14 @@ class PairedTest:
 
     n: int
     num_gained: int
-    """Samples only the first answers right."""
+    """Number of samples that only the first answers correctly."""
     num_lost: int
-    """Samples only the second answers right."""
+    """Number of samples that only the second answers correctly."""
     p: float
 
 
 def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> PairedTest:
-    """Tests whether two models are right on the same samples equally often (exact, two-sided)."""
+    """Tests whether two models are correct equally often on the same samples (exact, two-sided)."""
     from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
     gained = int(np.sum(first & ~second))
@@ -130,7 +130,7 @@ def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Pa
 def holm(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     """Returns Holm's step-down adjusted p-values.
 
-    As statsmodels' `multipletests`, which collects garbage at each call: 75 of the 76 s of a table of thousands.
+    Equal to statsmodels' `multipletests`, which runs the garbage collector in each call: 75 of 76 s for a large table.
     """
     order = np.argsort(p_values)
     adjusted = np.empty(len(p_values))
@@ -140,7 +140,7 @@ def holm(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
 @dataclass(frozen=True)
 class CrossedDraws:
-    """Bootstrap weights over samples and seeds, drawn once and shared by every model of a comparison."""
+    """Bootstrap weights over samples and seeds, drawn once and shared by all models of a comparison."""
 
     samples: Float[np.ndarray, "resamples n"]
     seeds: Float[np.ndarray, "resamples seeds"]
@@ -154,11 +154,11 @@ def draw_crossed(
     num_resamples: int = NUM_RESAMPLES,
     clusters: Int[np.ndarray, " n"] | None = None,
 ) -> CrossedDraws:
-    """Draws how often each sample and each seed stands in each resample; rows sum to one.
+    """Draws the weight of each sample and each seed in each resample; rows sum to one.
 
     Args:
-        clusters: numbers from 0 of what the samples belong to; the clusters are then drawn, each with all its samples,
-            and a row sums to one only on average.
+        clusters: index from 0 of each sample's cluster; if given, whole clusters are resampled, and a row sums to one
+            only on average.
     """
     rng = np.random.default_rng(seed)
     drawn = n if clusters is None else int(clusters.max()) + 1
@@ -171,10 +171,10 @@ def draw_crossed(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A mean difference between two models over samples and seeds, with its resamples."""
+    """The mean difference between two models over samples and seeds, with its resamples."""
 
     n: int
-    """Distinct samples that were compared in at least one seed."""
+    """Number of distinct samples compared in at least one seed."""
     estimate: float
     resampled: Float[np.ndarray, " resamples"]
 
@@ -189,11 +189,11 @@ def crossed_difference(
     compared: Bool[np.ndarray, "seeds n"],
     draws: CrossedDraws,
 ) -> PairedDifference:
-    """Returns the mean of first - second over the compared samples of all seeds, and its resamples.
+    """Returns the mean of first - second over the compared samples of all seeds, with its resamples.
 
     Args:
-        first, second: 1 where right, 0 where wrong; a model without seeds is given as equal rows.
-        compared: which samples count in which seed.
+        first, second: 1 if right, 0 if wrong; a model without seeds has equal rows.
+        compared: which samples are compared in which seed.
         draws: shared by every comparison of one table.
     """
     weight = compared.astype(float)
@@ -212,14 +212,14 @@ def crossed_difference(
 
 
 def percentile_interval(estimate: float, resampled: Float[np.ndarray, " resamples"]) -> Estimate:
-    """Returns an estimate with the percentile interval of its resamples."""
+    """Returns an estimate with its percentile interval."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Estimate(estimate, float(low), float(high), float(np.std(resampled, ddof=1)))
 
 
 def bootstrap_p(resampled: Float[np.ndarray, " resamples"]) -> float:
-    """Returns the two-sided p-value of a difference: the smallest level whose percentile interval holds zero."""
+    """Returns the two-sided bootstrap p-value: the level at which the percentile interval just excludes zero."""
     num_resamples = len(resampled)
     at_or_below = 1 + int(np.sum(resampled <= ROUNDING))
     at_or_above = 1 + int(np.sum(resampled >= -ROUNDING))
@@ -227,10 +227,10 @@ def bootstrap_p(resampled: Float[np.ndarray, " resamples"]) -> float:
 
 
 def gain_kept(arm: PairedDifference, full: PairedDifference) -> Estimate | None:
-    """Returns (arm - start) / (full - start) with its interval; None where full - start is not above zero throughout.
+    """Returns (arm - start) / (full - start) with its interval; None unless the interval of full - start is above zero.
 
     Args:
-        arm, full: differences to the same start over the same draws.
+        arm, full: differences to the same start, with the same draws.
     """
     if full.interval.low <= 0:
         return None

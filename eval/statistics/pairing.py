@@ -1,15 +1,15 @@
-"""Who answered what, side by side? Every model's outcomes per task and ability, in one order, cut into pairs of models.
+"""Aligns all models' outcomes per task and ability in one order, and forms the pairs of models to compare.
 
-A *group* is one ability of one task. A *metric* says what a prompt counts for and which prompts are compared:
+A *group* is one ability of one task. A *metric* defines a prompt's value and which prompts are compared:
 
-    accuracy                                 the share of samples that are right, where both models could be judged
-    accuracy where both are well-formed      the same, of prompts that both answered in the asked-for form, so that form
-                                             alone cannot win
-    ability                                  the paper's definition (`eval/replies/outcomes.py`); only where
-                                             other conditions were asked too; else it repeats the accuracy
+    accuracy                                 the share of samples that are right, if both models could be judged
+    accuracy where both are well-formed      the same, for prompts that both answered in the requested form, so that
+                                             form alone makes no difference
+    ability                                  the paper's definition (`eval/replies/outcomes.py`); only if other
+                                             conditions were asked too; otherwise it would repeat the accuracy
 
-A prompt that is right more than half the time under one model and less under the other has *flipped*; with one answer a
-prompt these are McNemar's discordant pairs.
+A prompt that is right more than half the time under one model and less than half under the other has *flipped*; with
+one answer per prompt these are McNemar's discordant pairs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,15 +24,15 @@ from eval.replies.outcomes import Outcome
 ACCURACY, WELL_FORMED, ABILITY = "accuracy", "accuracy where both are well-formed", "ability"
 METRICS = (ACCURACY, WELL_FORMED, ABILITY)
 FLIPPING_METRICS = (ACCURACY, ABILITY)
-"""Those whose flips are listed; the flips of the second metric are among the first's."""
+"""Metrics whose flips are listed; the flips of the second metric are a subset of the first's."""
 HALF = 0.5
 KINDS = ("right->wrong", "wrong->right", "right->right", "wrong->wrong")
-"""How a prompt went from the one compared with to the model; the first two are flips."""
+"""Transitions of a prompt from the comparison model to the model; the first two are flips."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One evaluated model: a name, a training seed where it has one, and its records."""
+    """One evaluated model: its name, its training seed if any, and its records."""
 
     name: str
     seed: int | None
@@ -55,13 +55,13 @@ def parse_entry(text: str) -> Entry:
         name_and_seed, directory = Path(text).resolve().name, text
     name, at, seed = name_and_seed.partition("@")
     if not name or not directory or (at and not seed.isdigit()):
-        raise ValueError(f"{text!r} is no DIR, NAME=DIR or NAME@SEED=DIR, such as full@0=outputs/eval/full-seed0")
+        raise ValueError(f"{text!r} is not DIR, NAME=DIR or NAME@SEED=DIR, such as full@0=outputs/eval/full-seed0")
     return Entry(name, int(seed) if seed else None, Path(directory))
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's answers to one group, a row a seed; NaN where a value cannot be said."""
+    """One model's answers in one group, one row per seed; NaN if a value is undefined."""
 
     seeds: tuple[int | None, ...]
     accuracy: Float[np.ndarray, "seeds n"]
@@ -69,28 +69,28 @@ class Answers:
     well_formed: Bool[np.ndarray, "seeds n"]
 
     def rows_of(self, seeds: Sequence[int | None]) -> "Answers":
-        """Returns the rows of these seeds; a model that stands once gives its row to each."""
+        """Returns the rows of these seeds; a model without seeds repeats its single row."""
         rows = rows_of_seeds(self.seeds, seeds)
         return Answers(tuple(seeds), self.accuracy[rows], self.ability[rows], self.well_formed[rows])
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and the one it is compared with, on the same prompts with the same seeds."""
+    """A model and its comparison model, on the same prompts with the same seeds."""
 
     name: str
     against: str
     first: Answers
-    """Of the model."""
+    """Answers of the model."""
     second: Answers
-    """Of the one it is compared with."""
+    """Answers of the comparison model."""
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
         return self.first.seeds
 
     def values(self, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns both models' values [seeds, n], 0 where not compared, and which are compared."""
+        """Returns both models' values [seeds, n], 0 if not compared, and the mask of compared prompts."""
         first, second = self.first, self.second
         own, other = (first.ability, second.ability) if metric == ABILITY else (first.accuracy, second.accuracy)
         compared = np.isfinite(own) & np.isfinite(other)
@@ -107,16 +107,16 @@ class Group:
     ability: str
     ids: tuple[str, ...]
     num_samples: int
-    """Answers a prompt."""
+    """Number of answers per prompt."""
     clusters: Int[np.ndarray, " n"] | None
-    """Numbers from 0 of what the prompts belong to; None where each stands for itself."""
+    """Index from 0 of each prompt's cluster; None if prompts are independent."""
     answers: dict[str, Answers]
 
     def pairs(self, baseline: str, reference: str | None) -> Iterator[Pair]:
-        """Yields every model against the baseline, then every other one against the reference.
+        """Yields all models against the baseline, then all others against the reference.
 
         Raises:
-            ValueError: where two models share no seed.
+            ValueError: if two models share no seed.
         """
         for against in dict.fromkeys(filter(None, (baseline, reference))):
             for name, own in self.answers.items():
@@ -134,10 +134,10 @@ def collect_groups(entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Out
 
     Args:
         entries: the models.
-        outcomes: of each of them, by its label.
+        outcomes: model label -> its outcomes.
 
     Raises:
-        ValueError: where models answered different prompts, or a name stands with and without a seed.
+        ValueError: if models answered different prompts, or a name is given with and without a seed.
     """
     found: dict[tuple[str, str], dict[str, dict[str, Outcome]]] = {}
     for entry in entries:
@@ -160,12 +160,12 @@ def _group(
         if sorted(by_label[entry.label]) != ids:
             raise ValueError(f"{entry.label} and {entries[0].label} answered different samples of {ability}")
     if len(sizes) > 1:
-        raise ValueError(f"{task}: prompts of {ability} have {sorted(sizes)} answers; expected as many for each")
+        raise ValueError(f"{task}: prompts of {ability} have {sorted(sizes)} answers; expected equally many for each")
     answers = {}
     for name in dict.fromkeys(entry.name for entry in entries):
         own = [entry for entry in entries if entry.name == name]
         if len(own) > 1 and any(entry.seed is None for entry in own):
-            raise ValueError(f"{name!r} stands with and without a seed; expected NAME@SEED throughout")
+            raise ValueError(f"{name!r} is given with and without a seed; expected NAME@SEED throughout")
         rows = [[by_label[entry.label][prompt_id] for prompt_id in ids] for entry in own]
         answers[name] = Answers(
             seeds=tuple(entry.seed for entry in own),
@@ -185,7 +185,7 @@ def _cluster_numbers(prompts: Sequence[Outcome]) -> Int[np.ndarray, " n"] | None
 
 
 def common_seeds(first: Sequence[int | None], second: Sequence[int | None]) -> tuple[int | None, ...]:
-    """Returns the seeds that two models share; one that stands once goes with each of the other's."""
+    """Returns the seeds that two models share; a model without seeds matches each of the other's."""
     if tuple(first) == (None,):
         return tuple(second)
     if tuple(second) == (None,):
@@ -194,12 +194,12 @@ def common_seeds(first: Sequence[int | None], second: Sequence[int | None]) -> t
 
 
 def rows_of_seeds(own: Sequence[int | None], wanted: Sequence[int | None]) -> list[int]:
-    """Returns the rows of a model's seeds; one that stands once gives its row to each."""
+    """Returns the rows of a model's seeds; a model without seeds repeats its single row."""
     return [0 if tuple(own) == (None,) else list(own).index(seed) for seed in wanted]
 
 
 def went(before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], kind: str) -> Bool[np.ndarray, " n"]:
-    """Returns which prompts went the way of a kind of `KINDS`; right is more than half the time, wrong less."""
+    """Returns which prompts made a transition of `KINDS`; right means more than half the time, wrong less."""
     start, end = kind.split("->")
     found: Bool[np.ndarray, " n"] = _is(before, start) & _is(after, end)
     return found

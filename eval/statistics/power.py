@@ -1,12 +1,12 @@
-"""What could so few samples have shown? The smallest difference a comparison would have found, and the n it would take.
+"""What could this many samples have shown? The smallest detectable difference of a comparison, and the n required.
 
-Throughout: two-sided tests at 5 %, found with a probability (power) of 80 %, no correction for several comparisons.
+Throughout: two-sided tests at 5 %, power 80 %, no correction for multiple comparisons.
 
-    one answer a prompt   the exact McNemar test, its power averaged over how many pairs turn out discordant (S. Duffy,
-                          Biometrics 40, 1984). The discordant rate is the observed one, or the difference itself where
-                          that is larger, for then all flips go one way.
+    one answer a prompt   the exact McNemar test, its power averaged over the number of discordant pairs (S. Duffy,
+                          Biometrics 40, 1984). The discordant rate is the observed one, or the difference itself if
+                          that is larger (then all flips go in one direction).
     anything else         (z_0.975 + z_0.8) times the standard error (E. Miller, arXiv 2411.00640, section 5)
-    two separate samples  the arcsine approximation (J. Cohen, Statistical Power Analysis, 1988, chapter 6)
+    independent samples   the arcsine approximation (J. Cohen, Statistical Power Analysis, 1988, chapter 6)
 """
 
 import math
@@ -17,17 +17,18 @@ import numpy as np
 ALPHA = 0.05
 POWER = 0.8
 SMALLEST_SHARE = 1e-9
-"""Binomial terms below it are left out of a sum."""
+"""Smaller binomial terms are omitted from sums."""
 
 
 def mcnemar_power(n: int, discordant: float, difference: float, *, alpha: float = ALPHA) -> float:
-    """Returns how often the exact two-sided McNemar test finds a difference.
+    """Returns the power of the exact two-sided McNemar test.
 
     Args:
         n: samples that both models answered.
-        discordant: share of samples that one of the two alone gets right, in (0, 1].
-        difference: share that the first alone gets right less the share that the second does; at most `discordant`.
-        alpha: level of the test; half of it on either side.
+        discordant: share of samples that exactly one of the two gets right, in (0, 1].
+        difference: share that only the first gets right minus the share that only the second does;
+            at most `discordant`.
+        alpha: level of the test, half of it on each side.
     """
     from scipy.stats import binom
 
@@ -36,7 +37,7 @@ def mcnemar_power(n: int, discordant: float, difference: float, *, alpha: float 
     shares = binom.pmf(sizes, n, discordant)
     kept = shares > SMALLEST_SHARE
     sizes, shares = sizes[kept], shares[kept]
-    # The largest count that is rejected on the lower side: its tail holds at most alpha / 2.
+    # The largest count in the lower rejection region: its tail probability is at most alpha / 2.
     critical = binom.ppf(alpha / 2, sizes, 0.5)
     critical = np.where(binom.cdf(critical, sizes, 0.5) <= alpha / 2, critical, critical - 1)
     gained = (discordant + difference) / (2 * discordant)
@@ -45,9 +46,9 @@ def mcnemar_power(n: int, discordant: float, difference: float, *, alpha: float 
 
 
 def mcnemar_detectable(n: int, num_discordant: int) -> float:
-    """Returns the smallest difference that the exact McNemar test would have found; NaN where it finds none.
+    """Returns the smallest difference detectable by the exact McNemar test; NaN if there is none.
 
-    Fewer than six samples never reach 5 %, and six only where all flip the same way.
+    Fewer than six samples never reach 5 %, and six only if all flip in the same direction.
     """
     from scipy.optimize import brentq
 
@@ -60,12 +61,12 @@ def mcnemar_detectable(n: int, num_discordant: int) -> float:
 
 
 def detectable(standard_error: float) -> float:
-    """Returns the smallest difference that an estimate with this standard error would have found; NaN for none."""
+    """Returns the smallest difference detectable with this standard error; NaN for an error of zero."""
     return _quantiles() * standard_error if standard_error > 0 else float("nan")
 
 
 def num_needed(first: float, second: float) -> float:
-    """Returns the samples a model that would show two shares, measured on separate samples, to differ; NaN if equal."""
+    """Returns the number of samples per model needed to tell two shares of independent samples apart; NaN if equal."""
     if first == second:
         return float("nan")
     size = 2 * math.asin(math.sqrt(first)) - 2 * math.asin(math.sqrt(second))

@@ -1,13 +1,12 @@
-"""What do an evaluation's records say of one model? `scores.csv`, a row per task and ability.
+"""What does one model score? Computes `scores.csv` from an evaluation's records, one row per task and ability.
 
-    accuracy        mean over prompts of the share of their samples, as given, that are right (accuracy@1)
+    accuracy        mean over prompts of the share of their samples under `given` that are right (accuracy@1)
     ability_score   mean over prompts of the paper's definition (`eval/replies/outcomes.py`), over the `num_ability`
-    prompts for
-                    which it can be said: all conditions that it names were asked and could be judged
+                    prompts for which it is defined: all of its conditions were asked and could be judged
 
-Where every prompt has one answer and stands for itself intervals are Wilson's; with several samples, or prompts that
-belong together (a record's `cluster`), they are clustered by them. Replies under other conditions enter the ability's
-columns alone.
+If every prompt has one answer and prompts are independent, intervals are Wilson's; with several samples, or related
+prompts (a record's `cluster`), they are cluster-robust. Replies under other conditions only affect the ability's
+columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def score_table(records: Sequence[Record]) -> "pd.DataFrame":
-    """Returns a row per task and ability: n, accuracy and ability with intervals, and what was counted apart."""
+    """Returns one row per task and ability: n, accuracy and ability with intervals, and counts of excluded cases."""
     import pandas as pd
 
     given: dict[tuple[str, str], list[Record]] = {}
@@ -72,7 +71,7 @@ def _mean(
     samples: Callable[[Outcome], Sequence[bool | None]],
     clusters: dict[tuple[str, str], str | None],
 ) -> tuple[Estimate, int]:
-    """Returns the mean over prompts with its interval, and of how many."""
+    """Returns the mean over prompts with its interval, and n."""
     judged = {
         (outcome.task, outcome.id): [sample for sample in samples(outcome) if sample is not None] for outcome in own
     }

@@ -1,1 +1,1 @@
-"""Did training widen what a model can do, or sharpen what it could? pass@k, side by side."""
+"""Did training widen a model's support or sharpen it? pass@k of several models, compared."""

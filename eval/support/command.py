@@ -32,20 +32,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from eval.compare.command import check_alike, check_roles
+from eval.compare.alike import check_alike
+from eval.compare.command import check_roles
+from eval.display.formatting import format_difference
 from eval.grading import CORRECT, UNSCORED, parse_number
 from eval.replies.outcomes import GIVEN
 from eval.statistics.intervals import CrossedDraws, Estimate, draw_crossed, percentile_interval
 from eval.statistics.pairing import Entry, common_seeds, parse_entry, rows_of_seeds
 from tracking.command import parse_arguments
+from tracking.progress import progress
 from tracking.records import Record, read_records
 from tracking.run import open_run, read_run
-from tracking.tables import format_columns, write_table
+from tracking.tables import format_first, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NUM_RESAMPLES = 4000
+NUM_ROWS = 8
+"""Rows of the table on the terminal."""
 SEED = 0
 PASS, MAJORITY, SOMETIMES = "pass@k", "majority", "sometimes right"
 SHARPENED, WIDENED, NARROWED, NO_CHANGE = "sharpened", "widened", "narrowed", "not decidable"
@@ -196,7 +201,7 @@ def support_table(groups: Sequence[Group]) -> "pd.DataFrame":
     import pandas as pd
 
     rows: list[dict[str, object]] = []
-    for group in groups:
+    for group in progress(groups, label="pass@k", unit="ability"):
         for name, support in group.models.items():
             draws = _draws(group, support)
             for metric, k in group.metrics():
@@ -216,7 +221,7 @@ def change_table(groups: Sequence[Group], baseline: str) -> "pd.DataFrame":
     import pandas as pd
 
     rows: list[dict[str, object]] = []
-    for group in groups:
+    for group in progress(groups, label="differences in pass@k", unit="ability"):
         for name, support in group.models.items():
             if name == baseline:
                 continue
@@ -289,6 +294,7 @@ def write_support(output_dir: Path, entries: Sequence[Entry], *, baseline: str, 
     from eval.support.figures import draw
 
     check_roles(entries, baseline=baseline)
+    check_alike(entries)
     settings = {
         "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
         "baseline": baseline,
@@ -301,19 +307,24 @@ def write_support(output_dir: Path, entries: Sequence[Entry], *, baseline: str, 
         write_table(output_dir / "support.csv", table)
         write_table(output_dir / "changes.csv", changes)
         draw(table, changes, baseline, output_dir / "figures")
-        _print_summary(changes)
 
 
-def _print_summary(changes: "pd.DataFrame") -> None:
+def summary(changes: "pd.DataFrame", baseline: str) -> list[str]:
+    """Returns what is said on the terminal: each model's difference at k = 1 and at k = K, with its verdict."""
     if changes.empty:
-        return
-    rows = [["task", "ability", "model", "pass@1", "pass@K", "verdict"]]
+        return []
+    num_samples = int(changes["num_samples"].max())
+    rows = [["task", "ability", "model", "pass@1, in points", f"pass@{num_samples}, in points", "verdict"]]
     for (task, ability, model), own in changes[changes["metric"] == PASS].groupby(
         ["task", "ability", "model"], sort=False
     ):
-        ends = [f"{own.iloc[place]['value']:+.3f}" for place in (0, -1)]
-        rows.append([str(task), str(ability), str(model), *ends, own.iloc[0]["verdict"]])
-    print("\n".join(format_columns(rows, right=(3, 4))))
+        ends = [own.iloc[place] for place in (0, -1)]
+        cells = [format_difference(row["value"], row["low"], row["high"]) for row in ends]
+        rows.append([str(task), str(ability), str(model), *cells, own.iloc[0]["verdict"]])
+    return [
+        f"less {baseline}, with 95 % intervals",
+        *format_first(rows, right=(), most=NUM_ROWS, table="changes.csv"),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,4 +349,6 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(arguments.output_dir)
     entries = [parse_entry(text) for text in arguments.models]
     write_support(output_dir, entries, baseline=arguments.baseline, overwrite=arguments.overwrite)
+    changes = read_table(output_dir / "changes.csv")
+    print(*summary(changes, arguments.baseline), sep="\n")
     print(f"support: {output_dir / 'support.csv'}, {output_dir / 'changes.csv'}")

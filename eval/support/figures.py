@@ -1,4 +1,4 @@
-"""What do the tables of support look like? pass@k over k, and below it each model less the baseline."""
+"""Figures of the support tables: pass@k over k, and below it the difference of each model to the baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ BAND_ALPHA = 0.13
 
 
 def draw(support: "pd.DataFrame", changes: "pd.DataFrame", baseline: str, directory: Path) -> None:
-    """Draws a figure a task, `support-TASK.png`, with a column an ability."""
+    """Draws one figure per task, `support-TASK.png`, with one column per ability."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,13 +1,13 @@
-"""What can a model be asked by name? Published benchmarks, and prompt sets.
+"""Which tasks are available by name? Published benchmarks, and prompt sets.
 
-    mathvista               the hub's files, at the commit that the benchmark's module names
+    mathvista               the hub's files, at the commit given in the benchmark's module
     mathvista@REVISION      the same at another commit, tag or branch
-    mathvista:PATH          a copy: a Parquet, JSON or JSONL file, or a folder that holds the hub's files
+    mathvista:PATH          a copy: a Parquet, JSON or JSONL file, or a folder with the hub's files
     FOLDER:SPLIT            a prompt set (`data_builders/prompt_sets/prompts.py`)
 
-Each benchmark is a module here: where it lies, its columns, how a row becomes a prompt, how answers are graded. How the
-prompt is framed (plain, boxed, think) is the run's choice (`eval/replies/prompting.py`). A folder of one's own that is
-called like a benchmark is named `./mathvista:SPLIT`.
+Each benchmark is a module here: its location, its columns, how a row becomes a prompt, how answers are graded. The
+prompt style (plain, boxed, think) is set by the run (`eval/replies/prompting.py`). A prompt set whose folder has the
+name of a benchmark is given as `./mathvista:SPLIT`.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data_builders.prompt_sets.prompts import Prompt, check_split
+from data_builders.prompt_sets.prompts import Prompt, check_split, find_split, splits_of
 from eval.tasks.benchmark import Benchmark, Row, Task
 from eval.tasks.gsm8k import GSM8K
 from eval.tasks.math500 import MATH500
@@ -40,19 +40,19 @@ TASKS: dict[str, Benchmark] = {
     "mathvision-testmini": MATHVISION_TESTMINI,
     "mathverse": MATHVERSE,
 }
-"""Name of a benchmark -> what it is."""
+"""Benchmarks by name."""
 
 
 def open_task(name: str, *, cache_dir: Path, with_images: bool = True) -> Task:
     """Reads a task.
 
     Args:
-        name: as the module's first lines have it.
-        cache_dir: where images that stand inside of rows are stored, in a folder a benchmark.
-        with_images: False asks the text alone, and needs no images.
+        name: in one of the forms of the module's docstring.
+        cache_dir: folder for images embedded in rows, with one subfolder per benchmark.
+        with_images: if False, only the text is used and no images are needed.
 
     Raises:
-        ValueError: in one line, where there is no such task, or where it is damaged or not whole.
+        ValueError: in one line, if there is no such task, or it is damaged or incomplete.
     """
     head, colon, place = name.partition(":")
     known, _, revision = head.partition("@")
@@ -62,6 +62,8 @@ def open_task(name: str, *, cache_dir: Path, with_images: bool = True) -> Task:
         return _open_benchmark(known, place if colon else None, revision or None, cache_dir, with_images)
     folder, _, split = name.rpartition(":")
     if not folder:
+        if splits := _splits_at(Path(name)):
+            raise ValueError(f"task {name!r} names no split; expected FOLDER:SPLIT: {', '.join(splits)}")
         raise ValueError(
             f"task {name!r} is unknown; expected FOLDER:SPLIT, or one of {', '.join(TASKS)}{did_you_mean(known, TASKS)}"
         )
@@ -83,6 +85,14 @@ def check_task(name: str) -> None:
         check_split(Path(folder), split)
     else:
         open_task(name, cache_dir=Path())
+
+
+def _splits_at(path: Path) -> list[str]:
+    """Returns how the splits of a prompt set are named as tasks, from its folder, from one around it, or its file."""
+    if path.is_file() and path.suffix == ".jsonl":
+        return [f"{path.parent}:{path.stem}"]
+    place = find_split(path) if path.is_dir() else None
+    return [] if place is None else [f"{place}:{split}" for split in splits_of(place)]
 
 
 def _open_benchmark(name: str, place: str | None, revision: str | None, cache_dir: Path, with_images: bool) -> Task:
@@ -141,12 +151,12 @@ def _with_images(
         return prompts, store_dir
     try:
         if stored:
-            raise ValueError(f"{len(prompts) - stored} of {len(prompts)} rows have a path in place of their image")
+            raise ValueError(f"{len(prompts) - stored} of {len(prompts)} rows have a path instead of their image")
         return prompts, image_root([prompt.images[0] for prompt in prompts], file)
     except ValueError as error:
         raise ValueError(
             f"{file}: {error}; unpack images.zip of the hub's {benchmark.repo} beside the file, or name the Parquet "
-            "files, which hold the images"
+            "files, which contain the images"
         ) from error
 
 
@@ -154,12 +164,12 @@ def _check_ids(prompts: list[Prompt], path: Path) -> None:
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise ValueError(f"{path}: id {prompt.id!r} stands twice; expected each problem once")
+            raise ValueError(f"{path}: id {prompt.id!r} appears twice; expected each problem once")
         seen.add(prompt.id)
 
 
 def _fingerprint(prompts: list[Prompt], directory: Path | None) -> str:
-    """Returns a sha256 of the prompts and the bytes of their images, without those that are named by their content."""
+    """Returns a sha256 of the prompts and of their images' bytes, except images named by their content."""
     digest = hashlib.sha256(json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True).encode())
     if directory is not None:
         for image in sorted({image for prompt in prompts for image in prompt.images}):

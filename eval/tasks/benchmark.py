@@ -1,4 +1,4 @@
-"""What is a task, and what is a named benchmark? Prompts with the folder of their images, and how rows become them."""
+"""What is a task, and what is a benchmark? Prompts with the folder of their images, and how rows become prompts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,38 +14,38 @@ LETTERS = "ABCDEFGHIJ"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a model is asked, under one name."""
+    """A named set of prompts."""
 
     name: str
     prompts: list[Prompt]
     directory: Path
-    """What the prompts' images are relative to."""
+    """The folder that the prompts' image paths are relative to."""
     fingerprint: str
     """Changes with the prompts and their images."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Where the prompts came from, for `run.json`."""
+    """Source of the prompts, for `run.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A published set of problems: where it lies on the hub, and how its rows read."""
+    """A published set of problems: its location on the hub, and how its rows are read."""
 
     repo: str
-    """Its data set on the hub."""
+    """The data set's name on the hub."""
     revision: str
-    """The commit that is read unless the task names another: later corrections would make other problems of it."""
+    """The commit that is read unless the task names another: later corrections would change the problems."""
     files: tuple[str, ...]
-    """Patterns of its files, those of the hub first, then other names under which copies of it go round."""
+    """Patterns of its files: those on the hub first, then other common names of copies."""
     columns: tuple[str, ...]
-    """Without one of these a file is not this benchmark."""
+    """Columns that a file of this benchmark must have."""
     read: Callable[[Row, str], Prompt]
-    """Makes a prompt, without its image, of a row and its number, counted from 1 with four digits."""
+    """Makes a prompt, without its image, from a row and its number (counted from 1, four digits)."""
     image_columns: tuple[str, ...] = ()
-    """Where the image stands; the first that a row has counts. None for benchmarks of text."""
+    """Columns of the image; the first that a row has is used. Empty for text benchmarks."""
 
 
 def ask_with_choices(question: str, choices: Sequence[str]) -> str:
-    """Returns a question with its options in lettered lines; options that are mere letters stand in the image."""
+    """Returns a question with its options on lettered lines; options that are only letters are shown in the image."""
     letters = LETTERS[: len(choices)]
     if list(choices) == list(letters):
         listed = f"Choices: {', '.join(letters)}"
@@ -58,10 +58,10 @@ ASK_LETTER = "Answer with the letter of the right choice."
 
 
 def named_choice(letter: str, choices: Sequence[str]) -> str:
-    """Returns the text of the option that a letter stands for: the gold answer, whatever letters stand in the texts.
+    """Returns the text of the option with a letter: the gold answer, independent of letters within the texts.
 
     Raises:
-        ValueError: where there is no such option.
+        ValueError: if there is no such option.
     """
     letters = LETTERS[: len(choices)]
     if len(letter) != 1 or letter not in letters:
@@ -70,7 +70,7 @@ def named_choice(letter: str, choices: Sequence[str]) -> str:
 
 
 def free_answer_kind(gold: str) -> str:
-    """Returns how a free answer is graded: a letter as an option, a number, words as text, all else as mathematics."""
+    """Returns how a free answer is graded: a letter as an option, a number, words as text, the rest as mathematics."""
     if len(gold) == 1 and gold in LETTERS:
         return "choice"
     if parse_number(gold) is not None:

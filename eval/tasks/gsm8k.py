@@ -1,5 +1,5 @@
 """GSM8K test: 1,319 word problems of grade school (arXiv 2110.14168). Columns `question`, `answer`: a worked solution
-that ends in `#### GOLD`, a number. Ids are the line numbers, so every model meets the same problem under the same id.
+that ends in `#### GOLD`, a number. Ids are the line numbers, so the same problem has the same id for every model.
 """
 
 from data_builders.prompt_sets.prompts import Prompt
@@ -10,7 +10,7 @@ def read(row: Row, number: str) -> Prompt:
     """Returns a row's prompt.
 
     Raises:
-        ValueError: where the answer is no solution with its result.
+        ValueError: if the answer is not a solution with a result.
     """
     solution, mark, gold = row["answer"].rpartition("####")
     if not mark or not solution.strip():

@@ -1,4 +1,4 @@
-"""MATH-500: the 500 problems of Hendrycks MATH that PRM800K tests on (arXiv 2305.20050), answers in LaTeX. Columns
+"""MATH-500: the 500 problems of Hendrycks MATH used as PRM800K's test set (arXiv 2305.20050), answers in LaTeX. Columns
 `problem`, `solution`, `answer`, `subject`, `level`. Ids are the line numbers.
 """
 

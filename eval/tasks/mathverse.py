@@ -1,12 +1,12 @@
-"""MathVerse testmini: 788 problems of geometry and functions, each in five versions that move what is given from the
+"""MathVerse testmini: 788 problems of geometry and functions, each in five versions that move information from the
 text into the figure (arXiv 2403.14624): Text Dominant, Text Lite, Vision Intensive, Vision Dominant, Vision Only.
 
-Columns: `sample_index`, `problem_index`, `problem_version`, `question` (empty in Vision Only, where it stands in the
-figure), `image`, `answer` (of a choice, its letter), `question_type` (multi-choice, free-form), `metadata`,
+Columns: `sample_index`, `problem_index`, `problem_version`, `question` (empty in Vision Only, where it is in the
+figure), `image`, `answer` (for a choice, its letter), `question_type` (multi-choice, free-form), `metadata`,
 `query_wo`, `query_cot`, `question_for_eval` (the question in words, in every version). All 3,940 samples are asked, as
-papers report testmini: no whole number of 788 answers is the 37.0 % of arXiv 2602.12395, so none of its versions
-alone is meant there. The five of one problem are a cluster; `meta` names the version of each. The text-only version,
-a file of its own, is no part of it.
+papers report testmini: no number of correct answers out of 788 gives the 37.0 % of arXiv 2602.12395, so that figure
+does not refer to a single version. The five versions of one problem are a cluster; `meta` names the version of each.
+The text-only version, a separate file, is not included.
 """
 
 import re
@@ -37,7 +37,7 @@ def read_mathverse(row: Row, number: str) -> Prompt:
 
 
 def listed_choices(question: str) -> tuple[str, ...]:
-    """Returns the options that a question lists after `Choices:`, or none where they are no run of letters from A."""
+    """Returns the options listed after `Choices:`, or none if they are not lettered consecutively from A."""
     listed = _CHOICES.search(question)
     if listed is None:
         return ()

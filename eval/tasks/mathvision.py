@@ -1,9 +1,9 @@
-"""MathVision (MATH-V): problems of competitions with a picture (arXiv 2402.14804), all 3,040, or testmini of 304.
+"""MathVision (MATH-V): competition problems with an image (arXiv 2402.14804), all 3,040, or testmini with 304.
 
-Columns: `id`, `question`, `options`, `image` (a path), `decoded_image` (on the hub), `answer` (of a choice, its
-letter), `solution`, `level`, `subject`. `mathvision` is the whole test split, the one that Table 3 of arXiv 2602.12395
-can be compared with: no whole number of 304 answers is 21.0 %. Marks such as `<image1>` stay in the text as published:
-they say where in the one picture a thing is meant.
+Columns: `id`, `question`, `options`, `image` (a path), `decoded_image` (on the hub), `answer` (for a choice, its
+letter), `solution`, `level`, `subject`. `mathvision` is the full test split, which is comparable with Table 3 of arXiv
+2602.12395: no number of correct answers out of 304 gives 21.0 %. Markers such as `<image1>` stay in the text as
+published: they refer to parts of the single image.
 """
 
 from dataclasses import replace

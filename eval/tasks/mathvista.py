@@ -1,10 +1,10 @@
-"""MathVista testmini: 1,000 questions about pictures (arXiv 2310.02255), in two categories that the paper keeps apart:
+"""MathVista testmini: 1,000 questions about images (arXiv 2310.02255), in two categories that the paper separates:
 `general-vqa` (460) measures vision, `math-targeted-vqa` (540) vision-to-reasoning.
 
 Columns: `pid`, `question`, `image` (a path), `decoded_image` (on the hub), `choices`, `unit`, `precision` (decimals of
-an answer in floating point), `answer` (of a choice, its text), `question_type` (multi_choice, free_form), `answer_type`
-(text, integer, float, list), `metadata` (`category`, `source`, …). What the published hints tell a model (the form of
-the answer, its unit, its decimals) stands after the question, in words of our own.
+a floating-point answer), `answer` (for a choice, its text), `question_type` (multi_choice, free_form), `answer_type`
+(text, integer, float, list), `metadata` (`category`, `source`, …). The information in the published hints (the form
+of the answer, its unit, its decimals) is given after the question, in our own words.
 """
 
 from data_builders.prompt_sets.prompts import Prompt

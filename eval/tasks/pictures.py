@@ -1,8 +1,8 @@
-"""How do the images of a benchmark get to where prompts can name them? Files stay in place, others are stored once.
+"""Makes a benchmark's images available as files: existing files are used in place, embedded ones are stored once.
 
-Images inside of rows (Parquet) are decoded and stored as PNG in a cache folder, neither scaled nor compressed with
-loss: every model meets the same pixels, and what the processor may make of them is said by the run. An index from the
-bytes as published to the stored file saves decoding them again.
+Images embedded in rows (Parquet) are decoded and stored as PNG in a cache folder, without scaling or lossy compression:
+every model gets the same pixels, and preprocessing is set by the run. An index from the published bytes to the stored
+file avoids decoding them again.
 """
 
 import fcntl
@@ -32,10 +32,10 @@ class PictureStore:
         )
 
     def add(self, data: bytes) -> str:
-        """Stores a picture and returns its name relative to the store's folder.
+        """Stores an image and returns its path relative to the store's folder.
 
         Raises:
-            ValueError: where it cannot be decoded.
+            ValueError: if it cannot be decoded.
         """
         digest = hashlib.sha256(data).hexdigest()
         name = self._index.get(digest)
@@ -47,7 +47,7 @@ class PictureStore:
                 picture = to_rgb(Image.open(BytesIO(data)))
             except DECODING_ERRORS as error:
                 raise ValueError(f"the image cannot be decoded ({type(error).__name__})") from error
-            picture.info.clear()  # a colour profile or a transparency mark would be written, and read back otherwise
+            picture.info.clear()  # otherwise a colour profile or transparency mark would be written
             (self.directory / IMAGES_DIR).mkdir(exist_ok=True)
             name = f"{IMAGES_DIR}/{store_image(picture, self.directory / IMAGES_DIR)}"
             self._index[digest] = name
@@ -59,7 +59,7 @@ class PictureStore:
 
 @contextmanager
 def open_store(directory: Path) -> Iterator[PictureStore]:
-    """Opens a store for one process at a time; others that come meanwhile wait, and then find the pictures there."""
+    """Opens a store for one process at a time; other processes wait and then use the stored images."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -67,10 +67,10 @@ def open_store(directory: Path) -> Iterator[PictureStore]:
 
 
 def image_entry(row: Mapping[str, Any], columns: Sequence[str]) -> bytes | str:
-    """Returns a row's image: its bytes, or the path that stands for it.
+    """Returns a row's image: its bytes, or its path.
 
     Raises:
-        ValueError: where the row has none.
+        ValueError: if the row has none.
     """
     for column in columns:
         entry = row.get(column)
@@ -82,10 +82,10 @@ def image_entry(row: Mapping[str, Any], columns: Sequence[str]) -> bytes | str:
 
 
 def image_root(paths: Sequence[str], file: Path) -> Path:
-    """Returns the folder that paths of images are relative to: that of the file, or the one above.
+    """Returns the folder that image paths are relative to: the file's folder, or its parent.
 
     Raises:
-        ValueError: where images are missing; it says how many, the first, and what to do.
+        ValueError: if images are missing; the message gives their number, the first one, and what to do.
     """
     roots = (file.parent, file.parent.parent)
     root = max(roots, key=lambda folder: sum((folder / path).is_file() for path in paths))

@@ -1,7 +1,7 @@
-"""Where do a benchmark's rows come from? Its files on the hub, at a fixed commit, or copies of them on this machine.
+"""Reads a benchmark's rows from its files on the hub, at a fixed commit, or from local copies.
 
-Parquet files, JSON lines, and JSON files that hold a list of rows or a mapping from ids to rows. On the hub only the
-files that are needed are fetched, into the hub's own cache, so the second reading needs no network.
+Formats: Parquet, JSON Lines, and JSON files with a list of rows or a mapping from ids to rows. Only the files needed
+are fetched from the hub, into the hub's cache, so later reads need no network.
 """
 
 import json
@@ -14,28 +14,28 @@ from models.hub import Repository, snapshot
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 BATCH_ROWS = 16
-"""Of a Parquet file in memory together: rows carry their images."""
+"""Rows of a Parquet file read at a time: rows contain their images."""
 
 
 def hub_files(benchmark: Benchmark, revision: str) -> list[Path]:
-    """Returns the benchmark's files in the hub's cache, fetched where they are missing.
+    """Returns the benchmark's files in the hub's cache, fetching missing ones.
 
     Raises:
-        ValueError: in one line, where neither the cache nor the hub has them.
+        ValueError: in one line, if neither the cache nor the hub has them.
     """
     repository = Repository(repo=benchmark.repo, kind="dataset", revision=revision)
     folder = snapshot(repository, patterns=[benchmark.files[0]])
     files = sorted(folder.glob(benchmark.files[0]))
     if not files:
-        raise ValueError(f"dataset {repository} holds no {benchmark.files[0]}; name another revision, or a local copy")
+        raise ValueError(f"dataset {repository} has no {benchmark.files[0]}; name another revision, or a local copy")
     return files
 
 
 def local_files(benchmark: Benchmark, place: Path) -> list[Path]:
-    """Returns the benchmark's files in a folder, or the one file that was named.
+    """Returns the benchmark's files in a folder, or the given file.
 
     Raises:
-        ValueError: where the place does not exist or holds none.
+        ValueError: if the path does not exist or contains none.
     """
     if place.is_dir():
         for pattern in benchmark.files:
@@ -43,7 +43,7 @@ def local_files(benchmark: Benchmark, place: Path) -> list[Path]:
             if files:
                 return files
         raise ValueError(
-            f"{place} holds none of {', '.join(benchmark.files)}; name the file, or download the data set "
+            f"{place} contains none of {', '.join(benchmark.files)}; name the file, or download the data set "
             f"{benchmark.repo} of the hub into it"
         )
     if not place.is_file():
@@ -57,7 +57,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Yields the rows of one file, in its order.
 
     Raises:
-        ValueError: where the file is damaged, or holds something else; it names file and line.
+        ValueError: if the file is damaged or has other content; the message names file and line.
     """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
@@ -70,7 +70,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         document = _parse(path.read_text(encoding="utf-8"), str(path))
         if not isinstance(document, dict | list):
             raise ValueError(
-                f"{path}: holds a {type(document).__name__}; expected a list of rows, or rows by their ids"
+                f"{path}: contains a {type(document).__name__}; expected a list of rows, or a mapping from ids to rows"
             )
         for number, row in enumerate(document.values() if isinstance(document, dict) else document, start=1):
             yield _mapping(row, f"{path}: row {number}")
@@ -92,7 +92,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no JSON ({error.msg})") from error
+        raise ValueError(f"{where}: not JSON ({error.msg})") from error
 
 
 def _mapping(row: Any, where: str) -> Row:

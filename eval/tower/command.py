@@ -31,6 +31,7 @@ import numpy as np
 from data_builders.prompt_sets.images import PixelLimits
 from eval.replies.pictures import pixel_limits
 from eval.replies.subject import Subject, check_subject, open_subject
+from eval.tower.closing import summary
 from eval.tower.features import (
     PIXELS,
     Embed,
@@ -222,8 +223,6 @@ def write_results(
     write_table(output_dir / "tower.csv", table)
     write_table(output_dir / "differences.csv", difference_rows(records, gold, models, seed=seed))
     draw(table, output_dir / "figures" / "tower.png")
-    if not table["converged"].all():
-        print(f"{int((~table['converged']).sum())} linear fits did not converge: `converged` in tower.csv")
 
 
 def probe_towers(arguments: TowerArguments) -> Path:
@@ -269,4 +268,5 @@ def probe_towers(arguments: TowerArguments) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, TowerArguments, description=__doc__, check_inputs=True)
-    print(f"tower probes: {probe_towers(arguments) / 'tower.csv'}")
+    output_dir = probe_towers(arguments)
+    print(*summary(output_dir), f"tower probes: {output_dir / 'tower.csv'}", sep="\n")

@@ -1,10 +1,10 @@
-"""What does a vision tower make of a picture, layer by layer? Its features, averaged over the patches, kept on disk.
+"""Computes a vision tower's features of each image, layer by layer, averaged over patches and stored on disk.
 
-Layers are `block.0` … (the output of each vision block), `merger` (what the decoder is given) and Qwen3-VL's
-`deepstack.0` …, read by hooks on the modules that `models/families.py` names. Qwen2.5-VL reorders the patches of each
-picture into its attention windows; an average over them does not mind. Only the tower is kept in memory, in float32.
+Layers are `block.0` … (the output of each vision block), `merger` (the decoder's input) and Qwen3-VL's `deepstack.0` …,
+read by hooks on the modules that `models/families.py` names. Qwen2.5-VL reorders the patches of each image into its
+attention windows, which does not affect the average. Only the tower is kept in memory, in float32.
 
-`features/NAME/00000.npy` … hold a batch of pictures each, all layers side by side; `layers.json` their widths.
+`features/NAME/00000.npy` … contain one batch of images each, all layers concatenated; `layers.json` has their widths.
 """
 
 import json
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 LAYERS_FILE = "layers.json"
 MAX_PATCHES = 16_384
-"""That go through a tower at once: about 4 GiB of activations in a tower of 1,280 channels, in float32."""
+"""Patches per forward pass: about 4 GiB of activations in a tower of 1,280 channels, in float32."""
 PIXELS = "pixels"
 PIXEL_SIDE = 32
-"""Raw pixels are compared at this width and height: 3,072 numbers, as many as a tower's layer has at most."""
+"""Width and height of the raw-pixel baseline: 3,072 numbers, no fewer than a tower's layer has."""
 
 Embed = Callable[[Iterable["Image"]], dict[str, Float[np.ndarray, "pictures width"]]]
-"""From pictures to features by layer."""
+"""Function from images to features by layer."""
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """Features of all pictures under one model, in their order."""
+    """Features of all images under one model, in order."""
 
     directory: Path
 
@@ -72,7 +72,7 @@ def vision_family(directory: Path) -> Family:
     """Returns a checkpoint's family.
 
     Raises:
-        ValueError: where it has no vision tower.
+        ValueError: if it has no vision tower.
     """
     family = family_of(read_model_config(directory)["model_type"])
     if family.vision_blocks is None:
@@ -81,13 +81,13 @@ def vision_family(directory: Path) -> Family:
 
 
 def tower_path(family: Family) -> str:
-    """Returns the module that holds a family's blocks, such as `model.visual`."""
+    """Returns the module that contains a family's blocks, such as `model.visual`."""
     assert family.vision_blocks is not None
     return family.vision_blocks.removesuffix(".").rpartition(".")[0]
 
 
 def tower_config(directory: Path) -> dict[str, Any]:
-    """Returns what decides a tower's shape: two checkpoints with equal ones can be compared layer by layer."""
+    """Returns the settings that determine a tower's shape; if they agree, towers are comparable layer by layer."""
     from transformers import AutoConfig
 
     config: dict[str, Any] = AutoConfig.from_pretrained(directory).vision_config.to_dict()
@@ -96,14 +96,14 @@ def tower_config(directory: Path) -> dict[str, Any]:
 
 
 def trained_tower(subject: Subject) -> "torch.nn.Module":
-    """Loads a model and returns its tower in float32; the decoder is let go."""
+    """Loads a model and returns its tower in float32; the decoder is freed."""
     model, _ = subject.load(dtype="auto", attn_implementation="sdpa")
     tower: torch.nn.Module = model.get_submodule(tower_path(vision_family(subject.directory)))
     return tower.float()
 
 
 def random_tower(directory: Path, *, seed: int) -> "torch.nn.Module":
-    """Returns a tower of a checkpoint's configuration with weights drawn from the seed."""
+    """Returns a tower with a checkpoint's configuration and random weights from the seed."""
     import torch
     import transformers
 
@@ -120,7 +120,7 @@ def random_tower(directory: Path, *, seed: int) -> "torch.nn.Module":
 
 
 def layer_modules(tower: "torch.nn.Module", family: Family) -> dict[str, "torch.nn.Module"]:
-    """Returns a tower's blocks, its deepstack mergers where it has them, and its merger, by the layers' names."""
+    """Returns a tower's blocks, deepstack mergers (if any) and merger, keyed by layer name."""
     inside = tower_path(family) + "."
     blocks = tower.get_submodule(str(family.vision_blocks).removeprefix(inside).removesuffix("."))
     layers = {f"block.{index}": block for index, block in blocks.named_children()}
@@ -135,7 +135,7 @@ def layer_modules(tower: "torch.nn.Module", family: Family) -> dict[str, "torch.
 
 
 def embed_by_tower(tower: "torch.nn.Module", directory: Path) -> Embed:
-    """Returns a function that gives every layer's features of pictures that are resized already."""
+    """Returns a function that computes every layer's features of images that are already resized."""
     image_processor = load_processor(directory).image_processor
     layers = layer_modules(tower, vision_family(directory))
 
@@ -167,7 +167,7 @@ def _one_pass(
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: "torch.Tensor") -> None:
-            # [patches or merged patches, width]; a picture's stand together, whatever their order
+            # [patches or merged patches, width]; patches of an image are contiguous, in any order
             lengths = num_patches * len(output) // len(patches)
             pooled[name] = torch.segment_reduce(output, "mean", lengths=lengths, axis=0).cpu().numpy()
 
@@ -184,7 +184,7 @@ def _one_pass(
 
 
 def embed_as_pixels(images: Iterable["Image"]) -> dict[str, np.ndarray]:
-    """Returns the pictures themselves, each reduced to `PIXEL_SIDE` pixels a side, their values in 0 to 1."""
+    """Returns the images themselves, reduced to `PIXEL_SIDE` pixels per side, with values in [0, 1]."""
     from PIL.Image import Resampling
 
     small = [image.resize((PIXEL_SIDE, PIXEL_SIDE), Resampling.BOX) for image in images]
@@ -194,14 +194,14 @@ def embed_as_pixels(images: Iterable["Image"]) -> dict[str, np.ndarray]:
 def store_features(
     directory: Path, make: Callable[[], Embed], images: Sequence[LabelledImage], limits: PixelLimits, *, batch_size: int
 ) -> FeatureStore:
-    """Writes the features of all pictures, batch by batch; the batches that stand there are kept.
+    """Writes the features of all images, batch by batch; existing batches are kept.
 
     Args:
-        directory: of this model's features.
-        make: gives what turns pictures into features; called only where a batch is missing.
+        directory: folder of this model's features.
+        make: returns the function from images to features; called only if a batch is missing.
         images: in the order in which they are stored.
-        limits: between how many pixels they are shown.
-        batch_size: pictures a file.
+        limits: pixel limits of the images.
+        batch_size: images per file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     batches = {directory / f"{first:08d}.npy": images[first : first + batch_size]

@@ -1,4 +1,4 @@
-"""Where along a tower can classes be told apart? Accuracy over its depth, with both baselines, from `tower.csv`."""
+"""Where in a tower are classes separable? Plots accuracy over depth, with both baselines, from `tower.csv`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Okabe and Ito's colour-blind-safe palette."""
 BASELINE_COLOUR = "#777777"
 TITLES = {"linear": "linear probe", "knn": "nearest neighbours"}
 MAX_TICKS = 10
@@ -21,7 +21,7 @@ RESOLUTION_DPI = 160
 
 
 def draw(table: "pd.DataFrame", path: Path) -> None:
-    """Draws a panel a probe: a line a model with its 95 % interval, raw pixels and the largest class as levels."""
+    """Draws one panel per probe: a line per model with its 95 % interval; raw pixels and the largest class as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,7 +42,7 @@ def draw(table: "pd.DataFrame", path: Path) -> None:
             label = None if seed else "random weights, a line a seed"
             _curve(axes, rows, layers, BASELINE_COLOUR, label=label, width=0.9)
         for place, name in enumerate(models):
-            # Side by side within a layer, so that equal models do not hide each other
+            # Offset within a layer, so that equal models do not hide each other
             shift = 0.08 * (place - (len(models) - 1) / 2)
             colour = COLOURS[place % len(COLOURS)]
             _curve(axes, shown[shown["model"] == name], layers, colour, label=name, width=1.6, shift=shift)
@@ -73,7 +73,7 @@ def _curve(
     width: float,
     shift: float = 0.0,
 ) -> None:
-    """Draws the blocks as a line; what leaves the tower as points, since those features are of another space."""
+    """Draws the blocks as a line, and the tower's outputs as points, since those features are in another space."""
     ordered = rows.set_index("layer").loc[list(layers)]
     middle, low, high = (100 * ordered[name].to_numpy() for name in ("accuracy", "low", "high"))
     places = [place + shift for place in range(len(layers))]

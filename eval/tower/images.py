@@ -1,12 +1,12 @@
-"""Which labelled pictures is a tower probed on, and which of them are held out?
+"""Which labelled images is a tower probed on, and which of them are held out?
 
-    FOLDER       a class a folder: FOLDER/CLASS/*.png, or FOLDER/train/CLASS/… and FOLDER/test/CLASS/…
-    FILE.npz     MedMNIST's layout: train_images, train_labels, test_images, test_labels; grey or RGB, one label each
-    pocket:N     N scenes of the pocket world, drawn from the seed; the class is the shape that most objects have
+    FOLDER       one folder per class: FOLDER/CLASS/*.png, or FOLDER/train/CLASS/… and FOLDER/test/CLASS/…
+    FILE.npz     MedMNIST's layout: train_images, train_labels, test_images, test_labels; grey or RGB, single labels
+    pocket:N     N scenes of the pocket world, drawn from the seed; the class is the most frequent shape
 
-A split that is given is kept, and its validation part left out; but a training picture that stands in the test part
-too, pixel by pixel, is left out of training. Otherwise the test part is drawn from the seed and the pictures' contents,
-class by class: it does not depend on file names, and copies of one picture count once.
+A given split is kept, without its validation part; training images with the same pixels as a test image are dropped.
+Otherwise the test part is drawn per class from the seed and the images' contents: it does not depend on file names, and
+copies of an image count once.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_builders.pocket.world import Scene, draw_scene, render
+from data_builders.pocket.draw import Scene, draw_scene, render
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from tracking.progress import progress
 
@@ -35,20 +35,20 @@ POCKET_PREFIX = "pocket:"
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """A picture with its class, opened only when it is asked for."""
+    """An image with its class, opened on demand."""
 
     id: str
     label: str
     split: str | None = None
-    """train or test, where the data says so."""
+    """train or test, if the data has a split."""
     sha256: str = ""
-    """Of its pixels and size."""
+    """sha256 of its pixels and size."""
     open: Callable[[], "Image"] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Training pictures, then test pictures, and how many were left out for which reason."""
+    """Training images, then test images, and the number left out per reason."""
 
     images: list[LabelledImage]
     left_out: dict[str, int]
@@ -61,7 +61,7 @@ class ImageSet:
         return [image for image in self.images if image.split == split]
 
     def fingerprint(self) -> str:
-        """Returns a sha256 that changes with any picture, its class, its part or its place."""
+        """Returns a sha256 that depends on all images, their classes, parts and order."""
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(f"{image.id}\n{image.label}\n{image.split}\n{image.sha256}\n".encode())
@@ -69,17 +69,17 @@ class ImageSet:
 
 
 def load_images(data: str, *, test_frac: float, seed: int, limit: int | None, min_per_class: int) -> ImageSet:
-    """Reads what `--data` names and says of each picture whether it trains or tests a probe.
+    """Reads the images named by `--data` and assigns each to the training or test part.
 
     Args:
         data: a folder, an .npz file or `pocket:N`.
-        test_frac: share of each class that is held out, where the data has no test part of its own.
-        seed: of that split, of a draw by `limit`, and of pocket pictures.
-        limit: at most so many training and so many test pictures, in the classes' proportions.
-        min_per_class: fewest training pictures of a class.
+        test_frac: share of each class that is held out, if the data has no test part.
+        seed: seed of that split, of the selection by `limit`, and of pocket images.
+        limit: maximum number of training images and of test images, keeping the classes' proportions.
+        min_per_class: minimum number of training images per class.
 
     Raises:
-        ValueError: for data that cannot be read, and for too few classes or pictures.
+        ValueError: if the data cannot be read, or has too few classes or images.
     """
     path = Path(data)
     left_out: Counter[str] = Counter()
@@ -90,7 +90,7 @@ def load_images(data: str, *, test_frac: float, seed: int, limit: int | None, mi
     elif path.suffix == ".npz" and path.is_file():
         found = read_npz(path, left_out)
     else:
-        raise ValueError(f"--data {data} is no folder, no .npz file and no {POCKET_PREFIX}NUMBER")
+        raise ValueError(f"--data {data} is not a folder, .npz file or {POCKET_PREFIX}NUMBER")
     images = _with_contents(found)
     if all(image.split for image in images):
         held_out = {image.sha256 for image in images if image.split == TEST}
@@ -109,7 +109,7 @@ def load_images(data: str, *, test_frac: float, seed: int, limit: int | None, mi
 
 
 def read_folder(directory: Path, left_out: Counter[str]) -> list[LabelledImage]:
-    """Reads a class a folder, below `train` and `test` where these stand there."""
+    """Reads one folder per class, below `train` and `test` if they exist."""
     parts = {entry.name for entry in directory.iterdir() if entry.is_dir()}
     if {TRAIN, TEST} <= parts:
         for name in sorted(parts & set(VALIDATION_NAMES)):
@@ -138,7 +138,7 @@ def _read_classes(directory: Path, split: str | None, left_out: Counter[str]) ->
 
 
 def _files(folder: Path, left_out: Counter[str]) -> Iterable[Path]:
-    """Yields the pictures of a folder, by their endings; counts the files that are none."""
+    """Yields the images of a folder, recognised by suffix; counts other files."""
     from PIL import Image
 
     endings = Image.registered_extensions()
@@ -157,11 +157,11 @@ def _decode(path: Path) -> "Image":
             file.load()
             return file.copy()
     except DECODING_ERRORS as error:
-        raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); mend or remove it") from error
+        raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); repair or remove it") from error
 
 
 def read_npz(path: Path, left_out: Counter[str]) -> list[LabelledImage]:
-    """Reads MedMNIST's layout; nothing pickled is opened."""
+    """Reads MedMNIST's layout; pickled data is not loaded."""
     try:
         with np.load(path, allow_pickle=False) as file:
             found = sorted(file)
@@ -201,14 +201,14 @@ def _check_arrays(path: Path, split: str, pixels: np.ndarray, labels: np.ndarray
     if labels.shape not in ((len(pixels),), (len(pixels), 1)) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{path}: {split}_labels is {labels.dtype} of shape {labels.shape} for {len(pixels)} pictures; expected "
-            "one integer a picture (several labels a picture are not supported)"
+            "one integer per picture (several labels per picture are not supported)"
         )
 
 
 def draw_pocket_shapes(number: str, seed: int) -> list[LabelledImage]:
-    """Draws scenes as the pocket models are trained on; those in which two shapes are equally frequent are passed over.
+    """Draws scenes from the pocket models' training distribution, skipping ties for the most frequent shape.
 
-    With one object a picture every tower would do: random weights then tell the shapes apart 99.7 times in 100.
+    With one object per image every tower would do: random weights then reach 99.7 % accuracy.
     """
     if not number.isdigit() or int(number) < 1:
         raise ValueError(f"--data {POCKET_PREFIX}{number}: expected a number of pictures, such as {POCKET_PREFIX}2000")
@@ -240,7 +240,7 @@ def _order(image: LabelledImage, seed: int) -> bytes:
 
 
 def _split_by_content(images: Sequence[LabelledImage], test_frac: float, seed: int) -> list[LabelledImage]:
-    """Holds out a share of each class; what stands in two classes is on the same side in both."""
+    """Holds out a share of each class; an image in two classes is on the same side in both."""
     by_class: dict[str, dict[str, LabelledImage]] = {}
     for image in images:
         by_class.setdefault(image.label, {}).setdefault(image.sha256, image)
@@ -255,7 +255,7 @@ def _split_by_content(images: Sequence[LabelledImage], test_frac: float, seed: i
 
 
 def _draw(images: Sequence[LabelledImage], split: str, limit: int, seed: int) -> list[LabelledImage]:
-    """Draws at most `limit` of a part, in the classes' proportions."""
+    """Selects at most `limit` of a part, keeping the classes' proportions."""
     part = [image for image in images if image.split == split]
     if len(part) <= limit:
         return part
@@ -271,7 +271,7 @@ def _check_classes(data: str, images: Sequence[LabelledImage], min_per_class: in
     num_train = Counter(image.label for image in images if image.split == TRAIN)
     num_test = Counter(image.label for image in images if image.split == TEST)
     if not images:
-        raise ValueError(f"--data {data} holds no pictures; expected a folder of pictures a class, or an .npz file")
+        raise ValueError(f"--data {data} holds no pictures; expected one folder of pictures per class, or an .npz file")
     if len(num_train) < 2:
         raise ValueError(
             f"--data {data}: training pictures of {', '.join(num_train) or 'no class'} only; expected two classes"
@@ -280,7 +280,7 @@ def _check_classes(data: str, images: Sequence[LabelledImage], min_per_class: in
         if num_train[label] < min_per_class:
             raise ValueError(
                 f"--data {data}: class {label!r} has {num_train[label]} training pictures; expected at least "
-                f"{min_per_class}, one a fold of the cross-validation"
+                f"{min_per_class}, one per fold of the cross-validation"
             )
     if not num_test:
         raise ValueError(f"--data {data}: no picture is held out; give more pictures or a larger --test-frac")

@@ -1,14 +1,14 @@
-"""How well do fixed features tell classes apart? A linear and a nearest-neighbour probe, tuned on training pictures.
+"""How well do fixed features separate classes? A linear and a nearest-neighbour probe, tuned on training images.
 
     linear   logistic regression with an L2 penalty; C from a grid
     knn      majority among the k nearest by Euclidean distance; k from a grid (ties: the first class)
 
-Features are standardised by the training pictures (in each fold by its own). C and k are those that get most pictures
-right over stratified folds of the training pictures, the smallest of several equal ones; test pictures are only
-predicted.
+Features are standardised with the training images' statistics (in each fold with the fold's own). C and k maximise
+accuracy over stratified folds of the training images, the smallest value in case of ties; test images are only used for
+prediction.
 
-Where there are more features than training pictures, logistic regression is fitted in the pictures' own span: a
-rotation that changes no prediction, since the penalty draws every weight outside that span to zero.
+If there are more features than training images, logistic regression is fitted in the span of the training images. This
+does not change any prediction, since the penalty sets every weight outside that span to zero.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +20,17 @@ from jaxtyping import Float, Int
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 K_GRID = (1, 3, 5, 9, 15, 25)
 MAX_STEPS = 2000
-"""Of LBFGS, for each C."""
+"""Iterations of LBFGS for each C."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What a probe says of the test pictures."""
+    """A probe's predictions on the test images."""
 
     setting: float
     """C or k."""
     cv_accuracy: float
-    """Of that setting, over the folds of the training pictures."""
+    """Accuracy of that setting over the folds of the training images."""
     predicted: Int[np.ndarray, " test"]
     converged: bool = True
 
@@ -38,13 +38,13 @@ class Probed:
 Features = Float[np.ndarray, "pictures width"]
 Classes = Int[np.ndarray, " pictures"]
 FitPath = Callable[[Features, Classes, Features, Sequence[float]], Iterator[tuple[np.ndarray, bool]]]
-"""From training features, classes, other features and settings to predictions, and whether the fit converged."""
+"""(training features, classes, other features, settings) -> predictions, and whether each fit converged."""
 
 
 def linear_path(
     train: Features, classes: Classes, other: Features, settings: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """Yields logistic regression's predictions for rising C, each fit begun where the one before it ended."""
+    """Yields logistic regression's predictions for increasing C, with warm starts."""
     from sklearn.linear_model import LogisticRegression
 
     train, other = _standardised(train, other)
@@ -66,7 +66,7 @@ def knn_path(
 
     train, other = _standardised(train, other)
     nearest = NearestNeighbors(n_neighbors=int(max(settings)), algorithm="brute").fit(train)
-    votes = classes[nearest.kneighbors(other, return_distance=False)]  # [pictures, k], the nearest first
+    votes = classes[nearest.kneighbors(other, return_distance=False)]  # [pictures, k], nearest first
     for setting in settings:
         counts = np.stack([(votes[:, : int(setting)] == one).sum(axis=1) for one in range(classes.max() + 1)], axis=1)
         yield counts.argmax(axis=1), True
@@ -76,7 +76,7 @@ PROBES: dict[str, tuple[FitPath, Sequence[float]]] = {"linear": (linear_path, C_
 
 
 def probe(kind: str, train: Features, classes: Classes, test: Features, *, num_folds: int, seed: int) -> Probed:
-    """Fits a probe on the training pictures and predicts the classes of the test pictures."""
+    """Fits a probe on the training images and predicts the classes of the test images."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -87,13 +87,13 @@ def probe(kind: str, train: Features, classes: Classes, test: Features, *, num_f
     if kind == "knn":
         grid = [k for k in grid if k <= min(len(fitted) for fitted, _ in folds)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it stands in the table
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported in the table
         right = np.zeros(len(grid))
         for fitted, held in folds:
             for place, (predicted, _) in enumerate(path(train[fitted], classes[fitted], train[held], grid)):
                 right[place] += np.sum(predicted == classes[held])
         best = int(right.argmax())
-        *_, (predicted, converged) = path(train, classes, test, grid[: best + 1])  # the same way to C as in a fold
+        *_, (predicted, converged) = path(train, classes, test, grid[: best + 1])  # the same warm starts as in a fold
     return Probed(
         setting=float(grid[best]),
         cv_accuracy=float(right[best] / len(train)),

@@ -1,11 +1,11 @@
-"""Do the towers differ? A row per model, layer and probe, and paired differences on the same test pictures.
+"""Do the towers differ? One row per model, layer and probe, and paired differences on the same test images.
 
-Every model is compared with raw pixels and, at the same layer, with every model named before it: the share of pictures
-only the first gets right less the share only the second does, with its interval (Agresti and Min) and the exact McNemar
-test. Random towers differ among themselves, on some pictures by more than a trained one from their mean; so a model is
-compared with all of them by a bootstrap over pictures and random seeds (crossed, `eval/statistics/intervals.py`), which
-a few seeds make too narrow rather than too wide. P-values are Holm-corrected within their family: one probe and one
-kind of comparison, over all layers and models.
+Every model is compared with raw pixels and, at the same layer, with every model named before it: the share of images
+that only the first gets right minus the share that only the second does, with its interval (Agresti and Min) and the
+exact McNemar test. Random towers differ among themselves, on some images by more than a trained tower differs from
+their mean; so a model is compared with all of them by a bootstrap over images and random seeds (crossed,
+`eval/statistics/intervals.py`). With few seeds, its intervals are too narrow rather than too wide. P-values are
+Holm-corrected within their family: one probe and one kind of comparison, over all layers and models.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from eval.statistics.intervals import (
 )
 from eval.statistics.power import detectable, mcnemar_detectable
 from eval.tower.features import PIXELS
+from tracking.progress import progress
 from tracking.records import Record
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ DIFFERENCE_COLUMNS = (
     "p", "p_holm", "family", "test", "detectable",
 )  # fmt: skip
 RESAMPLES_AT_ONCE = 1000
-"""Their weights take 8 kB a test picture."""
+"""Resamples per chunk; their weights take 8 kB per test image."""
 
 Right = dict[tuple[str, str, str], list[np.ndarray]]
-"""Which test pictures are right, by model, layer and probe; one entry a seed."""
+"""(model, layer, probe) -> which test images are right, one entry per seed."""
 
 
 def score_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], *, num_train: int) -> "pd.DataFrame":
-    """Returns accuracy with Wilson's interval and macro-averaged F1, beside what the largest class alone would give."""
+    """Returns accuracy with Wilson's interval, macro-averaged F1, and the share of the largest class."""
     import pandas as pd
     from sklearn.metrics import f1_score
 
@@ -76,7 +77,7 @@ def score_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], *, num
 def difference_rows(
     records: Sequence[Record], gold: Int[np.ndarray, " test"], models: Sequence[str], *, seed: int
 ) -> "pd.DataFrame":
-    """Returns every paired difference, Holm-corrected within its family; the seed is the bootstrap's."""
+    """Returns all paired differences, Holm-corrected within their family; `seed` is the bootstrap's."""
     import pandas as pd
 
     right: Right = {}
@@ -112,13 +113,14 @@ def _paired(own: Bool[np.ndarray, " test"], other: Bool[np.ndarray, " test"]) ->
 
 
 def _against_random(right: Right, compared: Sequence[tuple[str, str, str]], *, seed: int) -> list[dict[str, object]]:
-    """Compares models with all random towers; a part of the resamples at a time, drawn once for all comparisons."""
+    """Compares models with all random towers, in chunks of resamples that are shared by all comparisons."""
     pairs = []
     for model, layer, probe in compared:
         random = np.stack(right[RANDOM, layer, probe])  # [seeds, pictures]
         pairs.append((np.broadcast_to(right[model, layer, probe][0], random.shape), random))
     parts: list[list[PairedDifference]] = [[] for _ in pairs]
-    for part in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
+    resamplings = range(NUM_RESAMPLES // RESAMPLES_AT_ONCE)
+    for part in progress(resamplings, label="bootstrap", unit="part"):
         num_seeds, n = pairs[0][0].shape
         draws = draw_crossed(n, num_seeds, seed=seed + part, num_resamples=RESAMPLES_AT_ONCE)
         for found, (own, random) in zip(parts, pairs, strict=True):

@@ -14,18 +14,23 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 
 def describe_plan(plan: SplicePlan) -> list[str]:
     """Returns the plan as lines: who gives what, which files are written, where donors' files differ, what to know."""
-    rows = [("part", "layers", "owner", "tensors", "size")]
-    rows += [(part.expression, part.layers, str(part.owner), *_extent(plan, part)) for part in plan.parts]
-    total = sum(len(shard.entries) for shard in plan.shards)
-    rows.append(("all", "", "", str(total), format_size(plan.num_bytes)))
     lines = [*(f"donor {name}: {donor.directory}" for name, donor in plan.donors.items()), f"cut: {plan.partition}", ""]
-    lines += [*format_columns(rows, right=(3, 4)), ""]
+    lines += [*describe_parts(plan), ""]
     shards = [("shard", "tensors", "size")]
     shards += [(shard.file, str(len(shard.entries)), format_size(shard.num_bytes)) for shard in plan.shards]
     lines += [*format_columns(shards, right=(1, 2)), ""]
     files = [(f"file of {plan.recipe.files_donor}", *(f"in {name}" for name in _others(plan)))]
     files += [(file.name, *file.others.values()) for file in plan.files]
     return [*lines, *format_columns(files, right=()), *(f"note: {note}" for note in plan.notes)]
+
+
+def describe_parts(plan: SplicePlan) -> list[str]:
+    """Returns who gives which part of a splice, and how large it is, as lines."""
+    rows = [("part", "layers", "owner", "tensors", "size")]
+    rows += [(part.expression, part.layers, str(part.owner), *_extent(plan, part)) for part in plan.parts]
+    total = sum(len(shard.entries) for shard in plan.shards)
+    rows.append(("all", "", "", str(total), format_size(plan.num_bytes)))
+    return format_columns(rows, right=(3, 4))
 
 
 def render_card(plan: SplicePlan) -> str:

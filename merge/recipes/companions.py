@@ -1,4 +1,4 @@
-"""What stands beside the weights, and do the donors agree on it? Configuration, tokenizer, processor, chat template."""
+"""Which files accompany the weights, and do the donors agree on them? Config, tokenizer, processor, chat template."""
 
 import hashlib
 import json
@@ -11,34 +11,34 @@ from models.checkpoint import COMPANION_SUFFIXES, Checkpoint
 
 SPLICE_FILE = "splice.json"
 ROLLOUT_FILE = "rollout.json"
-"""Says what wrote the replies that a checkpoint was trained on."""
+"""Records what generated the replies that a checkpoint was trained on."""
 CARD_FILE = "README.md"
 TEMPLATES_DIR = "additional_chat_templates"
-"""Where Transformers keeps the chat templates after the first."""
+"""Folder in which Transformers keeps additional chat templates."""
 LEFTOVERS = (
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "adapter_config.json",
     "freeze_report.json", ROLLOUT_FILE, SPLICE_FILE,
 )  # fmt: skip
-"""Files of a donor that speak of how it was made, and not of what it is: not copied."""
+"""Files that describe how a donor was made; they are not part of the model and are not copied."""
 MAX_COMPARED_BYTES = 2**20
-"""JSON files above this are compared as bytes alone; the keys of a tokenizer's vocabulary would say nothing."""
+"""Larger JSON files are compared by bytes only; listing the keys of a tokenizer's vocabulary would not help."""
 NUM_KEYS_NAMED = 8
 SAME, LACKING = "same", "lacking"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompanionFile:
-    """A file beside the weights, copied byte for byte."""
+    """A file that accompanies the weights, copied byte for byte."""
 
     name: str
     donor: str
     sha256: str
     others: dict[str, str]
-    """The other donors -> `same`, `lacking`, or `differs` with the keys that do."""
+    """Each other donor -> `same`, `lacking`, or `differs` followed by the differing keys."""
 
 
 def find_companions(owner: str, donors: Mapping[str, Checkpoint]) -> tuple[tuple[CompanionFile, ...], list[str]]:
-    """Returns the files that are copied beside the weights, and a note for each that donors do not share."""
+    """Returns the files to copy along with the weights, and a note for each file on which the donors disagree."""
     source = donors[owner].directory
     names = companion_names(source)
     others = {name: donor.directory for name, donor in donors.items() if name != owner}
@@ -67,7 +67,7 @@ def find_companions(owner: str, donors: Mapping[str, Checkpoint]) -> tuple[tuple
 
 
 def companion_names(directory: Path) -> list[str]:
-    """Returns the files of a checkpoint that belong to the model beside its weights."""
+    """Returns the files of a checkpoint that belong to the model, other than its weights."""
     found = [*directory.iterdir(), *directory.glob(f"{TEMPLATES_DIR}/*.jinja")]
     return sorted(
         path.relative_to(directory).as_posix()

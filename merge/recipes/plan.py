@@ -1,6 +1,6 @@
-"""What exactly will a splice hold? Every tensor with its one owner, every shard, every file, before a byte is written.
+"""What will a splice contain? The owner of every tensor, shard and file, determined before anything is written.
 
-Only headers are read (of a stored duplicate of a tied head, its bytes), and torch is not imported.
+Only headers are read (and the bytes of a tied head that is stored twice); torch is not imported.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class ShardEntry(NamedTuple):
 
     name_on_disk: str
     name: str
-    """Canonical; for a tied head that the layout stores a second time, the embedding matrix's."""
+    """Canonical name; for a tied head that the layout stores a second time, the embedding matrix's name."""
     dtype: str
     shape: tuple[int, ...]
 
@@ -47,9 +47,9 @@ class ShardPlan:
 
     file: str
     header: bytes = field(repr=False)
-    """All that stands before the tensors' bytes."""
+    """The header, with its length: everything before the tensors' bytes."""
     entries: tuple[ShardEntry, ...] = field(repr=False)
-    """In the order of their bytes."""
+    """In the order of their offsets."""
 
     @property
     def num_bytes(self) -> int:
@@ -58,23 +58,23 @@ class ShardPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one line of the recipe names."""
+    """The parameters that one line of the recipe names."""
 
     expression: str
     owner: Owner
     names: tuple[str, ...] = field(repr=False)
     layers: str
-    """Decoder layers or vision blocks as papers print them; empty for anything else."""
+    """Decoder layers or vision blocks, ranges inclusive as in papers; empty for anything else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplicePlan:
-    """A recipe that fits its donors."""
+    """A recipe resolved against its donors."""
 
     recipe: Recipe
     donors: dict[str, Checkpoint]
     revisions: dict[str, str | None]
-    """Donor -> the commit its hub id stands for; None for a folder."""
+    """Donor -> the commit that its hub id resolves to; None for a folder."""
     layout: Layout
     partition: Partition
     parts: tuple[Part, ...]
@@ -85,7 +85,7 @@ class SplicePlan:
     """Content of the index; None for a single file."""
     files: tuple[CompanionFile, ...]
     notes: tuple[str, ...]
-    """What a person should be told."""
+    """Notes for the user."""
 
     @property
     def num_bytes(self) -> int:
@@ -93,14 +93,15 @@ class SplicePlan:
 
 
 def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePlan:
-    """Opens the donors and lays the splice out.
+    """Opens the donors and plans the splice.
 
     Args:
-        recipe: who owns what.
-        max_shard_bytes: pack the tensors anew, in the first donor's order; by default its files are kept.
+        recipe: the owner of each part.
+        max_shard_bytes: repack the tensors into shards of at most this size, in the first donor's order; by default
+            the first donor's shards are kept.
 
     Raises:
-        ValueError: for donors that do not fit together, and for a tensor with no owner or two.
+        ValueError: if the donors are incompatible, or a tensor has no owner or two.
     """
     donors = {name: open_checkpoint(local_checkpoint(checkpoint)) for name, checkpoint in recipe.donors.items()}
     layout = _shared_layout(donors)
@@ -129,9 +130,9 @@ def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePl
 
 
 def fingerprint(plan: SplicePlan) -> str:
-    """Returns a sha256 of what the spliced weights depend on: each tensor's owner, and its donors' fingerprints.
+    """Returns a sha256 of what determines the spliced weights: each tensor's owner and its donors' fingerprints.
 
-    The names of the donors do not count, nor the layout on disk.
+    It does not depend on the donors' names or on the layout on disk.
     """
     donors = {name: plan.donors[name].fingerprint() for name in plan.recipe.used_donors}
     digest = hashlib.sha256()
@@ -164,14 +165,14 @@ def _shared_layout(donors: Mapping[str, Checkpoint]) -> Layout:
 
 
 def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple[Part, ...], list[str]]:
-    """Gives every tensor its one owner, by the lines of the recipe."""
+    """Assigns exactly one owner to every tensor, following the lines of the recipe."""
     parts: list[Part] = []
     notes: list[str] = []
     taken: dict[str, str] = {}
     narrower = [expression for expression in recipe.rest if expression.startswith("vision:")]
     rest = dict(recipe.rest)
     if "vision" in rest and narrower:
-        rest["vision"] = rest.pop("vision")  # last: what the narrower ones leave, as no expression names the stem alone
+        rest["vision"] = rest.pop("vision")  # last: gets the rest of the tower; no expression names the stem alone
         notes.append(f"vision: what {' and '.join(narrower)} leave of the tower, the patch embedding included")
     for expression, owner in (*recipe.blocks.items(), *rest.items()):
         if layout.family.text_only and expression in ("vision", "projector"):
@@ -216,7 +217,7 @@ def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple
 
 
 def _describe(parameters: Sequence[Parameter]) -> str:
-    """Says in the recipe's words which parts some parameters stand in."""
+    """Describes, in the recipe's terms, which parts some parameters belong to."""
     layers = format_layers({parameter.index or 0 for parameter in parameters if parameter.region == "llm"})
     regions = dict.fromkeys(parameter.region for parameter in parameters if parameter.region != "llm")
     return " and ".join([*([f"decoder layers {layers}"] if layers else []), *regions])
@@ -238,11 +239,11 @@ def _check_dtypes(recipe: Recipe, donors: Mapping[str, Checkpoint], owners: Mapp
 def _lay_out(
     recipe: Recipe, donors: Mapping[str, Checkpoint], layout: Layout, max_shard_bytes: int | None
 ) -> tuple[tuple[ShardPlan, ...], bytes | None]:
-    """Returns the shards and the index: the first donor's own, or its tensors packed anew."""
+    """Returns the shards and the index: the first donor's own, or repacked."""
     first, weights = donors[next(iter(donors))], donors[recipe.used_donors[0]]
     files: dict[Path, list[ShardEntry]] = {}
     for stored in first.tensors.values():
-        # The head of a tied donor that stores the embedding matrix twice comes from the embedding matrix's owner.
+        # If a tied donor stores the embedding matrix twice, the stored head comes from the embedding matrix's owner.
         name = stored.name if stored.name in layout.parameters else _embedding(layout)
         entry = ShardEntry(stored.name_on_disk, name, weights.tensors[name].dtype, stored.shape)
         files.setdefault(stored.file, []).append(entry)
@@ -275,13 +276,13 @@ def _embedding(layout: Layout) -> str:
 
 
 def _stored_header(file: Path) -> bytes:
-    """Returns the header as it stands, so that an unchanged layout keeps every byte of it."""
+    """Returns the header as it is on disk, so that an unchanged layout keeps it byte for byte."""
     with file.open("rb") as opened:
         return opened.read(min(stored.offset for stored in read_header(file).tensors))
 
 
 def _pack(entries: Sequence[ShardEntry], max_shard_bytes: int) -> dict[str, list[ShardEntry]]:
-    """Fills shards in order; a tensor larger than a shard gets one of its own."""
+    """Fills shards in order; a tensor larger than the limit gets its own shard."""
     shards: list[list[ShardEntry]] = [[]]
     room = max_shard_bytes
     for entry in entries:

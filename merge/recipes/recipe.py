@@ -1,4 +1,4 @@
-"""Which part of the model comes from whom? The recipe of a splice, read from YAML or from a pattern.
+"""Which donor owns which part of the model? The recipe of a splice, read from YAML or from a pattern.
 
     partition: thirds               # or paper, or instead of it   cuts: [8, 20]
     donors: {in: FOLDER-OR-HUB-ID, rl: FOLDER-OR-HUB-ID}
@@ -6,10 +6,10 @@
     rest: {vision: in, projector: in, embed: in, norm: in, head: in}
     files: in                       # config, tokenizer, processor, chat template; by default the first donor's
 
-The first donor gives the layout: names on disk, shards, order. An owner is a donor, or arithmetic between donors:
+The first donor determines the layout: names on disk, shards, order. An owner is a donor, or arithmetic on donors:
 `start + alpha · (end − start)`, or, with `onto`, `onto + alpha · (end − start)`.
 
-Known limits: no checkpoint is opened here; whether expressions fit the model is found by `plan.py`.
+Known limits: no checkpoint is opened here; `plan.py` checks the expressions against the model.
 """
 
 import math
@@ -35,19 +35,19 @@ class Blend:
     start: str
     end: str
     alpha: float
-    """Any finite number; between 0 and 1 it interpolates, beyond it extrapolates."""
+    """Any finite number; values in [0, 1] interpolate, others extrapolate."""
     onto: str | None = None
-    """What the change is added to; None for `start`, which makes it linear interpolation."""
+    """The donor that the change is added to; None means `start`, which gives linear interpolation."""
 
     def __post_init__(self) -> None:
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
             raise ValueError(f"alpha is {self.alpha!r}; expected a finite number, such as 0.5")
         if self.start == self.end:
-            raise ValueError(f"start and end are both {self.start!r}; expected two donors between which to blend")
+            raise ValueError(f"start and end are both {self.start!r}; expected two different donors to blend")
 
     @property
     def donors(self) -> tuple[str, ...]:
-        """The donors it reads: what is added to, then the two ends of the change."""
+        """The donors it reads: the one added to, then the start and end of the change."""
         return tuple(dict.fromkeys((self.onto or self.start, self.start, self.end)))
 
     def __str__(self) -> str:
@@ -65,10 +65,10 @@ def donors_of(owner: Owner) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Who owns which part of a splice."""
+    """The owner of each part of a splice."""
 
     donors: dict[str, str]
-    """Name -> folder or hub id; the first gives the layout on disk."""
+    """Name -> folder or hub id; the first determines the layout on disk."""
     blocks: dict[str, Owner]
     """Block expression of decoder layers -> owner."""
     rest: dict[str, Owner]
@@ -78,7 +78,7 @@ class Recipe:
     cuts: tuple[int, int] | None = None
     """Two layer numbers instead of a named partition."""
     files: str | None = None
-    """The donor whose files beside the weights are copied; None for the first."""
+    """The donor whose other files (config, tokenizer, …) are copied; None for the first."""
 
     def __post_init__(self) -> None:
         _check_donors(self.donors)
@@ -91,7 +91,7 @@ class Recipe:
                 _check_known(where, name, self.donors)
         if self.files is not None:
             _check_known("files", self.files, self.donors)
-        others = list(self.donors)[1:]  # the first is never idle: it gives the layout
+        others = list(self.donors)[1:]  # the first is always used: it determines the layout
         idle = [name for name in others if name not in self.used_donors and name != self.files_donor]
         if idle:
             raise ValueError(
@@ -100,12 +100,12 @@ class Recipe:
 
     @property
     def files_donor(self) -> str:
-        """The donor whose files beside the weights are copied."""
+        """The donor whose files other than weights are copied."""
         return self.files or next(iter(self.donors))
 
     @property
     def used_donors(self) -> tuple[str, ...]:
-        """The donors that own some weights, in the order they are named."""
+        """The donors that own weights, in the order they are named."""
         used = {name for owner in (*self.blocks.values(), *self.rest.values()) for name in donors_of(owner)}
         return tuple(name for name in self.donors if name in used)
 
@@ -114,7 +114,7 @@ def read_recipe(path: Path) -> Recipe:
     """Reads a recipe from YAML.
 
     Raises:
-        ValueError: in one line that begins with the file, for what is unknown, missing, malformed or stands twice.
+        ValueError: for a key that is unknown, missing, malformed or duplicated; one line that begins with the file.
     """
     values = read_yaml(path)
     try:
@@ -141,7 +141,7 @@ def recipe_from_pattern(
         rest: one donor's name for all regions, or `REGION=NAME` for each.
         partition: `thirds` (the default) or `paper`.
         cuts: two layer numbers instead.
-        files: the donor whose files beside the weights are copied.
+        files: the donor whose files other than weights are copied.
     """
     names = pattern.split(":")
     if len(names) != len(BLOCKS) or not all(names):
@@ -174,7 +174,7 @@ def check_donor(donor: str) -> None:
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
-    """Returns a recipe as its YAML has it, with `files` written out."""
+    """Returns a recipe as a dict in its YAML form, with `files` explicit."""
 
     return {
         "donors": dict(recipe.donors),
@@ -186,14 +186,14 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def owner_dict(owner: Owner) -> str | dict[str, Any]:
-    """Returns an owner as YAML has it."""
+    """Returns an owner in its YAML form."""
     if isinstance(owner, Blend):
         return {key: value for key, value in vars(owner).items() if value is not None}
     return owner
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe of what `recipe_dict` gave."""
+    """Inverse of `recipe_dict`."""
     return _recipe_from(dict(values))
 
 
@@ -217,7 +217,7 @@ def _recipe_from(values: dict[str, Any]) -> Recipe:
         raise ValueError(f"partition {partition!r} and cuts {cuts!r} exclude each other; expected one of them")
     for key, value in (("partition", partition), ("files", values.get("files"))):
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"{key} is {value!r}; expected a word")
+            raise ValueError(f"{key} is {value!r}; expected a string")
     return Recipe(
         donors=_texts("donors", values["donors"]),
         blocks={key: _owner(f"blocks {key}", owner) for key, owner in values["blocks"].items()},
@@ -254,8 +254,8 @@ def _check_donors(donors: Mapping[str, str]) -> None:
     for name in donors:
         if not isinstance(name, str) or not _DONOR_NAME.fullmatch(name):
             raise ValueError(
-                f"donor name {name!r} is not usable; expected letters, digits, '_', '.' or '-' (YAML takes on, yes and "
-                "numbers for values: quote them)"
+                f"donor name {name!r} is not usable; expected letters, digits, '_', '.' or '-' (YAML reads on, yes and "
+                "numbers as other types: quote them)"
             )
 
 
@@ -267,14 +267,14 @@ def _check_expressions(key: str, named: Mapping[str, Owner], words: Sequence[str
         if isinstance(expression, str) and word in (*BLOCKS, "llm", *REGIONS):
             raise ValueError(f"{key}: {expression!r} belongs under {other}; expected {', '.join(words)}")
         if re.fullmatch(r"\d+(-\d+)?", str(expression)):
-            raise ValueError(f"{key}: {expression!r} does not say layers of what; did you mean 'llm:{expression}'?")
+            raise ValueError(f"{key}: {expression!r} names layers without a stack; did you mean 'llm:{expression}'?")
         raise ValueError(f"{key}: {expression!r} is unknown{did_you_mean(str(expression), words)} ({', '.join(words)})")
 
 
 def _check_known(where: str, name: str, donors: Mapping[str, str]) -> None:
     if name not in donors:
         raise ValueError(
-            f"{where}: {name!r} is no donor{did_you_mean(name.lower(), donors)} (donors are {', '.join(donors)})"
+            f"{where}: {name!r} is not a donor{did_you_mean(name.lower(), donors)} (donors are {', '.join(donors)})"
         )
 
 
@@ -285,7 +285,7 @@ def _named(key: str, owners: Mapping[str, Owner]) -> Iterator[tuple[str, Owner]]
 def _texts(where: str, values: Mapping[Any, Any]) -> dict[str, str]:
     for key, value in values.items():
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{where}: {key} is {value!r}; expected a word")
+            raise ValueError(f"{where}: {key} is {value!r}; expected a string")
     return dict(values)
 
 
@@ -308,7 +308,7 @@ def _pairs(flag: str, entries: Sequence[str], expected: str) -> Iterator[tuple[s
     for entry in entries:
         name, separator, value = entry.partition("=")
         if not (separator and name and value):
-            raise ValueError(f"{flag} {entry!r} is no {expected}")
+            raise ValueError(f"{flag} {entry!r} is not {expected}")
         if name in seen:
             raise ValueError(f"{flag} names {name!r} twice; expected each once")
         seen.add(name)
@@ -316,7 +316,7 @@ def _pairs(flag: str, entries: Sequence[str], expected: str) -> Iterator[tuple[s
 
 
 def _check_no_key_twice(path: Path) -> None:
-    """YAML keeps the last of two equal keys without a word: here that would be an owner that nobody sees."""
+    """Rejects duplicate keys: YAML silently keeps the last one, so an owner would be lost without notice."""
     import yaml
 
     nodes = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
@@ -327,5 +327,5 @@ def _check_no_key_twice(path: Path) -> None:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise ValueError(f"line {node.start_mark.line + 1}: {key!r} stands twice; expected it once")
+                raise ValueError(f"line {node.start_mark.line + 1}: {key!r} appears twice; expected it once")
         nodes.extend(value for _, value in node.value)

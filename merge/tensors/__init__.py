@@ -1,1 +1,1 @@
-"""How do the tensors of a splice come about? Copied bytes, transplants, and a model in memory."""
+"""How are the tensors of a splice produced? By copying bytes, by transplants, or in a model in memory."""

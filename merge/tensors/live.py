@@ -1,15 +1,15 @@
-"""What would a splice say? One model in memory that becomes one splice after the other, none of them written to disk.
+"""What would a splice answer? One model in memory is turned into one splice after another; nothing is written.
 
     for recipe, model in live_splices(recipes):
         ...
 
-The donors' files stay on disk under memory maps. The model is loaded once, with the configuration of the recipe's
-`files` donor; from one splice to the next only the tensors whose source changes are copied into it, a chunk at a time.
-So the memory is that of one model, and each splice equals what `load_model` gives of the one `merge.splice` writes,
-parameter by parameter.
+The donors' files are memory-mapped. The model is loaded once, with the configuration of the recipe's `files` donor;
+from one splice to the next, only the tensors whose source changes are copied into it, a chunk at a time. The memory
+needed is that of one model. Each splice equals, parameter by parameter, the model that `load_model` loads from the
+output of `merge.splice`.
 
-Known limits: the model is lent until the next splice, and its weights are not to be changed meanwhile. Donors must stay
-as they are. One process; no DeepSpeed ZeRO-3, which cuts the tensors up.
+Known limits: the model is valid until the next splice, and the caller must not modify its weights. Donors must not
+change. One process; no DeepSpeed ZeRO-3, which partitions the tensors.
 """
 
 import copy
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 2**24
 Source = tuple[Any, ...]
-"""What a tensor's bytes depend on: a donor's folder, or a blend's folders and factor."""
+"""What determines a tensor's bytes: a donor's folder, or a blend's folders and factor."""
 
 
 class LiveSplicer:
-    """One model that becomes the splices it is asked for, in any order."""
+    """One model that can be turned into any requested splice, in any order."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class LiveSplicer:
         device: "torch.device | str" = "cpu",
         attn_implementation: str | None = None,
     ) -> None:
-        """Loads nothing yet.
+        """Does not load anything yet.
 
         Args:
-            dtype: as for `load_model`; `auto` is what the written splice would be loaded in.
-            device: where the model is to stand.
+            dtype: as for `load_model`; `auto` is the dtype in which the written splice would be loaded.
+            device: device of the model.
             attn_implementation: as for `load_model`.
         """
         self._dtype = dtype
@@ -59,11 +59,11 @@ class LiveSplicer:
         self._sources: dict[str, Source] = {}
 
     def splice(self, recipe: Recipe | SplicePlan) -> "PreTrainedModel":
-        """Returns the model as the recipe has it, in evaluation mode; the same object as before wherever it can be.
+        """Returns the recipe's model in evaluation mode; the same object as before where possible.
 
         Raises:
-            ValueError: for a recipe that does not fit its donors, a blend that is not finite, or a configuration that
-                describes other tensors than the donors hold.
+            ValueError: if the recipe does not fit its donors, a blend is not finite, or configuration and donors have
+                different tensors.
         """
         plan = recipe if isinstance(recipe, SplicePlan) else make_plan(recipe)
         donors = {
@@ -74,12 +74,12 @@ class LiveSplicer:
         if self._loaded_from != (files.directory, dtype):
             self._load(files, dtype)
         assert self._model is not None
-        parameters = dict(self._model.named_parameters())  # a tied head stands in it once, as the embedding matrix
+        parameters = dict(self._model.named_parameters())  # a tied head appears once, as the embedding matrix
         _check_names(parameters, plan, files)
         for name, owner in plan.owners.items():
             source = _source(owner, donors)
             if self._sources.get(name) != source:
-                self._sources.pop(name, None)  # whatever happens while it is copied, it is known to be neither
+                self._sources.pop(name, None)  # if the copy fails, the tensor's source is unknown
                 _copy_into(parameters[name], _owner_bytes(owner, donors, name), _dtype_of(owner, donors, name))
                 self._sources[name] = source
                 for donor in donors_of(owner):
@@ -88,7 +88,7 @@ class LiveSplicer:
         return self._model.eval()
 
     def _loading_dtype(self, plan: SplicePlan, files: Checkpoint) -> "torch.dtype | str":
-        """Returns the dtype to load in: a configuration that names none leaves `auto` to the weights."""
+        """Returns the dtype to load in; if the configuration names none, `auto` takes it from the weights."""
         import torch
 
         if self._dtype != "auto" or any(files.config.get(key) for key in ("dtype", "torch_dtype")):
@@ -100,7 +100,11 @@ class LiveSplicer:
         return dtype
 
     def _load(self, files: Checkpoint, dtype: "torch.dtype | str") -> None:
-        self._model, self._loaded_from, self._sources = None, None, {}  # before the next one takes its memory
+        self._model, self._loaded_from, self._sources = (
+            None,
+            None,
+            {},
+        )  # frees the old model's memory first
         model = load_model(files.directory, dtype=dtype, attn_implementation=self._attn_implementation)
         self._model = model.to(self._device)
         self._generation_config = copy.deepcopy(model.generation_config)
@@ -115,14 +119,14 @@ def live_splices(
     device: "torch.device | str" = "cpu",
     attn_implementation: str | None = None,
 ) -> Iterator[tuple[Recipe, "PreTrainedModel"]]:
-    """Yields each recipe with its spliced model, which is the same object, changed, from one to the next."""
+    """Yields each recipe with its spliced model; the same object is modified from one recipe to the next."""
     splicer = LiveSplicer(dtype=dtype, device=device, attn_implementation=attn_implementation)
     for recipe in recipes:
         yield recipe, splicer.splice(recipe)
 
 
 def _check_names(parameters: dict[str, Any], plan: SplicePlan, files: Checkpoint) -> None:
-    """Refuses a configuration of other tensors: loading the written splice would leave some of them random."""
+    """Rejects a configuration with other tensors: loading the written splice would initialise some at random."""
     for names, others, verb in ((parameters, plan.owners, "expects"), (plan.owners, parameters, "knows no")):
         unmatched = sorted(set(names) - set(others))
         if unmatched:
@@ -144,7 +148,7 @@ def _dtype_of(owner: Owner, donors: dict[str, Checkpoint], name: str) -> str:
 
 
 def _owner_bytes(owner: Owner, donors: dict[str, Checkpoint], name: str) -> Iterator[bytes | memoryview]:
-    """Yields a tensor's bytes as the written splice would hold them."""
+    """Yields a tensor's bytes as in the written splice."""
     if isinstance(owner, Blend):
         from merge.tensors.transplant import blend_bytes
 
@@ -154,7 +158,7 @@ def _owner_bytes(owner: Owner, donors: dict[str, Checkpoint], name: str) -> Iter
 
 
 def _copy_into(parameter: "torch.Tensor", chunks: Iterable[bytes | memoryview], dtype: str) -> None:
-    """Overwrites a parameter, rounded to its dtype as loading would."""
+    """Overwrites a parameter, rounding to its dtype as loading would."""
     import torch
 
     stored = getattr(torch, DTYPES[dtype][0])

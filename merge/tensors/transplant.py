@@ -1,8 +1,8 @@
-"""What does a tensor become when a change is carried over? onto + alpha * (end - start), of two or three checkpoints.
+"""Applies the change between two checkpoints to a third: onto + alpha * (end - start).
 
-With `onto` the start itself this is linear interpolation: alpha 0 is the start, alpha 1 the end, both byte for byte.
-Elsewhere the arithmetic is fp32 (fp64 for a tensor that is stored so), a chunk at a time, and the result is rounded to
-the stored dtype once, to the nearest and ties to even. What leaves the dtype's range, or is NaN, is an error.
+If `onto` is the start, this is linear interpolation: alpha 0 gives the start and alpha 1 the end, both byte for byte.
+Otherwise the arithmetic is fp32 (fp64 for a tensor stored in fp64), a chunk at a time, and the result is rounded once
+to the stored dtype, to nearest with ties to even. A result that is NaN or out of the dtype's range is an error.
 """
 
 import math
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 FLOATING = ("F64", "F32", "F16", "BF16")
-"""Stored dtypes that can be computed with."""
+"""Stored dtypes that can be blended."""
 CHUNK_ELEMENTS = 2**20
-"""Elements computed at a time: 4 MiB of fp32 for each operand."""
+"""Elements per chunk: 4 MiB of fp32 per operand."""
 
 
 def blend_bytes(
@@ -29,13 +29,13 @@ def blend_bytes(
 
     Args:
         donors: the recipe's checkpoints by name.
-        blend: which of them is carried over onto which.
-        name: the tensor's canonical name; every donor concerned has it, in one shape.
+        blend: the checkpoints to combine and the factor.
+        name: the tensor's canonical name; all donors involved have it with the same shape.
         dtype: as safetensors spells it, such as `BF16`.
-        chunk_elements: how many elements are computed at a time; the result does not depend on it.
+        chunk_elements: elements per chunk; the result does not depend on it.
 
     Raises:
-        ValueError: where the tensor holds no floating-point numbers, or the result is not finite.
+        ValueError: if the tensor is not floating-point, or the result is not finite.
     """
     onto = blend.start if blend.onto is None else blend.onto
     if blend.alpha == 0:
@@ -59,7 +59,7 @@ def blend_bytes(
     for first in range(0, num_elements, chunk_elements):
         last = min(first + chunk_elements, num_elements)
         chunk = {donor: elements(donors[donor], name, first, last).to(arithmetic) for donor in blend.donors}
-        # One operation at a time: a fused one would round differently where the vector units do not reach.
+        # Separate operations: a fused multiply-add would round differently in the tail that is not vectorised.
         change = chunk[blend.end].sub(chunk[blend.start])
         result = change.mul_(blend.alpha).add_(chunk[onto]).to(target)
         finite = result.isfinite()

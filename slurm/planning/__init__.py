@@ -1,1 +1,1 @@
-"""What will be submitted? A study's jobs, the cluster, hours, and the scripts."""
+"""What will be submitted? A study's jobs, the cluster's settings, GPU-hours, and the scripts."""

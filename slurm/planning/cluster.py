@@ -1,7 +1,7 @@
-"""What must be known of a cluster? Where jobs go, what they get, and what happens when their time is up.
+"""A cluster's settings: partitions, resources, time limits, and behaviour at the time limit.
 
-One file a cluster (`configs/slurm/`), read into one dataclass. Every value that reaches a script is quoted for the
-shell (`render.py`); one with a line break or `#SBATCH` in it is refused here.
+One file per cluster (`configs/slurm/`), read into one dataclass. Every value in a script is quoted for the shell
+(`render.py`); values with a line break or `#SBATCH` are rejected here.
 """
 
 import re
@@ -12,7 +12,7 @@ from slurm.planning.study import KINDS
 from tracking.command import did_you_mean
 
 DEFAULT = "default"
-"""The entry of `time` that holds for all kinds of job without their own."""
+"""The entry of `time` for all kinds of job without their own."""
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?")
 MEMORY = re.compile(r"\d+[KMGT]?")
 
@@ -62,7 +62,9 @@ class Cluster:
             words = ", ".join(self.container[0].split())
             raise ValueError(f"container begins with the one word {self.container[0]!r}; expected [{words}]")
         if not 10 <= self.signal_s <= 65535:
-            raise ValueError(f"signal_s is {self.signal_s}; sbatch takes up to 65535, and less than 10 saves nothing")
+            raise ValueError(
+                f"signal_s is {self.signal_s}; sbatch takes up to 65535, less than 10 is too short to save"
+            )
         for name in ("memory", "memory_per_gpu"):
             value = getattr(self, name)
             if value is not None and not MEMORY.fullmatch(value):
@@ -72,7 +74,7 @@ class Cluster:
             raise ValueError(f"time has no {DEFAULT}=…; expected it for all kinds of job without their own")
         for kind, limit in times.items():
             if kind not in (DEFAULT, *KINDS):
-                raise ValueError(f"time {kind}={limit} is for no kind of job{did_you_mean(kind, KINDS)}")
+                raise ValueError(f"time {kind}={limit}: unknown kind of job{did_you_mean(kind, KINDS)}")
             if not TIME.fullmatch(limit):
                 raise ValueError(f"time {kind}={limit}; expected [DAYS-]HH:MM[:SS], such as 1-12:00:00")
             if seconds_of(limit) <= self.signal_s:
@@ -91,7 +93,7 @@ class Cluster:
         return self.limits.get(kind, self.limits[DEFAULT])
 
     def longest_s(self, kind: str) -> int:
-        """Returns how long a job of a kind can work in all its attempts together, in seconds."""
+        """Returns the total working time of a kind of job over all attempts, in seconds."""
         return self.max_attempts * (seconds_of(self.limit(kind)) - self.signal_s)
 
 
@@ -100,11 +102,11 @@ OWN_OPTIONS = (
     "array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "signal", "dependency", "chdir",
     "kill-on-invalid-dep", "parsable", "wrap", "test-only",
 )  # fmt: skip
-"""Options of sbatch that the templates set themselves."""
+"""Options of sbatch that are set by the templates."""
 
 
 def seconds_of(limit: str) -> int:
-    """Returns the seconds of a time limit; `02:30` are hours and minutes here."""
+    """Parses a time limit into seconds; `02:30` means hours and minutes here."""
     found = TIME.fullmatch(limit)
     assert found is not None, limit
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
@@ -112,7 +114,7 @@ def seconds_of(limit: str) -> int:
 
 
 def slurm_time(limit: str) -> str:
-    """Returns a time limit as sbatch reads it: `02:30` would be minutes and seconds there."""
+    """Formats a time limit for sbatch, which would read `02:30` as minutes and seconds."""
     seconds = seconds_of(limit)
     days, rest = divmod(seconds, 86400)
     clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"

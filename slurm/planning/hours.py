@@ -1,9 +1,9 @@
-"""What will a study cost? GPU-hours of every job, from the training plan and from what the probes have to answer.
+"""What will a study cost? GPU-hours of every job, from the training plan and the number of replies.
 
 Arms: the tokens of `train.plan`, at `training_tokens_per_s`. Evaluations and probes: replies (prompts x conditions x
-draws, pairs x layers, problems x parts left out) x their longest length, at `reply_tokens_per_s`. Both are bounds from
-above: most replies are shorter. Both speeds are the configuration's, so an estimate is as good as they are. Without
-`training_tokens_per_s`, arms take the speed that train.plan assumes.
+draws, pairs x layers, problems x parts left out) x their maximum length, at `reply_tokens_per_s`. Both are upper
+bounds: most replies are shorter. Both speeds come from the configuration and determine the accuracy of the estimate.
+Without `training_tokens_per_s`, arms use the speed that train.plan assumes.
 """
 
 import json
@@ -17,18 +17,18 @@ from slurm.planning.study import TRAINING, StudyArguments, StudyJob, run_module
 from tracking.command import read_yaml
 
 NUM_CONDITIONS = 3
-"""As given, with a black image, described: what `abilities: true` asks at most."""
+"""Maximum number of conditions with `abilities: true`: given, black, described."""
 ATTENTION_PASSES = 3
-"""An answer's writing counts its length once; reading it again in both modes and for the controls about as much."""
+"""Passes over an answer: generating it counts once; scoring it in both modes and for the controls about as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What train.plan says of the arms."""
+    """The arms' part of train.plan's output."""
 
     num_gpus: int
     tokens: dict[str, int | None]
-    """Arm -> tokens of one run; None where the number of steps is not given."""
+    """Arm -> tokens of one run; None if the number of steps is not given."""
     tokens_per_s: float | None = None
     """Of a GPU in training, as train.plan assumes it; None for a GPU of unknown peak."""
     source: str = ""
@@ -36,7 +36,7 @@ class TrainingPlan:
 
 
 def read_training_plan(arguments: StudyArguments) -> TrainingPlan:
-    """Asks train.plan, in a process of its own."""
+    """Runs train.plan in a separate process."""
     flags = ("--num_gpus", str(arguments.arm_gpus)) if arguments.arm_gpus else ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
@@ -72,7 +72,7 @@ class Costs:
         return self._training.source
 
     def gpu_hours(self, job: StudyJob) -> float | None:
-        """Returns the GPU-hours of a job; None where something they follow from is not known."""
+        """Returns the GPU-hours of a job; None if a required value is unknown."""
         if job.kind == "arm":
             return _hours(self._training.tokens[self._arms[job.name]], self.training_tokens_per_s)
         if job.kind in TRAINING:
@@ -83,7 +83,7 @@ class Costs:
         return _hours(tokens, self._arguments.reply_tokens_per_s)
 
     def num_replies(self, job: StudyJob) -> int | None:
-        """Returns how many replies a job writes; None where the number of prompts is not known."""
+        """Returns the number of replies of a job; None if the number of prompts is unknown."""
         if job.kind == "swap":
             pairs = [self._num_pairs(text, self._number(job, "limit")) for text in self._arguments.pairs]
             modes = self._list(job, "mode") or ["from"]
@@ -109,7 +109,7 @@ class Costs:
         return sum(min(count, most) if most else count for count in counts if count is not None)
 
     def _num_of(self, task: str) -> int | None:
-        """Returns the number of prompts of a task: as configured, or as its file holds them."""
+        """Returns the number of prompts of a task, from the configuration or its file."""
         named = f"study:{task.removeprefix(self._own)}" if task.startswith(self._own) else task
         for name in (named, named.partition(":")[0]):
             if name in self._sizes:
@@ -126,7 +126,7 @@ class Costs:
         return number if number is None or limit is None else min(number, limit)
 
     def _option(self, job: StudyJob, name: str) -> Any:
-        """Returns what a job's configuration file says."""
+        """Returns the content of a job's configuration file."""
         configs = job.words_after("--config")
         return read_yaml(Path(configs[0])).get(name) if configs else None
 
@@ -140,7 +140,7 @@ class Costs:
 
 
 def _whole(config: Path, name: str) -> int | None:
-    """Returns a whole number of a configuration file; None where it has none."""
+    """Returns an integer from a configuration file; None if it is not set."""
     value = read_yaml(config).get(name)
     if value is not None and type(value) is not int:
         raise ValueError(f"{config}: {name} is {value!r}; expected a whole number")

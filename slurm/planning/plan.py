@@ -1,16 +1,16 @@
-"""What does a whole study consist of? The necessity study's jobs, and every probe, splice and table around them.
+"""Which jobs does a study consist of? The necessity study's jobs, and the probes, splices and tables.
 
-Read from `study.yaml` and from `python -m train.necessity --plan-json`; each job is a command of the suite with an
-output directory of its own, below the study's:
+Read from `study.yaml` and from `python -m train.necessity --plan-json`; each job is a command of the suite with its own
+output directory below the study's:
 
-    necessity/        data, models, arms and evaluations, as train.necessity lays them out
+    necessity/        data, models, arms and evaluations of train.necessity
     pairs/, swap/, skip/, attention/, deltas/           the probes
-    descriptions/, abilities/, samples/, support/       what each model can do, once and in many draws
-    splices/, splice_abilities/, splice_comparison/     what each part of it carries over
-    claims/, report.html                                the paper's claims, and the page to read
+    descriptions/, abilities/, samples/, support/       abilities of each model, greedy and with many samples
+    splices/, splice_abilities/, splice_comparison/     effect of each part of the model in splices
+    claims/, report.html                                the paper's claims, and the report
 
-A job *needs* others: without them it cannot run. It stands *after* others where it takes what there is of them, through
-`slurm.gather`, which leaves out what failed and says so.
+A job *needs* other jobs if it cannot run without them. It comes *after* others if it uses whichever of them succeeded,
+through `slurm.gather`, which leaves out and reports failed ones.
 """
 
 import shlex
@@ -22,11 +22,11 @@ from slurm.planning.study import KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArg
 from tracking.command import did_you_mean
 
 DATA_DIR = "data"
-"""Where `data_builders.build` leaves its product in its output directory."""
+"""Folder of the product in the output directory of `data_builders.build`."""
 
 
 def plan_study(arguments: StudyArguments, necessity: dict[str, Any]) -> list[StudyJob]:
-    """Returns every job of the study, each after those it needs."""
+    """Returns all jobs of the study in dependency order."""
     return _Plan(arguments, necessity).all()
 
 
@@ -94,7 +94,7 @@ class _Plan:
         after: Sequence[str] = (),
         launcher: Sequence[str] = ("python", "-m"),
     ) -> None:
-        """Adds a job; of those it waits for, the ones that the study runs itself."""
+        """Adds a job; dependencies that the study does not run are dropped."""
         assert name not in self.jobs and (kind or name) in KINDS, (name, kind)
         place = directory or f"{self.out}/{name}"
         flag = () if command[0] == "analyze.report" or "--output_dir" in command else ("--output_dir", place)
@@ -132,7 +132,7 @@ class _Plan:
         )
 
     def _add_necessity(self, job: dict[str, Any]) -> None:
-        """Takes a job of the necessity study over."""
+        """Adds a job of the necessity study."""
         name, kind, argv, index = job["name"], job["kind"], job["argv"], 0
         if "-m" not in argv:
             raise ValueError(f"{shlex.join(argv)} starts no module; expected a launcher that ends with -m")
@@ -155,19 +155,19 @@ class _Plan:
         return ("slurm.gather", "--study", self.out, "--name", name, *command)
 
     def _add_gathering(self, name: str, command: Sequence[str], after: Sequence[str], kind: str | None = None) -> None:
-        """Adds a job that takes what there is."""
+        """Adds a job that uses the existing inputs."""
         self._add(name, self._gathered(name, command), kind=kind, after=after)
 
     def _phases(self) -> list[str]:
         return list(self.necessity["checkpoints"])
 
     def _checkpoint(self, model: str) -> str:
-        """Returns where a phase's or a run's weights are."""
+        """Returns the checkpoint of a phase or a run."""
         phases: dict[str, str] = self.necessity["checkpoints"]
         return phases.get(model) or f"{self.out}/necessity/arms/{model}/final"
 
     def _entry(self, model: str) -> str:
-        """Returns a model's name as eval.compare has it: NAME or NAME@SEED."""
+        """Returns a model's name for eval.compare: NAME or NAME@SEED."""
         if model not in self.labels:
             return model
         run = self.runs[self.labels.index(model)]
@@ -180,25 +180,25 @@ class _Plan:
         return [f"{folder}-{model}" for model in [*self._phases(), *self.labels]]
 
     def _place(self, model: str) -> tuple[bool, int]:
-        """Returns whether a model is one of the runs, and its place among its like."""
+        """Returns a sort key: whether a model is a run, and its position."""
         trained = model in self.labels
         return trained, self.labels.index(model) if trained else self._phases().index(model)
 
     def _probed(self) -> list[str]:
-        """Returns the phases and runs that are looked into."""
+        """Returns the probed phases and runs."""
         seed = self.runs[0]["seed"]
         first = {run["arm"]: run["label"] for run in self.runs if run["seed"] == seed}
         known = {**{phase: phase for phase in self._phases()}, **first}
         models = list(known) if self.arguments.probed == ["all"] else self.arguments.probed
         for model in models:
             if model not in known:
-                raise ValueError(f"probed {model!r} is no model of the study{did_you_mean(model, known)}")
+                raise ValueError(f"probed {model!r} is not a model of the study{did_you_mean(model, known)}")
         if len(set(models)) < len(models):
             raise ValueError(f"probed is {', '.join(models)}; expected each model once")
         return [known[model] for model in models]
 
     def _rl(self) -> str:
-        """Returns the run that stands for RL."""
+        """Returns the run used as RL."""
         for run in self.runs:
             if run["arm"] == self.arguments.arm:
                 return str(run["label"])
@@ -224,7 +224,7 @@ class _Plan:
     def _add_evaluation(
         self, name: str, kind: str, config: str, model: str, tasks: Sequence[str], *, needs: Sequence[str], **place: Any
     ) -> None:
-        """Adds what a model is asked; `abilities` with the descriptions, where the study makes some."""
+        """Adds a model's evaluations; `abilities` with descriptions, if the study makes them."""
         command = ["eval.run", "--config", config, "--model", model, "--tasks", *self._tasks(tasks)]
         needs = [self.prompts_job, *needs]
         if kind == "abilities" and self.arguments.described:
@@ -308,7 +308,7 @@ class _Plan:
 
     def _add_claims(self, recipe: str) -> None:
         prefix = "" if recipe == "own" else f"{recipe}="
-        sources = ("ability_comparison", "splice_comparison")  # the first counts where both compare; it has all seeds
+        sources = ("ability_comparison", "splice_comparison")  # the first has precedence, since it has all seeds
         scores = [f"{prefix}{self.out}/{name}/scores.csv" for name in sources]
         self._add_gathering("claims", ("eval.claims", "--scores", *scores), sources)
 

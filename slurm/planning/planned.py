@@ -1,4 +1,4 @@
-"""What will be submitted, on which GPUs, and what will it cost? A study read, planned and printed, without weights."""
+"""What will be submitted, on which GPUs, at what cost? Reads, plans and prints a study, without weights."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study, planned."""
+    """A planned study."""
 
     arguments: StudyArguments
     cluster: Cluster
@@ -47,10 +47,10 @@ class Study:
 
 
 def read_study(arguments: StudyArguments) -> Study:
-    """Plans a study; reads configurations, no weights.
+    """Plans a study; reads configurations but no weights.
 
     Raises:
-        ValueError: where one of its configurations has a mistake.
+        ValueError: if one of its configurations is invalid.
     """
     cluster = read_settings(Cluster, Path(arguments.cluster))
     with ThreadPoolExecutor() as pool:
@@ -62,7 +62,7 @@ def read_study(arguments: StudyArguments) -> Study:
 
 
 def plan_as_json(study: Study) -> dict[str, Any]:
-    """Returns every job as plain values, for the report and for people."""
+    """Returns all jobs as JSON values."""
     jobs = [
         {
             "name": job.name,
@@ -80,15 +80,15 @@ def plan_as_json(study: Study) -> dict[str, Any]:
 
 
 def write_plan(study: Study) -> None:
-    """Writes down every job of a study."""
+    """Writes `plan.json` with every job of a study."""
     write_text(study.directory / PLAN_FILE, json.dumps(plan_as_json(study), indent=1) + "\n")
 
 
 def read_plan(directory: Path) -> list[dict[str, Any]]:
-    """Returns the jobs that a study's folder says it has.
+    """Reads the jobs in a study folder's `plan.json`.
 
     Raises:
-        ValueError: where it says nothing, or nothing legible.
+        ValueError: if it is missing or damaged.
     """
     path = directory / PLAN_FILE
     if not path.is_file():
@@ -103,7 +103,7 @@ def read_plan(directory: Path) -> list[dict[str, Any]]:
 
 
 def format_plan(study: Study) -> str:
-    """Returns the plan as a person reads it: what is submitted, on what, for how long, after what."""
+    """Formats the plan: submissions with resources, time limits and dependencies."""
     costs = Costs(study.arguments, study.necessity, study.training)
     with_gpus = study.cluster.gpus_per_node > 0
     rows = [("job", "tasks", "shape", "nodes x GPUs", "limit", "GPU-hours" if with_gpus else "expected", "after")]

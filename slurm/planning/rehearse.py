@@ -1,7 +1,7 @@
-"""Would the study's commands take their settings? Each is asked when the study is planned, not days later.
+"""Are the settings of the study's commands valid? Checked when the study is planned, not days later.
 
-In a process of its own (`slurm/` starts the other packages by command line) every command reads its arguments as when
-its turn comes, and is stopped there. Training is not among them: `train.plan` has read its settings already.
+In a separate process (`slurm/` uses the other packages only by command line), every command parses its arguments as in
+the real run and is stopped there. Training is not included: `train.plan` has already read its settings.
 """
 
 import json
@@ -15,14 +15,14 @@ ASKED = (
     "data_builders.build", "data_builders.pocket_descriptions", "eval.run", "analyze.swap", "analyze.skip",
     "analyze.attention", "analyze.deltas", "merge.all",
 )  # fmt: skip
-"""Modules that read their arguments before they do anything."""
+"""Modules that parse their arguments first."""
 
 
 def check_settings(jobs: Sequence[StudyJob]) -> None:
-    """Refuses a study of which a command does not take its settings.
+    """Rejects a study if a command does not accept its settings.
 
     Raises:
-        ValueError: with the command's own words.
+        ValueError: with the command's message.
     """
     commands: dict[tuple[str, ...], tuple[str, ...]] = {}
     for job in jobs:
@@ -34,12 +34,12 @@ def check_settings(jobs: Sequence[StudyJob]) -> None:
 
 
 def gathered(command: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the command that slurm.gather would run."""
+    """Returns the command wrapped by slurm.gather."""
     return command[command.index("--name") + 2 :] if command[0] == "slurm.gather" else command
 
 
 def main() -> None:
-    """Reads JSON from standard input: of each command the job's name, the module and its arguments."""
+    """Reads JSON from standard input: job name, module and arguments of each command."""
     for name, module, *words in json.load(sys.stdin):
         try:
             with arguments_only():

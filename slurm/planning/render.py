@@ -1,11 +1,11 @@
-"""How does a job read as a script? One Jinja2 template a shape, quoted for the shell, for people to read and submit.
+"""How is a job rendered as a script? One readable Jinja2 template per shape, with values quoted for the shell.
 
     cpu      no GPU                              node    accelerate on one node
     process  one process on one GPU              nodes   accelerate on several nodes, c10d rendezvous
-    vllm     a vLLM server beside the trainers   array   a block in any of these: a task an arm and seed
+    vllm     a vLLM server and the trainers      array   a block in any of these: one task per arm and seed
 
-What all share stands in `job.sh.j2`: the header, the count of attempts, a log an attempt, the signal ahead of the time
-limit, requeueing. Scripts are free of branches that their job does not take.
+The common parts are in `job.sh.j2`: header, attempt counter, one log per attempt, the signal before the time limit,
+requeueing. Scripts contain no branches that their job does not use.
 """
 
 import shlex
@@ -15,49 +15,39 @@ from pathlib import Path
 
 from slurm.planning.cluster import Cluster, slurm_time
 from slurm.planning.settings import check_one_line
+from slurm.planning.study import StudyJob
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SHAPES = ("cpu", "process", "node", "nodes", "vllm")
 LINE = 116
-"""Characters of a line, beyond which a command is broken."""
+"""Maximum line length of a command."""
 SHUTDOWN_MARGIN_S = 5
-"""A launcher kills its processes this long before Slurm would."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One command: a job by itself, or one of an array."""
-
-    name: str
-    index: int
-    """Its number in the array; the same number in all arrays is the same arm and seed."""
-    command: tuple[str, ...]
-    """Module and arguments."""
-    directory: str
+"""A launcher kills its processes this many seconds before Slurm would."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterJob:
-    """What one call of sbatch submits."""
+    """One submission with sbatch."""
 
     name: str
     study: str
     kind: str
     title: str
     shape: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[StudyJob, ...]
+    """One, or those of an array; an index stands for the same arm and seed in all arrays."""
     folder: str
     """Folder of the launch: scripts, logs, attempts."""
     nodes: int = 1
     gpus: int = 0
-    """GPUs of each node that its processes use."""
+    """GPUs per node used by its processes."""
     server_gpus: int = 0
     server_model: str = ""
     server_options: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """Its name in Slurm's own lists."""
+        """Its name in Slurm's lists."""
         return f"{self.study}/{self.name}"
 
     @property
@@ -70,27 +60,27 @@ class ClusterJob:
 
     @property
     def own(self) -> str:
-        """How its script names itself to Slurm: SLURM_JOB_ID of an array's task could be the array's own number."""
+        """The job id used in its script: SLURM_JOB_ID of an array task could be the array's id."""
         return '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if self.is_array else '"$SLURM_JOB_ID"'
 
     @property
     def processes(self) -> int:
-        """Processes of all nodes together."""
+        """Number of processes on all nodes."""
         return self.nodes * max(1, self.gpus)
 
 
 def render(job: ClusterJob, cluster: Cluster, *, root: Path) -> str:
-    """Returns a job's script.
+    """Renders a job's script.
 
     Args:
-        root: the repository, where the script's paths begin.
+        root: the repository, base of the script's paths.
 
     Raises:
-        ValueError: where a value holds a line break or `#SBATCH`.
+        ValueError: if a value contains a line break or `#SBATCH`.
     """
     import jinja2
 
-    texts = {task.name: [task.name, task.directory, *task.command] for task in job.tasks}
+    texts = {task.name: [task.name, task.output_dir, *task.command] for task in job.tasks}
     check_one_line({"repository": str(root), "study": job.folder, "title": job.title, **texts})
     check_one_line({"server model": job.server_model, "server options": list(job.server_options)})
     environment = jinja2.Environment(
@@ -99,7 +89,7 @@ def render(job: ClusterJob, cluster: Cluster, *, root: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # these are scripts; what they hold is quoted by the filters
+        autoescape=False,  # scripts, not HTML; values are quoted by the filters
     )
     environment.filters |= {"q": shlex.quote, "words": words, "flags": flags}
     return environment.get_template(f"{job.shape}.sh.j2").render(
@@ -113,7 +103,7 @@ def render(job: ClusterJob, cluster: Cluster, *, root: Path) -> str:
 
 
 def sbatch_options(job: ClusterJob, cluster: Cluster, *, root: Path) -> Iterator[tuple[str, str | None]]:
-    """Yields the options of a script's header, None where one takes no value."""
+    """Yields the options of a script's header; the value is None for a flag."""
     gpus = job.gpus + job.server_gpus
     partition = cluster.partition if gpus else cluster.cpu_partition or cluster.partition
     for name, value in (("account", cluster.account), ("partition", partition), ("qos", cluster.qos)):
@@ -145,7 +135,7 @@ def sbatch_options(job: ClusterJob, cluster: Cluster, *, root: Path) -> Iterator
 
 
 def words(command: Sequence[str], indent: int = 0) -> str:
-    """Returns a command as the inside of a bash array: on one line where it fits, else a flag a line."""
+    """Formats a command as the content of a bash array: on one line if it fits, else one flag per line."""
     line = " ".join(map(_quoted, command))
     if len(line) <= LINE - indent - len("command=()"):
         return line
@@ -154,7 +144,7 @@ def words(command: Sequence[str], indent: int = 0) -> str:
 
 
 def flags(command: Sequence[str]) -> str:
-    """Returns further flags of a command, a flag a line."""
+    """Formats further flags of a command, one per line."""
     return " \\\n    ".join(_lines(command, LINE - 4))
 
 
@@ -169,7 +159,7 @@ def _lines(command: Sequence[str], width: int) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """Returns a word as bash reads it; in an array NAME=VALUE could be taken for an index."""
+    """Quotes a word for bash; in an array, NAME=VALUE could be parsed as an index."""
     quoted = shlex.quote(word)
     return f"'{word}'" if quoted == word and "=" in word else quoted
 

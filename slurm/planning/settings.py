@@ -1,4 +1,4 @@
-"""How are a study's and a cluster's settings read? YAML into a dataclass, each value of the type its field has.
+"""Reads a study's or a cluster's settings from YAML into a dataclass, checking the types of its fields.
 
 No flag overrides them, and text is not read as a number, so that a mistake in a type is found.
 """
@@ -25,7 +25,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
     known: list[Any] = list(fields(kind))  # type: ignore[arg-type]
     names = [entry.name for entry in known]
     values = read_config(path, names)
-    if "env" in values:  # what TRL's parser knows in every file
+    if "env" in values:  # accepted by TRL's parser in every file
         raise ValueError(f"{path}: unknown key 'env'{did_you_mean('env', names)}")
     hints = get_type_hints(kind)
     missing = [
@@ -69,13 +69,13 @@ def read_numbers(entries: list[str], *, name: str, expected: str, example: str) 
 
 
 def check_one_line(values: Mapping[str, Any]) -> None:
-    """Refuses text that would end a line of a script, or begin a directive of sbatch."""
+    """Rejects text that would end a line of a script, or start an sbatch directive."""
     for name, value in values.items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and (text.splitlines() not in ([], [text]) or "\0" in text):
-                raise ValueError(f"{name} {text!r} holds a line break; expected one line")
+                raise ValueError(f"{name} {text!r} contains a line break; expected one line")
             if isinstance(text, str) and "#SBATCH" in text:
-                raise ValueError(f"{name} {text!r} holds #SBATCH; name options of sbatch in their own settings")
+                raise ValueError(f"{name} {text!r} contains #SBATCH; name options of sbatch in their own settings")
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:

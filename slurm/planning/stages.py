@@ -1,48 +1,48 @@
-"""What is submitted together, on how many GPUs, and what does it wait for? The study's jobs as jobs of the cluster.
+"""What is submitted together, on how many GPUs, with which dependencies? Maps the study's jobs to cluster jobs.
 
-Jobs of a stage become one array, in which the same number is the same arm and seed. Within an arm's own stages a task
-waits for its own predecessor (`aftercorr`), so an arm that failed holds up nobody else; what a job needs as a whole it
-waits for with `afterok`; what gathers (comparison, report) comes `afterany`.
+Jobs of a stage become one array, in which the same index is the same arm and seed. Within the stages of an arm, a task
+waits only for its own predecessor (`aftercorr`), so a failed arm does not delay others. Dependencies on a whole stage
+use `afterok`; jobs that collect results (comparison, report) use `afterany`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slurm.planning.cluster import Cluster
-from slurm.planning.render import ClusterJob, Task
+from slurm.planning.render import ClusterJob
 from slurm.planning.study import INFERENCE, TRAINING, StudyArguments, StudyJob
 
 VLLM_WORDS = (
     "--weight-transfer-config", '{"backend": "nccl"}', "--max-logprobs", "-1", "--logprobs-mode", "processed_logprobs",
     "--enable-scale-out",
 )  # fmt: skip
-"""What TRL 1.16 asks of a vLLM server (`configs/frankenstein_3b/grpo.yaml` has the reasons)."""
+"""Settings that TRL 1.16 requires of a vLLM server (reasons in `configs/frankenstein_3b/grpo.yaml`)."""
 TITLES = {
     "train": "Trains every arm with every seed, from the same SFT checkpoint.",
     "evaluate": "Evaluates every arm and seed on the held-out prompts.",
     "evaluate_start": "Evaluates the models that the arms started from.",
     "comparison": "Compares the arms that have been evaluated.",
-    "splices": "Stitches SFT's and RL's layers together, in every pattern.",
-    "splice_abilities": "Asks every splice what the abilities need.",
-    "necessity": "Takes the necessity study together.",
-    "report": "Writes the page to read, with what there is.",
+    "splices": "Builds a splice of SFT's and RL's layers for every pattern.",
+    "splice_abilities": "Evaluates every splice under the abilities' conditions.",
+    "necessity": "Collects the results of the necessity study.",
+    "report": "Writes the report from the available results.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """What a job waits for."""
+    """A dependency of a job."""
 
     kind: str
     """afterok, aftercorr or afterany."""
     stage: str
     index: int | None = None
-    """One task of an array; None: all of it."""
+    """One task of an array; None: the whole array."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One submission and what it waits for."""
+    """One submission and its dependencies."""
 
     job: ClusterJob
     jobs: tuple[StudyJob, ...]
@@ -55,12 +55,12 @@ def make_stages(
     """Returns the stages in the order of submission.
 
     Args:
-        folder: of this launch: scripts, logs, attempts.
-        arm_gpus: GPUs that train an arm, of all its nodes.
-        start: the checkpoint that a vLLM server loads first.
+        folder: folder of this launch: scripts, logs, attempts.
+        arm_gpus: total number of GPUs per arm.
+        start: the checkpoint that a vLLM server loads initially.
 
     Raises:
-        ValueError: where the cluster's nodes cannot hold a job.
+        ValueError: if a job does not fit the cluster's nodes.
     """
     grouped: dict[str, list[StudyJob]] = {}
     for job in jobs:
@@ -73,17 +73,13 @@ def make_stages(
         group = grouped[name]
         kind = group[0].kind
         nodes, gpus, server_gpus = _gpus(kind, arguments, cluster, arm_gpus)
-        tasks = [
-            Task(name=job.name, index=job.index, command=job.command, directory=job.output_dir)
-            for job in sorted(group, key=lambda job: job.index)
-        ]
         submission = ClusterJob(
             name=name,
             study=study,
             kind=kind,
             title=TITLES.get(name, f"{name}: {group[0].command[0]}."),
             shape=_shape(nodes, gpus, server_gpus),
-            tasks=tuple(tasks),
+            tasks=tuple(sorted(group, key=lambda job: job.index)),
             folder=folder,
             nodes=nodes,
             gpus=gpus,
@@ -96,7 +92,7 @@ def make_stages(
 
 
 def _in_order(grouped: Mapping[str, Sequence[StudyJob]], by_name: Mapping[str, StudyJob]) -> list[str]:
-    """Returns the stages, each after those it waits for."""
+    """Returns the stages in dependency order."""
     ordered: list[str] = []
     left = list(grouped)
     while left:
@@ -135,7 +131,7 @@ def _waits(group: Sequence[StudyJob], by_name: Mapping[str, StudyJob], sizes: Ma
 
 
 def _gpus(kind: str, arguments: StudyArguments, cluster: Cluster, arm_gpus: int) -> tuple[int, int, int]:
-    """Returns nodes, GPUs of each for the processes, and GPUs of a vLLM server."""
+    """Returns the number of nodes, GPUs per node for the processes, and GPUs of a vLLM server."""
     if cluster.gpus_per_node == 0:
         if arguments.vllm_gpus and kind == "arm":
             raise ValueError("vllm_gpus is given, but the cluster has no GPUs; leave it out")
@@ -156,7 +152,7 @@ def _gpus(kind: str, arguments: StudyArguments, cluster: Cluster, arm_gpus: int)
             "of them, or leave vllm_gpus out, so that vLLM shares the GPUs of the trainers"
         )
     if wanted % cluster.gpus_per_node:
-        raise ValueError(f"{wanted} GPUs are no whole nodes of {cluster.gpus_per_node}; expected a multiple")
+        raise ValueError(f"{wanted} GPUs do not fill whole nodes of {cluster.gpus_per_node}; expected a multiple")
     return wanted // cluster.gpus_per_node, cluster.gpus_per_node, 0
 
 

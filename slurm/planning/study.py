@@ -1,6 +1,6 @@
-"""What is a study? Its experiment, its probes and where it runs, as `study.yaml` says.
+"""What is a study? Its experiment, its probes and the cluster, as configured in `study.yaml`.
 
-What jobs follow from it stands in `plan.py`.
+`plan.py` derives the jobs.
 """
 
 import json
@@ -18,22 +18,22 @@ from tracking.schedule import Job
 PAPER_PATTERNS = ("in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "rl-in-rl")
 ALL_PATTERNS = ("in-in-in", "in-in-rl", "in-rl-in", "in-rl-rl", "rl-in-in", "rl-in-rl", "rl-rl-in", "rl-rl-rl")
 SPLICES = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
-"""The folders that merge.all writes for the donors `in` and `rl`."""
+"""Folders written by merge.all for the donors `in` and `rl`."""
 OWN_PROMPTS = "study"
-"""Stands for the folder of the study's own prompts where tasks are named."""
+"""Placeholder in task names for the folder of the study's own prompts."""
 TRAINING = ("base", "sft", "arm")
 INFERENCE = ("eval", "abilities", "samples", "swap", "skip", "attention")
-"""Kinds of job that get GPUs where there are any."""
+"""Kinds of job that use GPUs, if there are any."""
 KINDS = (
     "data", "init", *TRAINING, "eval", "compare", "deltas", "necessity", "pairs", "descriptions", "abilities",
     "samples", "support", "swap", "skip", "attention", "splices", "claims", "report",
 )  # fmt: skip
-"""Every kind of job; jobs of a kind take about equally long."""
+"""All kinds of job; jobs of the same kind take about the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyArguments:
-    """A study: its experiment, its probes, and where it runs."""
+    """A study: its experiment, its probes, and the cluster."""
 
     output_dir: str = field(metadata={"help": "folder of the whole study"})
     necessity: str = field(metadata={"help": "YAML of train.necessity: models, prompts, arms and seeds"})
@@ -140,7 +140,7 @@ class StudyArguments:
         self.prompt_numbers()
 
     def config_files(self) -> list[str]:
-        """Returns every configuration that the study itself names."""
+        """Returns all configuration files that the study names directly."""
         probes = (self.swap, self.skip, self.attention, self.deltas, self.abilities, self.samples)
         built = [split_task(text)[1] for text in [*([self.prompts] if self.prompts else []), *self.pairs]]
         return [self.necessity, self.cluster, *built, *(path for path in probes if path is not None)]
@@ -156,7 +156,7 @@ class StudyArguments:
 
 
 def check_output_dir(text: str) -> None:
-    """Refuses a folder that would not be the one that is meant."""
+    """Rejects ambiguous folder names."""
     if not text.strip():
         raise ValueError("output_dir is empty; expected a folder, such as outputs/my_study")
     if text.startswith(("~", "$")):
@@ -175,29 +175,29 @@ def split_task(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyJob:
-    """One command of the study, and its place in it."""
+    """One command of the study, and its dependencies."""
 
     name: str
     kind: str
     stage: str
     """Jobs of a stage are submitted together, as one array."""
     index: int
-    """Its place in the array: the number of the arm and seed."""
+    """Its index in the array: the number of the arm and seed."""
     command: tuple[str, ...]
     """Module and arguments."""
     output_dir: str
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ("python", "-m")
-    """What starts it outside a cluster."""
+    """The launcher used outside a cluster."""
 
     @property
     def gathers(self) -> bool:
-        """True where it takes what there is of others, and is made anew where that has changed."""
+        """True if it uses the existing results of other jobs, and is repeated when they change."""
         return bool(self.after)
 
     def words_after(self, flag: str) -> list[str]:
-        """Returns the words after a flag of its command."""
+        """Returns the values of a flag of its command."""
         words: list[str] = []
         if flag in self.command:
             for word in self.command[self.command.index(flag) + 1 :]:
@@ -207,7 +207,7 @@ class StudyJob:
         return words
 
     def local(self) -> Job:
-        """Returns it as a job of this machine."""
+        """Converts it to a job for the local scheduler."""
         launcher = [sys.executable if word == "python" else word for word in self.launcher]
         return Job(
             name=self.name,
@@ -220,7 +220,7 @@ class StudyJob:
 
 
 def read_necessity(arguments: StudyArguments) -> dict[str, Any]:
-    """Asks train.necessity for its plan, in a process of its own."""
+    """Gets train.necessity's plan from a separate process."""
     command = (
         "train.necessity", "--config", arguments.necessity, "--output_dir", f"{arguments.output_dir}/necessity",
         "--plan_json", "true",
@@ -230,10 +230,10 @@ def read_necessity(arguments: StudyArguments) -> dict[str, Any]:
 
 
 def run_module(*command: str, stdin: str = "", said_by: str | None = None) -> str:
-    """Runs a command of the suite that only plans, and returns what it prints.
+    """Runs a planning command of the suite and returns its output.
 
     Raises:
-        ValueError: with its last line, where it refuses.
+        ValueError: with its last line, if it fails.
     """
     found = subprocess.run(
         [sys.executable, "-m", *command], cwd=REPOSITORY_ROOT, input=stdin, capture_output=True, text=True, check=False

@@ -1,1 +1,1 @@
-"""How do scripts get to Slurm, and what does it know of them?"""
+"""How are scripts submitted to Slurm, and what are the states of the jobs?"""

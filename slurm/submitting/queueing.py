@@ -1,6 +1,6 @@
-"""What does Slurm know of our jobs? Its numbers for them, and their states, as squeue and sacct tell them.
+"""Ids and states of a study's jobs, from squeue and sacct.
 
-`sacct` is asked where there is accounting; else a job that has left the queue is judged by the files it left.
+`sacct` is used if accounting is available; otherwise a job that has left the queue is judged by its files.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 QUEUE_FORMAT = "%i|%T|%M|%L|%r|%o"
 JOBS_FILE = "jobs.json"
 CANCELLED_FILE = "cancelled"
-"""In a launch's folder: a job that is being stopped does not requeue itself."""
+"""Marker file in a launch's folder: jobs that are being cancelled do not requeue themselves."""
 BRACKETS = re.compile(r"(?P<job>\d+)_\[(?P<tasks>[\d,-]+)(?:%\d+)?\]")
 
 
@@ -25,19 +25,19 @@ class Submitted:
 
     name: str
     ids: list[str]
-    """Slurm's numbers: the job's, and those of its successors where it may not requeue itself."""
+    """Slurm's job ids: the job's, and its successors' if it may not requeue itself."""
     is_array: bool
     waits: str
     tasks: list[dict[str, Any]]
 
     def task_ids(self, index: int) -> list[str]:
-        """Returns Slurm's names of one task."""
+        """Returns Slurm's ids of one task."""
         return [f"{identifier}_{index}" if self.is_array else identifier for identifier in self.ids]
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What squeue or sacct says of a task."""
+    """A task's state from squeue or sacct."""
 
     state: str
     reason: str = ""
@@ -58,10 +58,10 @@ def latest_launch(study: Path) -> Path | None:
 
 
 def read_launch(folder: Path) -> list[Submitted]:
-    """Reads what a launch submitted.
+    """Reads the jobs of a launch.
 
     Raises:
-        ValueError: where the file is damaged.
+        ValueError: if the file is damaged.
     """
     path = folder / JOBS_FILE
     if not path.is_file():
@@ -73,11 +73,11 @@ def read_launch(folder: Path) -> list[Submitted]:
 
 
 def run_slurm(*command: str) -> str:
-    """Runs one of Slurm's commands and returns what it prints.
+    """Runs one of Slurm's commands and returns its output.
 
     Raises:
-        ValueError: where Slurm is not installed here.
-        RuntimeError: where it refuses, in its own words.
+        ValueError: if Slurm is not installed on this machine.
+        RuntimeError: if it fails, with its message.
     """
     if shutil.which(command[0]) is None:
         raise ValueError(f"{command[0]} is not found; run this on a login node of the cluster, or launch with --local")
@@ -88,9 +88,9 @@ def run_slurm(*command: str) -> str:
 
 
 def queue_states(study: Path) -> dict[str, State]:
-    """Returns the states of a study's jobs in the queue, by Slurm's names of the tasks.
+    """Returns the states of a study's queued jobs, keyed by Slurm's task ids.
 
-    A job belongs to the study that has its script, also where a launch was killed before it wrote the number down.
+    A job is assigned to the study by its script, so this also works if a launch was killed before recording the id.
     """
     launch = latest_launch(study)
     known = {identifier for entry in (read_launch(launch) if launch else []) for identifier in entry.ids}
@@ -105,7 +105,7 @@ def queue_states(study: Path) -> dict[str, State]:
 
 
 def cancel_queued(study: Path) -> int:
-    """Takes a study's jobs out of the queue and returns how many there were; what is ending already may end."""
+    """Cancels a study's jobs and returns their number; jobs that are already ending are left alone."""
     waiting = {name for name, state in queue_states(study).items() if not state.is_ending}
     launch = latest_launch(study)
     if waiting and launch is not None:
@@ -120,7 +120,7 @@ def cancel_queued(study: Path) -> int:
 
 
 def past_states(ids: Sequence[str]) -> dict[str, State]:
-    """Returns the states of jobs that have ended, by Slurm's names; empty where there is no accounting."""
+    """Returns the states of ended jobs, keyed by Slurm's task ids; empty without accounting."""
     command = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Elapsed", "--jobs")
     if not ids or shutil.which("sacct") is None:
         return {}
@@ -133,7 +133,7 @@ def past_states(ids: Sequence[str]) -> dict[str, State]:
 
 
 def task_names(names: str) -> list[str]:
-    """Returns the tasks of what sacct has in one line where none of them was started: `7_[0-2,5%2]`."""
+    """Expands sacct's single line for an array whose tasks have not started: `7_[0-2,5%2]`."""
     found = BRACKETS.fullmatch(names)
     if found is None:
         return [names]

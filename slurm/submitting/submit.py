@@ -1,6 +1,6 @@
-"""How are scripts handed to Slurm? One sbatch a stage, each with what it waits for; what was submitted is written down.
+"""Submits scripts to Slurm, one sbatch per stage with its dependencies, and records the job ids.
 
-Launched again, a study submits what is not finished, and waits for nothing that is.
+When launched again, a study submits only unfinished jobs, without dependencies on finished ones.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from tracking.schedule import settled
 
 
 def write_launch(study: Study, folder: Path, stages: Sequence[Stage]) -> None:
-    """Writes the scripts, and copies of what they were made from."""
+    """Writes the scripts, and copies of their configurations."""
     for name in ("scripts", "logs", "attempts", "ended", "configs"):
         (folder / name).mkdir(parents=True)
     write_scripts(study, stages, root=REPOSITORY_ROOT)
@@ -42,22 +42,22 @@ def write_launch(study: Study, folder: Path, stages: Sequence[Stage]) -> None:
     if code["dirty"]:
         command = ["git", "-C", str(REPOSITORY_ROOT), "diff", "HEAD"]
         changes = subprocess.run(command, capture_output=True, text=True, check=True)
-        if changes.stdout:  # files that git does not know are no change to it
+        if changes.stdout:  # untracked files do not count as changes
             write_text(folder / "uncommitted.patch", changes.stdout)
 
 
 def write_scripts(study: Study, stages: Sequence[Stage], *, root: Path) -> None:
-    """Writes the scripts of these stages where they belong."""
+    """Writes the scripts of these stages."""
     for stage in stages:
         write_text(Path(stage.job.script), render(stage.job, study.cluster, root=root))
 
 
 def submit(study: Study) -> Path:
-    """Submits all that is not finished and returns the launch's folder.
+    """Submits all unfinished jobs and returns the launch's folder.
 
     Raises:
-        ValueError: where an earlier launch is still in the queue, or the folder holds another study.
-        RuntimeError: where sbatch refuses a job; those submitted before it are taken back.
+        ValueError: if an earlier launch is still in the queue, or the folder contains another study.
+        RuntimeError: if sbatch rejects a job; those already submitted are cancelled.
     """
     check_folder(study)
     run_slurm("sbatch", "--version")  # before anything is written
@@ -84,7 +84,7 @@ def submit(study: Study) -> Path:
 
 
 def _take_back(study: Path, folder: Path, error: BaseException) -> None:
-    """Undoes a launch that failed: cancels what it submitted; where that is nothing, removes what it wrote."""
+    """Undoes a failed launch: cancels its jobs, or removes its files if nothing was submitted."""
     if (folder / JOBS_FILE).is_file() or not isinstance(error, Exception):
         try:
             cancel_queued(study)
@@ -99,10 +99,10 @@ def _take_back(study: Path, folder: Path, error: BaseException) -> None:
 
 @contextmanager
 def sole_launch(study: Study) -> Iterator[None]:
-    """Makes the study's folder, and keeps every other launch out of it meanwhile.
+    """Creates the study's folder, and locks it against other launches.
 
     Raises:
-        ValueError: where the folder holds another study or something else, or where another launch has it.
+        ValueError: if the folder contains something else, or another launch is using it.
     """
     check_folder(study)
     study.directory.mkdir(parents=True, exist_ok=True)
@@ -115,9 +115,9 @@ def sole_launch(study: Study) -> Iterator[None]:
 
 
 def unfinished(jobs: Sequence[StudyJob]) -> list[StudyJob]:
-    """Returns the jobs of every stage in which something is left to do, without waiting for what is done.
+    """Returns the jobs of every unfinished stage, without dependencies on finished ones.
 
-    A stage is submitted whole, since its tasks wait for tasks of the same number; a finished one ends in seconds.
+    A stage is submitted completely, since tasks depend on tasks with the same index; finished tasks end in seconds.
     """
     done = settled(jobs)
     open_stages = {job.stage for job in jobs if job.name not in done}
@@ -134,7 +134,7 @@ def unfinished(jobs: Sequence[StudyJob]) -> list[StudyJob]:
 
 
 def check_folder(study: Study) -> None:
-    """Refuses a folder that holds something else, or the jobs of another study."""
+    """Rejects a folder that contains something else, or another study's jobs."""
     directory = study.directory
     nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
     if not nearest.is_dir():
@@ -159,7 +159,7 @@ def check_folder(study: Study) -> None:
 
 
 def _submit_stage(stage: Stage, cluster: Cluster, submitted: dict[str, Submitted], folder: Path) -> None:
-    """Submits a job, and where it may not requeue itself its successors; writes down each number at once."""
+    """Submits a job and, if it may not requeue itself, its successors; records each id immediately."""
     waits = dependency(stage, submitted)
     ids: list[str] = []
     for _ in range(1 if cluster.requeue else cluster.max_attempts):
@@ -171,14 +171,14 @@ def _submit_stage(stage: Stage, cluster: Cluster, submitted: dict[str, Submitted
             ids=ids,
             is_array=stage.job.is_array,
             waits=waits,
-            tasks=[{"index": task.index, "name": task.name, "directory": task.directory} for task in stage.job.tasks],
+            tasks=[{"index": task.index, "name": task.name, "directory": task.output_dir} for task in stage.job.tasks],
         )
         records = [asdict(entry) for entry in submitted.values()]
         write_text(folder / JOBS_FILE, json.dumps(records, indent=1) + "\n")
 
 
 def _number_in(said: str) -> str:
-    """Returns the job's number from the last line that sbatch printed: NUMBER or NUMBER;CLUSTER."""
+    """Parses the job id from the last line of sbatch's output: ID or ID;CLUSTER."""
     found = re.search(r"(?:^|\n)(\d+)(?:;.*)?$", said.rstrip())
     if found is None:
         raise RuntimeError(f"sbatch --parsable printed {said!r}; expected the number of a job")
@@ -186,7 +186,7 @@ def _number_in(said: str) -> str:
 
 
 def dependency(stage: Stage, submitted: Mapping[str, Submitted]) -> str:
-    """Returns what sbatch's --dependency says of a stage."""
+    """Returns the value of sbatch's --dependency for a stage."""
     parts: dict[str, list[str]] = {}
     for wait in stage.waits:
         identifier = submitted[wait.stage].ids[-1] + ("" if wait.index is None else f"_{wait.index}")
@@ -195,7 +195,7 @@ def dependency(stage: Stage, submitted: Mapping[str, Submitted]) -> str:
 
 
 def check_with_sbatch(study: Study) -> int:
-    """Asks sbatch whether it would take every script, and returns how many there are."""
+    """Runs sbatch --test-only for every script, and returns their number."""
     with tempfile.TemporaryDirectory() as folder:
         stages = study.stages(study.jobs, folder)
         write_scripts(study, stages, root=REPOSITORY_ROOT)

@@ -26,7 +26,7 @@ def run_probes(commands: dict[str, list[str]], directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(pocket_checkpoint: Path, tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(pocket_checkpoint: Path, warm_python: Path, tmp_path: Path) -> None:
     prompts = write_prompt_set(tmp_path / "set")
     pairs = [
         Pair(
@@ -44,7 +44,7 @@ def test_two_processes_write_what_one_writes(pocket_checkpoint: Path, tmp_path: 
     }
     run_probes(commands, tmp_path / "one")
     launched = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        [str(warm_python), "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
          "--mixed_precision", "no", "--dynamo_backend", "no", __file__, json.dumps(commands), str(tmp_path / "two")],
         cwd=REPOSITORY_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)},
         capture_output=True, text=True, timeout=300, check=False,

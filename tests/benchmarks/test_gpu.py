@@ -1,4 +1,4 @@
-"""The GPU measurements without a GPU: which step runs, what a stop leaves, what is told before the first."""
+"""The GPU measurements without a GPU: step selection, results kept after a stop, checks before the first step."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_an_unfit_machine_is_told_before_anything_is_measured(tmp_path: Path) ->
 
 
 def test_every_file_with_a_test_for_gpus_is_found() -> None:
-    assert {"tests/analyze/test_spectra.py", "tests/train/test_modes.py"} <= set(marked_files())
+    assert {"tests/analyze/deltas/test_spectra.py", "tests/train/test_modes.py"} <= set(marked_files())
     assert "tests/merge/test_splice.py" not in marked_files()
 
 

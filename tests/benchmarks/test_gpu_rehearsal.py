@@ -17,9 +17,9 @@ from tracking.command import REPOSITORY_ROOT
 pytestmark = pytest.mark.slow
 
 
-def start(output_dir: Path, *words: str) -> "subprocess.Popen[str]":
+def start(python: Path, output_dir: Path, *words: str) -> "subprocess.Popen[str]":
     places = ["--output-dir", str(output_dir), "--work-dir", str(output_dir.parent)]  # a killed run leaves its folder
-    command = [sys.executable, "-m", "benchmarks.gpu", *places, "--rehearse", *words]
+    command = [str(python), "-m", "benchmarks.gpu", *places, "--rehearse", *words]
     return subprocess.Popen(
         command,
         cwd=REPOSITORY_ROOT,
@@ -35,8 +35,8 @@ def read(output_dir: Path, step: str) -> dict[str, Any]:
     return record
 
 
-def test_rehearsal_goes_through_every_step_and_leaves_a_file_of_each(tmp_path: Path) -> None:
-    process = start(tmp_path / "out", "--minutes", "30")
+def test_rehearsal_goes_through_every_step_and_leaves_a_file_of_each(warm_python: Path, tmp_path: Path) -> None:
+    process = start(warm_python, tmp_path / "out", "--minutes", "30")
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     steps = [step.name for step in choose_steps([])]
@@ -65,7 +65,7 @@ def test_rehearsal_goes_through_every_step_and_leaves_a_file_of_each(tmp_path: P
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, "stopped"), (signal.SIGKILL, "running")])
 def test_what_was_measured_before_a_stop_is_kept(tmp_path: Path, number: signal.Signals, status: str) -> None:
-    process = start(tmp_path / "out", "--steps", "deltas")
+    process = start(Path(sys.executable), tmp_path / "out", "--steps", "deltas")
     path = tmp_path / "out" / "gpu_deltas.json"
     deadline = time.monotonic() + 300
     while not (path.is_file() and "energy_and_floor_first_s" in json.loads(path.read_text()).get("figures", {})):

@@ -1,4 +1,4 @@
-"""The sheet shows the pairs as they are: pictures side by side, boxes where they stand, texts below."""
+"""The sheet shows the pairs: images side by side with their boxes, texts below."""
 
 from pathlib import Path
 

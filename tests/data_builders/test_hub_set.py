@@ -93,7 +93,7 @@ def test_photographs_need_their_licence_named(built: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["pairs", "a/b/c", "someone/pairs@main", ""])
 def test_what_is_no_name_of_a_repository_is_refused(built: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="is no name of a repository; expected OWNER/NAME"):
+    with pytest.raises(ValueError, match="is not a repository name; expected OWNER/NAME"):
         main([str(built), "--repo-id", name, "--dry-run"])
 
 

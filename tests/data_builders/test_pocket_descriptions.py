@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data_builders.build import main as build
-from data_builders.pocket.world import RGB
+from data_builders.pocket.draw import RGB
 from data_builders.pocket_descriptions import DESCRIPTIONS_FILE, main
 from data_builders.prompt_sets.prompts import read_prompts
 

@@ -1,4 +1,4 @@
-"""Models behind addresses: a web server in this process that misbehaves as it is told, and a real vLLM server."""
+"""Models behind endpoints: a web server in this process with configurable failures, and a real vLLM server."""
 
 import json
 import os

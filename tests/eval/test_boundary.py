@@ -262,7 +262,7 @@ def test_replies_that_cannot_be_judged_are_neither_right_nor_wrong(pocket_checkp
         ({"--prompt_style": "thnk"}, "did you mean 'think'"),
         ({"--split": "lr"}, r"lr\.jsonl does not exist; .* has the splits rl"),
         ({"--model": "no/such/folder"}, "checkpoint no/such/folder does not exist"),
-        ({"--replies": "no_such_run"}, "no_such_run holds no run.json"),
+        ({"--replies": "no_such_run"}, "no_such_run has no run.json"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(

@@ -32,7 +32,7 @@ REPLIES = [
     reply("It is B.", "12", "choice", (INCORRECT, None, "no answer"), choices=["10", "12"]),
     reply("<answer>7</answer>", "a few", "number", (CORRECT, "7", JUDGED)),
 ]
-"""What a faulty grader said of 1000, 3.5, rounding and a letter; and what a language model said of `a few`."""
+"""Verdicts of a faulty grader on 1000, 3.5, rounding and a letter, and of a language model on `a few`."""
 
 
 def write_evaluation(directory: Path, replies: list[dict[str, Any]], *, finished: bool = True) -> Path:
@@ -117,7 +117,7 @@ def test_a_language_models_verdict_stands_only_where_the_rules_have_none(tmp_pat
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no run\.json"):
+    with pytest.raises(ValueError, match=r"has no run\.json"):
         regrade(tmp_path)
     with pytest.raises(ValueError, match="run its evaluation to the end first"):
         regrade(write_evaluation(tmp_path / "cut", REPLIES, finished=False))

@@ -185,11 +185,11 @@ def break_file(directory: Path, how: str) -> None:
         ("empty", r"test\.jsonl is empty"),
         ("image", r"2 images are missing, the first is .*b\.png"),
         ("json", r"test\.jsonl:2: not a JSON object"),
-        ("duplicate", r"test\.jsonl:7: id 't2' stands twice"),
+        ("duplicate", r"test\.jsonl:7: id 't2' appears twice"),
         ("key", r"test\.jsonl:1: unexpected \['anwser'\]"),
         ("answer", r"test\.jsonl:1: prompt 't0': answer is ''"),
         ("list", r"test\.jsonl:1: unexpected list"),
-        ("gone", r"test\.jsonl does not exist; .* has the splits \(none\)"),
+        ("gone", r"test\.jsonl does not exist; .* holds no prompt set"),
     ],
 )
 def test_a_bad_prompt_set_is_refused_before_anything_is_written(
@@ -215,7 +215,7 @@ def test_questions_with_unusual_line_breaks_survive_writing_and_reading(tmp_path
         ({"--max_new_tokens": "0"}, "max_new_tokens is 0"),
         ({"--bacth_size": "3"}, "did you mean '--batch_size'"),
         ({"--model": "no/such/folder"}, "checkpoint no/such/folder does not exist"),
-        ({"--conditions": "black"}, "said against given; name it too"),
+        ({"--conditions": "black"}, "measured against given; name it too"),
         ({"--descriptions": "no/such/file"}, "have no effect"),
         ({"--num_samples": "4"}, "num_samples is 4 at temperature 0"),
         ({"--top_p": "0.9"}, "top_p is 0.9 at temperature 0"),

@@ -1,4 +1,4 @@
-"""Models behind addresses, asked by a whole evaluation: a judge and a describer that fail, and what is made of it."""
+"""An evaluation with models behind endpoints: a judge and a describing model that fail, and the consequences."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from eval import run
 from eval.compare import command as compare
-from tracking.command import REPOSITORY_ROOT
+from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.records import read_records
 
 NUM_OPEN = 12
@@ -132,25 +133,20 @@ def test_what_the_judge_failed_to_answer_is_counted_and_asked_by_the_same_comman
 
 
 def test_the_exit_status_tells_of_unanswered_questions(
-    chat_server: Any, open_questions: Path, pocket_checkpoint: Path, tmp_path: Path
+    chat_server: Any, open_questions: Path, pocket_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = command(pocket_checkpoint, open_questions, tmp_path / "out", *judged_by(chat_server))
     chat_server.faults, chat_server.later = ["none"] * 6, "503"
-
-    def call() -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "eval.run", *words], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
-        )
-
-    first = call()
-    assert first.returncode == 1
-    (line,) = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
+    with pytest.raises(SystemExit) as ended:
+        run_command(partial(run.main, words))
+    assert ended.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line == (
         f"error: 7 of {NUM_OPEN} judge questions had no answer: status 503; the same command asks again, "
         "for these alone; with --judge-unanswered keep it leaves these answers unscored and finishes"
     )
     chat_server.later = None
-    assert call().returncode == 0
+    run_command(partial(run.main, words))
     assert outcomes(tmp_path / "out") == {"correct": NUM_OPEN}
 
 

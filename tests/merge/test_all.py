@@ -20,6 +20,8 @@ PAPER = {"in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "rl-in-rl"}
 ALL = {"-".join(pattern) for pattern in product(("in", "rl"), repeat=3)}
 CUTS = {28: (9, 18), 36: (12, 24), 12: (4, 8)}
 """In thirds."""
+SPEAK = {"in-in-in", "in-rl-in", "rl-rl-rl"}
+"""Patterns that are loaded and asked; of the others the tensors are compared alone."""
 
 
 def replies(directory: Path) -> list[int]:
@@ -40,8 +42,9 @@ def assert_holds(checkpoint: Path, expected: Tensors) -> None:
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("num_layers", "tied"), [(28, False), (36, True), (12, True), (12, False)])
-@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("num_layers", "tied", "swapped"), [(28, False, True), (36, True, False), (12, True, True), (12, False, False)]
+)
 def test_all_patterns_equal_the_reference(
     make_donors: Callable[..., Donors], tmp_path: Path, num_layers: int, tied: bool, swapped: bool
 ) -> None:
@@ -66,7 +69,8 @@ def test_all_patterns_in_the_papers_partition_load_and_see(
     for folder in ALL:
         checkpoint = tmp_path / "run" / folder / "checkpoint"
         assert_holds(checkpoint, donors.expected(folder.replace("-", ":"), "rl", cuts))
-        said[folder] = tuple(replies(checkpoint))
+        if folder in SPEAK:
+            said[folder] = tuple(replies(checkpoint))
     assert said["rl-rl-rl"] == tuple(replies(donors.paths["rl"])) and len(set(said.values())) > 1
 
 
@@ -143,7 +147,7 @@ def test_dry_run_prints_every_plan_and_writes_nothing(
         (["--donor", "in=a", "--rest", "in"], r"--donor names 1 donors \(in\); expected exactly two"),
         (["--donor", "in=a", "rl=b", "base=c", "--rest", "in"], "--donor names 3 donors"),
         (["--donor", "in=a", "rl=b", "--rest", "in", "--patterns", "six"], "--patterns 'six' is unknown"),
-        (["--donor", "in=a", "rl=b", "--rest", "base"], "rest vision: 'base' is no donor"),
+        (["--donor", "in=a", "rl=b", "--rest", "base"], "rest vision: 'base' is not a donor"),
         (["--donor", "in=missing", "rl=missing", "--rest", "in"], "checkpoint missing does not exist"),
     ],
 )
@@ -155,5 +159,5 @@ def test_mistaken_arguments_are_named(tmp_path: Path, arguments: list[str], mess
 
 def test_donor_names_that_would_share_a_folder_are_refused(donors: Donors, tmp_path: Path) -> None:
     flags = ["--donor", f"a={donors.paths['in']}", f"a-a={donors.paths['rl']}", "--rest", "a"]
-    with pytest.raises(ValueError, match="two patterns would stand in the folder 'a-a"):
+    with pytest.raises(ValueError, match="two patterns give the same folder 'a-a"):
         main([*flags, "--patterns", "all", "--output-dir", str(tmp_path / "run")])

@@ -374,7 +374,7 @@ def test_place_inside_or_around_a_donor_is_refused(donors: Donors, tmp_path: Pat
     own = Path(shutil.copytree(donors.paths["in"], tmp_path / "runs" / "sft"))
     before = contents(tmp_path)
     for place in (own, own / "splice", tmp_path / "runs", tmp_path):
-        with pytest.raises(ValueError, match="stand one inside the other"):
+        with pytest.raises(ValueError, match="are nested"):
             splice(place, *PATTERN, "--donor", f"in={own}", "--donor", f"rl={donors.paths['rl']}", "--overwrite")
     assert contents(tmp_path) == before
 
@@ -384,11 +384,11 @@ def test_place_inside_or_around_a_donor_is_refused(donors: Donors, tmp_path: Pat
     [
         ([], "expected either --recipe FILE, or --pattern"),
         ([*PATTERN, "--recipe", "x.yaml"], "expected either --recipe FILE, or --pattern"),
-        (["--recipe", "x.yaml", "--donor", "in=a"], "--donor goes with --pattern"),
+        (["--recipe", "x.yaml", "--donor", "in=a"], "--donor requires --pattern"),
         (["--recipe", "missing.yaml"], "missing.yaml: no such file"),
         ([*PATTERN, "--donor", "in=missing", "--donor", "rl=missing"], "checkpoint missing does not exist"),
-        ([*PATTERN, "--max-shard-size", "five"], "--max-shard-size 'five' is no size"),
-        ([*PATTERN, "--max-shard-size", "0GB"], "--max-shard-size '0GB' is no size"),
+        ([*PATTERN, "--max-shard-size", "five"], "--max-shard-size 'five' is not a size"),
+        ([*PATTERN, "--max-shard-size", "0GB"], "--max-shard-size '0GB' is not a size"),
         ([*PATTERN, "--donors", "in=a"], "unknown argument '--donors'; did you mean '--donor'"),
     ],
 )
@@ -404,7 +404,7 @@ def test_output_directory_is_asked_for(donors: Donors) -> None:
 
 
 def test_what_the_disk_cannot_hold_is_not_begun(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has room for .*, and .* are to be written; make room"):
+    with pytest.raises(ValueError, match=r"has .* free, but .* would be written; free some space"):
         check_room(tmp_path, 2**60)
     check_room(tmp_path / "not" / "there", 1)
 

@@ -177,11 +177,11 @@ def test_donor_that_moved_and_was_respelt_is_said(
     checkpoint, paths = written
     elsewhere = respell(paths["rl"], tmp_path / "elsewhere", num_shards=2)
     shutil.rmtree(paths["rl"])
-    with pytest.raises(ValueError, match=r"checkpoint .*/rl does not exist.*--donor NAME=CHECKPOINT says where"):
+    with pytest.raises(ValueError, match=r"checkpoint .*/rl does not exist.*pass --donor NAME=CHECKPOINT"):
         main([str(checkpoint)])
     main([str(checkpoint), "--donor", f"rl={elsewhere}"])
     assert len(breaches(checkpoint, capsys, "--donor", f"rl={paths['in']}")) == 10
-    with pytest.raises(ValueError, match=r"--donor names 'RL', which is no donor of this splice"):
+    with pytest.raises(ValueError, match=r"--donor names 'RL', which is not a donor of this splice"):
         main([str(checkpoint), "--donor", f"RL={elsewhere}"])
 
 
@@ -192,7 +192,7 @@ def test_donor_that_moved_and_was_respelt_is_said(
         ("{", "splice.json is not readable as JSON"),
         ("[]", "has the format version None; expected 1"),
         ('{"format_version": 2}', "has the format version 2; expected 1"),
-        ('{"format_version": 1}', "holds no recipe and tensors"),
+        ('{"format_version": 1}', "has no recipe and tensors"),
         ('{"format_version": 1, "recipe": {}, "tensors": {}}', "donors holds nothing"),
     ],
 )

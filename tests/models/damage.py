@@ -1,4 +1,4 @@
-"""Ways to damage a checkpoint: name -> what is done to a whole one, and what the one line about it must say.
+"""Ways to damage a checkpoint: name -> modification of an intact one, and the pattern of its one-line error.
 
 Every function takes the folder of a loadable checkpoint of a tied VLM whose weights stand in `model.safetensors`, such
 as a copy of the pocket checkpoint, in any spelling. `DAMAGES` are refused when the checkpoint is opened, `MISFITS` are
@@ -383,7 +383,7 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (config_of_bytes, r"config\.json is not readable as JSON"),
     (config_is_a_list, r"config\.json is a list; expected a JSON object"),
     (config_says_it_twice, r"config\.json names 'model_type' twice"),
-    (no_model_type, r"config\.json names no model_type"),
+    (no_model_type, r"config\.json has no model_type"),
     (other_family, r"config\.json: model_type 'llava' is not supported; supported are qwen2, qwen2_5_vl"),
     (quantised_config, r"config\.json: describes quantised weights .*gptq.* made from"),
     (missing_weights, rf"{WEIGHTS} does not exist; expected {WEIGHTS} or shards with {INDEX}"),
@@ -393,10 +393,10 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (gguf_weights, r"GGUF weights \(model-Q4_K_M\.gguf\).* name the safetensors checkpoint"),
     (deepspeed_state, r"DeepSpeed training state \(global_step10\).*zero_to_fp32 .* && python -c \""),
     (adapter_alone, r"PEFT adapter \(adapter_config\.json\).*final/.*outputs/sft/final.*merge_and"),
-    (adapter_beside_the_model, r"whole model and an adapter \(adapter_config\.json\)"),
+    (adapter_beside_the_model, r"full model and an adapter \(adapter_config\.json\)"),
     (shards_without_index, rf"2 shards \({SHARDS[0]} …\) without {INDEX}; copy it"),
     (empty_file, rf"{WEIGHTS}: 0 bytes are too few .* truncated"),
-    (truncated_tensors, rf"{WEIGHTS}: has \d+ bytes, its header describes \d+; .* truncated"),
+    (truncated_tensors, rf"{WEIGHTS}: has \d+ bytes, but its header describes \d+; .* truncated"),
     (truncated_header, rf"{WEIGHTS}: the header claims \d+ bytes of a file of 40; .*truncated"),
     (header_length_too_large, rf"{WEIGHTS}: the header claims 9223372036854775808 bytes"),
     (header_not_json, rf"{WEIGHTS}: the header is not readable as JSON"),
@@ -406,8 +406,8 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (header_of_an_endless_number, rf"{WEIGHTS}: the header is not readable as JSON"),
     (metadata_of_numbers, rf"{WEIGHTS}: __metadata__ is .*'step': 3.* from string to string"),
     (tensor_twice_in_a_header, rf"{WEIGHTS}: the header names {tensor(UP)} twice"),
-    (git_lfs_pointer, rf"{WEIGHTS}: .* no safetensors file"),
-    (no_tensors, rf"{WEIGHTS}: holds no tensor"),
+    (git_lfs_pointer, rf"{WEIGHTS}: .* not a safetensors file"),
+    (no_tensors, rf"{WEIGHTS}: contains no tensors"),
     (wrong_offsets, rf"{WEIGHTS}: tensor {tensor(UP)} claims bytes \d+ to \d+; expected \d+ to \d+"),
     (offsets_of_another_shape, rf"{WEIGHTS}: tensor {tensor(UP)} claims .* \w+ \[2, 4\]"),
     (overlapping_tensors, rf"{WEIGHTS}: tensor 'model\.[\w.]+' claims bytes"),
@@ -415,9 +415,9 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (shape_beyond_any_memory, rf"{WEIGHTS}: tensor {tensor(UP)} has the header entry"),
     (offsets_of_text, rf"{WEIGHTS}: tensor {tensor(UP)} has the header entry .*'24'"),
     (quantised_tensor, rf"{WEIGHTS}: tensor {tensor(UP)} has the dtype F8_E4M3; supported are"),
-    (trailing_bytes, rf"{WEIGHTS}: has \d+ bytes, its header describes \d+"),
+    (trailing_bytes, rf"{WEIGHTS}: has \d+ bytes, but its header describes \d+"),
     (mixed_dtypes, rf"{WEIGHTS}: tensor {tensor(UP)} is \w+, \d+ of \d+ .*from_pretrained\(.*float32"),
-    (names_of_a_wrapper, rf"{WEIGHTS}: parameter 'module\..*without 'module\.' it would"),
+    (names_of_a_wrapper, rf"{WEIGHTS}: parameter 'module\..*without the prefix 'module\.' it would"),
     (tensor_of_another_model, rf"{WEIGHTS}: parameter 'score\.weight' fits no"),
     (index_not_json, rf"{INDEX} is not readable as JSON"),
     (index_without_weight_map, rf"{INDEX}: holds no weight_map"),
@@ -428,7 +428,7 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (index_of_absolute_paths, rf"{INDEX}: places '.*' in '/.*'; expected"),
     (index_of_pickled_shards, rf"{INDEX}: places '.*' in 'pytorch_model-.*'; expected"),
     (index_names_a_missing_file, rf"{INDEX} names {SHARDS[1]}, which does not exist"),
-    (index_names_a_missing_tensor, rf"{INDEX}: names '.*\.99\..*', which stands in no"),
+    (index_names_a_missing_tensor, rf"{INDEX}: names '.*\.99\..*', which is in no"),
     (index_places_a_tensor_elsewhere, rf"{SHARDS[0]}: holds {tensor(UP)}, which {INDEX} places in {SHARDS[1]}"
     ),
     (index_lacks_a_tensor, rf"{SHARDS[0]}: holds {tensor(UP)}, which {INDEX} does not name"),
@@ -436,8 +436,8 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (stale_file_beside_shards, rf"holds both {WEIGHTS} and {INDEX}"),
     (stale_shard, rf"model-00003-of-00003\.safetensors is a shard that {INDEX} does not name"),
     (stale_shard_beside_a_file, rf"{SHARDS[0]} is a shard that no index names"),
-    (same_tensor_in_two_spellings, rf"{WEIGHTS}: tensor {tensor(UP)} stands twice"),
-    (same_tensor_in_two_shards, rf"{SHARDS[1]}: tensor {tensor(UP)} stands twice, also in"),
+    (same_tensor_in_two_spellings, rf"{WEIGHTS}: tensor {tensor(UP)} appears twice"),
+    (same_tensor_in_two_shards, rf"{SHARDS[1]}: tensor {tensor(UP)} appears twice, also in"),
 )  # fmt: skip
 
 

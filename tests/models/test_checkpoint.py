@@ -214,7 +214,7 @@ def test_head_that_differs_from_the_tied_embedding_is_refused(checkpoints: dict[
     head[0, 0] += 1
     trained = open_checkpoint(copy_with(start.directory, tmp_path / "differing", {HEAD: head}))
     (tmp_path / "final").mkdir()
-    with pytest.raises(ValueError, match=f"has '{HEAD}', which .* has not"):
+    with pytest.raises(ValueError, match=f"has '{HEAD}', which .* lacks"):
         write_like(tmp_path / "final", start=start, weights=trained)
     assert not list((tmp_path / "final").iterdir())
 

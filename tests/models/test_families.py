@@ -22,7 +22,7 @@ DECODER_PARTS = {
     "qwen2": {f"{letter}_proj.{kind}" for letter in "qkv" for kind in ("weight", "bias")},
     "qwen3_vl": {f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")},
 }
-"""What a layer's attention has beside its output projection."""
+"""The attention's parameters other than its output projection."""
 LAYERS = {"qwen2": "model.layers.", "qwen3_vl": "model.language_model.layers."}
 AUTO_CLASS = {"qwen2": AutoModelForCausalLM, "qwen3_vl": AutoModelForImageTextToText}
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,7 +167,7 @@ def test_files_that_a_study_names_for_a_task_or_by_themselves_are_followed(study
     assert found == {"Qwen/base": "model", "AIcell/IN": "model", "own/rows": "dataset", "own/describer": "model",
                      "own/pictures": "dataset", "own/bench@main": "dataset"}  # fmt: skip
     (study.parent / "swap.yaml").write_text("necessity: study.yaml\n")
-    with pytest.raises(ValueError, match=r"swap.yaml names study.yaml, which names it"):
+    with pytest.raises(ValueError, match=r"swap.yaml names study.yaml, which names it in turn"):
         find_repositories(FetchArguments(study="study.yaml"))
 
 
@@ -193,6 +194,8 @@ def test_a_connection_that_breaks_off_is_one_line_and_only_the_rest_is_fetched_a
     hub: Hub, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.branches["AIcell/IN", "main"]
+    at_once = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.file_download.time", at_once)  # it would wait a second before each new try
     hub.breaks_at = f"AIcell/IN/resolve/{commit}/model.safetensors"
     with pytest.raises(ValueError, match="checkpoint AIcell/IN ") as caught:
         main(arguments(study))
@@ -231,7 +234,7 @@ def test_the_command_killed_in_a_download_continues(hub: Hub, study: Path) -> No
     failed = subprocess.run(
         [*command[:3], "--checkpoints", "AIcell/nothing"], env=environment, capture_output=True, text=True, check=False
     )
-    assert failed.returncode == 2 and failed.stderr.startswith("error: checkpoint AIcell/nothing is no local folder")
+    assert failed.returncode == 2 and failed.stderr.startswith("error: checkpoint AIcell/nothing is not a local folder")
     assert failed.stderr.count("\n") == 1
 
 
@@ -246,10 +249,10 @@ def test_data_that_is_not_there_is_said_first_and_fails_last(
     hub: Hub, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(study.parent, prompts="data/mine")
-    message = r"dataset data/mine .*knows no such dataset.*a prompt set of your own is built before the study"
+    message = r"dataset data/mine .*has no such dataset.*a prompt set of your own is built before the study"
     with pytest.raises(ValueError, match=message):
         main(arguments(study))
-    assert "dataset data/mine is no local folder" in capsys.readouterr().out
+    assert "dataset data/mine is not a local folder" in capsys.readouterr().out
     assert "train-0.parquet" in hub.fetched() and not Path("out", "fetched.json").exists()
     (study.parent / "data" / "mine").mkdir(parents=True)
     with pytest.raises(ValueError, match="out was made with repositories"):
@@ -291,12 +294,12 @@ def down(hub: Hub, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("change", "message", "fetches"),
     [
-        (only_pickled, r"AIcell/IN holds only pickled weights \(pytorch_model\.bin\), which can run code", []),
+        (only_pickled, r"AIcell/IN contains only pickled weights \(pytorch_model\.bin\), which can run code", []),
         (gated, r"AIcell/IN is gated: ask for access at", []),
         (other_family, "model_type 'llama' is not supported", ["config.json"]),
-        (no_weights, "AIcell/IN holds no safetensors file", []),
+        (no_weights, "AIcell/IN contains no safetensors file", []),
         (damaged, r"model\.safetensors: .* truncated or damaged", None),
-        (huge, r"has room for .* GiB, and 1073741824\.00 GiB are to be fetched", []),
+        (huge, r"has .* GiB free, but 1073741824\.00 GiB would be fetched", []),
         (down, r"AIcell/IN cannot be looked up, and http://127\.0\.0\.1:9 cannot be reached", []),
     ],
 )
@@ -317,7 +320,7 @@ def test_a_cache_that_lost_or_moved_what_was_fetched_is_said(hub: Hub, study: Pa
     kept = local_checkpoint("AIcell/IN")
     later = hub.add("AIcell/IN", {**files_of(qwen2_checkpoint), "new.txt": b""})
     local_checkpoint("AIcell/IN")
-    with pytest.raises(ValueError, match=f"AIcell/IN stands for {later} in the cache by now, {kept.name} was fetched"):
+    with pytest.raises(ValueError, match=f"AIcell/IN now points to {later} in the cache, but {kept.name} was fetched"):
         main(arguments(study))
     main(arguments(study, "--overwrite"))
     main(arguments(study))
@@ -349,8 +352,8 @@ def test_a_malformed_study_is_one_line(hub: Hub, tmp_path: Path, text: str | Non
     ("argv", "message"),
     [
         ([], "nothing is named; expected --config FILE, --checkpoints or --datasets"),
-        (["--checkpoints", "nothing"], "--checkpoints 'nothing' is no hub id"),
-        (["--datasets", "a/b/c"], "--datasets 'a/b/c' is no hub id"),
+        (["--checkpoints", "nothing"], "--checkpoints 'nothing' is not a hub id"),
+        (["--datasets", "a/b/c"], "--datasets 'a/b/c' is not a hub id"),
         (["--configs", "a.yaml", "--datasets", "a/b"], "unknown argument '--configs'"),
     ],
 )

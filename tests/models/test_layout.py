@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from models.families import QWEN2_5_VL
-from models.layout import is_tied, layout_from_config, layout_from_shapes, layout_of
+from models.layout import head_size, is_tied, layout_from_config, layout_from_shapes, layout_of
 from tracking.command import REPOSITORY_ROOT
 
 FRANKENSTEIN_3B = REPOSITORY_ROOT / "configs" / "frankenstein_3b" / "config.json"
@@ -117,7 +117,7 @@ def test_unsupported_family_names_the_supported_ones(tmp_path: Path, model_type:
         ("", "is not readable as JSON"),
         ("\udcff", "is not readable as JSON"),
         ('["qwen2_vl"]', "is a list; expected a JSON object"),
-        ('{"hidden_size": 8}', "names no model_type"),
+        ('{"hidden_size": 8}', "has no model_type"),
     ],
 )
 def test_missing_or_malformed_configuration_is_named(tmp_path: Path, text: str | None, message: str) -> None:
@@ -131,3 +131,10 @@ def test_missing_or_malformed_configuration_is_named(tmp_path: Path, text: str |
 def test_parameter_that_fits_no_region_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'model\.audio_tower\.conv\.weight' fits no decoder layer and no region"):
         layout_from_shapes(QWEN2_5_VL, {"model.audio_tower.conv.weight": (2, 2)}, tied=True)
+
+
+def test_the_width_of_a_head_is_named_or_divided_nested_or_flat() -> None:
+    text = {"hidden_size": 2048, "num_attention_heads": 16}
+    assert head_size(text) == head_size({"text_config": text}) == 128
+    assert head_size({"text_config": {**text, "head_dim": 96}}) == head_size({**text, "head_dim": 96}) == 96
+    assert head_size({**text, "head_dim": None}) == 128

@@ -100,7 +100,7 @@ def test_without_the_hub_the_cache_serves(
         lambda: local_checkpoint("AIcell/else"),
         lambda: snapshot(Repository(repo="AIcell/IN", kind="dataset")),
     ):
-        with pytest.raises(ValueError, match=f"or not whole, in the cache, and {reason}; .*models.fetch") as caught:
+        with pytest.raises(ValueError, match=f"not completely in the cache, and {reason}; .*models.fetch") as caught:
             ask()
         assert "\n" not in str(caught.value)
 
@@ -114,7 +114,7 @@ def test_the_hubs_newest_commit_can_be_asked_for_alone(hub: Hub) -> None:
 
 def test_an_uncached_id_has_no_resolved_revision(hub: Hub, qwen2_checkpoint: Path) -> None:
     hub.add("AIcell/IN", qwen2_checkpoint)
-    with pytest.raises(ValueError, match="checkpoint AIcell/IN is no local folder and not, or not whole, in the cache"):
+    with pytest.raises(ValueError, match="checkpoint AIcell/IN is not a local folder and not completely in the cache"):
         resolved_revision("AIcell/IN")
     assert hub.asked == []
 
@@ -138,9 +138,9 @@ def full_disk(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (unknown, r"knows no such model, or keeps it private: correct the name, or log in"),
+        (unknown, r"has no such model, or it is private: correct the name, or log in"),
         (gated, r"is gated: ask for access at http://127\.0\.0\.1:\d+/AIcell/IN and log in"),
-        (failing, r"cannot be had: http://127\.0\.0\.1:\d+ answers 501; try again later"),
+        (failing, r"cannot be fetched: http://127\.0\.0\.1:\d+ answers 501; try again later"),
         (full_disk, r"cannot be written to the cache .*hub-cache: .*"),
     ],
 )
@@ -162,7 +162,7 @@ def test_what_the_hub_refuses_is_one_line(
         ("./checkpoint", "does not exist; expected a folder or a hub id"),
         ("checkpoint", "does not exist; expected a folder or a hub id"),
         ("AIcell/IN@", "does not exist; expected a folder or a hub id"),
-        ("AIcell/a--b", "is no name that the hub allows"),
+        ("AIcell/a--b", "is not a valid name on the hub"),
     ],
 )
 def test_what_is_no_hub_id_is_refused_without_asking(hub: Hub, name: str, message: str) -> None:
@@ -175,12 +175,12 @@ def test_a_file_is_no_checkpoint(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights").touch()
-    with pytest.raises(ValueError, match="checkpoint out/weights is a file; expected a folder"):
+    with pytest.raises(ValueError, match="checkpoint out/weights is a file; expected the folder that holds it, out"):
         local_checkpoint("out/weights")
 
 
 def test_weights_that_are_missing_are_not_made_up(pocket_checkpoint: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(pocket_checkpoint, tmp_path / "checkpoint"))
     MISFITS["lost_tensor"][0](directory)
-    with pytest.raises(ValueError, match=r"holds no weights for '.*layers\.0\.mlp\.up_proj\.weight' \(1 such\)"):
+    with pytest.raises(ValueError, match=r"has no weights for '.*layers\.0\.mlp\.up_proj\.weight' \(1 such\)"):
         load_model(directory)

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from slurm.planning.cluster import Cluster
-from slurm.planning.render import ClusterJob, Task, render
+from slurm.planning.render import ClusterJob, render
 from slurm.planning.settings import read_settings
+from slurm.planning.study import StudyJob
 from tests.slurm.real_slurm import RealSlurm, real_slurm, why_unavailable
 from tests.train.conftest import tiny_prompts, warm_checkpoint  # noqa: F401
 from tracking.command import REPOSITORY_ROOT
@@ -60,7 +61,8 @@ def submit(slurm: RealSlurm, tmp_path: Path) -> Callable[..., str]:
         folder = tmp_path / "slurm"
         for part in ("scripts", "logs", "attempts", "ended"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        task = Task(name=name, index=0, command=tuple(map(str, command)), directory=str(directory))
+        words = tuple(map(str, command))
+        task = StudyJob(name=name, kind="arm", stage=name, index=0, command=words, output_dir=str(directory))
         values: dict[str, Any] = {"kind": "arm", "title": "A rehearsal.", "shape": "cpu", **shape}
         job = ClusterJob(name=name, study="rehearsal", tasks=(task,), folder=str(folder), **values)
         script = Path(job.script)

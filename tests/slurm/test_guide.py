@@ -1,4 +1,4 @@
-"""The lines of docs/cluster.md as they stand, on a real Slurm: from a clone to a running study, and out again."""
+"""The commands of docs/cluster.md, unchanged, on a real Slurm: from a clone to a running study and its cancellation."""
 
 import re
 import shutil
@@ -34,10 +34,10 @@ def clone(tmp_path: Path) -> Iterator[Path]:
     yield folder
 
 
-def test_ten_lines_lead_from_a_clone_to_a_running_study(slurm: RealSlurm, clone: Path) -> None:
+def test_ten_lines_lead_from_a_clone_to_a_running_study(slurm: RealSlurm, clone: Path, warm_python: Path) -> None:
     assert CLONE.startswith("git clone URL") and SETUP.startswith("make setup && source .venv/bin/activate")
     assert len(REST) == 8
-    lines = ["set -e", f"cd {clone}", "source .venv/bin/activate", *REST]
+    lines = ["set -e", f"cd {clone}", "source .venv/bin/activate", f"export PATH={warm_python.parent}:$PATH", *REST]
     told = slurm.run("bash", "-c", "\n".join(lines))
     study = clone / "outputs" / "pocket_study"
     assert "nothing to fetch" in told and "sbatch would take all" in told and "minutes of work" in told

@@ -308,7 +308,7 @@ def test_without_slurm_an_arm_that_fails_costs_only_what_needs_it(study: Study, 
     jobs = [replace(job.local(), command=(sys.executable, "-c", program, job.name)) for job in study.jobs]
     schedule = Schedule(jobs, num_parallel=2, log_dir=tmp_path / "logs", expected_s={}, keep_going=True)
     with pytest.raises(
-        RuntimeError, match=r"(?s)b failed; .*made of cheese.*not run, since they need what failed: eval-b"
+        RuntimeError, match=r"(?s)b failed; .*made of cheese.*not run, since they depend on a failed job: eval-b"
     ):
         schedule.run()
     ran = (tmp_path / "journal").read_text().split()

@@ -1,7 +1,6 @@
-"""Slurm itself stops, requeues and spreads training: what is left is as if nothing had happened."""
+"""Training that Slurm stops, requeues and distributes gives the same results as an uninterrupted run."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,12 +49,16 @@ def test_a_requeued_job_and_one_at_its_time_limit_end_as_an_undisturbed_one(
     cluster_file: Callable[..., Path],
     pocket_checkpoint: Path,
     tiny_prompts: Path,
+    warm_python: Path,
     tmp_path: Path,
 ) -> None:
-    calm = cluster_file()
+    warm = f"export PATH={warm_python.parent}:$PATH"
+    calm = cluster_file(environment=[warm])
     # The first attempt begins late, so that its limit comes in training whenever in its period the controller looks.
     # On a busy machine an attempt may end while its libraries are imported, so there are many.
-    hurried = cluster_file(time=["default=00:01:00"], environment=["((attempt > 1)) || sleep 5"], max_attempts=30)
+    hurried = cluster_file(
+        time=["default=00:01:00"], environment=[warm, "((attempt > 1)) || sleep 15"], max_attempts=30
+    )
     clusters = {"limited": hurried, "requeued": calm, "undisturbed": calm}
     ids = {
         name: submit(
@@ -112,6 +115,7 @@ def test_two_nodes_train_one_model_with_zero(
     cluster_file: Callable[..., Path],
     pocket_checkpoint: Path,
     tiny_prompts: Path,
+    warm_python: Path,
     tmp_path: Path,
 ) -> None:
     engine = {
@@ -128,7 +132,7 @@ def test_two_nodes_train_one_model_with_zero(
     command = training(pocket_checkpoint, tiny_prompts, together, **changes)
     number = submit("together", command, together, cluster, shape="nodes", nodes=2)
     slurm.run(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+        str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
         *training(pocket_checkpoint, tiny_prompts, on_one_node, **changes),
         ACCELERATE_USE_DEEPSPEED="true", DS_ACCELERATOR="cpu",
     )  # fmt: skip

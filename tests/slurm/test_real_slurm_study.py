@@ -1,4 +1,4 @@
-"""A whole study on a real Slurm: an arm fails and holds up nobody, the page says so, and it is completed."""
+"""A complete study on a real Slurm: a failed arm blocks no other, the report names it, and a relaunch completes it."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.slurm.real_slurm import MEMORY_PER_NODE_MB, RealSlurm
-from tests.train.test_study_end_to_end import write_configs
+from tests.small_study import write_study_settings
 from tracking.command import REPOSITORY_ROOT
 from tracking.run import is_finished, read_run
 
@@ -31,8 +31,8 @@ SMALLER: dict[str, dict[str, Any]] = {
 STUDIES = sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))
 
 
-def command(slurm: RealSlurm, module: str, *words: object, check: bool = True) -> str:
-    return slurm.run(sys.executable, "-m", module, *map(str, words), check=check)
+def command(slurm: RealSlurm, python: Path, module: str, *words: object) -> str:
+    return slurm.run(str(python), "-m", module, *map(str, words))
 
 
 def write_study(folder: Path, cluster: Path) -> Path:
@@ -44,8 +44,7 @@ def write_study(folder: Path, cluster: Path) -> Path:
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load((shipped / f"{name}.yaml").read_text()), **changes}))
         study[name] = str(path)
-    necessity = write_configs(folder / "necessity")
-    necessity.write_text(yaml.safe_dump({**yaml.safe_load(necessity.read_text()), "seeds": [0]}))
+    necessity = write_study_settings(folder / "necessity", seeds=[0])
     changes = {
         "output_dir": str(folder / "study"),
         "necessity": str(necessity),
@@ -66,16 +65,17 @@ def gaps(study: Path) -> list[str]:
 
 
 def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_launch_completes_it(
-    slurm: RealSlurm, cluster_file: Callable[..., Path], tmp_path: Path
+    slurm: RealSlurm, cluster_file: Callable[..., Path], warm_python: Path, tmp_path: Path
 ) -> None:
-    config = write_study(tmp_path / "settings", cluster_file(memory=f"{MEMORY_PER_NODE_MB // 2}M"))
+    warm = [f"export PATH={warm_python.parent}:$PATH"]
+    config = write_study(tmp_path / "settings", cluster_file(memory=f"{MEMORY_PER_NODE_MB // 2}M", environment=warm))
     study = tmp_path / "settings" / "study"
-    command(slurm, "slurm.launch", "--config", config)
+    command(slurm, warm_python, "slurm.launch", "--config", config)
     in_the_way = study / "necessity" / "arms" / BROKEN / "notes.txt"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("no run of this suite")
     slurm.wait_until_idle(within_s=900)
-    shown = command(slurm, "slurm.status", study)
+    shown = command(slurm, Path(sys.executable), "slurm.status", study)
     for label in WHOLE:
         for folder in ("necessity/arms", "necessity/eval", "abilities", "samples"):
             assert is_finished(study / folder / label), shown
@@ -93,9 +93,9 @@ def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_laun
     begun = read_run(study / "swap" / "sft")["attempts"]
 
     in_the_way.unlink()
-    command(slurm, "slurm.launch", "--config", config)
+    command(slurm, warm_python, "slurm.launch", "--config", config)
     slurm.wait_until_idle(within_s=600)
-    shown = command(slurm, "slurm.status", study)
+    shown = command(slurm, Path(sys.executable), "slurm.status", study)
     number = len(json.loads((study / "plan.json").read_text())["jobs"])
     assert f"{number} of {number} jobs are finished" in shown
     assert {path.name: path.read_text() for path in (study / "missing").iterdir() if path.read_text()} == {}
@@ -106,6 +106,10 @@ def test_a_study_comes_to_its_report_without_an_arm_that_fails_and_a_second_laun
 
 
 @pytest.mark.parametrize("config", STUDIES, ids=[path.parent.name for path in STUDIES])
-def test_sbatch_takes_every_script_of_a_shipped_study(config: Path, slurm: RealSlurm, tmp_path: Path) -> None:
-    said = command(slurm, "slurm.launch", "--config", config, "--output-dir", tmp_path / "study", "--test-only")
+def test_sbatch_takes_every_script_of_a_shipped_study(
+    config: Path, slurm: RealSlurm, warm_python: Path, tmp_path: Path
+) -> None:
+    said = command(
+        slurm, warm_python, "slurm.launch", "--config", config, "--output-dir", tmp_path / "study", "--test-only"
+    )
     assert "sbatch would take all" in said

@@ -6,6 +6,7 @@ After a wanted change: REWRITE_GOLDEN=1 python -m pytest -m slow tests/slurm/tes
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,17 @@ from tracking.command import REPOSITORY_ROOT
 
 pytestmark = pytest.mark.slow
 
-REST = "# Each attempt has a log of its own"
-"""Where a script has said what is its own: its options and its commands."""
+REST = "# Each attempt has its own log"
+"""The first line of a script that is common to all: before it are the script's options and commands."""
 STUDIES = {path.parent.name: path for path in sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))}
 
 
 @pytest.fixture(scope="module", params=STUDIES)
-def shipped(request: pytest.FixtureRequest) -> tuple[str, dict[str, str]]:
+def shipped(request: pytest.FixtureRequest, warm_python: Path) -> tuple[str, dict[str, str]]:
     """A study's name, and its scripts by file name in the order of submission."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY_ROOT)
+        patch.setattr(sys, "executable", str(warm_python))  # what reads a study's settings runs in processes
         study = read_study(read_settings(StudyArguments, STUDIES[request.param]))
         stages = study.stages(study.jobs, str(study.directory / "slurm" / "1"))
         return request.param, {Path(s.job.script).name: render(s.job, study.cluster, root=ROOT) for s in stages}

@@ -1,4 +1,4 @@
-"""Where a study stands, read from what Slurm and the commands left."""
+"""The status of a study, read from Slurm and from the commands' files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Processes that a process started, and those that these started, are ended, whoever their parent is by then."""
+"""All descendants of a process are ended, also after they were re-parented."""
 
 import os
 import subprocess

@@ -57,7 +57,7 @@ def test_line_torn_inside_a_character_is_dropped(tmp_path: Path) -> None:
 def test_key_that_stands_twice_in_the_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"key": "a"}\n{"key": "b"}\n{"key": "a"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"records\.jsonl:3: key 'a' stands twice"):
+    with pytest.raises(ValueError, match=r"records\.jsonl:3: key 'a' appears twice"):
         RecordLog(path)
 
 

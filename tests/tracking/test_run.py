@@ -205,7 +205,7 @@ def test_only_the_main_process_of_a_distributed_run_writes(tmp_path: Path, monke
 
 def test_directory_without_a_run_is_named(tmp_path: Path) -> None:
     assert not is_finished(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no run\.json; expected the output directory of a command"):
+    with pytest.raises(ValueError, match=r"has no run\.json; expected the output directory of a command"):
         read_run(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Jobs side by side: order of need, threads, failures, and nobody left behind."""
+"""Parallel jobs: dependency order, threads, failures, and no processes left running."""
 
 import os
 import re
@@ -188,7 +188,7 @@ def wait_for(condition: Callable[[], bool], *, patience_s: float = 15.0) -> None
 
 
 def is_alive(pid: int) -> bool:
-    """True for a running process; a zombie nobody has waited for is none."""
+    """True for a running process, but not for a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -100,28 +100,28 @@ def test_records_of_units_that_are_no_longer_asked_for_are_left_out(tmp_path: Pa
         assert log.merge() == [unit(key) for key in KEYS[2:4]]
 
 
-def launch(directory: Path, how: str) -> subprocess.CompletedProcess[str]:
+def launch(python: Path, directory: Path, how: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, how,
+        [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, how,
          str(directory)],
         cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_processes_of_one_launch_share_one_directory(tmp_path: Path) -> None:
-    killed = launch(tmp_path / "out", "die")
+def test_processes_of_one_launch_share_one_directory(warm_python: Path, tmp_path: Path) -> None:
+    killed = launch(warm_python, tmp_path / "out", "die")
     assert killed.returncode != 0
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] != "finished"
-    done = launch(tmp_path / "out", "work")
+    done = launch(warm_python, tmp_path / "out", "work")
     assert done.returncode == 0, done.stderr
     records = lines(tmp_path / "out" / "records.jsonl")
     assert [record["key"] for record in records] == KEYS
     assert {record["maker"] for record in records} == {"0", "1"}
     state = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (state["status"], len(state["attempts"])) == ("finished", 2)
-    mistaken = launch(tmp_path / "out", "other")
+    mistaken = launch(warm_python, tmp_path / "out", "other")
     said = [line for line in mistaken.stderr.splitlines() if line.startswith("error")]
     assert mistaken.returncode != 0 and len(said) == 1 and "was made with how = 'work'" in said[0]
 

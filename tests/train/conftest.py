@@ -81,15 +81,19 @@ def tiny_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def warm_checkpoint(pocket_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm_checkpoint(
+    pocket_checkpoint: Path, tiny_prompts: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
+) -> Path:
     """The pocket checkpoint after a short SFT: it answers in form and sometimes right, so that rewards differ."""
     from train.sft import main
 
-    directory = tmp_path_factory.mktemp("warm") / "run"
-    values = {
-        "model_name_or_path": pocket_checkpoint, "prompts": tiny_prompts, "split": "sft", "output_dir": directory,
-        "max_steps": 25, "per_device_train_batch_size": 11, "learning_rate": 2e-3, "lr_scheduler_type": "constant",
-        "save_strategy": "no", "report_to": "none", "bf16": False, "gradient_checkpointing": False, "use_cpu": True,
-    }  # fmt: skip
-    main([word for name, value in values.items() for word in (f"--{name}", str(value))])
-    return directory / "final"
+    def build(folder: Path) -> None:
+        values = {
+            "model_name_or_path": pocket_checkpoint, "prompts": tiny_prompts, "split": "sft",
+            "output_dir": folder / "run", "max_steps": 25, "per_device_train_batch_size": 11, "learning_rate": 2e-3,
+            "lr_scheduler_type": "constant", "save_strategy": "no", "report_to": "none", "bf16": False,
+            "gradient_checkpointing": False, "use_cpu": True,
+        }  # fmt: skip
+        main([word for name, value in values.items() for word in (f"--{name}", str(value))])
+
+    return made_once("warm-checkpoint", build) / "run" / "final"

@@ -1,11 +1,10 @@
-"""GRPO on a real pocket model: what is frozen stays, what is killed continues, what breaks is found."""
+"""GRPO on a real pocket model: frozen tensors stay unchanged, killed runs continue, breaches are found."""
 
 import hashlib
 import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,12 +123,12 @@ def test_the_report_proves_freezing_tensor_by_tensor(
 
 @pytest.mark.slow
 def test_a_run_killed_after_a_checkpoint_ends_as_if_it_had_not_been(
-    whole_run: Path, warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path
+    whole_run: Path, warm_checkpoint: Path, tiny_prompts: Path, warm_python: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
     command = flags(warm_checkpoint, tiny_prompts, directory)
     process = subprocess.Popen(
-        [sys.executable, "-m", "train.grpo", *command],
+        [warm_python, "-m", "train.grpo", *command],
         cwd=REPOSITORY_ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -79,6 +79,7 @@ def assert_holds(case: Case, work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_children")
 @pytest.mark.parametrize("name", list(LAUNCHES))
 def test_frozen_is_bit_identical_and_the_optimizer_holds_only_what_trains(name: str, work: Path) -> None:
     cases = [case for case in all_cases() if case.mode in LAUNCHES[name]]

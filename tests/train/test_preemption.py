@@ -1,4 +1,4 @@
-"""A run told to stop saves itself, says so, and ends as if it had never been stopped."""
+"""A run stopped by a signal saves its state, reports it, and after continuing ends like an uninterrupted run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Two processes under torchrun that fail, are killed or told to stop: what is said, and what is left.
+"""Two processes under torchrun that fail, are killed or stopped: their messages and output files.
 
 Three launches of this file, in which runs of `train.grpo` share processes. The first ends by SIGKILL of one process;
 the second continues that run and ends by SIGTERM to torchrun; the third continues that one and ends by a breach.
@@ -19,6 +19,7 @@ import pytest
 
 from benchmarks.freezing import released
 from models.checkpoint import open_checkpoint
+from tests.warm import FRONT_PARENT
 from tracking.command import REPOSITORY_ROOT
 
 NUM_STEPS = 8
@@ -38,11 +39,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 """What a person gets wrong -> changed settings, and what is said of it."""
 
 
-def launch(work: Path, start: Path, prompts: Path, *jobs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+def launch(
+    python: Path, work: Path, start: Path, prompts: Path, *jobs: dict[str, Any]
+) -> subprocess.CompletedProcess[str]:
     """Runs jobs in two processes."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command = [str(python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     return subprocess.run(
         [*command, str(work), str(start), str(prompts), json.dumps(jobs)],
         cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
@@ -50,11 +53,13 @@ def launch(work: Path, start: Path, prompts: Path, *jobs: dict[str, Any]) -> sub
 
 
 @pytest.fixture(scope="module")
-def killed(warm_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(
+    warm_python: Path, warm_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """One run from beginning to end, and one in which a process was killed."""
     work = tmp_path_factory.mktemp("processes")
     done = launch(
-        work, warm_checkpoint, tiny_prompts,
+        warm_python, work, warm_checkpoint, tiny_prompts,
         {"output_dir": "undisturbed"}, {"output_dir": "killed", "sabotage": "kill"},
     )  # fmt: skip
     assert (work / "undisturbed" / "final").exists(), done.stderr[-6000:]
@@ -64,7 +69,7 @@ def killed(warm_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module")
-def stopped(killed: Path, warm_checkpoint: Path, tiny_prompts: Path) -> tuple[Path, str]:
+def stopped(warm_python: Path, killed: Path, warm_checkpoint: Path, tiny_prompts: Path) -> tuple[Path, str]:
     """The killed run continued, mistakes made, and one run that was told to stop; with what was said."""
     for name in ("four", "torn"):
         shutil.copytree(killed / "as killed", killed / name)
@@ -74,7 +79,7 @@ def stopped(killed: Path, warm_checkpoint: Path, tiny_prompts: Path) -> tuple[Pa
     with (killed / "torn" / "records.jsonl").open("a") as file:
         file.write("{}\n")
     done = launch(
-        killed, warm_checkpoint, tiny_prompts, {"output_dir": "killed"},
+        warm_python, killed, warm_checkpoint, tiny_prompts, {"output_dir": "killed"},
         *({"output_dir": "nowhere", "mistake": name, **changes} for name, (changes, _) in MISTAKES.items()),
         {"output_dir": "stopped", "sabotage": "stop"},
     )  # fmt: skip
@@ -85,11 +90,13 @@ def stopped(killed: Path, warm_checkpoint: Path, tiny_prompts: Path) -> tuple[Pa
 
 
 @pytest.fixture(scope="module")
-def breached(stopped: tuple[Path, str], warm_checkpoint: Path, tiny_prompts: Path) -> tuple[Path, str, float]:
+def breached(
+    warm_python: Path, stopped: tuple[Path, str], warm_checkpoint: Path, tiny_prompts: Path
+) -> tuple[Path, str, float]:
     """The stopped run continued, and one that changed what is frozen; with what was said, and how long it took to."""
     work, _ = stopped
     done = launch(
-        work, warm_checkpoint, tiny_prompts,
+        warm_python, work, warm_checkpoint, tiny_prompts,
         {"output_dir": "stopped"}, {"output_dir": "breached", "sabotage": "breach"},
     )  # fmt: skip
     ended = time.time()
@@ -163,7 +170,7 @@ def main() -> None:
             if (self.kind, state.global_step, rank) == ("kill", 5, 1):
                 os.kill(os.getpid(), signal.SIGKILL)
             if (self.kind, state.global_step, rank) == ("stop", 3, 0):
-                os.kill(os.getppid(), signal.SIGTERM)
+                os.kill(int(os.environ.get(FRONT_PARENT) or os.getppid()), signal.SIGTERM)
                 time.sleep(1)  # torchrun has passed it on
             if (self.kind, state.global_step) == ("breach", 1):
                 frozen = next(parameter for parameter in model.parameters() if not parameter.requires_grad)

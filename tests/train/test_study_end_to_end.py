@@ -1,6 +1,7 @@
 """A shortened pocket study through every stage, undisturbed and killed in each of them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,14 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
+from tests.small_study import ARMS, SEEDS
 from tracking.command import REPOSITORY_ROOT
 
 pytestmark = pytest.mark.slow
 
-ARMS = ("full", "freeze-mid")
-SEEDS = (0, 1)
 TABLES = ("scores.csv", "comparison.csv", "deltas/layers.csv", "deltas/blocks.csv")
 KILL_POINTS: dict[str, Callable[[Path], bool]] = {
     "data": lambda study: is_running(study / "data"),
@@ -35,57 +34,39 @@ KILL_POINTS: dict[str, Callable[[Path], bool]] = {
 """Stage -> whether a study has come to it."""
 
 
-def write_configs(directory: Path) -> Path:
-    """Writes a study small enough for a test from the shipped pocket configurations."""
-    directory.mkdir()
-    changes = {
-        "data": {
-            "num_base": 320,
-            "num_sft": 320,
-            "num_rl": 60,
-            "num_validation_per_ability": 4,
-            "num_test_per_ability": 12,
-        },
-        "init": {"num_layers": 3},
-        "base": {"max_steps": 20},
-        "sft": {"max_steps": 40},  # enough that some sampled replies earn more than others, so that GRPO moves weights
-        "grpo": {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 16, "logging_steps": 1},
-        "eval": {"batch_size": 8},
-    }
-    paths = {}
-    for name, values in changes.items():
-        shipped = yaml.safe_load((REPOSITORY_ROOT / "configs" / "pocket" / f"{name}.yaml").read_text())
-        paths[name] = directory / f"{name}.yaml"
-        paths[name].write_text(yaml.safe_dump({**shipped, **values}))
-    study = yaml.safe_load((REPOSITORY_ROOT / "configs" / "pocket" / "necessity.yaml").read_text())
-    study |= {f"{name}_config": str(path) for name, path in paths.items()}
-    study |= {"arms": list(ARMS), "seeds": list(SEEDS), "num_parallel": 2}
-    path = directory / "necessity.yaml"
-    path.write_text(yaml.safe_dump(study))
-    return path
-
-
-def start_study(config: Path, output_dir: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "train.necessity", "--config", str(config), "--output_dir", str(output_dir)]
+def start_study(python: Path, config: Path, output_dir: Path) -> "subprocess.Popen[str]":
+    command = [python, "-m", "train.necessity", "--config", config, "--output_dir", output_dir]
     return subprocess.Popen(command, cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish_study(config: Path, output_dir: Path) -> str:
-    process = start_study(config, output_dir)
+def finish_study(python: Path, config: Path, output_dir: Path) -> str:
+    process = start_study(python, config, output_dir)
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return output
 
 
-def kill_when(process: "subprocess.Popen[str]", output_dir: Path, reached: Callable[[Path], bool]) -> None:
-    """Sends SIGKILL to the study's own process, as soon as it has begun and come to a point."""
+def kill_when(python: Path, config: Path, output_dir: Path, reached: Callable[[Path], bool]) -> None:
+    """Starts the study and sends SIGKILL to its own process, as soon as it has begun and come to a point."""
+    before = num_attempts(output_dir)
+    process = start_study(python, config, output_dir)
     deadline = time.monotonic() + 300
-    while running_pid(output_dir) != process.pid or not reached(output_dir):
+    while num_attempts(output_dir) == before or running_pid(output_dir) is None or not reached(output_dir):
         assert process.poll() is None, f"the study ended before it was killed: {process.communicate()}"
         assert time.monotonic() < deadline, "the study never reached the point where it was to be killed"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    study = running_pid(output_dir)
+    assert study is not None
+    os.kill(study, signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def num_attempts(directory: Path) -> int:
+    try:
+        return len(json.loads((directory / "run.json").read_text())["attempts"])
+    except (OSError, json.JSONDecodeError):
+        return 0
 
 
 def is_running(directory: Path) -> bool:
@@ -115,16 +96,14 @@ def has_bytes(path: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_configs(tmp_path_factory.mktemp("study") / "configs")
+def config(pocket_study: Path) -> Path:
+    return pocket_study.parent / "settings" / "necessity.yaml"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: Path) -> Path:
+def undisturbed(pocket_study: Path) -> Path:
     """A study that ran from beginning to end."""
-    output_dir = config.parent.parent / "undisturbed"
-    assert f"report: {output_dir / 'report.html'}" in finish_study(config, output_dir)
-    return output_dir
+    return pocket_study
 
 
 def test_every_arm_and_seed_is_proved_frozen_in_every_saved_checkpoint(undisturbed: Path) -> None:
@@ -163,22 +142,24 @@ def test_report_is_one_file_with_every_arm_and_figure(undisturbed: Path) -> None
         assert arm in page
 
 
-def test_the_same_command_on_a_finished_study_does_nothing(config: Path, undisturbed: Path) -> None:
+def test_the_same_command_on_a_finished_study_does_nothing(warm_python: Path, config: Path, undisturbed: Path) -> None:
     before = {
         path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file() and path.name != ".lock"
     }
-    finish_study(config, undisturbed)
+    finish_study(warm_python, config, undisturbed)
     after = {
         path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file() and path.name != ".lock"
     }
     assert after == before
 
 
-def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_study(config: Path, undisturbed: Path) -> None:
-    output_dir = config.parent.parent / "killed"
+def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_study(
+    warm_python: Path, config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "killed"
     for reached in KILL_POINTS.values():
-        kill_when(start_study(config, output_dir), output_dir, reached)
-    finish_study(config, output_dir)
+        kill_when(warm_python, config, output_dir, reached)
+    finish_study(warm_python, config, output_dir)
     for table in TABLES:
         assert (output_dir / table).read_bytes() == (undisturbed / table).read_bytes(), table
     for arm in ARMS:
@@ -192,9 +173,9 @@ def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_study(c
     assert len(attempts) == len(KILL_POINTS) + 1
 
 
-def test_children_do_not_outlive_a_killed_study(config: Path) -> None:
-    output_dir = config.parent.parent / "orphans"
-    kill_when(start_study(config, output_dir), output_dir, KILL_POINTS["init"])
+def test_children_do_not_outlive_a_killed_study(config: Path, tmp_path: Path) -> None:
+    output_dir = tmp_path / "orphans"
+    kill_when(Path(sys.executable), config, output_dir, KILL_POINTS["init"])
     child = running_pid(output_dir / "init")
     assert child is not None
     deadline = time.monotonic() + 10

@@ -1,1 +1,1 @@
-"""Which parameters may not change, and did they stay? Freezing, its proof, and what the engine holds."""
+"""Which parameters are frozen, and did they stay unchanged? Freezing, its proof, and the optimizer's state."""

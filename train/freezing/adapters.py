@@ -1,7 +1,7 @@
-"""What does LoRA adapt, and what becomes of it? Adapters on exactly the trainable layers, merged in one rounding.
+"""What does LoRA adapt, and how is it merged? Adapters on exactly the trainable layers, merged with one rounding.
 
-Of the decoder layers that are not frozen, every linear map gets an adapter; the vision tower and the projector only
-where `train_only` names them. Nothing else trains: embeddings, norms and the head have no adapter.
+Every linear map of the decoder layers that are not frozen gets an adapter; the vision tower and the projector only if
+`train_only` names them. Nothing else trains: embeddings, norms and the head have no adapter.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685): W' = W + s·B·A with s = alpha/r, or alpha/sqrt(r) with rsLoRA.
 """
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before a module's name."""
+"""Prefix that PEFT adds to a module's name."""
 ADAPTABLE = {"llm": (), "vision": ("vision",), "projector": ("projector",)}
-"""Region -> the expression that must be named for it to get adapters; decoder layers need none."""
+"""Region -> the expression that must be named to give it adapters; decoder layers need none."""
 
 
 def plan_adapters(plan: FreezePlan, freeze: FreezeArguments, config: "ModelConfig") -> FreezePlan:
-    """Returns the plan of a LoRA run: what trains is the weights that get an adapter, and nothing else.
+    """Returns the plan of a LoRA run: only the weights with an adapter are trainable.
 
     Raises:
-        ValueError: where nothing is left to adapt, or a region is named that has no linear map.
+        ValueError: if nothing is left to adapt, or a named region has no linear map.
     """
     if config.use_dora or config.load_in_4bit or config.load_in_8bit:
         raise ValueError("use_dora, load_in_4bit and load_in_8bit are not supported: the merge would not be exact")
@@ -56,7 +56,7 @@ def plan_adapters(plan: FreezePlan, freeze: FreezeArguments, config: "ModelConfi
         for suffix in suffixes:
             if suffix not in present:
                 raise ValueError(
-                    f"lora_target_modules {suffix!r} is no linear map of the trainable layers"
+                    f"lora_target_modules {suffix!r} is not a linear map of the trainable layers"
                     f"{did_you_mean(suffix, present)} (expected {', '.join(sorted(present)) or 'layers that train'})"
                 )
         adapted = [name for name in adapted if name.removesuffix(".weight").rpartition(".")[2] in suffixes]
@@ -79,14 +79,14 @@ def _takes_adapter(plan: FreezePlan, name: str, named: set[str]) -> bool:
 
 
 def adapted_modules(plan: FreezePlan) -> list[str]:
-    """Returns the modules that get an adapter, by their canonical names."""
+    """Returns the modules that get an adapter, keyed by canonical name."""
     return [name.removesuffix(".weight") for name in plan.trainable]
 
 
 def target_pattern(modules: list[str]) -> str:
-    """Returns a regular expression that matches exactly the given modules, layers with the same ones joined.
+    """Returns a regular expression that matches exactly the given modules, grouping layers with equal modules.
 
-    PEFT matches a string against a module's whole name, and a list by its suffixes; only the first is exact.
+    PEFT matches a string against the full module name, but a list against suffixes; only the first is exact.
     """
     single: list[str] = []
     by_layer: dict[tuple[str, str], list[str]] = {}
@@ -130,7 +130,7 @@ def add_adapters(
 
 
 def adapter_breaches(directory: Path, plan: FreezePlan) -> list[str]:
-    """Returns the tensors of a saved adapter that are not the plan's, and those of the plan's that it lacks."""
+    """Returns the differences between a saved adapter's tensors and the plan's: extra and missing ones."""
     from safetensors import safe_open
 
     with safe_open(directory / ADAPTER_FILE, framework="pt") as saved:
@@ -143,10 +143,10 @@ def adapter_breaches(directory: Path, plan: FreezePlan) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedCheckpoint(Checkpoint):
-    """The start checkpoint with an adapter added in, a tensor at a time.
+    """The start checkpoint with a merged adapter, computed one tensor at a time.
 
-    The update is computed and added to the stored weight in fp32, and the sum is rounded once, to the stored dtype.
-    Weights without an adapter are the start's own bytes.
+    The update is computed and added to the stored weight in fp32, and the sum is rounded once to the stored dtype.
+    Weights without an adapter keep the start's bytes.
     """
 
     adapter: Path
@@ -169,7 +169,7 @@ class MergedCheckpoint(Checkpoint):
 
 
 def merge_adapter(start: Checkpoint, adapter: Path) -> MergedCheckpoint:
-    """Returns the start checkpoint as it is with the adapter of a folder merged in; nothing is computed before use."""
+    """Returns the start checkpoint with a folder's adapter merged in, computed lazily."""
     return MergedCheckpoint(
         directory=adapter, family=start.family, config=start.config, tensors=start.tensors, adapter=adapter
     )

@@ -1,8 +1,8 @@
-"""Which ways of training are compared? Arms: the same start, data and settings, other blocks frozen.
+"""Which ways of training are compared? Arms: the same start, data and settings, with different blocks frozen.
 
     full                        nothing is frozen
     freeze-early|mid|late       one block of the decoder may not change
-    only-early|mid|late         of the decoder, only this block may change
+    only-early|mid|late         only this block of the decoder may change
     freeze-random-SEED          as many layers as mid has, drawn at random: the control
     NAME=EXPR+EXPR              any block expressions, frozen
 
@@ -30,7 +30,7 @@ class Arm:
 
 
 def parse_arm(text: str, partition: Partition) -> Arm:
-    """Returns the arm a word of the configuration names.
+    """Parses an arm's name from the configuration.
 
     Raises:
         ValueError: naming the nearest valid arm.

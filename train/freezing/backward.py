@@ -1,10 +1,10 @@
-"""Where does the backward pass stop? At the lowest parameter that trains, with gradient checkpointing too.
+"""Where does the backward pass stop? At the lowest trainable parameter, also with gradient checkpointing.
 
-Transformers (5.23) makes the embeddings' output require a gradient whenever gradient checkpointing is switched on, so
-that backward runs through every frozen layer down to them; TRL (1.16) switches it on again after every generation and
-the hooks pile up. They are kept out here. Non-reentrant checkpointing needs nothing in their place. Reentrant
-checkpointing of a layer whose input requires no gradient silently trains nothing in it; there the input of the lowest
-trainable layer, and of no other, is made to require one.
+When gradient checkpointing is enabled, Transformers (5.23) makes the embeddings' output require a gradient, so the
+backward pass runs through every frozen layer below; TRL (1.16) enables it again after every generation, and the hooks
+accumulate. This module prevents that. Non-reentrant checkpointing needs no replacement. Reentrant checkpointing of a
+layer whose input does not require a gradient silently trains nothing in that layer; so the input of the lowest
+trainable layer, and only that one, is made to require a gradient.
 """
 
 import warnings
@@ -26,10 +26,10 @@ def stop_backward_early(model: "PreTrainedModel", plan: FreezePlan) -> None:
     """Keeps the backward pass above the lowest trainable parameter.
 
     Args:
-        model: the model itself, before PEFT or an engine wraps it.
-        plan: what trains.
+        model: the model, before PEFT or an engine wraps it.
+        plan: frozen and trainable parameters.
     """
-    # PyTorch warns of every frozen layer below; that what trains gets its gradient is checked by GraphWitness.
+    # PyTorch warns about every frozen layer below; GraphWitness checks that trainable parameters get a gradient.
     warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
     model.enable_input_require_grads = lambda: None
     for region, prefix in _stacks(plan.layout):
@@ -41,9 +41,9 @@ def stop_backward_early(model: "PreTrainedModel", plan: FreezePlan) -> None:
 
 
 def _checkpoint_with_gradient(layers: list[Any], *_: Any) -> None:
-    """Before a stack runs: lets its trainable layers be checkpointed by `_with_gradient`.
+    """Replaces the checkpointing function of a stack's trainable layers by `_with_gradient`, before the stack runs.
 
-    Every switching on gives the layers a new `_gradient_checkpointing_func` (Transformers 5.4 to 5.23).
+    Enabling checkpointing sets a new `_gradient_checkpointing_func` each time (Transformers 5.4 to 5.23).
     """
     for layer in layers:
         if layer.gradient_checkpointing and layer.training:
@@ -53,7 +53,7 @@ def _checkpoint_with_gradient(layers: list[Any], *_: Any) -> None:
 
 
 def _with_gradient(checkpoint: Any, run: Any, hidden: "torch.Tensor", *rest: Any) -> Any:
-    """Checkpoints a trainable layer; where that is reentrant, its input requires a gradient."""
+    """Checkpoints a trainable layer; if checkpointing is reentrant, makes its input require a gradient."""
     import torch
 
     if checkpoint.keywords.get("use_reentrant") and torch.is_grad_enabled() and not hidden.requires_grad:
@@ -63,14 +63,14 @@ def _with_gradient(checkpoint: Any, run: Any, hidden: "torch.Tensor", *rest: Any
 
 @dataclass(frozen=True, kw_only=True)
 class GraphReport:
-    """What of the model took part in the first backward pass."""
+    """Parts of the model that took part in the first backward pass."""
 
     decoder_layers: tuple[int, ...]
-    """Decoder layers whose output carried a graph."""
+    """Decoder layers whose output required a gradient."""
     vision_blocks: tuple[int, ...]
-    """Vision blocks whose output carried a graph."""
+    """Vision blocks whose output required a gradient."""
     without_gradient: tuple[str, ...]
-    """Trainable parameters that no backward pass has reached so far."""
+    """Trainable parameters without a gradient so far."""
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -81,15 +81,15 @@ class GraphReport:
 
 
 class GraphWitness:
-    """Watches which layers carry a graph in the first training pass, and which parameters a gradient has reached."""
+    """Records which layers require a gradient in the first training pass, and which parameters receive one."""
 
     def __init__(self, model: "torch.nn.Module", plan: FreezePlan, *, base: "PreTrainedModel") -> None:
-        """Hooks the model; each hook removes itself once it has seen what it is for.
+        """Registers hooks on the model; each removes itself after its first use.
 
         Args:
-            model: what trains, with the names of its trainable parameters.
-            plan: what is frozen.
-            base: the same model without PEFT's wrapping, in which layers have their canonical names.
+            model: the trained model, with the names of its trainable parameters.
+            plan: frozen and trainable parameters.
+            base: the same model without PEFT's wrapper, whose layers have canonical names.
         """
         self._plan = plan
         self._carries_graph: dict[tuple[str, int], bool] = {}
@@ -117,7 +117,7 @@ class GraphWitness:
             self._waiting.pop(name, None)
             handle.remove()
 
-        # The hook that DeepSpeed reduces gradients by; a tensor's own (register_hook) misses some under ZeRO-3 with
+        # The hook that DeepSpeed uses to reduce gradients; a tensor's register_hook misses some under ZeRO-3 with
         # torch 2.8.
         handle = parameter.register_post_accumulate_grad_hook(look)
 
@@ -133,9 +133,9 @@ class GraphWitness:
         )
 
     def check(self) -> None:
-        """Fails where backward went below what trains, or did not reach what trains.
+        """Raises if the backward pass went below the trainable parameters, or did not reach one of them.
 
-        A vision tower without an image in the batch gets no gradient; decoder layers always get one.
+        A vision tower gets no gradient if the batch has no image; decoder layers always get one.
 
         Raises:
             RuntimeError: naming the layer or the parameter.
@@ -144,18 +144,18 @@ class GraphWitness:
         for (region, index), seen in self._carries_graph.items():
             if seen and (region, index) not in allowed:
                 raise RuntimeError(
-                    f"{region} layer {index} took part in the backward pass though nothing at or below it trains"
+                    f"{region} layer {index} took part in the backward pass though nothing at or below it is trainable"
                 )
         prefix = self._plan.layout.family.layers
         for name in self._waiting:
             if prefix in name:
-                raise RuntimeError(f"{name} is to train but no gradient reached it in the first step")
+                raise RuntimeError(f"{name} is trainable but received no gradient in the first step")
 
 
 def layers_with_graph(plan: FreezePlan) -> set[tuple[str, int]]:
-    """Returns the (region, index) of the layers at or above something that trains, in the order of the forward pass.
+    """Returns the (region, index) of layers at or above a trainable parameter, in the order of the forward pass.
 
-    The vision tower feeds the projector, and both, with the embeddings, the first decoder layer.
+    The vision tower feeds the projector; the projector and the embeddings feed the first decoder layer.
     """
     trainable = [plan.layout.parameters[name] for name in plan.trainable]
     lowest = {

@@ -1,6 +1,6 @@
-"""What runs the steps, and does it hold state only for what trains? One process, DDP or DeepSpeed ZeRO, and LoRA.
+"""Does the engine keep optimizer state only for trainable parameters? For one process, DDP, DeepSpeed ZeRO and LoRA.
 
-Private names of the engines are read here and nowhere else: DeepSpeed 0.19.8 keeps the parameters of each group in
+Private names of the engines are used only here: DeepSpeed 0.19.8 keeps the parameters of each group in
 `bit16_groups` (ZeRO-1, ZeRO-2) or `fp16_groups` (ZeRO-3), and the moments in the state of the `optimizer` it wraps.
 """
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 MAX_ALIGNMENT = 64
-"""Elements by which an engine may pad one flat group or one tensor, per process."""
+"""Maximum padding of a flat group or a tensor, in elements per process."""
 ROUNDED_AWAY_FRAC = 0.98
-"""Of bf16 weights of standard deviation 0.02, unchanged after ten AdamW steps at 1e-6 (tests/train/test_engine.py)."""
+"""Share of bf16 weights with standard deviation 0.02 unchanged by ten AdamW steps at 1e-6 (tests/train/freezing)."""
 EXACT_DTYPES = {"F32": ("float32",), "BF16": ("float32", "bfloat16"), "F16": ("float32", "float16")}
-"""Stored dtype -> the dtypes in memory that hold every value of it."""
+"""Stored dtype -> dtypes that represent all of its values exactly."""
 
 
 def zero_stage(training: "TrainingArguments") -> int:
@@ -33,7 +33,7 @@ def zero_stage(training: "TrainingArguments") -> int:
 
 
 def open_engine(training: "TrainingArguments") -> None:
-    """Tells DeepSpeed of the processes before a model is loaded, which ZeRO-3 cuts over them at once.
+    """Initialises DeepSpeed's process group before a model is loaded, which ZeRO-3 partitions immediately.
 
     Accelerate (1.15) does so on a GPU only.
     """
@@ -45,7 +45,7 @@ def open_engine(training: "TrainingArguments") -> None:
 
 
 def keeps_gradients(training: "TrainingArguments") -> bool:
-    """True for the engines that use a parameter's last gradient again where a step gives none (DeepSpeed 0.19.8)."""
+    """True for engines that reuse a parameter's last gradient if a step has none (DeepSpeed 0.19.8)."""
     plugin = training.deepspeed_plugin
     if plugin is None:
         return False
@@ -54,7 +54,7 @@ def keeps_gradients(training: "TrainingArguments") -> bool:
 
 
 def engine_settings(training: "TrainingArguments") -> dict[str, Any]:
-    """Returns what of the machinery determines a result: the number of processes and DeepSpeed's configuration."""
+    """Returns the engine settings that affect a result: the number of processes and DeepSpeed's configuration."""
     settings: dict[str, Any] = {"num_processes": num_processes()}
     if training.deepspeed and isinstance(training.deepspeed, str):
         settings["deepspeed"] = json.loads(Path(training.deepspeed).read_text(encoding="utf-8"))
@@ -64,17 +64,17 @@ def engine_settings(training: "TrainingArguments") -> dict[str, Any]:
 def check_precision(
     start: Checkpoint, frozen: tuple[str, ...], training: "TrainingArguments", dtype: str | None, *, lora: bool
 ) -> None:
-    """Refuses precisions in which frozen tensors would be rounded, or updates would be lost.
+    """Rejects precisions in which frozen tensors would be rounded, or updates would be lost.
 
     Args:
         start: the checkpoint that training starts from.
-        frozen: the tensors that may not change.
+        frozen: names of the frozen tensors.
         training: `bf16`, `fp16` and the DeepSpeed configuration.
-        dtype: of the weights in memory; `auto` is the one they are stored in.
-        lora: adapters train (kept in fp32), not the weights.
+        dtype: dtype of the weights in memory; `auto` is the stored one.
+        lora: True if adapters (kept in fp32) are trained instead of the weights.
 
     Raises:
-        ValueError: with the way out.
+        ValueError: with a suggested setting.
     """
     stored_dtypes = {start.tensors[name].dtype for name in start.tensors}
     engine_casts = bool(training.deepspeed) and training.bf16
@@ -99,9 +99,9 @@ def check_precision(
 
 
 def check_batches(training: "TrainingArguments", plan: FreezePlan, *, some_without_images: bool) -> None:
-    """Refuses what DDP cannot train: a vision tower that some steps do not use, under reentrant checkpointing.
+    """Rejects a combination that DDP cannot train: a vision tower unused in some steps, under reentrant checkpointing.
 
-    Without it TRL lets DDP look for unused weights; with it (TRL 1.16) DDP needs every weight in every step.
+    Without reentrant checkpointing, TRL lets DDP find unused weights; with it (TRL 1.16), a step must use all weights.
     """
     reentrant = training.gradient_checkpointing and (training.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     trains = any(plan.layout.parameters[name].region in ("vision", "projector") for name in plan.trainable)
@@ -115,11 +115,11 @@ def check_batches(training: "TrainingArguments", plan: FreezePlan, *, some_witho
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerReport:
-    """What the optimizer holds, over all processes."""
+    """The optimizer's state, over all processes."""
 
     num_trainable_elements: int
     num_state_elements: int
-    """Elements of Adam's first moment: as many as train, plus the engine's padding."""
+    """Elements of Adam's first moment: the trainable ones plus the engine's padding."""
 
     @property
     def num_padding_elements(self) -> int:
@@ -127,13 +127,13 @@ class OptimizerReport:
 
 
 def inspect_optimizer(trainer: "Trainer") -> OptimizerReport:
-    """Counts the optimizer's state, in a step's end, and checks that it exists only for what trains.
+    """Counts the optimizer's state at the end of a step, and checks that it exists only for trainable parameters.
 
-    Collective: every process calls it.
+    Collective: all processes must call it.
 
     Raises:
-        RuntimeError: where a frozen parameter stands in the optimizer, a trainable one does not, or the moments are
-            more or fewer than what trains needs.
+        RuntimeError: if the optimizer contains a frozen parameter, lacks a trainable one, or has a wrong number of
+            moments.
     """
     import torch
 
@@ -150,7 +150,7 @@ def inspect_optimizer(trainer: "Trainer") -> OptimizerReport:
             raise RuntimeError(f"the optimizer holds a frozen parameter of the shape {shape}")
     absent = set(trainable) - {id(parameter) for parameter in held}
     if absent:
-        raise RuntimeError(f"the optimizer lacks {trainable[absent.pop()][0]}, which is to train")
+        raise RuntimeError(f"the optimizer lacks {trainable[absent.pop()][0]}, which is trainable")
     moments = sum(state["exp_avg"].numel() for state in inner.state.values() if "exp_avg" in state)
     if stage:
         total = torch.tensor(moments, device=trainer.args.device)
@@ -158,10 +158,10 @@ def inspect_optimizer(trainer: "Trainer") -> OptimizerReport:
         moments = int(total.item())
         slack = MAX_ALIGNMENT * num_processes() * (len(groups) if stage < 3 else len(trainable))
         complete = num_trainable <= moments <= num_trainable + slack
-    else:  # a parameter that no gradient has reached yet has no moments
+    else:  # a parameter without a gradient so far has no moments
         complete = moments <= num_trainable
     if not complete:
-        raise RuntimeError(f"the optimizer holds moments for {moments} elements; {num_trainable} train")
+        raise RuntimeError(f"the optimizer holds moments for {moments} elements; {num_trainable} are trainable")
     return OptimizerReport(num_trainable_elements=num_trainable, num_state_elements=moments)
 
 

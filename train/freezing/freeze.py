@@ -1,4 +1,4 @@
-"""Which parameters may not change, and did they stay? Freezing by block expression, and the proof of it.
+"""Which parameters are frozen, and did they stay unchanged? Freezing by block expression, and its proof.
 
 Frozen means bit-identical: each frozen tensor of each saved checkpoint, cast to the start checkpoint's stored dtype,
 has the sha256 it had at the start.
@@ -25,6 +25,7 @@ from models.blocks import (
 from models.checkpoint import Checkpoint, cast_bytes
 from models.layout import Layout
 from models.shards import DTYPES
+from tracking.progress import progress, weighted_progress
 from tracking.tables import format_columns
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeArguments:
-    """Which blocks train. What is not frozen trains, regions outside the decoder included."""
+    """Which blocks are frozen. Everything else trains, including regions outside the decoder."""
 
     freeze: list[str] = field(
         default_factory=list,
@@ -83,7 +84,7 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
     """Resolves the expressions against a model.
 
     Raises:
-        ValueError: for an unknown or unmatched expression, and where nothing would be left to train.
+        ValueError: for an unknown or unmatched expression, and if nothing would be left to train.
     """
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
     always = resolve(arguments.always_freeze, layout, partition)
@@ -109,7 +110,7 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
 
 
 def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
-    """Sets `requires_grad` of every parameter as planned."""
+    """Sets `requires_grad` of every parameter according to the plan."""
     frozen = set(plan.frozen)
     names = dict(model.named_parameters())
     missing = (frozen | set(plan.trainable)) ^ set(names)
@@ -137,7 +138,7 @@ class BlockCount:
 
 
 def count_blocks(plan: FreezePlan) -> list[BlockCount]:
-    """Returns tensors and parameters per block and region, trainable and in all."""
+    """Returns tensors and parameters per block and region, trainable and total."""
     trainable = set(plan.trainable)
     counts = []
     for block in (*BLOCKS, *REGIONS):
@@ -187,18 +188,19 @@ def format_freeze_table(plan: FreezePlan) -> str:
 
 
 def frozen_digests(start: Checkpoint, names: Iterable[str]) -> dict[str, str]:
-    """Returns the sha256 of each named tensor as it stands in the start checkpoint."""
-    return {name: start.sha256(name) for name in names}
+    """Returns the sha256 of each named tensor in the start checkpoint."""
+    named = list(names)
+    return {name: start.sha256(name) for name in progress(named, label="hashing the frozen tensors", unit="tensor")}
 
 
 def find_breaches(start: Checkpoint, saved: Checkpoint, digests: dict[str, str]) -> list[str]:
-    """Returns the frozen tensors of a saved checkpoint that are not what they were.
+    """Returns the frozen tensors of a saved checkpoint that have changed.
 
-    A tensor saved in another dtype is cast to the start's before it is compared.
+    A tensor saved in another dtype is cast to the start's dtype for the comparison.
     """
     return [
         name
-        for name, digest in digests.items()
+        for name, digest in progress(list(digests.items()), label="comparing what is frozen", unit="tensor")
         if name not in saved.tensors
         or saved.tensors[name].shape != start.tensors[name].shape
         or hashlib.sha256(cast_bytes(saved, name, start.tensors[name].dtype)).hexdigest() != digest
@@ -207,7 +209,7 @@ def find_breaches(start: Checkpoint, saved: Checkpoint, digests: dict[str, str])
 
 @dataclass(frozen=True)
 class TensorChange:
-    """What happened to one tensor between two checkpoints."""
+    """The change of one tensor between two checkpoints."""
 
     name: str
     block: str
@@ -223,10 +225,12 @@ class TensorChange:
 
 
 def compare_tensors(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> list[TensorChange]:
-    """Returns per tensor its digests and how many elements differ in a bit, in the start's dtype, one at a time."""
+    """Yields per tensor its digests and the number of elements that differ bitwise, in the start's dtype."""
     frozen = set(plan.frozen)
     changes = []
-    for parameter in plan.layout:
+    parameters = list(plan.layout)
+    sizes = [parameter.num_elements for parameter in parameters]
+    for parameter in weighted_progress(parameters, sizes, label=f"comparing {end.directory} with {start.directory}"):
         name = parameter.name
         before = start.data(name)
         after = cast_bytes(end, name, start.tensors[name].dtype)
@@ -247,7 +251,7 @@ def compare_tensors(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> lis
 
 
 def summarise_changes(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
-    """Returns per block: tensors, frozen ones, frozen ones that are identical, and the share of changed elements."""
+    """Returns per block: tensors, frozen tensors, identical frozen tensors, and the share of changed elements."""
     summary = []
     for block in dict.fromkeys(change.block for change in changes):
         members = [change for change in changes if change.block == block]
@@ -273,5 +277,5 @@ def broken_tensors(changes: Sequence[TensorChange]) -> list[str]:
 
 
 def never_moved(changes: Sequence[TensorChange]) -> list[str]:
-    """Returns the trainable tensors in which not a single element changed."""
+    """Returns the trainable tensors without any changed element."""
     return [change.name for change in changes if not change.frozen and change.num_changed == 0]

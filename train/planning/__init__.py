@@ -1,1 +1,1 @@
-"""What will a run or a study do and need? Settings, arms, memory, disk and time, before anything starts."""
+"""What will a run or a study do and require? Settings, arms, memory, disk and time, before anything starts."""

@@ -1,22 +1,23 @@
-"""What does a forward pass keep for the backward pass, and what does a rollout hold? An estimate from shapes.
+"""How much memory do activations and rollouts need? An estimate from shapes.
 
-Counted as Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) count a transformer layer: what each operation saves
-for its gradient. Theirs has GELU and its own attention matrices; here grouped-query attention runs in SDPA (which keeps
-queries, keys, values, its output and a log-sum), the MLP is SwiGLU, and norms are RMSNorm, computed in fp32 (as
-Transformers 5.23 writes Qwen2.5-VL). With t tokens of width h, MLP width f, and e bytes an element in the arithmetic:
+Counted as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1): the tensors that each operation of a layer saves
+for its gradient. Their layer has GELU and explicit attention matrices; here grouped-query attention runs in SDPA (which
+saves queries, keys, values, its output and a log-sum-exp), the MLP is SwiGLU, and norms are RMSNorm computed in fp32
+(as in Transformers 5.23's Qwen2.5-VL). With t tokens of width h, MLP width f, and e bytes per element:
 
-    norm           4·h + 4 a token; its scaled input once more where its own weight trains
-    projections    their input, e·h, where one of them trains; each its own bf16 copy under autocast
-    SDPA           e·(q + k + v + output), 4 a head; under a mask keys and values are repeated to all heads, and the
-                   mask of e bytes a token pair is kept by each layer
-    SwiGLU         3·e·f, and the product e·f where `down_proj` trains
+    norm           4·h + 4 per token; its scaled input as well if its weight trains
+    projections    their input, e·h, if one of them trains; a separate bf16 copy for each under autocast
+    SDPA           e·(q + k + v + output), 4 per head; with a mask, keys and values are repeated for all heads, and
+                   each layer keeps the mask with e bytes per token pair
+    SwiGLU         3·e·f, and the product e·f if `down_proj` trains
     autocast       bf16 copies of the weights through which a gradient passes
 
-A layer below the lowest parameter that trains keeps nothing (train/freezing/backward.py); a frozen layer above it keeps
-no inputs of its projections. With gradient checkpointing a layer keeps its input, and one at a time is recomputed. TRL
-(1.16) computes log-probabilities in tiles of 4,096 tokens by 32,768 words: no [tokens, vocabulary] logits stand.
+A layer below the lowest trainable parameter saves nothing (train/freezing/backward.py); a frozen layer above it does
+not save the inputs of its projections. With gradient checkpointing a layer saves its input, and one layer at a time is
+recomputed. TRL (1.16) computes log-probabilities in tiles of 4,096 tokens by 32,768 vocabulary entries, so full
+[tokens, vocabulary] logits never exist.
 
-Tests count saved tensors of the pocket model on the CPU; sizes on a GPU are untested.
+Tests count the saved tensors of the pocket model on the CPU; sizes on a GPU are untested.
 """
 
 from dataclasses import dataclass
@@ -24,17 +25,17 @@ from dataclasses import dataclass
 from models.layout import Layout, Parameter
 
 NORM_BYTES = 4
-"""Norms are computed in fp32 whatever the dtype."""
+"""Norms are computed in fp32 for every dtype."""
 TOKEN_TILE = 4_096
 VOCABULARY_TILE = 32_768
 """TRL 1.16: `TOKEN_CHUNK_SIZE`, `_CHUNKED_LOGPROB_CHUNK_SIZE`."""
 
 TOKEN_NUMBER_BYTES = 8
 TARGET_BYTES = 16
-"""A token's target, normaliser and entropy."""
+"""Bytes per token for target, normaliser and entropy."""
 
 GATED, UNGATED = 3, 2
-"""Tensors of the MLP's width kept before its output map: SwiGLU keeps gate, its activation and up."""
+"""Saved tensors of the MLP's width before its output projection: SwiGLU saves gate, its activation and up."""
 
 ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "attn.qkv")
 ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.proj")
@@ -42,23 +43,23 @@ MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj", "mlp.fc1", "mlp.linear_fc1")
 MLP_OUTPUTS = ("mlp.down_proj", "mlp.fc2", "mlp.linear_fc2")
 HEAD_NORMS = {"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"}
 NORMS = (("input_layernorm", "norm1"), ("post_attention_layernorm", "norm2"))
-"""Names inside a layer, of the decoder and of vision towers."""
+"""Parameter names within a layer, for decoder and vision tower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Bytes of an element: of the residual stream, and of what matrix products read and write."""
+    """Bytes per element of the residual stream, and of inputs and outputs of matrix products."""
 
     stream_bytes: int
     compute_bytes: int
     autocast: bool = False
     weight_copies: bool = False
-    """True where autocast makes bf16 copies of the weights, which are fp32."""
+    """True if autocast makes bf16 copies of fp32 weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A linear map of a layer: trained itself, by an adapter, or not at all."""
+    """A linear map of a layer: trained directly, by an adapter, or not at all."""
 
     num_in: int
     num_out: int
@@ -68,7 +69,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What of one decoder layer or vision block decides how much it keeps."""
+    """The properties of a decoder layer or vision block that determine its activation memory."""
 
     width: int
     num_heads: int
@@ -78,7 +79,7 @@ class Layer:
     mlp_output: Linear
     norms_train: tuple[bool, bool]
     head_norm_width: int = 0
-    """Of queries and keys, where they have norms of their own (Qwen3)."""
+    """Norms of queries and keys, if any (Qwen3)."""
     head_norms_train: bool = False
 
     @property
@@ -108,12 +109,12 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What passes through a stack of layers at once."""
+    """The tokens of one pass through a stack of layers."""
 
     num_tokens: int
     sequence_length: int
     masked: bool = True
-    """True where SDPA gets a mask: batches are padded."""
+    """True if SDPA gets a mask, because batches are padded."""
     attention: str = "sdpa"
     lora_dropout: float = 0.0
 
@@ -121,7 +122,7 @@ class Tokens:
 def layers_of(
     layout: Layout, region: str, num_heads: int, trainable: set[str], *, adapter_rank: int = 0
 ) -> list[Layer]:
-    """Returns the layers of `llm` or `vision` by what trains in them."""
+    """Returns the layers of `llm` or `vision` with their trainable parts."""
     by_index: dict[int, dict[str, Parameter]] = {}
     for parameter in layout:
         if parameter.region == region and parameter.index is not None:
@@ -166,13 +167,13 @@ def layers_of(
 
 
 def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: bool) -> int:
-    """Returns what one layer keeps for its backward pass.
+    """Returns the bytes that one layer saves for its backward pass.
 
     Args:
-        layer: its shapes and what trains in it.
-        tokens: what passes through it.
-        precision: of the arithmetic.
-        reached: True where its input carries a graph, since something below it trains.
+        layer: its shapes and trainable parts.
+        tokens: the tokens of the pass.
+        precision: bytes per element.
+        reached: True if its input requires a gradient, since something below it trains.
     """
     compute, num_tokens = precision.compute_bytes, tokens.num_tokens
     total = 0
@@ -193,7 +194,7 @@ def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: 
             total += _attention(layer, tokens, precision) + _head_norms(layer, tokens, precision)
         elif reached:
             total += num_tokens * (GATED if len(inputs) == 2 else UNGATED) * compute * layer.mlp_width
-        # SDPA keeps its output, which is the next input; the windows of a vision block are joined in another tensor.
+        # SDPA saves its output, which is the next input; a vision block concatenates its windows in another tensor.
         kept = is_attention and reached and not layer.fused_qkv and tokens.attention != "eager"
         total += _projections((output,), tokens, precision, reached=reached, from_norm=False, kept=kept)
         reached = reached or output.trains or bool(output.adapter_rank)
@@ -203,15 +204,15 @@ def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: 
 def _projections(
     linears: tuple[Linear, ...], tokens: Tokens, precision: Precision, *, reached: bool, from_norm: bool, kept: bool
 ) -> int:
-    """Returns what linear maps of one input keep: inputs, what adapters add, and bf16 copies of weights.
+    """Returns the bytes saved by linear maps with the same input: inputs, adapter tensors, bf16 copies of weights.
 
     Args:
         linears: maps that read the same input.
-        tokens: what passes through.
-        precision: of the arithmetic.
-        reached: True where the input carries a graph.
-        from_norm: True where autocast has to cast the input, once for each map.
-        kept: True where another operation keeps the input anyway.
+        tokens: the tokens of the pass.
+        precision: bytes per element.
+        reached: True if the input requires a gradient.
+        from_norm: True if autocast casts the input, once for each map.
+        kept: True if another operation saves the input anyway.
     """
     num_in, compute = linears[0].num_in, precision.compute_bytes
     training = [linear for linear in linears if linear.trains]
@@ -219,12 +220,12 @@ def _projections(
     dropout = tokens.lora_dropout > 0
     shared = 0 if kept else min(1, len(training))
     num_inputs = len(training) if precision.autocast and from_norm else shared
-    if precision.autocast or dropout:  # PEFT casts or drops for each adapter apart
+    if precision.autocast or dropout:  # PEFT casts or applies dropout separately for each adapter
         num_inputs += len(adapted)
     elif not training and not kept:
         num_inputs += min(1, len(adapted))
     a_token = num_inputs * compute * num_in + sum(compute * linear.adapter_rank for linear in adapted)
-    a_token += len(adapted) * num_in if dropout else 0  # the mask, a byte an element
+    a_token += len(adapted) * num_in if dropout else 0  # the mask, one byte per element
     num_copied = 0
     if precision.weight_copies and reached:
         num_copied += sum(linear.num_in * linear.num_out for linear in linears)
@@ -237,7 +238,7 @@ def _attention(layer: Layer, tokens: Tokens, precision: Precision) -> int:
     compute = precision.compute_bytes
     query = layer.attention_output.num_in
     key = query if tokens.masked else layer.key_width
-    values = 3 * layer.width if layer.fused_qkv else key  # a view keeps the whole of q, k and v
+    values = 3 * layer.width if layer.fused_qkv else key  # a view keeps all of q, k and v
     pairs = tokens.num_tokens * tokens.sequence_length
     if tokens.attention == "eager":
         weights = layer.num_heads * pairs * (4 + (compute if compute != 4 else 0))
@@ -256,13 +257,13 @@ def _head_norms(layer: Layer, tokens: Tokens, precision: Precision) -> int:
 
 
 def stack_bytes(layers: list[Layer], tokens: Tokens, precision: Precision, *, reached: bool) -> list[int]:
-    """Returns what each layer of a stack keeps, from the lowest up; nothing below the lowest that trains.
+    """Returns the bytes that each layer of a stack saves, from the lowest up; 0 below the lowest trainable layer.
 
     Args:
         layers: from the lowest up.
-        tokens: what passes through.
-        precision: of the arithmetic.
-        reached: True where what feeds the stack trains.
+        tokens: the tokens of the pass.
+        precision: bytes per element.
+        reached: True if the input of the stack requires a gradient.
     """
     kept = []
     for layer in layers:
@@ -273,15 +274,15 @@ def stack_bytes(layers: list[Layer], tokens: Tokens, precision: Precision, *, re
 
 
 def input_bytes(layer: Layer, tokens: Tokens, precision: Precision) -> int:
-    """Returns what a layer keeps under gradient checkpointing: its input."""
+    """Returns the bytes that a layer saves under gradient checkpointing: its input."""
     return tokens.num_tokens * precision.stream_bytes * layer.width
 
 
 def ends_bytes(tokens: Tokens, precision: Precision, *, layer: Layer, norm_trains: bool) -> int:
-    """Returns what stands around the decoder layers, whose shapes one of them gives.
+    """Returns the bytes saved below and above the decoder layers.
 
-    Token numbers and rotary cosines and sines below; above, what the final norm keeps, and the hidden states and
-    targets that the log-probabilities keep.
+    Below: token ids, rotary cosines and sines. Above: the tensors saved by the final norm, and the hidden states and
+    targets saved for the log-probabilities.
     """
     rotary = 2 * precision.stream_bytes * (layer.attention_output.num_in // layer.num_heads)
     norm = NORM_BYTES * layer.width + 4 + (precision.stream_bytes * layer.width if norm_trains else 0)
@@ -290,12 +291,12 @@ def ends_bytes(tokens: Tokens, precision: Precision, *, layer: Layer, norm_train
 
 
 def tile_bytes(tokens: Tokens, precision: Precision) -> int:
-    """Returns the tile of logits in which log-probabilities and their gradients are computed; no vocabulary cuts it."""
+    """Returns the bytes of the tile of logits in which log-probabilities and their gradients are computed."""
     return min(tokens.num_tokens, TOKEN_TILE) * VOCABULARY_TILE * precision.compute_bytes
 
 
 def patches_bytes(precision: Precision, *, num_patches: int, pixels_a_patch: int, patch_width: int) -> int:
-    """Returns what the vision tower's first convolution keeps where it trains: its input, and a copy of its weights."""
+    """Returns the bytes that the vision tower's first convolution saves if it trains: input and a weight copy."""
     num_copied = patch_width * pixels_a_patch if precision.weight_copies else 0
     return precision.compute_bytes * (num_patches * pixels_a_patch + num_copied)
 
@@ -303,7 +304,7 @@ def patches_bytes(precision: Precision, *, num_patches: int, pixels_a_patch: int
 def projector_bytes(
     projector: list[Parameter], trainable: set[str], precision: Precision, *, num_patches: int, patch_width: int
 ) -> int:
-    """Returns at most what the map from vision to decoder keeps: a norm, and GELU between two linear maps."""
+    """Returns an upper bound on the bytes saved by the projector: a norm, and GELU between two linear maps."""
     trains = any(parameter.name in trainable for parameter in projector)
     norm = NORM_BYTES * patch_width + 4 + (precision.stream_bytes * patch_width if trains else 0)
     a_patch = norm + (3 if trains else 1) * precision.compute_bytes * patch_width
@@ -312,7 +313,7 @@ def projector_bytes(
 
 
 def flowing_bytes(layers: list[Layer], tokens: Tokens, precision: Precision) -> int:
-    """Returns at most what the gradients inside one layer take: three of the MLP's width, two of the stream's."""
+    """Returns an upper bound on the gradients within one layer: three of the MLP's width, two of the stream's."""
     widest = max(layers, key=lambda layer: layer.mlp_width)
     a_token = 3 * precision.compute_bytes * widest.mlp_width + 2 * precision.stream_bytes * widest.width
     return tokens.num_tokens * a_token

@@ -1,10 +1,10 @@
-"""What does a run write? Checkpoints for resuming, as many as are kept, and the result.
+"""How much disk space does a run need? Checkpoints for resuming, as many as are kept, and the result.
 
-Trainer saves weights and optimizer state. DeepSpeed (0.19.8) saves beside Trainer's weights: masters and moments of
-what trains, in fp32; under ZeRO-1 and ZeRO-2 the weights once more, and in a file from a GPU what is frozen a third
-time; under ZeRO-3 what is frozen. ZeRO-1 and ZeRO-2 also write a tied head beside the embeddings.
+Trainer saves weights and optimizer state. In addition to Trainer's weights, DeepSpeed (0.19.8) saves fp32 masters and
+moments of trainable parameters; under ZeRO-1 and ZeRO-2 also the weights a second time and, on GPUs, the frozen
+ones a third time; under ZeRO-3 the frozen ones. ZeRO-1 and ZeRO-2 also write a tied head separately.
 
-Known limits: files beside weights and optimizer state (tokenizer, random states: some MB) are not counted.
+Known limits: other files (tokenizer, random states: some MB) are not counted.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ class Disk:
 
     @property
     def passing_bytes(self) -> int:
-        """What stands beside for a while: a new checkpoint before the oldest goes, which is when it has been proved."""
+        """Temporary space: a new checkpoint exists before the oldest is deleted, which is once it has been proved."""
         return self.checkpoint_bytes if self.num_checkpoints else 0
 
 
 def weights_bytes(tensors: Sequence[Tensor], engine: Engine, *, head_elements: int, adapters: bool) -> int:
-    """Returns what Trainer saves of the weights: all of them, or under LoRA the adapters."""
+    """Returns the bytes of weights that Trainer saves: all, or under LoRA the adapters."""
     if adapters:
         return sum(t.num_elements * t.num_bytes for t in tensors if t.trains)
     head = head_elements * tensors[0].num_bytes if engine.stage in (1, 2) else 0
@@ -41,7 +41,7 @@ def weights_bytes(tensors: Sequence[Tensor], engine: Engine, *, head_elements: i
 
 
 def state_bytes(tensors: Sequence[Tensor], engine: Engine, *, adapters: bool) -> int:
-    """Returns what is saved for resuming beside Trainer's weights; under LoRA, DeepSpeed leaves out what is frozen."""
+    """Returns the bytes saved for resuming besides Trainer's weights; under LoRA, DeepSpeed omits frozen tensors."""
     trained = [tensor for tensor in tensors if tensor.trains]
     if not engine.stage:
         return 2 * sum(t.num_elements * t.num_bytes for t in trained)
@@ -63,17 +63,17 @@ def plan_disk(
     save_steps: int | None,
     num_kept: int | None,
 ) -> Disk:
-    """Returns what one run writes.
+    """Returns the disk space of one run.
 
     Args:
-        tensors: in memory.
-        engine: that saves them.
-        head_elements: of a tied head; 0 where it is apart.
-        adapters: LoRA trains.
-        stored_bytes: of the start checkpoint, which `final/` is written like.
-        num_steps: of the run; None where it is unknown.
-        save_steps: between checkpoints; None for none.
-        num_kept: checkpoints kept; None for all.
+        tensors: the parameters in memory.
+        engine: the engine that saves them.
+        head_elements: elements of a tied head; 0 if it is not tied.
+        adapters: True under LoRA.
+        stored_bytes: size of the start checkpoint, whose format `final/` has.
+        num_steps: steps of the run; None if unknown.
+        save_steps: steps between checkpoints; None for no checkpoints.
+        num_kept: number of checkpoints kept; None for all.
     """
     weights = weights_bytes(tensors, engine, head_elements=head_elements, adapters=adapters)
     num_saved = 0

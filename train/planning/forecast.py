@@ -1,4 +1,4 @@
-"""What does one arm need? Memory in each phase, disk, and tokens, from its freeze plan and its recipe."""
+"""What does one arm require? Memory in each phase, disk, and tokens, from its freeze plan and its recipe."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,24 +38,24 @@ from train.planning.recipe import Recipe
 
 GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = GIB
-"""CUDA's context and the libraries' work space: an assumption until a GPU run is recorded."""
+"""CUDA context and library work space: an assumption until measured on a GPU."""
 PIXEL_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What a plan needs to know of a model, read from `config.json` and, where it is at hand, the checkpoint."""
+    """The model properties that a plan needs, from `config.json` and, if available, the checkpoint."""
 
     layout: Layout
     num_heads: int
     num_vision_heads: int
     pixels_a_patch: int
-    """Numbers of one patch of a picture, as the processor hands it over."""
+    """Number of values per image patch in the processor's output."""
     patches_a_token: int
     stored_bytes: int
-    """Of the weights on disk."""
+    """Size of the weights on disk."""
     stored_width: int
-    """Of one element on disk."""
+    """Bytes per element on disk."""
 
     @property
     def hidden_size(self) -> int:
@@ -72,7 +72,7 @@ class Model:
 
 
 def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoint | None) -> Model:
-    """Reads a model's configuration; of a checkpoint, headers alone."""
+    """Reads a model's configuration and, for a checkpoint, its headers."""
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
     merge = vision.get("spatial_merge_size", 2)
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
@@ -93,16 +93,16 @@ def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoin
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Of every prompt: an assumption, since none is read."""
+    """Length of every prompt: an assumption, since prompts are not read."""
 
     prompt_tokens: int
     image_tokens: int
-    """Of the prompt."""
+    """Image tokens of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """The needs of one arm; memory is that of the process that holds most."""
+    """The requirements of one arm; memory is that of the process with the largest share."""
 
     plan: FreezePlan
     items: tuple[Item, ...]
@@ -127,14 +127,14 @@ class Forecast:
 
 
 def forecast(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths, *, gpu_bytes: int) -> Forecast:
-    """Returns what one arm needs.
+    """Returns the requirements of one arm.
 
     Args:
-        plan: what trains; under LoRA, the weights that get an adapter.
-        model: of the start checkpoint.
+        plan: trainable parameters; under LoRA, the weights with an adapter.
+        model: the start checkpoint's model.
         recipe: settings of the run.
-        lengths: assumed of the prompts.
-        gpu_bytes: memory of one GPU, of which colocated vLLM takes its share.
+        lengths: assumed prompt lengths.
+        gpu_bytes: memory of one GPU, of which colocated vLLM takes a share.
     """
     width = weight_width(model, recipe)
     adapter_width = width if recipe.engine_bf16 or recipe.engine.stage == 3 else WIDTHS["float32"]
@@ -190,7 +190,7 @@ def precisions(recipe: Recipe, width: int) -> tuple[Precision, Precision]:
 
 
 def _reference_bytes(tensors: list[Tensor], engine: Engine) -> int:
-    """Returns the weights of a second model: whole, but cut under ZeRO-3 (TRL 1.16, `prepare_deepspeed`)."""
+    """Returns the bytes of a second model: complete, or partitioned under ZeRO-3 (TRL 1.16, `prepare_deepspeed`)."""
     if engine.stage == 3:
         kept = [item for item in held_items(tensors, engine, 0) if item.name.startswith("weights")]
         return sum(item.num_bytes for item in kept)
@@ -198,7 +198,7 @@ def _reference_bytes(tensors: list[Tensor], engine: Engine) -> int:
 
 
 def _pass_items(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths, tensors: list[Tensor]) -> list[Item]:
-    """Returns what one forward and backward pass takes."""
+    """Returns the memory of one forward and backward pass."""
     trainable, rank = set(plan.trainable), recipe.adapter_rank
     training_regions = {plan.layout.parameters[name].region for name in trainable}
     precision, vision_precision = precisions(recipe, weight_width(model, recipe))
@@ -224,8 +224,8 @@ def _pass_items(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths
     head = MASTER_BYTES * model.vocabulary * model.hidden_size if head_trains else 0
     hidden = MASTER_BYTES * tokens.num_tokens * model.hidden_size
     copies = _copied_bytes(tensors, model) if precision.weight_copies and recipe.checkpointing else 0
-    # At its fullest either while log-probabilities are computed, forward (beside autocast's copies) or backward (with
-    # fp32 gradients), or in a layer; a tied head's gradient waits for that of the embeddings.
+    # The peak is either in the log-probabilities, forward (with autocast's copies) or backward (with fp32 gradients),
+    # or in a layer; a tied head's gradient is kept until that of the embeddings is computed.
     loss = tile_bytes(tokens, precision) + max(copies, hidden + head)
     in_layer = recomputed + flowing_bytes(layers, tokens, precision) + (head if plan.layout.tied else 0)
     items.append(Item(name="work space of the pass", num_bytes=max(loss, in_layer), phases=(BACKWARD,)))
@@ -235,7 +235,7 @@ def _pass_items(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths
 def _kept_bytes(
     layers: list[Layer], tokens: Tokens, precision: Precision, recipe: Recipe, *, reached: bool
 ) -> tuple[int, int]:
-    """Returns what a stack keeps, and what recomputing one of its layers takes."""
+    """Returns the bytes that a stack saves, and those for recomputing one of its layers."""
     whole = stack_bytes(layers, tokens, precision, reached=reached)
     if not recipe.checkpointing:
         return sum(whole), 0
@@ -246,7 +246,7 @@ def _kept_bytes(
 def _vision_bytes(
     plan: FreezePlan, model: Model, recipe: Recipe, precision: Precision, patches: Tokens
 ) -> tuple[int, int]:
-    """Returns what tower and projector keep, and what recomputing one block takes."""
+    """Returns the bytes that tower and projector save, and those for recomputing one block."""
     trainable = set(plan.trainable)
     blocks = layers_of(plan.layout, "vision", model.num_vision_heads, trainable, adapter_rank=recipe.adapter_rank)
     embeds = any(p.region == "vision" and p.index is None and p.name in trainable for p in plan.layout)
@@ -259,7 +259,7 @@ def _vision_bytes(
 
 
 def _copied_bytes(tensors: list[Tensor], model: Model) -> int:
-    """Returns the bf16 copies that autocast keeps of matrices that train (of no others) during a forward pass."""
+    """Returns the bytes of autocast's bf16 copies of trainable matrices (only those) during a forward pass."""
     lookups = {parameter.name for parameter in model.layout if parameter.region in ("embed", "head")}
     num_copied = sum(t.num_elements for t in tensors if t.trains and t.decays and t.name not in lookups)
     return WIDTHS["bfloat16"] * num_copied
@@ -268,7 +268,7 @@ def _copied_bytes(tensors: list[Tensor], model: Model) -> int:
 def _rollout_items(
     tensors: list[Tensor], model: Model, recipe: Recipe, lengths: Lengths, *, gpu_bytes: int
 ) -> list[Item]:
-    """Returns what sampling takes on this GPU: vLLM's share, or Transformers' own cache and passes."""
+    """Returns the memory of sampling on this GPU: vLLM's share, or Transformers' cache and passes."""
     num_sequences = recipe.sequences_per_generation
     num_patches = num_sequences * lengths.image_tokens * model.patches_a_token
     pictures = num_patches * model.pixels_a_patch * PIXEL_BYTES
@@ -281,7 +281,7 @@ def _rollout_items(
         return items
     precision, vision_precision = precisions(recipe, weight_width(model, recipe))
     length = lengths.prompt_tokens + recipe.completion_tokens
-    # Rotation leaves keys in the stream's dtype, and the cache takes values in the keys' (Transformers 5.23).
+    # Rotary embedding leaves keys in the stream's dtype, and the cache stores values in the keys' (Transformers 5.23).
     cache = 2 * model.key_width * model.layout.num_layers * length * num_sequences * precision.stream_bytes
     items.append(Item(name="KV cache", num_bytes=cache, phases=(ROLLOUT,)))
     prompts = Tokens(num_tokens=num_sequences * lengths.prompt_tokens, sequence_length=lengths.prompt_tokens)

@@ -1,13 +1,13 @@
-"""What does each process hold between the passes? Weights, masters, gradients and optimizer state, to the byte.
+"""How much memory do weights, masters, gradients and optimizer state take in each process? Exact, in bytes.
 
-One process, and DDP, keep all of it; ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) cuts it over N processes. How
-DeepSpeed 0.19.8 cuts was read in `runtime/zero/stage_1_and_2.py` and `stage3.py`; tests compare every formula here
-with the bytes a live engine holds. With n elements a tensor and b bytes each:
+A single process and DDP keep all of it; ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) partitions it over N
+processes. DeepSpeed 0.19.8's partitioning was read in `runtime/zero/stage_1_and_2.py` and `stage3.py`; tests compare
+every formula with the bytes of a live engine. For tensors with n elements of b bytes each:
 
-    AdamW              state 2·Σ n·b of what trains, and a step counter of 4 bytes a tensor
-    ZeRO-1, ZeRO-2     weights whole; what trains stands flat by parameter group, padded to a multiple of 2N, of which
-                       a process owns P = padded / N: masters 4·P, moments 8·P. After the last backward pass it holds
-                       the whole gradient of every tensor that lies in its part, if only in part, and the padding's
+    AdamW              state 2·Σ n·b of trainable tensors, and a step counter of 4 bytes per tensor
+    ZeRO-1, ZeRO-2     full weights; trainable tensors are flattened per parameter group, padded to a multiple of 2N;
+                       a process owns P = padded / N: masters 4·P, moments 8·P. After the last backward pass it has
+                       the full gradient of every tensor that overlaps its partition, and the padding's
     ZeRO-3             of each tensor ceil(n / N), frozen ones too; masters, moments and gradients the same of what
                        trains; tensors up to the persistence threshold also stay whole, as N·ceil(n / N)
 
@@ -26,9 +26,9 @@ MASTER_BYTES = 4
 MOMENT_BYTES = 4
 STEP_BYTES = 4
 ALIGNMENT = 2
-"""Elements a process, to which ZeRO-1 and ZeRO-2 pad a group (`nccl_start_alignment_factor`)."""
+"""Elements per process to which ZeRO-1 and ZeRO-2 align a group (`nccl_start_alignment_factor`)."""
 NO_DECAY = tuple(map(re.compile, ("bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")))
-"""Trainer's patterns of names without weight decay."""
+"""Trainer's name patterns of parameters without weight decay."""
 
 ROLLOUT, BACKWARD, STEP = "rollout", "backward", "step"
 PHASES = (ROLLOUT, BACKWARD, STEP)
@@ -36,25 +36,25 @@ PHASES = (ROLLOUT, BACKWARD, STEP)
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One parameter as the trainer sees it."""
+    """One parameter of the trainer."""
 
     name: str
     num_elements: int
     num_bytes: int
-    """Of one element, in memory."""
+    """Bytes per element in memory."""
     trains: bool
     decays: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What runs the steps, and how it cuts what it holds; without DeepSpeed, stage 0."""
+    """The training engine and its partitioning; stage 0 without DeepSpeed."""
 
     num_processes: int = 1
     stage: int = 0
     offload_optimizer: bool = False
     cpu_adam: bool = True
-    """Under offloading, DeepSpeed's own Adam, whose step counters are no tensors."""
+    """With offloading, DeepSpeed's Adam, whose step counters are not tensors."""
     offload_param: bool = False
     persistence_threshold: int = 100_000
     bucket_elements: int = 500_000_000
@@ -62,13 +62,13 @@ class Engine:
     max_live_elements: int = 1_000_000_000
     sub_group_elements: int = 1_000_000_000
     one_group: bool = False
-    """True where DeepSpeed's configuration has an optimizer of its own: weight decay does not part groups."""
+    """True if DeepSpeed's configuration defines the optimizer: parameters are not grouped by weight decay."""
     accumulates: bool = False
-    """True where a step has several backward passes."""
+    """True if a step has several backward passes."""
     accumulation_bytes: int | None = None
-    """Of one element of DeepSpeed's gradients, where they are not of the weights' dtype."""
+    """Bytes per element of DeepSpeed's gradients, if not in the weights' dtype."""
     foreach: bool = False
-    """True for AdamW that is not fused: its step takes a copy of what trains."""
+    """True for non-fused AdamW, whose step makes a copy of the trainable parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Item:
 
 
 def decays(name: str, layout: Layout) -> bool:
-    """True where Trainer applies weight decay; a norm with a bias is a LayerNorm, which it knows by its class."""
+    """True if Trainer applies weight decay; a norm with a bias is a LayerNorm, which Trainer recognises by class."""
     if any(pattern.search(name.lower()) for pattern in NO_DECAY):
         return False
     parameter = layout.parameters.get(name)
@@ -96,10 +96,10 @@ def tensors_in_memory(
     """Returns the parameters in the model's order.
 
     Args:
-        plan: what trains; under LoRA, the weights that get an adapter.
-        weight_bytes: of one element of a weight.
-        adapter_rank: of LoRA; 0 without.
-        adapter_bytes: of one element of an adapter.
+        plan: trainable parameters; under LoRA, the weights with an adapter.
+        weight_bytes: bytes per element of a weight.
+        adapter_rank: LoRA's rank; 0 without LoRA.
+        adapter_bytes: bytes per element of an adapter.
     """
     trainable = set(plan.trainable)
     tensors = []
@@ -130,7 +130,7 @@ def tensors_in_memory(
 
 
 def groups(tensors: Iterable[Tensor], engine: Engine) -> list[list[Tensor]]:
-    """Returns what trains by parameter group; a group without a tensor is none."""
+    """Returns the trainable tensors per non-empty parameter group."""
     training = [tensor for tensor in tensors if tensor.trains]
     if engine.one_group:
         return [training]
@@ -141,7 +141,7 @@ def groups(tensors: Iterable[Tensor], engine: Engine) -> list[list[Tensor]]:
 def held_items(tensors: Sequence[Tensor], engine: Engine, rank: int) -> list[Item]:
     """Returns weights, masters, gradients and optimizer state of one process: the exact part of the plan.
 
-    Gradients are those held after a step's last backward pass, in which every trainable tensor took part.
+    Gradients are those present after a step's last backward pass, in which every trainable tensor took part.
     """
     if engine.stage == 3:
         return _held_by_stage_3(tensors, engine)
@@ -171,7 +171,7 @@ def _held_by_stages_1_and_2(tensors: Sequence[Tensor], engine: Engine, rank: int
     items = [Item(name="weights", num_bytes=weights), *_optimizer_items(owned, num_flat, engine)]
     if engine.offload_optimizer:
         return [*items, Item(name="gradients", num_bytes=MASTER_BYTES * owned, on_cpu=True)]
-    if engine.accumulation_bytes not in (None, width):  # then in one flat tensor
+    if engine.accumulation_bytes not in (None, width):  # accumulated in one flat tensor
         assert engine.accumulation_bytes is not None
         width, gradients = engine.accumulation_bytes, owned
     return [*items, Item(name="gradients", num_bytes=width * gradients, phases=(BACKWARD, STEP))]
@@ -201,7 +201,7 @@ def _held_by_stage_3(tensors: Sequence[Tensor], engine: Engine) -> list[Item]:
 
 
 def _optimizer_items(num_owned: int, num_flat: int, engine: Engine) -> list[Item]:
-    """Returns masters and moments of so many elements in so many flat tensors."""
+    """Returns masters and moments for a number of elements and flat tensors."""
     on_cpu = engine.offload_optimizer
     counters = 0 if on_cpu and engine.cpu_adam else STEP_BYTES * num_flat
     return [
@@ -211,15 +211,15 @@ def _optimizer_items(num_owned: int, num_flat: int, engine: Engine) -> list[Item
 
 
 def passing_items(tensors: Sequence[Tensor], engine: Engine, rank: int) -> list[Item]:
-    """Returns what the engine holds beside that for a while: buckets, copies, gathered weights.
+    """Returns the engine's temporary memory: buckets, copies, gathered weights.
 
-    Read in the code and not measured: sizes at the worst moment of each phase.
+    From the code, not measured: sizes at the peak of each phase.
     """
     training = [tensor for tensor in tensors if tensor.trains]
     trained_bytes = sum(t.num_elements * t.num_bytes for t in training)
     if engine.stage == 0:
         items = []
-        if engine.num_processes > 1:  # accelerate leaves DDP's gradient_as_bucket_view off: gradients stand twice
+        if engine.num_processes > 1:  # accelerate leaves DDP's gradient_as_bucket_view off: gradients are stored twice
             items.append(Item(name="DDP buckets", num_bytes=trained_bytes))
         if engine.foreach:
             items.append(Item(name="step's copy of what trains", num_bytes=trained_bytes, phases=(STEP,)))
@@ -254,13 +254,13 @@ def passing_items(tensors: Sequence[Tensor], engine: Engine, rank: int) -> list[
 
 
 def partition_elements(sizes: Sequence[int], num_processes: int) -> int:
-    """Returns what one process owns of a flat group under ZeRO-1 and ZeRO-2."""
+    """Returns the elements of a flat group that one process owns under ZeRO-1 and ZeRO-2."""
     multiple = ALIGNMENT * num_processes
     return math.ceil(sum(sizes) / multiple) * multiple // num_processes
 
 
 def elements_in_partition(sizes: Sequence[int], partition: int, rank: int) -> list[int]:
-    """Returns the sizes of the tensors of which any element lies in a process's part."""
+    """Returns the sizes of the tensors that overlap a process's partition."""
     begin, end, offset, inside = rank * partition, (rank + 1) * partition, 0, []
     for size in sizes:
         if offset < end and offset + size > begin:
@@ -270,7 +270,7 @@ def elements_in_partition(sizes: Sequence[int], partition: int, rank: int) -> li
 
 
 def sub_groups(tensors: Iterable[Tensor], engine: Engine) -> list[list[int]]:
-    """Returns, for each group under ZeRO-3, the elements of the flat tensors it is stepped in."""
+    """Returns, for each group under ZeRO-3, the elements of the flat tensors of its optimizer step."""
     parted = []
     for group in groups(tensors, engine):
         flat = [0]
@@ -283,7 +283,7 @@ def sub_groups(tensors: Iterable[Tensor], engine: Engine) -> list[list[int]]:
 
 
 def trained_width(tensors: Iterable[Tensor]) -> int:
-    """Returns the bytes of one element of what trains, as the engine holds it."""
+    """Returns the bytes per element of trainable parameters in the engine."""
     return next(tensor.num_bytes for tensor in tensors if tensor.trains)
 
 
@@ -297,5 +297,5 @@ def _largest_flat(tensors: Sequence[Tensor], engine: Engine) -> int:
 
 
 def total_bytes(items: Iterable[Item], *, phase: str | None = None, on_cpu: bool = False) -> int:
-    """Returns the bytes of one phase (of all of them without one), on the GPU or in main memory."""
+    """Returns the bytes in one phase (all phases if None), on the GPU or in main memory."""
     return sum(item.num_bytes for item in items if item.on_cpu == on_cpu and (phase is None or phase in item.phases))

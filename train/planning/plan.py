@@ -1,4 +1,4 @@
-"""How is a plan made? The settings of a study or a run, and from them the forecast of each arm."""
+"""Makes the plan: the settings of a study or a run, and the forecast of each arm."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PURPOSE = "What would a run need, before it is launched? Parameters, memory, disk and GPU-hours of every arm."
 DEFAULT_PROMPT_TOKENS = 1024
 DEFAULT_IMAGE_TOKENS = 1280
-"""The upper end of what Qwen2.5-VL's model card proposes for an image (256 to 1,280 tokens)."""
+"""Upper end of the range that Qwen2.5-VL's model card recommends per image (256 to 1,280 tokens)."""
 GPUS = {
     "a100-40gb": 40_960,
     "a100-80gb": 81_920,
@@ -38,7 +38,7 @@ GPUS = {
     "h200-141gb": 143_771,
     "rtx-4090-24gb": 24_564,
 }
-"""Name -> MiB of memory in all, as `nvidia-smi` reports it.
+"""Name -> total memory in MiB, as reported by `nvidia-smi`.
 
 A100 and H100: modal-labs/modal-client, pull request 2797; H200 and RTX 4090: listings in public issues.
 """
@@ -46,7 +46,7 @@ A100 and H100: modal-labs/modal-client, pull request 2797; H200 and RTX 4090: li
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
-    """On what the run is to go, and what is assumed of its data and speed."""
+    """The hardware of the run, and assumptions about its data and speed."""
 
     num_gpus: int | None = field(default=None, metadata={"help": "GPUs in all; the launcher's by default, else 1"})
     gpu: str = field(
@@ -81,7 +81,7 @@ class PlanArguments:
 
 
 def lengths_of(arguments: PlanArguments, recipe: Recipe, *, sees: bool) -> Lengths:
-    """Returns the length of the prompts that is planned for, and how much of it is image."""
+    """Returns the prompt length used for the plan, and the image tokens in it."""
     prompt = arguments.prompt_tokens or recipe.prompt_limit or DEFAULT_PROMPT_TOKENS
     images = min(prompt, DEFAULT_IMAGE_TOKENS) if arguments.image_tokens is None else arguments.image_tokens
     images = images if sees else 0
@@ -95,7 +95,7 @@ def lengths_of(arguments: PlanArguments, recipe: Recipe, *, sees: bool) -> Lengt
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """Where the model of a single run is described."""
+    """The model description of a single run."""
 
     layout_config: str | None = field(
         default=None, metadata={"help": "config.json used where the checkpoint is not at hand"}
@@ -104,7 +104,7 @@ class ModelArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The whole plan: what is shared, and each arm's forecast."""
+    """The complete plan: shared settings, and each arm's forecast."""
 
     model: Model
     recipe: Recipe
@@ -131,7 +131,7 @@ class Plan:
 
 
 def memory_of(gpu: str) -> int:
-    """Returns the bytes of a GPU named in the table, or given in GiB."""
+    """Returns the memory in bytes of a GPU from the table, or given in GiB."""
     if gpu in GPUS:
         return GPUS[gpu] * MIB
     if gpu.replace(".", "", 1).isdigit() and float(gpu) > 0:
@@ -142,7 +142,7 @@ def memory_of(gpu: str) -> int:
 
 
 def plan_study(study: "NecessityArguments", arguments: PlanArguments) -> Plan:
-    """Plans every arm of a study; the model is laid out once."""
+    """Plans every arm of a study; the model's layout is computed once."""
     from train.freezing.arms import parse_arms
     from train.planning.study import freeze_arguments
 
@@ -248,13 +248,13 @@ def _study_config(study: "NecessityArguments") -> dict[str, Any]:
 
 
 def _local(name: str | None) -> Checkpoint | None:
-    """Opens a checkpoint that is a local folder, for its headers."""
+    """Opens a checkpoint in a local folder, for its headers."""
     return open_checkpoint(Path(name)) if name and Path(name).is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Configured:
-    """The one key of train.grpo's configuration that the command line of a plan has too."""
+    """The only key of train.grpo's configuration that is also a flag of the plan."""
 
     deepspeed: str | None = None
 
@@ -273,7 +273,7 @@ def _read_training(config: str) -> tuple[Any, "ModelConfig", str | None]:
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """Returns the plan as plain values: per arm its blocks, its memory, its disk and its tokens."""
+    """Returns the plan as JSON values: blocks, memory, disk and tokens per arm."""
     speed = plan.speed
     return {
         "start": plan.start,
@@ -303,7 +303,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
 
 
 def make_plan(argv: Sequence[str]) -> Plan:
-    """Parses a command line and plans what it names: a study, or one run."""
+    """Parses a command line and plans the study or run that it names."""
     path = next((after for word, after in pairwise(argv) if word == "--config"), None)
     path = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), path)
     keys = config_keys(path)

@@ -1,8 +1,8 @@
-"""What will a run do, and on what? The settings that decide what it needs, from the files that configure it.
+"""Which settings determine a run's requirements? Read from its configuration files.
 
-The configuration of train.grpo is read as train.grpo reads it (an unknown key is an error) but no trainer arguments are
-built: these ask for the GPU the plan is made for. DeepSpeed's JSON and the launcher's settings are read as Transformers
-5.23 and accelerate read them, `auto` included.
+The configuration of train.grpo is read as by train.grpo (an unknown key is an error), but without building the trainer
+arguments, which would require the planned GPU. DeepSpeed's JSON and the launcher's settings are interpreted as by
+Transformers 5.23 and accelerate, including `auto`.
 """
 
 import json
@@ -27,7 +27,7 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What the launcher's command line and configuration say."""
+    """The settings from the launcher's command line and configuration."""
 
     num_processes: int | None = None
     deepspeed: str | dict[str, Any] | None = None
@@ -35,18 +35,18 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings of one run that decide what it needs."""
+    """The settings of one run that determine its requirements."""
 
     num_gpus: int
     engine: Engine
     engine_bf16: bool
-    """True where DeepSpeed casts the weights to bf16 and keeps fp32 masters."""
+    """True if DeepSpeed casts the weights to bf16 and keeps fp32 masters."""
     autocast: bool
     dtype: str | None
-    """Of the weights in memory; None: as stored."""
+    """Dtype of the weights in memory; None: as stored."""
     attention: str
     sequences_per_pass: int
-    """Of one process."""
+    """Per process."""
     passes_per_step: int
     passes_per_generation: int
     num_iterations: int
@@ -58,12 +58,12 @@ class Recipe:
     vllm_share: float
     vllm_sleeps: bool
     prompt_limit: int | None
-    """Tokens of the longest prompt that is not filtered, or that vLLM takes."""
+    """Tokens of the longest prompt that is not filtered, or that vLLM accepts."""
     gathers_for_generation: bool
     save_steps: int | None
-    """None: no checkpoints."""
+    """Steps between checkpoints; None: no checkpoints."""
     num_kept: int | None
-    """Checkpoints kept; None: all."""
+    """Number of checkpoints kept; None: all."""
     model_config: "ModelConfig" = field(repr=False)
 
     @property
@@ -72,21 +72,21 @@ class Recipe:
 
     @property
     def sequences_per_generation(self) -> int:
-        """Sequences a process samples at a time."""
+        """Sequences that a process samples at a time."""
         return self.sequences_per_pass * self.passes_per_generation
 
     @property
     def num_sequences(self) -> int | None:
-        """Sequences of the whole run, counted once for each pass over them."""
+        """Sequences of the run, counted once per pass over them."""
         if self.num_steps is None:
             return None
         return self.num_steps * self.passes_per_step * self.sequences_per_pass * self.num_gpus
 
 
 def training_fields() -> type:
-    """Returns the fields of train.grpo's arguments as a dataclass that checks and derives nothing.
+    """Returns the fields of train.grpo's arguments as a dataclass without checks or derived values.
 
-    Without those of FreezeArguments and ModelConfig, parsed as they are, and without `deepspeed`, which a plan has too.
+    Without those of FreezeArguments and ModelConfig, which are parsed separately, and `deepspeed`, a flag of the plan.
     """
     from trl import GRPOConfig
 
@@ -122,17 +122,17 @@ def make_recipe(
     deepspeed: str | None,
     hidden_size: int,
 ) -> Recipe:
-    """Puts together what the configuration, the launcher and the command line say; the last one wins.
+    """Combines configuration, launcher and command line; later ones take precedence.
 
     Raises:
-        ValueError: for settings whose needs are not known here, or that TRL would refuse.
+        ValueError: for settings whose requirements are unknown, or that TRL would reject.
     """
     num_gpus = num_gpus or launch.num_processes or 1
     if training.optim not in OPTIMIZERS:
         raise ValueError(f"optim {training.optim!r} is not planned; expected one of {', '.join(OPTIMIZERS)}")
     if training.fp16 or training.fsdp:
         raise ValueError("fp16 and fsdp are not planned; expected bf16, alone, with DDP or with DeepSpeed")
-    bf16 = training.bf16 is not False  # TRL's default, None, is bf16
+    bf16 = training.bf16 is not False  # TRL's default, None, means bf16
     config = deepspeed or launch.deepspeed
     accumulates = training.gradient_accumulation_steps > 1
     if config:
@@ -218,7 +218,7 @@ def read_deepspeed(config: str | dict[str, Any]) -> dict[str, Any]:
 def deepspeed_engine(
     values: dict[str, Any], *, num_processes: int, bf16: bool, hidden_size: int, accumulates: bool
 ) -> Engine:
-    """Returns how an engine of this configuration cuts what it holds; `auto` as Transformers fills it in."""
+    """Returns the engine for this configuration; `auto` values as in Transformers."""
     zero = values.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (1, 2, 3):
@@ -261,7 +261,7 @@ def _offloads(zero: dict[str, Any], key: str) -> bool:
 
 
 def read_launcher(launcher: str | None) -> Launch:
-    """Reads a study's launcher: `accelerate launch`, its `--config_file`, or `torchrun`."""
+    """Parses a study's launcher: `accelerate launch`, its `--config_file`, or `torchrun`."""
     words = shlex.split(launcher) if launcher else []
     options = {
         word.lstrip("-").replace("-", "_").partition("=")[0]: word.partition("=")[2] or following
@@ -287,12 +287,12 @@ def _accelerate_file(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"launcher: {path} is missing or no YAML; expected a configuration of accelerate") from error
+        raise ValueError(f"launcher: {path} is missing or not YAML; expected a configuration of accelerate") from error
     return values or {}
 
 
 def _plugin_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns DeepSpeed's configuration as accelerate makes it from its own options."""
+    """Returns the DeepSpeed configuration that accelerate builds from its own options."""
     zero = {"stage": int(options["zero_stage"])}
     offload = {
         part: {"device": options[f"{part}_device"]}
@@ -303,7 +303,7 @@ def _plugin_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_keys(path: str | None) -> Sequence[str]:
-    """Returns the top-level keys of a YAML file; of a file that cannot be read, none."""
+    """Returns the top-level keys of a YAML file; none if it cannot be read."""
     import yaml
 
     try:

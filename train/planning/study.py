@@ -1,7 +1,7 @@
 """What is a necessity study made of? Its arguments, and every command it runs, in order.
 
-Data and models that the configuration names are used as they are; those it gives a YAML for are built in the study.
-Each command has an output directory of its own and needs only what stands before it.
+Data and models that the configuration names are used directly; those given as a YAML are built in the study. Each
+command has its own output directory and depends only on earlier commands.
 """
 
 import shlex
@@ -23,7 +23,7 @@ from train.freezing.freeze import FreezeArguments
 
 @dataclass(frozen=True, kw_only=True)
 class NecessityArguments:
-    """A study: where its models and data come from, which arms it compares, with which seeds."""
+    """A study: sources of models and data, arms, seeds."""
 
     output_dir: str = field(metadata={"help": "folder of the whole study"})
     grpo_config: str = field(metadata={"help": "YAML of train.grpo, the same for every arm"})
@@ -130,24 +130,24 @@ def freeze_arguments(arguments: NecessityArguments, arm: Arm) -> FreezeArguments
 
 
 def study_files(arguments: NecessityArguments) -> dict[str, dict[str, Any]]:
-    """Returns the contents of the study's configuration files by path."""
+    """Returns the contents of the study's configuration files, keyed by path."""
     import yaml
 
     return {path: yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {} for path in arguments.config_files()}
 
 
 def plan_jobs(arguments: NecessityArguments, arms: Sequence[Arm]) -> list[Job]:
-    """Returns every command of the study in the order in which it may start."""
+    """Returns all commands of the study, in an order in which they can start."""
     return _Jobs(arguments, arms).all()
 
 
 def arm_label(arm: str, seed: int) -> str:
-    """Returns the folder name of one arm trained with one seed."""
+    """Returns the folder name of an arm and seed."""
     return f"{arm}-seed{seed}"
 
 
 class _Jobs:
-    """Collects the commands of one study; a job needs those of the named ones that the study runs itself."""
+    """Collects the commands of a study; a job depends on those of the named jobs that the study runs itself."""
 
     def __init__(self, arguments: NecessityArguments, arms: Sequence[Arm]) -> None:
         self.arguments = arguments
@@ -191,7 +191,7 @@ class _Jobs:
         )
 
     def _add_sources(self) -> None:
-        """Adds what the study makes itself: the data, the untrained model, the base model and the cold start."""
+        """Adds the parts that the study builds: data, untrained model, base model and cold start."""
         arguments = self.arguments
         if arguments.data_task:
             config = ("--config", arguments.data_config) if arguments.data_config else ()
@@ -246,7 +246,7 @@ class _Jobs:
         arguments = self.arguments
         ends = [f"{arm.name}@{seed}={self.checkpoints[label]}" for arm, seed, label in self.runs]
         cut = ("--cuts", *map(str, arguments.cuts)) if arguments.cuts else ("--partition", arguments.partition)
-        # Spectra of all arms of a 7B model take hours on a CPU: asked for by whoever wants them.
+        # Spectra of all arms of a 7B model take hours on a CPU, so they are not computed by default.
         command = (
             "analyze.deltas",
             "--sft",

@@ -1,4 +1,4 @@
-"""How is a plan read? Its tables: what trains, memory by phase, and all arms side by side."""
+"""Formats the plan's tables: trainable parameters, memory by phase, and all arms side by side."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def format_plan(plan: "Plan") -> str:
-    """Returns the plan as a person reads it."""
+    """Formats the plan for the terminal."""
     lines = _header(plan)
     for name, needs in plan.forecasts.items():
         lines += ["", f"{name}:", format_freeze_table(needs.plan)]
@@ -143,6 +143,6 @@ def _hours(plan: "Plan", needs: Forecast) -> str:
 
 
 def _unit(plan: "Plan") -> tuple[str, Callable[[int], str]]:
-    """Returns the unit in which the model's sizes are read, and how a number of bytes is written in it."""
+    """Returns the unit for the model's sizes, and a function that formats bytes in it."""
     name, divisor = ("GiB", GIB) if plan.model.stored_bytes >= GIB else ("MiB", MIB)
     return name, lambda num_bytes: f"{num_bytes / divisor:,.2f}"

@@ -1,1 +1,1 @@
-"""Are the replies of vLLM those of the model that is trained? Prompts, weights and log-probabilities compared."""
+"""Does vLLM sample from the trained model? Prompts, weights and log-probabilities are compared."""

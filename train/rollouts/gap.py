@@ -1,14 +1,14 @@
-"""Do the engine that writes replies and the trainer that scores them see the same? Their log-probabilities, compared.
+"""How far are the engine's log-probabilities from the trainer's?
 
-For a sampled token, gap = |log p_engine - log p_trainer| in nats, both for the same tokens and the same weights. What
-rounding alone explains is measured, on the same batch: the trainer's model runs once more while the output of every
-linear map and norm is multiplied by 1 + ulp·ε, with ε uniform in [-1, 1] and ulp the spacing of numbers near 1 in the
-coarser of the two dtypes. A gap of more than `GAP_FACTOR` times what that noise does is no rounding.
+For a sampled token, gap = |log p_engine - log p_trainer| in nats, both for the same tokens and the same weights. The
+effect of rounding is measured on the same batch: the trainer's model runs once more with the output of every linear map
+and norm multiplied by 1 + ulp·ε, with ε uniform in [-1, 1] and ulp the spacing of numbers near 1 in the coarser of the
+two dtypes. A gap of more than `GAP_FACTOR` times the effect of this noise is not rounding.
 
-Two statistics are compared: the mean over all tokens, and the worst reply, which is the largest mean over the tokens of
-one reply. A fault in one prompt of a batch shows in the second and hides in the first.
+Two statistics are compared: the mean over all tokens, and the worst reply, the largest mean over the tokens of one
+reply. A fault in one prompt of a batch is visible in the second but not in the first.
 
-With `top_p` = q < 1 the engine's probabilities are those of a cut distribution, each at most 1/q times the trainer's:
+With `top_p` = q < 1 the engine's probabilities are those of a truncated distribution, at most 1/q times the trainer's:
 log p_engine - log p_trainer may lie anywhere in [0, -log q], and the gap is its distance from there.
 """
 
@@ -23,20 +23,20 @@ from jaxtyping import Bool, Float
 from train.rollouts.record import IMAGES, TEXT
 
 GAP_FACTOR = 10.0
-"""In bfloat16, vLLM's gap was 0.5 to 1.1 times the noise's, planted faults' far above (docs/log.md, 2026-11-27)."""
+"""In bfloat16, vLLM's gap was 0.5 to 1.1 times the noise's; planted faults gave far more (docs/log.md, 2026-11-27)."""
 NEGLIGIBLE_MEAN, NEGLIGIBLE_REPLY = 1e-3, 1e-2
-"""Nats a token. Below, no gap is a fault: it changes no probability by more than a thousandth or a hundredth, and in
-float32 the rounding of sums inside a map, which the noise leaves out, may be tens of times what it explains."""
+"""Nats per token. Smaller gaps are not faults: they change no probability by more than 0.1 % or 1 %, and in float32 the
+rounding of sums within a map, which the noise does not include, may be tens of times the effect of the noise."""
 ULP = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-"""Spacing of numbers between 1 and 2: two results that were rounded each by itself differ by no more."""
+"""Spacing of numbers between 1 and 2: the maximum difference of two separately rounded results."""
 NOISE_SEED = 0
 MAX_QUANTILE_TOKENS = 1_000_000
-"""`torch.quantile` (2.8 to 2.15) refuses more than 16 million values."""
+"""`torch.quantile` (2.8 to 2.15) accepts at most 16 million values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """The gap over a batch's prompts of one kind, in nats."""
+    """The gap over one kind of prompts in a batch, in nats."""
 
     num_tokens: int
     mean: float
@@ -52,13 +52,13 @@ def measure_gap(
     mask: Bool[torch.Tensor, "replies tokens"],
     slack: float = 0.0,
 ) -> Gap | None:
-    """Compares log-probabilities of the same tokens; None where there is no token.
+    """Compares log-probabilities of the same tokens; None if there is no token.
 
     Args:
-        engine: log-probabilities under the engine; tokens that it could not score are NaN and left out.
-        trainer: the same under the trainer.
-        mask: which places hold a sampled token.
-        slack: how much larger, in nats, the engine's may be: -log of `top_p`.
+        engine: the engine's log-probabilities; NaN for tokens that it could not score, which are ignored.
+        trainer: the trainer's log-probabilities.
+        mask: positions of sampled tokens.
+        slack: amount in nats by which the engine's may be larger: -log of `top_p`.
     """
     mask = mask & ~torch.isnan(engine)
     above = engine - trainer
@@ -83,7 +83,7 @@ def gaps_by_kind(
     has_images: Sequence[bool],
     slack: float = 0.0,
 ) -> dict[str, Gap]:
-    """Returns the gap of prompts without and with pictures, where there are any."""
+    """Returns the gap of prompts without and with images, if there are any."""
     seeing = torch.tensor(list(has_images), dtype=torch.bool, device=mask.device)
     found = {}
     for kind, rows in ((TEXT, ~seeing), (IMAGES, seeing)):
@@ -94,7 +94,7 @@ def gaps_by_kind(
 
 
 def exceeds(gap: Gap, noise: Gap) -> bool:
-    """True where a gap is more than rounding explains; NaN is."""
+    """True if a gap is more than rounding explains, or NaN."""
     return not (
         gap.mean <= max(NEGLIGIBLE_MEAN, GAP_FACTOR * noise.mean)
         and gap.worst_reply <= max(NEGLIGIBLE_REPLY, GAP_FACTOR * noise.worst_reply)
@@ -108,9 +108,9 @@ def coarser(*dtypes: str) -> str:
 
 @contextmanager
 def rounding_noise(model: torch.nn.Module, dtype: str) -> Iterator[None]:
-    """Lets every linear map, convolution, embedding and norm of a model err as rounding to a dtype does.
+    """Perturbs the output of every linear map, convolution, embedding and norm like rounding to a dtype.
 
-    The noise has a generator of its own; every other random number stays as it is.
+    The noise has its own generator; other random numbers are unaffected.
     """
     generators: dict[Any, torch.Generator] = {}
     ulp = ULP[dtype]
@@ -132,5 +132,5 @@ def rounding_noise(model: torch.nn.Module, dtype: str) -> Iterator[None]:
 
 
 def _computes(module: torch.nn.Module) -> bool:
-    """True for a module that has weights and no modules below it: a linear map, a norm, an embedding."""
+    """True for a leaf module with weights: a linear map, a norm, an embedding."""
     return not any(True for _ in module.children()) and any(True for _ in module.parameters(recurse=False))

@@ -1,8 +1,8 @@
-"""What of a checkpoint's `generation_config.json` would act on rollouts unasked? It is set aside.
+"""Removes settings of a checkpoint's `generation_config.json` that would implicitly affect rollouts.
 
-`generate` (Transformers 5.23) fills every field that its caller leaves unset from the checkpoint's own file, so that a
-`no_repeat_ngram_size`, a `typical_p` or a `min_new_tokens` there shapes the replies of TRL's rollouts (1.16), whose
-log-probabilities in the loss know nothing of it. What a run asks for itself (`generation_kwargs`) stays.
+`generate` (Transformers 5.23) fills every unset field from the checkpoint's file, so a `no_repeat_ngram_size`, a
+`typical_p` or a `min_new_tokens` there affects the replies of TRL's rollouts (1.16), while the log-probabilities in the
+loss ignore it. Settings of the run itself (`generation_kwargs`) are kept.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-"""What says where a reply begins and ends: kept."""
+"""Fields that define where a reply begins and ends; kept."""
 ABOUT_THE_FILE = (
     "transformers_version",
     "_from_model_config",
@@ -19,7 +19,7 @@ ABOUT_THE_FILE = (
     "output_hidden_states",
     "use_cache",
 )
-"""What says nothing of which reply is written."""
+"""Fields without influence on the replies."""
 SET_BY_TRL = (
     "do_sample",
     "temperature",
@@ -30,11 +30,11 @@ SET_BY_TRL = (
     "max_new_tokens",
     "max_length",
 )
-"""Given by TRL (1.16) for every rollout, so that the checkpoint's own never acted."""
+"""Fields that TRL (1.16) always sets, so the checkpoint's values never apply."""
 
 
 def set_aside(model: "PreTrainedModel") -> dict[str, Any]:
-    """Leaves a model only the tokens of its generation configuration, and returns what would have acted otherwise."""
+    """Keeps only the token ids of a model's generation configuration, and returns the removed settings."""
     from transformers import GenerationConfig
 
     declared = model.generation_config.to_diff_dict()
@@ -47,7 +47,7 @@ def set_aside(model: "PreTrainedModel") -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """Returns the line that says what was set aside."""
+    """Returns a line that lists the removed settings."""
     listed = ", ".join(f"{name} {value}" for name, value in found.items())
     return (
         f"generation_config.json of the start asks for {listed}: not applied, since the loss does not know of it; "

@@ -1,10 +1,10 @@
-"""Is what vLLM sampled what the trainer scores? Compared in every pass on the weights that wrote the replies.
+"""Do vLLM and the trainer agree on the sampled tokens? Compared in every pass with the weights that sampled them.
 
-The trainer computes the log-probabilities of the sampled tokens anyway, in its loss; vLLM returns its own. They are
-compared before the pass's gradients are used, by prompts with and without pictures apart (`gap.py`), and
-logged beside what rounding explains: `rollout_gap/KIND`, `rollout_gap_p99/KIND` and `rollout_rounding/KIND`, in nats a
-token. The first pass of each kind in an attempt measures what rounding explains, with one more forward pass; so does
-one in every `rollout_rounding_steps` steps, and every pass that exceeds what was measured before.
+The trainer computes the log-probabilities of the sampled tokens in its loss anyway; vLLM returns its own. They are
+compared before the pass's gradients are used, separately for prompts with and without images (`gap.py`), and logged
+together with the effect of rounding: `rollout_gap/KIND`, `rollout_gap_p99/KIND` and `rollout_rounding/KIND`, in nats
+per token. The effect of rounding is measured, with one more forward pass, in the first pass of each kind in an attempt,
+once every `rollout_rounding_steps` steps, and in every pass that exceeds the last measurement.
 """
 
 import math
@@ -19,33 +19,33 @@ from train.rollouts.gap import GAP_FACTOR, Gap, exceeds, gaps_by_kind, rounding_
 from train.rollouts.record import IMAGES, KINDS
 
 MAX_UNSCORED = 0.1
-"""Share of sampled tokens for which vLLM may give no log-probability; one that computes NaN gives none at all."""
+"""Share of sampled tokens for which vLLM may give no log-probability; an engine that computes NaN gives none at all."""
 Score = Callable[[], torch.Tensor]
-"""Computes the trainer's log-probabilities of a pass once more, [replies, tokens]."""
+"""Computes the trainer's log-probabilities of a pass again, [replies, tokens]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One pass of the trainer over replies that vLLM wrote."""
+    """One pass of the trainer over vLLM's replies."""
 
     engine: torch.Tensor
     """Log-probabilities of the sampled tokens, [replies, tokens]."""
     trainer: torch.Tensor
     mask: torch.Tensor
     has_images: list[bool]
-    """Of each reply's prompt."""
+    """Whether each reply's prompt has images."""
 
 
 class RolloutGuard:
-    """Compares every pass and stops the run where a gap is more than rounding explains."""
+    """Compares every pass and stops the run if a gap is more than rounding explains."""
 
     def __init__(self, *, dtype: str, engine: str, max_gap: float | None, every: int = 50, top_p: float = 1.0) -> None:
         """Args:
-        dtype: the coarser of the dtypes in which engine and trainer compute.
-        engine: its name and version, for the message.
-        max_gap: largest mean gap in nats a token; None: what rounding explains.
-        every: steps between measures of what rounding explains.
-        top_p: of the sampling.
+        dtype: the coarser of the dtypes of engine and trainer.
+        engine: name and version of the engine, for the message.
+        max_gap: largest mean gap in nats per token; None: derived from rounding.
+        every: steps between measurements of rounding.
+        top_p: setting of the sampling.
         """
         self._slack = -math.log(top_p)
         self._every = every
@@ -54,20 +54,20 @@ class RolloutGuard:
         self._engine = engine
         self._max_gap = max_gap
         self.noise: dict[str, Gap] = {}
-        """What rounding explains, by kind, as last measured."""
+        """Last measured effect of rounding, by kind."""
 
     def compare(self, work: Pass, model: Any, score: Score, device: Any, *, step: int) -> dict[str, Gap]:
-        """Returns the gaps of a pass by kind; collective where several processes train.
+        """Returns the gaps of a pass by kind; collective if several processes train.
 
         Args:
             work: the pass.
-            model: the trainer's, whose modules err while rounding is measured.
-            score: the trainer's log-probabilities of the pass, computed anew.
-            device: of the trainer's tensors.
-            step: of the run, which every process counts alike.
+            model: the trainer's model, which is perturbed to measure rounding.
+            score: computes the trainer's log-probabilities of the pass again.
+            device: device of the trainer's tensors.
+            step: step of the run, the same in every process.
 
         Raises:
-            RuntimeError: where a gap is more than rounding explains, in every process.
+            RuntimeError: if a gap is more than rounding explains; in every process.
         """
         found = gaps_by_kind(work.engine, work.trainer, work.mask, work.has_images, self._slack)
         due = self._measured_at is None or (step != self._measured_at and step % self._every == 0)
@@ -85,7 +85,7 @@ class RolloutGuard:
         return found
 
     def _unscored(self, work: Pass) -> str | None:
-        """Says so where too few tokens have a log-probability of the engine's to be compared; else None."""
+        """Returns a message if the engine scored too few tokens for a comparison; else None."""
         mask = work.mask.bool()
         num_tokens, num_unscored = int(mask.sum()), int((mask & torch.isnan(work.engine)).sum())
         if num_unscored <= MAX_UNSCORED * num_tokens:
@@ -96,7 +96,7 @@ class RolloutGuard:
         )
 
     def _excess(self, found: dict[str, Gap]) -> str | None:
-        """Returns the first gap that is too large, in words; None where none is."""
+        """Returns a message about the first gap that is too large; None if there is none."""
         for kind in KINDS:
             gap, noise = found.get(kind), self.noise.get(kind)
             if gap is None:

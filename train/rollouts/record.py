@@ -1,12 +1,12 @@
-"""What wrote the replies of a run? `rollout.json`, beside the weights of `final/`, for whoever compares them.
+"""Which engine generated the replies of a run? Writes `rollout.json` to `final/`, for comparisons of models.
 
     {"engine": "vllm 0.31.0", "engine_dtype": "bfloat16", "trainer_dtype": "float32", "corrected": false,
      "gap": {"images": {"mean": 0.002, "p99": 0.04, "rounding": 0.002, "num_steps": 40}, "text": {…}},
      "weight_sync": {"num_syncs": 40, "sent_bytes": …, "whole_bytes": …, "num_compared": …}}
 
-`gap` is |log p_engine - log p_trainer| of the sampled tokens, in nats a token, averaged over the logged steps;
-`rounding` is what rounding alone explains (`gap.py`). Arms whose gaps differ were trained on replies of
-policies that differ from their own by different amounts.
+`gap` is |log p_engine - log p_trainer| of the sampled tokens, in nats per token, averaged over the logged steps;
+`rounding` is the effect of rounding alone (`gap.py`). Arms with different gaps were trained on replies of policies that
+deviate from their own to different degrees.
 """
 
 import json
@@ -28,25 +28,25 @@ GAP, GAP_P99, ROUNDING = "rollout_gap", "rollout_gap_p99", "rollout_rounding"
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRecord:
-    """What wrote the replies, known before the first."""
+    """The engine that generates the replies, as known before training."""
 
     engine: str
     """Name and version."""
     engine_dtype: str
     trainer_dtype: str
-    """Of the trainer's arithmetic."""
+    """Dtype of the trainer's arithmetic."""
     corrected: bool
-    """True where the loss is weighted by the ratio of the trainer's to the engine's probabilities."""
+    """True if the loss is weighted by the ratio of the trainer's to the engine's probabilities."""
 
 
 def write_rollout(directory: Path, record: RolloutRecord, rows: Iterable[Record], facts: Mapping[str, Any]) -> None:
-    """Writes the record of a run beside its weights.
+    """Writes the record of a run next to its weights.
 
     Args:
-        directory: of the checkpoint.
-        record: what wrote the replies.
-        rows: what was logged, a row a logging step.
-        facts: what the trainer knows of the engine; of the last attempt.
+        directory: the checkpoint's folder.
+        record: the engine.
+        rows: logged values, one row per logging step.
+        facts: the trainer's facts about the engine in the last attempt.
     """
     kept = list(rows)
     gap = {kind: found for kind in KINDS if (found := _summary(kind, kept))}

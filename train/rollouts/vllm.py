@@ -1,21 +1,21 @@
-"""Who writes the replies? vLLM, shown exactly what the trainer scores, and holding exactly its weights.
+"""Rollouts with vLLM, which gets exactly the trainer's prompts and weights.
 
-TRL's `VLLMGeneration` drives the engine; four things are mended or added where the engine runs in the trainer's process
-(`vllm_mode: colocate`). Read in TRL 1.16 and vLLM 0.31; `tests/train/rollouts/test_vllm.py` fails when they change.
+TRL's `VLLMGeneration` drives the engine; four things are fixed or added if the engine runs in the trainer's process
+(`vllm_mode: colocate`). Read in TRL 1.16 and vLLM 0.31; `tests/train/rollouts/test_vllm.py` fails if they change.
 
-- **Pictures.** TRL hands over prompts in which a picture already is n image tokens, and vLLM expands the first of them
-  to n once more. Here each picture is one token, as vLLM expects. The prompt that the engine reports back must equal
-  the trainer's, token for token, for every reply.
+- **Images.** TRL passes prompts in which an image is already expanded to n image tokens, and vLLM expands the first of
+  them to n again. Here each image is one token, as vLLM expects. The prompt that the engine reports back must equal the
+  trainer's, token for token, for every reply.
 - **Weights.** Every tensor that is sent is read back from the engine and must equal the trainer's, cast to the engine's
   dtype, bit for bit. Frozen tensors are sent once, and `rollout_check_tensors` of them are read back after each sync;
   under `vllm_enable_sleep_mode`, which discards weights, all are sent each time.
-- **Caches.** vLLM keeps the features of pictures that it has seen. They are dropped at every sync, since the tower that
-  made them may have been trained.
-- **Dtype and random numbers.** The engine computes in the trainer's dtype (vLLM by itself takes bfloat16 for a float32
-  checkpoint). vLLM seeds the process's random numbers by rank while it starts; they are put back, so that runs with
-  different seeds draw differently, and a resumed run draws as an undisturbed one.
+- **Caches.** vLLM caches the features of images. The cache is cleared at every sync, since the vision tower may have
+  been trained.
+- **Dtype and random numbers.** The engine computes in the trainer's dtype (vLLM's default for a float32 checkpoint is
+  bfloat16). At startup vLLM seeds the process's random number generators by rank; their states are restored, so that
+  runs with different seeds sample differently, and a resumed run samples like an uninterrupted one.
 
-With `vllm_mode: server` the prompts are compared alike; the server's weights cannot be read.
+With `vllm_mode: server` the prompts are compared in the same way; the server's weights cannot be read.
 """
 
 import os
@@ -34,7 +34,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from eval.replies.engines import CACHE_VARIABLE, available_bytes
-from models.layout import WIDTHS
+from models.layout import WIDTHS, head_size
 from tracking.processes import num_processes
 from train.rollouts.setup import RolloutArguments
 
@@ -44,44 +44,44 @@ MIN_CACHE_BYTES = 2**26
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSetup:
-    """What the engine has to know of a run."""
+    """The settings of a run that the engine needs."""
 
     arguments: RolloutArguments
     dtype: str
-    """Of the engine's weights and arithmetic: `float32` or `bfloat16`."""
+    """Dtype of the engine's weights and arithmetic: `float32` or `bfloat16`."""
     trainable: frozenset[str]
-    """Canonical names of the weights that training changes."""
+    """Canonical names of the trainable weights."""
     max_images: int
-    """Most pictures of one prompt; 0 for a text-only model."""
+    """Maximum number of images per prompt; 0 for a text-only model."""
     device: str
     """`cuda` or `cpu`."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the engine holds a tensor of the trainer."""
+    """Location of a trainer's tensor in the engine."""
 
     parameter: str
-    """The engine's name; several tensors of the trainer may be parts of one parameter."""
+    """The engine's parameter name; several of the trainer's tensors may be parts of one parameter."""
     start: int
-    """Of the part, in elements of the flattened parameter."""
+    """Offset of the part, in elements of the flattened parameter."""
 
 
 @dataclass
 class SyncReport:
-    """What the weight syncs of this attempt sent and compared."""
+    """Statistics of this attempt's weight syncs."""
 
     num_syncs: int = 0
     sent_bytes: int = 0
-    """Of the latest sync."""
+    """Bytes sent by the latest sync."""
     whole_bytes: int = 0
-    """Of a sync that sends every tensor."""
+    """Bytes of a sync that sends every tensor."""
     num_compared: int = 0
-    """Tensors read back from the engine and found equal, over all syncs."""
+    """Number of tensors read back from the engine and found equal, over all syncs."""
 
 
 class CheckedGeneration(VLLMGeneration):
-    """TRL's vLLM generation, with the prompts, weights and random numbers that the trainer has."""
+    """TRL's vLLM generation, with the trainer's prompts, weights and random numbers."""
 
     def __init__(self, *args: Any, setup: EngineSetup | None, **kwargs: Any) -> None:
         assert setup is not None, "the trainer was made without what its engine has to know"
@@ -97,7 +97,7 @@ class CheckedGeneration(VLLMGeneration):
         )
         options = engine_options(self.setup, cache_bytes(self.model.config, tokens, self.setup.dtype))
         if self.setup.device == "cpu":
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM would tie the trainer to its cores
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise vLLM pins the trainer to its cores
         if num_processes() == 1:
             os.environ.setdefault("MASTER_PORT", str(free_port()))
         with (
@@ -112,14 +112,14 @@ class CheckedGeneration(VLLMGeneration):
     def generate(
         self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None
     ) -> tuple[Any, Any, Any, Any]:
-        """Generates replies, and checks that the engine read the prompts that the trainer scores.
+        """Generates replies, and checks that the engine's prompts equal the trainer's.
 
         Raises:
-            RuntimeError: where it read others.
+            RuntimeError: if they differ.
         """
         shown = prompts
         if self.mode == COLOCATE and images is not None:
-            # An empty list would be asked for its first picture (TRL 1.16); None says that there is none.
+            # TRL 1.16 takes the first element of an empty list; None means no images.
             images = [pictures or None for pictures in images]
             token = self.processing_class.image_token_id
             shown = [
@@ -133,9 +133,9 @@ class CheckedGeneration(VLLMGeneration):
 
     @contextmanager
     def _draws_in_step(self) -> Iterator[None]:
-        """Lets the processes of one engine draw the same tokens: each draws by itself, with the random numbers it has.
+        """Makes all processes of one engine sample the same tokens: each samples with its own random state.
 
-        vLLM's own seed did so at first, and was the same for every run (`kept_random_numbers`).
+        vLLM's own seed would do this, but is the same for every run (`kept_random_numbers`).
         """
         if self.mode != COLOCATE or self.tensor_parallel_size == 1:
             yield
@@ -149,10 +149,10 @@ class CheckedGeneration(VLLMGeneration):
     # --- weights ---
 
     def sync_weights(self) -> None:
-        """Gives the engine the trainer's weights and reads them back.
+        """Sends the trainer's weights to the engine and reads them back.
 
         Raises:
-            RuntimeError: where a weight of the engine differs from the trainer's.
+            RuntimeError: if a weight of the engine differs from the trainer's.
         """
         if self.mode != COLOCATE:
             super().sync_weights()
@@ -186,7 +186,7 @@ class CheckedGeneration(VLLMGeneration):
         self.llm.llm_engine.reset_encoder_cache()
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields what the engine lacks: every tensor at first and after a sleep, then what trains alone."""
+        """Yields the tensors to send: all of them at first and after a sleep, later only trainable ones."""
         if self.mode != COLOCATE or self.enable_sleep_mode or not self._places:
             yield from super()._iter_named_params()
         elif self._sends_merged():
@@ -195,20 +195,20 @@ class CheckedGeneration(VLLMGeneration):
             yield from self._gathered(self.setup.trainable)
 
     def _sends_merged(self) -> bool:
-        """True where TRL itself has to go through the weights: adapters are merged for it, FSDP's parts gathered."""
+        """True if TRL itself must send the weights: for merged adapters, and for FSDP."""
         return bool(is_peft_model(self.model) or self._dist.is_fsdp)
 
     def _gathered(self, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields some parameters, each gathered where ZeRO-3 cuts it; collective."""
+        """Yields some parameters, gathered under ZeRO-3; collective."""
         for name, parameter in self.model.named_parameters():
             if name in names:
                 with self._dist.gather_params([parameter]):
                     yield name, parameter.data
 
     def _check_kept(self, names: Collection[str]) -> None:
-        """Compares some of the weights that were not sent; every process draws the same; collective."""
+        """Compares a random selection of the weights that were not sent, the same in every process; collective."""
         if self._sends_merged():
-            return  # merging all adapters once more for it would cost as much as the sync
+            return  # merging all adapters again would cost as much as the sync
         drawn = self._rng.sample(sorted(names), min(self.setup.arguments.rollout_check_tensors, len(names)))
         engine = self._engine_weights()
         for name, tensor in self._gathered(set(drawn)):
@@ -217,7 +217,7 @@ class CheckedGeneration(VLLMGeneration):
     def _compare(self, name: str, tensor: torch.Tensor, engine: dict[str, torch.Tensor]) -> None:
         """Compares a tensor with the engine's, cast to the engine's dtype."""
         if self.tensor_parallel_size > 1:
-            return  # each process holds a part; log-probabilities are compared all the same
+            return  # each process has a part; log-probabilities are still compared
         place = self._places[name]
         held = engine[place.parameter].detach().reshape(-1)[place.start : place.start + tensor.numel()]
         expected = tensor.detach().reshape(-1).to(held.dtype)
@@ -237,38 +237,37 @@ class CheckedGeneration(VLLMGeneration):
 
 
 def cache_bytes(config: Any, num_tokens: int, dtype: str) -> int:
-    """Returns the bytes that keys and values of so many tokens take: 2 · layers · heads · head size · width each."""
+    """Returns the bytes of keys and values for a number of tokens: 2 · layers · heads · head size · width per token."""
     text = config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * WIDTHS[dtype]
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size(text.to_dict()) * WIDTHS[dtype]
     return int(num_tokens * per_token)
 
 
 def engine_options(setup: EngineSetup, cache: int) -> dict[str, Any]:
-    """Returns the arguments of vLLM's `LLM` that TRL (1.16) does not give.
+    """Returns the arguments of vLLM's `LLM` that TRL (1.16) does not set.
 
     Args:
-        setup: of the run.
-        cache: bytes that the keys and values of all sequences take at their longest.
+        setup: the run's settings.
+        cache: bytes of the keys and values of all sequences at maximum length.
     """
     options: dict[str, Any] = {"dtype": setup.dtype}
     if setup.max_images:
         options["limit_mm_per_prompt"] = {"image": setup.max_images, "video": 0}
     if setup.device == "cpu":
-        options["enforce_eager"] = True  # compiling takes longer than it saves
-        if not os.environ.get(CACHE_VARIABLE):  # else vLLM wants a share of the memory in which it counts the trainer's
+        options["enforce_eager"] = True  # compilation takes longer than it saves
+        if not os.environ.get(CACHE_VARIABLE):  # otherwise vLLM's share includes the trainer's memory
             quarter = available_bytes() // 4
             options["kv_cache_memory_bytes"] = max(MIN_CACHE_BYTES, min(cache, quarter))
     return options
 
 
 def one_token_a_picture(ids: Sequence[int], image_token: int, *, num_images: int) -> list[int]:
-    """Returns a prompt's tokens with each picture's run of image tokens cut to one.
+    """Returns a prompt's tokens with each image's run of image tokens reduced to one.
 
     Args:
-        ids: as the trainer scores them; a picture of n patches, after merging, is n image tokens in a row.
-        image_token: the id that stands for a patch.
-        num_images: pictures of the prompt, which must be as many as there are runs.
+        ids: token ids of the trainer; an image with n patches after merging is a run of n image tokens.
+        image_token: the id of the image token.
+        num_images: number of images in the prompt, which must equal the number of runs.
     """
     pairs = zip([None, *ids], ids, strict=False)
     kept = [token for before, token in pairs if token != image_token or before != image_token]
@@ -277,7 +276,7 @@ def one_token_a_picture(ids: Sequence[int], image_token: int, *, num_images: int
 
 
 def check_prompts(expected: Sequence[Sequence[int]], read: Sequence[Sequence[int]]) -> None:
-    """Compares the prompts that the trainer scores with those that the engine read.
+    """Compares the trainer's prompts with the engine's.
 
     Raises:
         RuntimeError: naming the first that differs.
@@ -295,10 +294,10 @@ def check_prompts(expected: Sequence[Sequence[int]], read: Sequence[Sequence[int
 
 
 def only_one(name: str, loaded: Collection[str]) -> str:
-    """Returns the weight of the engine into which it put a tensor.
+    """Returns the engine's parameter into which a tensor was loaded.
 
     Raises:
-        RuntimeError: where it took the tensor into none, or into several.
+        RuntimeError: if it was loaded into none or several.
     """
     if len(loaded) != 1:
         where = f"into {', '.join(sorted(loaded))}" if loaded else "nowhere"
@@ -307,41 +306,41 @@ def only_one(name: str, loaded: Collection[str]) -> str:
 
 
 def check_covered(filled: dict[str, int], engine: dict[str, torch.Tensor], *, is_divided: bool = False) -> None:
-    """Checks that a whole sync reaches every weight of the engine; rows that pad a vocabulary are no weights.
+    """Checks that a full sync fills every weight of the engine, except rows that pad the vocabulary.
 
     Args:
-        filled: elements of the trainer's tensors that went into each weight of the engine.
-        engine: its weights.
-        is_divided: the engine's processes hold parts of the weights, so that the numbers of elements say nothing.
+        filled: number of elements loaded into each weight of the engine.
+        engine: the engine's weights.
+        is_divided: True if the engine's processes have parts of the weights, so that element counts cannot be compared.
 
     Raises:
-        RuntimeError: naming a weight that keeps what the engine loaded from disk.
+        RuntimeError: naming a weight that was not filled.
     """
     for name, parameter in engine.items():
         padded = "embed_tokens" in name or "lm_head" in name
         if name not in filled or (filled[name] != parameter.numel() and not padded and not is_divided):
             raise RuntimeError(
                 f"the weight sync fills {filled.get(name, 0)} of {parameter.numel()} elements of vLLM's {name}; "
-                "the rest would stay as it was loaded"
+                "the rest would keep the values loaded from disk"
             )
 
 
 def check_sent(sent: Collection[str], known: Collection[str], trainable: Collection[str]) -> None:
-    """Checks that a sync sent every weight that trains.
+    """Checks that a sync sent every trainable weight.
 
     Raises:
-        RuntimeError: naming one that keeps its former value in the engine.
+        RuntimeError: naming one that was not sent.
     """
     forgotten = sorted(set(known) & set(trainable) - set(sent))
     if forgotten:
-        raise RuntimeError(f"the weight sync left out {forgotten[0]} ({len(forgotten)} such), which trains")
+        raise RuntimeError(f"the weight sync left out {forgotten[0]} ({len(forgotten)} such), which is trainable")
 
 
 def free_port() -> int:
-    """Returns a port that nobody has, for a process that talks to itself alone.
+    """Returns a free port, for a process that only communicates with itself.
 
-    TRL (1.16) takes the first free one of a fixed list and binds it much later, so that two runs on one machine, as the
-    arms of a study are, would both take it.
+    TRL (1.16) takes the first free port of a fixed list and binds it much later, so two runs on one machine, such as
+    the arms of a study, would take the same one.
     """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -351,12 +350,12 @@ def free_port() -> int:
 
 @contextmanager
 def kept_random_numbers() -> Iterator[None]:
-    """Puts Python's, NumPy's and PyTorch's random numbers back as they were.
+    """Restores the random states of Python, NumPy and PyTorch.
 
-    Starting, vLLM (0.31) seeds them all with what TRL (1.16) gives it: the process's rank, whatever the run's seed.
+    At startup, vLLM (0.31) seeds all of them with the seed from TRL (1.16): the process's rank, not the run's seed.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    # By default fork_rng goes through every GPU of the machine, and warns.
+    # By default fork_rng covers every GPU of the machine, and warns.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices):
@@ -368,7 +367,7 @@ def kept_random_numbers() -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Gives an attribute of a module another value for a while."""
+    """Temporarily replaces an attribute of a module."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -379,10 +378,10 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def unpacked_cpu_weights(device: str) -> Iterator[None]:
-    """On CPUs, keeps vLLM's weights where a sync can reach them.
+    """Disables weight packing on CPUs, so that a sync can update vLLM's weights.
 
-    vLLM (0.31) packs linear maps for oneDNN or AVX-512 while it loads and computes from the packed copy: a later sync
-    fails for most of them, and of the head it would change what is not computed with.
+    vLLM (0.31) packs linear maps for oneDNN or AVX-512 while loading and computes with the packed copy: a later sync
+    fails for most of them, and for the head it would change an unused copy.
     """
     if device != "cpu":
         yield

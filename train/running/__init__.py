@@ -1,1 +1,1 @@
-"""How does one training run go? Data, rewards, trainers, what is watched, saved and proved."""
+"""How does one training run work? Data, rewards, trainers, telemetry, checkpoints and proofs."""

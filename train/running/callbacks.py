@@ -1,7 +1,7 @@
-"""What happens beside the steps? The proof at every save, the checks of the first step, preemption, metrics, progress.
+"""Callbacks of a run: proof at every save, checks after the first step, preemption, metrics, progress.
 
-Trainer writes a checkpoint under its final name, and one cut short by a kill looks whole. So it is told to save under
-`checkpoints/.unproved`; a checkpoint gets its place and name only once it has been read back and proved.
+Trainer writes a checkpoint under its final name, so one that was interrupted by a kill looks complete. Here it saves to
+`checkpoints/.unproved`; a checkpoint is moved to its final name only after it has been read back and proved.
 """
 
 import json
@@ -34,16 +34,16 @@ def checkpoint_step(path: Path) -> int:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """Removes what was never proved and returns the newest checkpoint, if there is one."""
+    """Removes unproved checkpoints and returns the newest proved one, if any."""
     shutil.rmtree(directory / UNPROVED_DIR, ignore_errors=True)
     return max(directory.glob("checkpoint-*"), key=checkpoint_step, default=None)
 
 
 class CheckpointProof(TrainerCallback):
-    """Reads every saved checkpoint back, checks what is frozen, records the proof, and gives it its name.
+    """Reads every saved checkpoint back, checks the frozen tensors, records the proof, and renames the checkpoint.
 
-    Older checkpoints beyond `num_kept` go only then: Trainer's own rotation removes the last whole one before its
-    successor is proved. `breaches_of` returns the names of the frozen tensors that are not what they were.
+    Only then are older checkpoints beyond `num_kept` deleted: Trainer's own rotation would delete the last complete one
+    before its successor is proved. `breaches_of` returns the names of frozen tensors that have changed.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CheckpointProof(TrainerCallback):
 
 
 class FirstStep(TrainerCallback):
-    """Checks, after the first step of an attempt, where backward went and what the optimizer holds, and records it."""
+    """Checks after the first step of an attempt where backward went and the optimizer's state, and records both."""
 
     def __init__(self, trainer: Trainer, witness: GraphWitness, proofs: RecordLog | None) -> None:
         self._trainer = trainer
@@ -105,10 +105,10 @@ class FirstStep(TrainerCallback):
 
 
 class Preemption(TrainerCallback):
-    """On SIGTERM, saves at the next step's end that can be resumed from, and stops.
+    """On SIGTERM, saves at the end of the next step that can be resumed from, and stops.
 
-    A scheduler signals the processes at slightly different times; they agree on the step by an all-reduce, so that all
-    save the same one. `can_resume_at` says after which steps nothing is lost (GRPO: where a batch of generations ends).
+    A scheduler signals the processes at slightly different times; an all-reduce makes all of them save at the same
+    step. `can_resume_at` returns whether nothing is lost after a step (GRPO: at the end of a generation batch).
     """
 
     def __init__(self, can_resume_at: Callable[[int], bool]) -> None:
@@ -138,8 +138,8 @@ class Preemption(TrainerCallback):
 class StaleGradients(TrainerCallback):
     """Sets the gradients of the vision tower and projector to zero after every step.
 
-    DeepSpeed (0.19.8; ZeRO-3, and optimizer state on the CPU) keeps a gradient until the next one. In a step without
-    images none comes, and the tower would be trained with the last step's once more.
+    DeepSpeed (0.19.8; ZeRO-3, and optimizer state on the CPU) keeps a gradient until the next one. A step without
+    images has none, so the tower would be trained with the previous step's gradient again.
     """
 
     def __init__(self, plan: FreezePlan) -> None:
@@ -161,7 +161,7 @@ class StaleGradients(TrainerCallback):
 
 
 class MetricsRecorder(TrainerCallback):
-    """Writes what the trainer logs: a record a logging step, and one for each ability that is validated."""
+    """Writes the trainer's logs: one record per logging step, and one per validated ability."""
 
     def __init__(self, log: RecordLog) -> None:
         self._log = log
@@ -186,7 +186,7 @@ class MetricsRecorder(TrainerCallback):
 
 
 class ProgressReporter(TrainerCallback):
-    """Shows steps, rate and remaining time, and leaves them in `progress.json` for whoever started the run."""
+    """Shows steps, rate and remaining time, and writes them to `progress.json` for the parent process."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / PROGRESS_FILE

@@ -1,8 +1,8 @@
-"""What does the trainer see, and in which order? Prompt sets as TRL datasets, in an order fixed by a seed.
+"""Which prompts does the trainer get, and in which order? Prompt sets as TRL datasets, in an order fixed by a seed.
 
-The order is laid out beforehand, over as many passes as the run needs, and the trainer is told not to shuffle. So every
-arm with the same seed sees the same prompts in the same order, and a resumed run continues in the middle of it. Prompts
-that training could only stumble over are left out before that, counted by reason (`FILTERED`).
+The order is computed in advance for as many passes as the run needs, and the trainer's shuffling is disabled. So every
+arm with the same seed gets the same prompts in the same order, and a resumed run continues within it. Unusable prompts
+are filtered first and counted by reason (`FILTERED`).
 """
 
 from collections import defaultdict
@@ -32,9 +32,9 @@ FILTERED = {
     "too_long": "more tokens than max_prompt_tokens",
     "ungradable": "the grader cannot parse the gold answer, or not in time",
 }
-"""Why prompts are filtered, in the order in which it is looked for."""
+"""Reasons for filtering prompts, in the order of the checks."""
 MAX_EXAMPLES = 20
-"""Prompts named for each reason in a report."""
+"""Number of prompts named per reason in a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class DataArguments:
 
 
 def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> list[Prompt]:
-    """Reads the prompts of a run; an ability that none has, or a missing response, is an error."""
+    """Reads the prompts of a run; an ability without prompts, or a missing response, is an error."""
     prompts = read_prompts(Path(arguments.prompts), arguments.split)
     present = {prompt.ability for prompt in prompts}
     for ability in arguments.abilities:
@@ -82,34 +82,34 @@ def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> li
 
 @dataclass(frozen=True, kw_only=True)
 class Filtered:
-    """The prompts left out for one reason."""
+    """The prompts filtered for one reason."""
 
     meaning: str
     count: int
     examples: list[str]
-    """Ids of the first of them."""
+    """Ids of the first ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterReport:
-    """What was left out of a split, and why; `dataclasses.asdict` makes it JSON."""
+    """Report on the filtered prompts of a split; `dataclasses.asdict` gives JSON values."""
 
     num_prompts: int
     num_kept: int
     max_prompt_tokens: int | None
     longest_prompt_tokens: int
-    """Of the prompts that were kept."""
+    """Statistics of the kept prompts."""
     filtered: dict[str, Filtered]
-    """By reason, one of `FILTERED`; a prompt is counted under the first that applies."""
+    """Keyed by reason, one of `FILTERED`; a prompt is counted under the first that applies."""
 
 
 def filter_prompts(
     prompts: Sequence[Prompt], arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
 ) -> tuple[list[Prompt], FilterReport]:
-    """Leaves out prompts that are too long, have broken images, or whose gold answer the grader cannot parse.
+    """Filters prompts that are too long, have broken images, or a gold answer that the grader cannot parse.
 
     Raises:
-        ValueError: where nothing is left.
+        ValueError: if no prompt is left.
     """
     gradable = cache(is_gradable)
     kept: list[Prompt] = []
@@ -147,9 +147,9 @@ def filter_prompts(
 def count_tokens(
     prompt: Prompt, arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
 ) -> int | str:
-    """Returns how many tokens the processor would make of a prompt, or the reason why it can make none.
+    """Returns the number of tokens of a prompt, or the reason why it cannot be tokenized.
 
-    The tokens of an image follow from its height and width; its pixels are not decoded.
+    An image's tokens are computed from its height and width, without decoding its pixels.
     """
     text = render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
     tokenizer = tokenizer_of(processor)
@@ -170,7 +170,7 @@ def count_tokens(
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    """Returns width and height; PNG's checksums tell whether a file is whole, other kinds must be decoded for it."""
+    """Returns width and height; PNG checksums show whether a file is complete, other formats must be decoded."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -183,7 +183,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 
 def training_order(num_prompts: int, num_needed: int, *, seed: int, shuffle: bool = True) -> list[int]:
-    """Returns indices of prompts: as many passes as are needed, each shuffled anew, cut at `num_needed`."""
+    """Returns prompt indices: as many separately shuffled passes as needed, truncated to `num_needed`."""
     order: list[int] = []
     while len(order) < num_needed:
         pass_number = len(order) // num_prompts
@@ -200,9 +200,9 @@ def build_dataset(
     with_response: bool,
     text_only: bool = False,
 ) -> "Dataset":
-    """Returns a conversational TRL dataset in the given order; images are opened when a row is read.
+    """Returns a conversational TRL dataset in the given order; images are opened lazily.
 
-    For a text-only model it has no column of images: TRL takes even empty lists for a sign that the model sees.
+    For a text-only model it has no image column: TRL treats even empty lists as multimodal data.
     """
     from datasets import Dataset, Image, List
 
@@ -216,7 +216,7 @@ def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> di
     if arguments.system_prompt:
         messages.insert(0, {"role": "system", "content": arguments.system_prompt})
     row: dict[str, Any] = {
-        "prompt": messages,  # TRL puts the images first, as eval.replies.prompting does
+        "prompt": messages,  # TRL puts the images first, like eval.replies.prompting
         "images": [str(Path(arguments.prompts) / image) for image in prompt.images],
     }
     if with_response:

@@ -1,4 +1,4 @@
-"""Which arguments does a GRPO run have beside TRL's? One dataclass a concern, in the order in which they are parsed."""
+"""Which arguments does a GRPO run have besides TRL's? One dataclass per concern, in parsing order."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ OUR_ARGUMENTS = (
     ValidationArguments,
     RolloutArguments,
 )
-"""Parsed beside TRL's `GRPOConfig` and `ModelConfig`."""
+"""Parsed along with TRL's `GRPOConfig` and `ModelConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoArguments:
-    """Everything of a run that is not TRL's."""
+    """All arguments of a run that are not TRL's."""
 
     data: DataArguments
     freeze: FreezeArguments

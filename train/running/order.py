@@ -1,21 +1,21 @@
-"""Which prompts share a batch? Where a batch is divided, only prompts of one kind: all with images, or all without.
+"""Which prompts share a batch? If a batch is divided, only prompts of one kind: all with images, or all without.
 
-A process whose part of a batch has images works in the vision tower; one whose part has none does not. ZeRO gathers
-weights and reduces gradients in the order of their use, so such processes would wait for each other for ever. And a
-pass that gets no image out of a batch of generations that has some fails in one process too: TRL (1.16) hands the
-vision tower an empty tensor, and vLLM an empty list.
+A process runs the vision tower only if its part of a batch has images. ZeRO gathers weights and reduces gradients in
+the order of their use, so processes of different kinds would deadlock. With a single process, a pass without images
+from a generation batch that has some also fails: TRL (1.16) passes an empty tensor to the vision tower, and an empty
+list to vLLM.
 """
 
 from collections.abc import Sequence
 
 
 def one_kind_a_batch(order: Sequence[int], kinds: Sequence[bool], batch_size: int) -> list[int]:
-    """Returns the indices in batches of one kind, a batch as soon as its kind has enough; incomplete ones are left out.
+    """Returns the indices in batches of one kind, each emitted as soon as it is full; incomplete batches are dropped.
 
     Args:
-        order: indices of prompts; at most 2·(batch_size - 1) of them are left out.
+        order: prompt indices; at most 2·(batch_size - 1) of them are dropped.
         kinds: for each prompt, whether it has images.
-        batch_size: prompts a batch, over all processes.
+        batch_size: prompts per batch, over all processes.
     """
     waiting: dict[bool, list[int]] = {True: [], False: []}
     batched: list[int] = []

@@ -1,9 +1,9 @@
-"""Where can a run be watched from elsewhere? Weights & Biases, whose files stand in the run directory.
+"""Reports a run to Weights & Biases, with its files in the run directory.
 
-`report_to: wandb` is TRL's and Transformers' own; here it is made to fit a run directory. It is offline unless
-WANDB_MODE says otherwise; `wandb sync OUTPUT/wandb/offline-run-*` sends it later. A continued run has the id of its
-first attempt; when sent, its attempts come together with `wandb sync --append`. What W&B reads from the environment,
-such as WANDB_PROJECT and WANDB_DIR, stays as the user set it.
+`report_to: wandb` is implemented by TRL and Transformers; here it is adapted to a run directory. It is offline unless
+WANDB_MODE says otherwise; `wandb sync OUTPUT/wandb/offline-run-*` uploads it later. A resumed run keeps the id of its
+first attempt; `wandb sync --append` merges the attempts. W&B's environment variables, such as WANDB_PROJECT and
+WANDB_DIR, are respected.
 """
 
 import os
@@ -32,10 +32,10 @@ FREEZE_TABLE = "freeze_table.csv"
 
 @contextmanager
 def wandb_run(report_to: Sequence[str], directory: Path) -> Iterator[None]:
-    """Lets Transformers' callback write its W&B run into the run directory, and ends that run.
+    """Makes Transformers' callback write its W&B run to the run directory, and finishes that run.
 
     Args:
-        report_to: the trainer's loggers; without `wandb` among them nothing happens.
+        report_to: the trainer's loggers; nothing happens unless `wandb` is among them.
         directory: the run directory.
     """
     if "wandb" not in report_to or not is_main_process():
@@ -64,20 +64,20 @@ def wandb_run(report_to: Sequence[str], directory: Path) -> Iterator[None]:
         failed = False
     finally:
         wandb.finish(exit_code=int(failed))
-        wandb.teardown()  # `finish` alone (wandb 0.31) returns before the run's file is written to its end
+        wandb.teardown()  # `finish` alone (wandb 0.31) returns before the run's file is complete
         for name in ours:
             os.environ.pop(name, None)
 
 
 def freeze_table(plan: FreezePlan) -> "DataFrame":
-    """Returns tensors and parameters per block, trainable and in all, as printed before the first step."""
+    """Returns tensors and parameters per block, trainable and total, as printed before the first step."""
     import pandas as pd
 
     return pd.DataFrame([{**asdict(count), "state": count.state} for count in count_blocks(plan)])
 
 
 class FreezeTable(TrainerCallback):
-    """Writes what is frozen to `freeze_table.csv` and shows it in W&B, where that is on."""
+    """Writes the freeze table to `freeze_table.csv` and, if enabled, to W&B."""
 
     def __init__(self, plan: FreezePlan, directory: Path) -> None:
         self._plan = plan
@@ -91,5 +91,5 @@ class FreezeTable(TrainerCallback):
         if "wandb" in args.report_to:
             import wandb
 
-            assert wandb.run is not None, "Transformers' own callback starts the run, before this one is called"
+            assert wandb.run is not None, "Transformers' callback starts the run before this one is called"
             wandb.run.log({"freeze_table": wandb.Table(dataframe=table)})

@@ -1,4 +1,4 @@
-"""What does a finished run leave? The model as the start checkpoint is written, the proof of freezing, the metrics."""
+"""What does a finished run write? The model in the start checkpoint's format, the proof of freezing, the metrics."""
 
 import json
 import shutil
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 ADAPTER_DIR = "adapter"
 FREEZE_REPORT = "freeze_report.json"
 NUM_NAMED = 3
-"""Unmoved tensors named on screen; the report names all."""
+"""Number of unchanged tensors printed; the report lists all."""
 
 
 def saved_breaches(directory: Path, start: Start, digests: dict[str, str], *, lora: bool) -> list[str]:
-    """Returns what a saved checkpoint holds against the plan: changed frozen tensors, or foreign adapters."""
+    """Returns a saved checkpoint's violations of the plan: changed frozen tensors, or unplanned adapters."""
     if lora:
         return adapter_breaches(directory, start.plan)
     return find_breaches(start.checkpoint, open_checkpoint(directory), digests)
@@ -50,13 +50,13 @@ def write_final(
     lora: bool,
     provenance: Callable[[Path], None] = lambda final: None,
 ) -> None:
-    """Writes `final/`, and under LoRA `adapter/` too, after checking what was frozen; collective.
+    """Writes `final/`, and under LoRA `adapter/`, after checking the frozen tensors; collective.
 
     Args:
-        provenance: adds to `final/` what says how it was made, before it has its name.
+        provenance: adds files about the model's origin to `final/` before it is renamed.
 
     Raises:
-        RuntimeError: where a frozen tensor changed; nothing is written.
+        RuntimeError: if a frozen tensor changed; nothing is written.
     """
     raw = directory / f".partial-{FINAL_DIR}-raw"
     on_main_process(lambda: shutil.rmtree(raw, ignore_errors=True))
@@ -83,7 +83,7 @@ def write_final(
 
 
 def write_metrics(directory: Path, log: RecordLog) -> None:
-    """Writes `metrics.csv`: a row a step, what training and each validation logged at it side by side."""
+    """Writes `metrics.csv`: one row per step, with the values logged by training and by each validation."""
     import pandas as pd
 
     rows: dict[int, Record] = {}
@@ -95,7 +95,7 @@ def write_metrics(directory: Path, log: RecordLog) -> None:
 def write_freeze_report(
     directory: Path, start: Start, freeze: FreezeArguments, proofs: Sequence[Record], *, lora: bool
 ) -> None:
-    """Writes the proof of freezing, per checkpoint, per block and per tensor, and says what never moved."""
+    """Writes the proof of freezing, per checkpoint, block and tensor, and warns about unchanged trainable tensors."""
     final = open_checkpoint(directory / FINAL_DIR)
     changes = compare_tensors(start.checkpoint, final, start.plan)
     broken = broken_tensors(changes)

@@ -1,14 +1,14 @@
-"""What is rewarded? Functions for TRL's trainer that call the suite's one grader.
+"""What is rewarded? Reward functions for TRL's trainer that call the suite's grader.
 
     accuracy   1 for a right answer, 0 for a wrong one
-    format     1 for a reply in the form that the prompt style asks for, 0 otherwise
+    format     1 for a reply in the form that the prompt style requires, 0 otherwise
     overlong   0 up to L - B tokens, falling to -1 at L tokens: DAPO's soft penalty (arXiv 2503.14476, eq. 13), with
                L = max_completion_length and B = overlong_buffer_tokens
     MODULE:FUNCTION   a reward of one's own (`own_rewards.py`)
 
-TRL masks a sample only where *every* reward returns None, so an answer that cannot be judged is None in all of them. It
-is judged once, whichever reward asks first, and the share of such samples is logged as `unscored_frac`. Each question
-has its own time limit (`eval/grading/mathematics.py`), and MAX_JUDGES of a batch are judged side by side.
+TRL masks a sample only if *every* reward returns None, so an answer that cannot be judged is None in all of them. It is
+judged only once, and the share of such samples is logged as `unscored_frac`. Each question has its own time limit
+(`eval/grading/mathematics.py`), and MAX_JUDGES questions of a batch are judged concurrently.
 """
 
 import hashlib
@@ -23,21 +23,21 @@ from tracking.command import check_all, did_you_mean
 from train.running.own_rewards import RewardFunction, check_name, is_own, load_reward
 
 MAX_REMEMBERED = 65_536
-"""Verdicts kept, more than any batch of generations has replies."""
+"""Size of the verdict cache, above the number of replies in any generation batch."""
 
 
 def has_box(response: str) -> bool:
-    r"""True where the last `\boxed{…}` of a reply is closed and not empty."""
+    r"""True if the last `\boxed{…}` of a reply is closed and not empty."""
     return bool((last_boxed(response) or "").strip())
 
 
 FORMATS: dict[str, Callable[[str], bool]] = {"plain": is_well_formed, "think": is_well_formed, "boxed": has_box}
-"""Prompt style -> whether a reply has the form it asks for; `plain` asks for none, and the cold start's is expected."""
+"""Prompt style -> check of a reply's form; `plain` requires none, so the cold start's form is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardArguments:
-    """What is rewarded; the weights are TRL's `reward_weights`."""
+    """The rewards; their weights are TRL's `reward_weights`."""
 
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
@@ -77,7 +77,7 @@ def accuracy(
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """1 for a right answer, 0 for a wrong one, None where the grader cannot judge."""
+    """1 for a right answer, 0 for a wrong one, None if the grader cannot judge."""
     verdicts = _judge_all(_replies(completions), answer, answer_kind, choices, precision, log_metric)
     return [None if verdict is None else float(verdict) for verdict in verdicts]
 
@@ -93,7 +93,7 @@ def format(  # noqa: A001 (TRL logs a reward under its function's name)
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """1 for a reply in the form of the prompt style, 0 otherwise, None where accuracy is None."""
+    """1 for a reply in the form of the prompt style, 0 otherwise, None if accuracy is None."""
     replies = _replies(completions)
     verdicts = _judge_all(replies, answer, answer_kind, choices, precision, log_metric)
     return [
@@ -115,7 +115,7 @@ def overlong(
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """0 for a reply that leaves the buffer free, -1 for one as long as can be, linear between, None as in accuracy."""
+    """0 for a reply that does not reach the buffer, -1 at the maximum length, linear between; None as in accuracy."""
     verdicts = _judge_all(_replies(completions), answer, answer_kind, choices, precision, log_metric)
     return [
         None if verdict is None else length_penalty(len(tokens), max_tokens=max_tokens, buffer_tokens=buffer_tokens)
@@ -166,10 +166,10 @@ def choose_rewards(names: Sequence[str]) -> list[RewardFunction]:
 def bind_rewards(
     arguments: RewardArguments, *, weights: Sequence[float] | None, prompt_style: str, max_completion_tokens: int
 ) -> list[RewardFunction]:
-    """Returns the functions as TRL calls them, with what they need of the other arguments.
+    """Returns the functions as TRL calls them, bound to the other arguments that they need.
 
     Raises:
-        ValueError: where the weights are not one for each reward, or the buffer of `overlong` does not fit.
+        ValueError: if there is not one weight per reward, or the buffer of `overlong` does not fit.
     """
     if weights is not None and len(weights) != len(arguments.rewards):
         raise ValueError(
@@ -213,7 +213,7 @@ def _judge_all(
 
 
 def _judge(reply: str, gold: str, kind: str, choices: tuple[str, ...], precision: int | None) -> bool | None:
-    """Returns whether a reply is right, None where that cannot be judged; the first verdict on a reply stands."""
+    """Returns whether a reply is right, or None if it cannot be judged; the first verdict on a reply is cached."""
     kept = _kept_verdict(hashlib.sha256(repr((reply, gold, kind, choices, precision)).encode()).digest())
     if not kept:
         kept.append(grade(reply, gold, kind, choices, precision).correct)
@@ -222,5 +222,5 @@ def _judge(reply: str, gold: str, kind: str, choices: tuple[str, ...], precision
 
 @lru_cache(maxsize=MAX_REMEMBERED)
 def _kept_verdict(digest: bytes) -> list[bool | None]:
-    """Returns the place that holds the verdict on one reply, empty before it is judged."""
+    """Returns the cache entry of one reply's verdict, empty before it is judged."""
     return []

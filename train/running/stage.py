@@ -1,16 +1,16 @@
-"""How does one training run go, whatever the objective? Freeze, train, prove, write; killed at any time, continue.
+"""How does one training run work, for any objective? Freeze, train, prove, write; it can be killed and continued.
 
-OUTPUT/run.json, records.jsonl      what was run; one record a logging step
-OUTPUT/proofs.jsonl                 one record a saved checkpoint: was anything frozen changed? And one an attempt's
-                                    first step: where backward went, and what the optimizer holds
-OUTPUT/checkpoints/checkpoint-N     the trainer's own, for resuming; each has this name only once it is proved
+OUTPUT/run.json, records.jsonl      settings and attempts; one record per logging step
+OUTPUT/proofs.jsonl                 one record per saved checkpoint: did any frozen tensor change? And one per
+                                    attempt's first step: where backward went, and the optimizer's state
+OUTPUT/checkpoints/checkpoint-N     the trainer's, for resuming; each has this name only once it is proved
 OUTPUT/final/                       the result, in the start checkpoint's dtype, spelling and sharding; after RL with
                                     rollout.json: what wrote the replies, and how far from the trainer
 OUTPUT/adapter/                     under LoRA, the adapter that `final/` has merged in
 OUTPUT/data_report.json             prompts left out before training, by reason
 OUTPUT/freeze_report.json, metrics.csv, freeze_table.csv
 
-The same on one process, under DDP and under DeepSpeed; only the main process writes files of ours.
+Works with one process, DDP and DeepSpeed; only the main process writes the suite's files.
 """
 
 import json
@@ -28,6 +28,7 @@ from models.loading import load_model, load_processor, resolved_revision
 from tracking.command import Preempted
 from tracking.processes import num_processes, on_main_process, wait_for_all
 from tracking.product import write_text
+from tracking.progress import say
 from tracking.records import RecordLog
 from tracking.run import RUN_FILE, read_run
 from tracking.sharding import open_shared_run
@@ -71,14 +72,14 @@ if TYPE_CHECKING:
 CHECKPOINTS_DIR = "checkpoints"
 DATA_REPORT = "data_report.json"
 PLACES = ("output_dir", "logging_dir", "run_name", "deepspeed", "local_rank")
-"""Training arguments that name places and do not determine the result; DeepSpeed's file is recorded by its content."""
+"""Training arguments that are paths and do not affect the result; DeepSpeed's file is recorded by its content."""
 
 TrainerFactory = Callable[["PreTrainedModel", "ProcessorMixin", "Dataset", FreezePlan], "WatchedTrainer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training run as its command asks for it."""
+    """The specification of one training run."""
 
     command: str
     """The module's name, such as `train.grpo`."""
@@ -88,22 +89,22 @@ class Stage:
     freeze: FreezeArguments
     prompts: Sequence[Prompt]
     num_needed: int
-    """Prompts that the whole run consumes, repetitions included."""
+    """Number of prompts that the run consumes, including repetitions."""
     batch_size: int
-    """Prompts that come together over all processes, all of one kind where that matters."""
+    """Prompts per batch over all processes, all of one kind if that matters."""
     is_divided: bool = False
-    """True where one process alone cannot take a batch of prompts with and without images."""
+    """True if even a single process cannot process a batch of prompts with and without images."""
     supervised: bool
-    """True where the responses of the prompts are learned."""
+    """True if the prompts' responses are the training targets."""
     make_trainer: TrainerFactory
     telemetry: TelemetryArguments
     data_report: Mapping[str, Any] | None = None
-    """Which prompts were left out, and why."""
+    """The filtered prompts, by reason."""
     can_resume_at: Callable[[int], bool] = lambda step: True
-    """After which steps a checkpoint loses nothing."""
+    """Whether a checkpoint after a step loses nothing."""
     further_settings: Mapping[str, Any] = field(default_factory=dict)
     rollout: Callable[["PreTrainedModel"], RolloutRecord] | None = None
-    """What writes replies, where the run generates any."""
+    """The engine that generates replies, if the run generates any."""
 
 
 def steps_to_train(arguments: "TrainingArguments", num_prompts: int, prompts_per_step: float) -> int:
@@ -120,7 +121,7 @@ def steps_to_train(arguments: "TrainingArguments", num_prompts: int, prompts_per
 
 
 def check_windows(arguments: "TrainingArguments") -> None:
-    """Refuses checkpoints in the middle of a logging window, whose first half a resumed run would lose."""
+    """Rejects checkpoints within a logging window, whose first part a resumed run would lose."""
     if arguments.save_strategy != "steps" or arguments.logging_strategy != "steps":
         return
     for name in ("save_steps", "logging_steps"):
@@ -134,7 +135,7 @@ def check_windows(arguments: "TrainingArguments") -> None:
 
 
 def check_images(stage: Stage, start: Start) -> None:
-    """Refuses prompts with images for a text-only model, and prompts without where the vision tower alone trains."""
+    """Rejects prompts with images for a text-only model, and prompts without images if only vision parts train."""
     family, seeing = start.checkpoint.family, [prompt.id for prompt in stage.prompts if prompt.images]
     if family.text_only and seeing:
         raise ValueError(
@@ -150,15 +151,15 @@ def check_images(stage: Stage, start: Start) -> None:
 
 
 def run_stage(stage: Stage, *, overwrite: bool) -> Path:
-    """Trains from the start checkpoint to `final/`, resuming from the last proved checkpoint where there is one.
+    """Trains from the start checkpoint to `final/`, resuming from the last proved checkpoint, if any.
 
     Returns:
         The run directory.
 
     Raises:
-        ValueError: for a mistake in the arguments, before anything is written.
-        RuntimeError: where a frozen tensor changed, or training touched what is frozen; nothing stands under `final/`.
-        Preempted: where SIGTERM stopped the run; the same command continues it.
+        ValueError: for invalid arguments, before anything is written.
+        RuntimeError: if a frozen tensor changed, or training affected frozen parts; `final/` is not written.
+        Preempted: if SIGTERM stopped the run; the same command continues it.
     """
     start = open_start(stage.model_config, stage.freeze)
     check_images(stage, start)
@@ -175,7 +176,7 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
                 run.note(start_revision=resolved_revision(start.name))
                 _train(stage, start, directory)
     except Preempted:
-        wait_for_all()  # launchers end all processes as soon as one has ended, and the main one still notes it
+        wait_for_all()  # launchers end all processes as soon as one has ended, while the main one still records it
         raise
     return directory
 
@@ -201,7 +202,7 @@ def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
 
 
 def _check_num_processes(directory: Path, now: int) -> None:
-    """Refuses to continue a run that another number of processes began."""
+    """Rejects continuing a run with another number of processes."""
     if not (directory / RUN_FILE).is_file():
         return
     before = read_run(directory)["settings"].get("num_processes")
@@ -265,7 +266,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
 
 
 def _write_rollout(record: RolloutRecord | None, log: RecordLog | None, facts: Mapping[str, Any], final: Path) -> None:
-    """Says beside the weights what wrote the replies; what the start's own training left there speaks of other ones."""
+    """Writes `rollout.json` next to the weights, or removes the start's, which describes other rollouts."""
     if record is None:
         (final / ROLLOUT_FILE).unlink(missing_ok=True)
     else:
@@ -276,7 +277,7 @@ def _write_rollout(record: RolloutRecord | None, log: RecordLog | None, facts: M
 def _build_trainer(
     stage: Stage, start: Start, save_dir: Path
 ) -> tuple["WatchedTrainer", GraphWitness, RolloutRecord | None]:
-    """Loads and freezes the model, lays out the prompts and hands both to the stage's trainer."""
+    """Loads and freezes the model, orders the prompts and passes both to the stage's trainer."""
     import datasets
     import transformers
 
@@ -287,16 +288,17 @@ def _build_trainer(
 
     config, training = stage.model_config, stage.training
     open_engine(training)
+    say(f"loading {start.name}")
     model = base = load_model(
         start.checkpoint.directory, dtype=config.dtype or "auto", attn_implementation=config.attn_implementation
     )
     stop_backward_early(base, start.plan)
     if config.use_peft:
-        # Under ZeRO-3, PEFT's fp32 adapters beside bf16 weights break DeepSpeed's gathering (TRL issue 6089).
+        # Under ZeRO-3, PEFT's fp32 adapters with bf16 weights break DeepSpeed's gathering (TRL issue 6089).
         model = add_adapters(base, start.plan, config, autocast_adapter_dtype=zero_stage(training) != 3)
     else:
         apply_freeze(base, start.plan)
-        # Trainer resumes with the names in memory; checkpoints in the hub's spelling would silently load nothing
+        # Trainer resumes with in-memory names; from checkpoints in the hub's spelling it would silently load nothing
         # (Transformers 5.23, without DeepSpeed).
         base.save_pretrained = partial(base.save_pretrained, save_original_format=False)
     witness = GraphWitness(model, start.plan, base=base)
@@ -316,7 +318,7 @@ def _build_trainer(
 
 
 def _order(stage: Stage) -> list[int]:
-    """Returns the prompts of the whole run in their order, in batches of one kind where a batch is divided."""
+    """Returns the prompts of the run in order, in batches of one kind if a batch is divided."""
     kinds = [bool(prompt.images) for prompt in stage.prompts]
     # With optimizer state on the CPU, DeepSpeed (0.19.8) loses a tower's gradients if a step's last pass has no image.
     divided = num_processes() > 1 or stage.is_divided or keeps_gradients(stage.training)

@@ -1,4 +1,4 @@
-"""What does a run start from? The checkpoint, opened and checked, and what of it may change."""
+"""What does a run start from? The opened and checked checkpoint, and its trainable parts."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint a run starts from, opened and planned."""
+    """The checkpoint that a run starts from, with its freeze plan."""
 
     name: str
     checkpoint: Checkpoint
     plan: FreezePlan
-    """What trains: parameters, or under LoRA the weights that get an adapter."""
+    """Frozen and trainable parameters; under LoRA, trainable means with an adapter."""
 
 
 def open_start(config: "ModelConfig", freeze: FreezeArguments) -> Start:
-    """Opens the start checkpoint and resolves what is frozen, before anything is written.
+    """Opens the start checkpoint and resolves the frozen blocks, before anything is written.
 
     Raises:
-        ValueError: where the checkpoint is missing, damaged or does not fit its configuration, and where an expression
-            matches nothing or nothing is left to train.
+        ValueError: if the checkpoint is missing, damaged or inconsistent with its configuration, an expression
+            matches nothing, or nothing is left to train.
     """
     name = config.model_name_or_path
     if not name:

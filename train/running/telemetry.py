@@ -1,19 +1,19 @@
-"""What does a step do to each block? Gradient norm, size of the update and share of changed elements, every N steps.
+"""How does a step change each block? Gradient norm, update norm and share of changed elements, every N steps.
 
     grad_norm/BLOCK      ‖g‖₂ over the block's trainable parameters, averaged over processes, before clipping
-    update_norm/BLOCK    ‖w' - w‖₂ of the stored weights in this one step, decay and rounding included
-    changed_frac/BLOCK   share of the block's trainable elements whose stored value is another after the step
+    update_norm/BLOCK    ‖w' - w‖₂ of the stored weights in this step, including weight decay and rounding
+    changed_frac/BLOCK   share of the block's trainable elements whose stored value changes in the step
 
-BLOCK is early, mid, late or a region; a block in which nothing trains has no column. The squares of `grad_norm/BLOCK`
-add up to the square of the trainer's `grad_norm` in the same row. Stored weights are those that compute: with bf16
-under DeepSpeed not its fp32 master copies, so `changed_frac` shows what bf16 rounds away.
+BLOCK is early, mid, late or a region; a fully frozen block has no column. The squares of `grad_norm/BLOCK` sum to the
+square of the trainer's `grad_norm` in the same row. Stored weights are those used in the forward pass: with bf16 under
+DeepSpeed not the fp32 master copies, so `changed_frac` shows updates lost to bf16 rounding.
 
-Tensors up to `telemetry_elements` are compared whole, larger ones (under ZeRO-3: shards) by that many elements, drawn
-with replacement from a fixed seed, the same at every step; sums are scaled up. With 65,536 elements a tensor's share
-has a standard error of at most 0.002; the norm of an update that few elements share, as in embeddings of rare tokens,
-is known to some percent. The copies live through the optimizer step alone.
+Tensors up to `telemetry_elements` are compared completely, larger ones (under ZeRO-3: shards) by that many elements,
+sampled with replacement from a fixed seed, the same at every step; sums are scaled up. With 65,536 elements a tensor's
+share has a standard error of at most 0.002; the norm of a sparse update, as in embeddings of rare tokens, is known to a
+few percent. The copies exist only during the optimizer step.
 
-Works in one process, DDP and DeepSpeed ZeRO-1 to 3, for weights and LoRA adapters. Known limits: not FSDP, not
+Works with one process, DDP and DeepSpeed ZeRO-1 to 3, for weights and LoRA adapters. Known limits: no FSDP, no
 parameters offloaded to NVMe.
 """
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 def is_measured(step: int, every: int, logging_steps: int = 1) -> bool:
-    """True for the first logged step at or after each multiple of `every`, so that no measure waits for its row."""
+    """True for the first logged step at or after each multiple of `every`, so that each measurement has a row."""
     return step % logging_steps == 0 and step // every > (step - logging_steps) // every
 
 
 def block_of(name: str, plan: FreezePlan) -> str:
-    """Returns the block or region of a parameter by its name in memory, an adapter's being that of its module."""
+    """Returns the block or region of a parameter, by its in-memory name; an adapter has its module's block."""
     region, index, _ = plan.layout.family.place(name.removeprefix(PEFT_PREFIX))
     if region != "llm":
         return region
@@ -48,12 +48,12 @@ def block_of(name: str, plan: FreezePlan) -> str:
 
 
 class _Reading(NamedTuple):
-    """How gradients (between backward and step) and stored weights are read under one engine."""
+    """Access to gradients (between backward and step) and stored weights under one engine."""
 
     gradient: Callable[["torch.nn.Parameter"], "torch.Tensor | None"]
     weights: Callable[["torch.nn.Parameter"], "torch.Tensor"]
     sharded: bool
-    """True where each process reads its own part, so that sums are summed over processes."""
+    """True if each process reads its own part, so that sums must be reduced over processes."""
 
 
 def _reading(stage: int) -> _Reading:
@@ -68,7 +68,7 @@ def _reading(stage: int) -> _Reading:
 
 
 def _shard(parameter: Any) -> "torch.Tensor":
-    """Returns this process's part of a parameter under ZeRO-3, without the padding of the last part."""
+    """Returns this process's shard of a parameter under ZeRO-3, without the padding of the last shard."""
     import torch.distributed
 
     part: torch.Tensor = parameter.ds_tensor.detach().flatten()
@@ -78,9 +78,9 @@ def _shard(parameter: Any) -> "torch.Tensor":
 
 
 class Telemetry(TrainerCallback):
-    """Measures on some steps and holds the values until the trainer logs them; `WatchedTrainer` drives it.
+    """Measures in some steps and keeps the values until the trainer logs them; driven by `WatchedTrainer`.
 
-    It only reads: weights, gradients and every random generator stay as they are.
+    Read-only: weights, gradients and random generators are unchanged.
     """
 
     def __init__(self, plan: FreezePlan, arguments: TelemetryArguments) -> None:
@@ -94,10 +94,10 @@ class Telemetry(TrainerCallback):
         self._sums: torch.Tensor | None = None
         self._values: dict[str, float] = {}
         self.due = False
-        """True while the step in progress is to be measured."""
+        """True while the current step is measured."""
 
     def take(self) -> dict[str, float]:
-        """Returns what was measured since the last call."""
+        """Returns the measurements since the last call."""
         values, self._values = self._values, {}
         return values
 
@@ -133,7 +133,7 @@ class Telemetry(TrainerCallback):
             self.compare_weights()
 
     def measure_gradients(self) -> None:
-        """Adds up the squares of each block's gradients, which must be whole: averaged, and not yet clipped."""
+        """Sums the squares of each block's gradients, which must be averaged and not yet clipped."""
         import torch
 
         assert self._sums is not None
@@ -145,7 +145,7 @@ class Telemetry(TrainerCallback):
                 self._sums[block, 0] += norm.to(self._sums) ** 2
 
     def copy_weights(self) -> None:
-        """Copies the weights, or the sample of them, that the step is about to change."""
+        """Copies the weights, or a sample of them, before the step."""
         import torch
 
         num_chosen = self._arguments.telemetry_elements
@@ -161,7 +161,7 @@ class Telemetry(TrainerCallback):
             self._snapshot.append((chosen, weights[chosen]))
 
     def compare_weights(self) -> None:
-        """Compares the weights with their copies, and completes the measures of the step; collective under ZeRO-3."""
+        """Compares the weights with their copies and completes the step's measurements; collective under ZeRO-3."""
         import torch
 
         assert self._sums is not None
@@ -184,10 +184,10 @@ class Telemetry(TrainerCallback):
 
     @contextmanager
     def around_engine_step(self, engine: Any) -> Iterator[None]:
-        """Measures about `engine.step()`, which accelerate calls at the end of backward.
+        """Measures around `engine.step()`, which accelerate calls at the end of backward.
 
         With DeepSpeed the averaged gradients exist only between `engine.backward` and `engine.step`, where accelerate
-        (1.15, `DeepSpeedEngineWrapper.backward`) has no seam; so this one engine's `step` is covered for the while.
+        (1.15, `DeepSpeedEngineWrapper.backward`) has no hook; so this engine's `step` is temporarily replaced.
         """
         step = engine.step
 

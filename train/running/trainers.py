@@ -1,4 +1,4 @@
-"""Which trainers run? TRL's, watched, mended for prompts with and without images, their rollouts checked."""
+"""The trainers: TRL's, with telemetry, support for prompts with and without images, and checked rollouts."""
 
 from dataclasses import asdict
 from functools import partial
@@ -8,38 +8,66 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
+from eval.replies.generation import tokenizer_of
 from train.rollouts.gap import Gap
 from train.rollouts.guard import Pass, RolloutGuard
 from train.rollouts.record import GAP, GAP_P99, ROUNDING
 from train.rollouts.vllm import CheckedGeneration, EngineSetup, replaced
+from train.running.data import DataArguments
+from train.running.validation import ValidationArguments, load_validation
 from train.running.watched import WatchedTrainer
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
+    from transformers import ProcessorMixin, TrainingArguments
 
 PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
-"""What TRL (1.16) keeps of a batch's pictures, for the families of `models/families.py`."""
+"""Image fields in TRL's (1.16) batches, for the families of `models/families.py`."""
+
+
+def common_arguments(
+    training: "TrainingArguments",
+    processor: "ProcessorMixin",
+    dataset: "Dataset",
+    data: DataArguments,
+    validation: ValidationArguments,
+    *,
+    num_generations: int = 1,
+    with_response: bool = False,
+) -> dict[str, Any]:
+    """Returns what both trainers are given beside the model: arguments, prompts to train on and to evaluate on.
+
+    Args:
+        num_generations: replies to each prompt of an evaluation.
+        with_response: for supervised training.
+    """
+    text_only = tokenizer_of(processor) is processor
+    evaluated = load_validation(
+        validation, data, training, num_generations=num_generations, with_response=with_response, text_only=text_only
+    )
+    return {"args": training, "train_dataset": dataset, "eval_dataset": evaluated, "processing_class": processor}
 
 
 class WatchedSFTTrainer(SFTTrainer, WatchedTrainer):
-    """TRL's supervised trainer with measures per block."""
+    """TRL's supervised trainer with telemetry per block."""
 
 
 class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
-    """TRL's GRPO trainer with measures per block, for prompts with and without images, and with checked rollouts."""
+    """TRL's GRPO trainer with telemetry per block, for prompts with and without images, and with checked rollouts."""
 
     def __init__(
         self, *args: Any, engine: EngineSetup | None = None, guard: RolloutGuard | None = None, **kwargs: Any
     ) -> None:
         """Args:
-        engine: what vLLM has to know of the run, where it writes the replies.
+        engine: settings for vLLM, if it generates the replies.
         guard: compares its log-probabilities with the trainer's.
         """
         self._guard = guard
         self._scored: torch.Tensor | None = None
-        """The trainer's log-probabilities of the pass in progress."""
+        """The trainer's log-probabilities of the current pass."""
         self._written_at: int | None = None
-        """The step whose weights wrote the replies that are trained on."""
+        """The step whose weights generated the current replies."""
         with replaced(grpo_trainer, "VLLMGeneration", partial(CheckedGeneration, setup=engine)):
             super().__init__(*args, **kwargs)
 
@@ -47,10 +75,10 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
         return {"weight_sync": asdict(self.vllm_generation.report)} if self.use_vllm else {}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
-        """Gives a prompt without images an empty list of them.
+        """Gives a prompt without images an empty image list.
 
-        TRL 1.16 gives None, which the image processors of Transformers 5.23 refuse as soon as another prompt of the
-        batch has an image.
+        TRL 1.16 passes None, which the image processors of Transformers 5.23 reject if another prompt of the batch has
+        an image.
         """
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
         if images is not None:
@@ -68,10 +96,10 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
         return found
 
     def _compute_loss(self, model: Any, inputs: Any) -> Any:
-        """Computes TRL's loss, and compares the log-probabilities in it with vLLM's.
+        """Computes TRL's loss, and compares its log-probabilities with vLLM's.
 
-        Only on the weights that wrote the replies: later steps on the same replies differ for a good reason. TRL's own
-        `_last_loaded_step` does not say so, since a validation syncs the weights between two such steps (1.16).
+        Only with the weights that generated the replies: later steps on the same replies legitimately differ. TRL's
+        `_last_loaded_step` is not sufficient, since a validation syncs the weights between two such steps (1.16).
         """
         loss = super()._compute_loss(model, inputs)
         if self._guard is not None and self.model.training and self.state.global_step == self._written_at:

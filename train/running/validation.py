@@ -1,7 +1,7 @@
-"""How well does each ability do while training? One evaluation set per ability, made for TRL's own evaluation.
+"""How does each ability develop during training? One evaluation set per ability, for TRL's evaluation.
 
-The set of an ability is the same for every arm, seed and step. It fills whole batches: TRL averages the means of
-batches, and several processes would fill an incomplete one with prompts they have already seen.
+The set of an ability is the same for every arm, seed and step. It consists of full batches: TRL averages the batch
+means, and several processes would pad an incomplete batch with duplicates.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ ORDER_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationArguments:
-    """What is answered while training, every `eval_steps`, with `eval_strategy: steps`."""
+    """Validation during training, every `eval_steps`, with `eval_strategy: steps`."""
 
     validation_split: str | None = field(default=None, metadata={"help": "split of the prompt set; none by default"})
     validation_limit: int | None = field(
@@ -40,10 +40,10 @@ def load_validation(
     with_response: bool = False,
     text_only: bool = False,
 ) -> "dict[str, Dataset] | None":
-    """Returns the evaluation sets a run asks for, None where it asks for none.
+    """Returns the configured evaluation sets, or None.
 
     Raises:
-        ValueError: where a split is given without a strategy, or the reverse.
+        ValueError: if a split is given without a strategy, or vice versa.
     """
     if (arguments.validation_split is None) != (training.eval_strategy == "no"):
         raise ValueError(
@@ -68,10 +68,10 @@ def load_validation(
 
 
 def prompts_per_eval_batch(training: "TrainingArguments", num_generations: int = 1) -> int:
-    """Returns the prompts that all processes together answer at a time, each `num_generations` times.
+    """Returns the number of prompts per evaluation batch over all processes, each answered `num_generations` times.
 
     Raises:
-        ValueError: where a prompt's replies would not share a batch.
+        ValueError: if a prompt's replies would not be in the same batch.
     """
     num_replies = int(training.per_device_eval_batch_size) * int(training.world_size)
     if num_replies % num_generations:
@@ -91,18 +91,18 @@ def validation_sets(
     with_response: bool = False,
     text_only: bool = False,
 ) -> "tuple[dict[str, Dataset], list[str]]":
-    """Returns an evaluation set per ability, and what to say about prompts left out.
+    """Returns one evaluation set per ability, and notes about prompts left out.
 
     Args:
-        prompts: of the evaluation split.
-        data: the folder and the prompt style, as in training.
+        prompts: prompts of the evaluation split.
+        data: folder and prompt style, as in training.
         batch_size: `prompts_per_eval_batch`.
-        max_prompts: at most so many of each ability.
-        with_response: for supervised training.
-        text_only: for a model without a vision tower.
+        max_prompts: maximum number per ability.
+        with_response: True for supervised training.
+        text_only: True for a model without a vision tower.
 
     Raises:
-        ValueError: where an ability has fewer prompts than one batch.
+        ValueError: if an ability has fewer prompts than one batch.
     """
     sets, notes = {}, []
     for ability in sorted({prompt.ability for prompt in prompts}):

@@ -1,8 +1,8 @@
-"""Where do measures enter the trainer? Between Transformers' Trainer and TRL's: list it after TRL's among the bases.
+"""Adds telemetry to the trainer, between Transformers' Trainer and TRL's: list it after TRL's among the base classes.
 
     class WatchedSFTTrainer(SFTTrainer, WatchedTrainer): ...
 
-There it sees what TRL logs just before every logger does, so that W&B and `metrics.csv` hold the same numbers.
+In this position it processes TRL's logs just before all loggers, so W&B and `metrics.csv` have the same numbers.
 """
 
 from typing import Any
@@ -14,24 +14,24 @@ from train.running.telemetry import Telemetry
 
 
 class WatchedTrainer(Trainer):
-    """Trainer with telemetry per block, and with evaluations that are named apart and leave training alone."""
+    """Trainer with telemetry per block, and with separately named evaluations that do not affect training."""
 
     _telemetry: Telemetry | None = None
     _evaluating: tuple[str, int] | None = None
-    """Prefix of the metrics, and number of rows, of the evaluation in progress."""
+    """Prefix of the metrics, and number of rows, of the current evaluation."""
 
     def watch(self, telemetry: Telemetry) -> None:
-        """Measures with `telemetry` from now on."""
+        """Starts measuring with `telemetry`."""
         self._telemetry = telemetry
         self.add_callback(telemetry)
 
     def rollout_facts(self) -> dict[str, Any]:
-        """Returns what is known of the engine that wrote the replies; nothing for a trainer that has none."""
+        """Returns facts about the rollout engine; empty for a trainer without one."""
         return {}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         telemetry = self._telemetry
-        # The last backward pass of a step is the one that averages gradients over processes; clipping comes after.
+        # The last backward pass of a step averages gradients over processes; clipping comes after it.
         due = telemetry is not None and telemetry.due and self.accelerator.sync_gradients
         if telemetry is None or not due:
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -46,7 +46,7 @@ class WatchedTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluates with random numbers of its own, the same every time: training goes on as without it."""
+        """Evaluates with separate, fixed random states, so that training is not affected."""
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
@@ -61,7 +61,7 @@ class WatchedTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._telemetry is not None and "loss" in logs:  # a row of training, not of evaluation or of the end
+        if self._telemetry is not None and "loss" in logs:  # a training row, not an evaluation or the final summary
             logs.update(self._telemetry.take())
         if self._evaluating is not None:
             prefix, num_rows = self._evaluating

@@ -276,7 +276,7 @@ def test_models_that_read_other_tokens_fail_the_run_after_its_tables(
     [
         ({"modes": ["owm"]}, "did you mean 'own'"),
         ({"baseline": ["sft"]}, "baseline 'sft' is not among"),
-        ({"models": ["base"]}, "is no NAME=MODEL"),
+        ({"models": ["base"]}, "is not NAME=MODEL"),
         ({"models": ["a={path}", "a={path}"]}, "named twice"),
         ({"models": ["a={path}", "a@0={path}"]}, "with and without a seed"),
         ({"models": ["a@0={path}", "b@1={path}"]}, "share no seed"),

@@ -1,4 +1,4 @@
-"""Masses beside SDPA against eager attention's own matrices, for every family, padding, chunking and dtype."""
+"""Masses computed along with SDPA equal those of eager attention's matrices, for every family, padding and dtype."""
 
 import math
 from collections.abc import Callable

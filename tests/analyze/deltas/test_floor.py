@@ -1,4 +1,4 @@
-"""Planted updates, small and large, dense and sparse: which of them can be told from rounding?"""
+"""Planted updates, small and large, dense and sparse: which of them are distinguished from rounding?"""
 
 import math
 

@@ -43,7 +43,7 @@ def test_problems_with_images_that_cannot_be_decoded_are_listed_and_the_rest_sta
     assert (row["task"], row["id"]) == ("test", "cut") and "cut.png cannot be read" in row["reason"]
     assert str(tmp_path) not in row["reason"]
     assert [problem.prompt.id for problem in readable(problems, unreadable)] == ["sum", "whole"]
-    with pytest.raises(ValueError, match=r"none of the 1 problems can be put; the first, test/cut: image cut\.png"):
+    with pytest.raises(ValueError, match=r"none of the 1 problems can be used; the first, test/cut: image cut\.png"):
         readable(problems[2:], unreadable)
 
 

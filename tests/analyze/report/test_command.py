@@ -101,52 +101,114 @@ def page_of(*directories: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r'src="[^"]*"', "", body)))
 
 
-def test_a_swap_is_told_with_its_rates_intervals_and_controls(tmp_path: Path) -> None:
+def test_a_swap_is_reported_with_its_rates_intervals_and_controls(tmp_path: Path) -> None:
     page = page_of(swap_output(tmp_path / "sft", {0: 99, 1: 60, 2: 4, 3: 0}))
-    assert "counting: more than half of what moves the answer is read in layers 0–1." in page
-    assert "once layers 0–1 keep the target’s: sft 99.0 % [94.6, 99.8], then 4.0 %" in page and "(n = 100)" in page
-    assert "counting: more than half of what moves an answer is read in layers 0–1 (sft)" in page
-    assert "self-swap 100 of 100; 0 pairs left out" in page
+    assert (
+        "The picture is read mostly in layers 0–1: with the source picture in all layers 99.0 % [94.6, 99.8] of "
+        "answers follow it, but 4.0 % [1.6, 9.8] where layers 0–1 see the target (counting, sft, n = 100)."
+    ) in page
+    assert "counting: more than half of what changes the answer is read in layers 0–1." in page
+    assert "once layers 0–1 see the target: sft 99.0 % [94.6, 99.8], then 4.0 %" in page and "(n = 100)" in page
+    assert "self-swap 100 of 100; 0 pairs skipped" in page
 
 
-def test_models_of_which_the_same_holds_are_told_together(tmp_path: Path) -> None:
+def test_models_that_agree_share_a_sentence(tmp_path: Path) -> None:
     moved = {
         "base": {0: 99, 1: 3, 2: 0, 3: 0},
         "sft": {0: 98, 1: 60, 2: 0, 3: 0},
         "full-seed0": {0: 97, 1: 2, 2: 0, 3: 0},
     }
     page = page_of(*(swap_output(tmp_path / name, rates) for name, rates in moved.items()))
-    read = "counting: more than half of what moves an answer is read in"
-    assert f"{read} layer 0 (base and full (seed 0))." in page and f"{read} layers 0–1 (sft)." in page
-    assert "once layer 0 keeps the target’s: base 99.0 %" in page and "; full (seed 0) 97.0 %" in page
+    assert "The picture is read mostly in layer 0:" in page
+    assert "(counting, full (seed 0), n = 100); the same in 1 of 2 other cases (models and tasks)." in page
+    assert "once layer 0 sees the target: base 99.0 %" in page and "; full (seed 0) 97.0 %" in page
+    assert "once layers 0–1 see the target: sft 98.0 %" in page
 
 
-def test_a_swap_that_moves_few_answers_is_not_said_to_be_read_anywhere(tmp_path: Path) -> None:
+def test_a_swap_that_moves_few_answers_decides_nothing(tmp_path: Path) -> None:
     page = page_of(swap_output(tmp_path / "sft", {0: 20, 1: 3, 2: 0, 3: 0}))
-    assert "is read in" not in page and "too rare to say" in page
+    assert "is read" not in page and "or too few follow it to tell" in page
+    assert "Undecided: with the source picture in all layers at most 20.0 % [13.3, 28.9] of answers follow it" in page
 
 
-def test_a_skipped_layer_is_told_with_the_loss_and_its_interval(tmp_path: Path) -> None:
+def test_an_answer_whose_control_failed_says_so_first(tmp_path: Path) -> None:
+    directory = swap_output(tmp_path / "sft", {0: 99, 1: 4, 2: 0, 3: 0})
+    controls = pd.read_csv(directory / "controls.csv").assign(num_equal=99, num_differs=1)
+    write_table(directory / "controls.csv", controls)
+    page = page_of(directory)
+    assert "Note. A control failed in: Vision swap. Do not rely on these numbers." in page
+    assert "A control failed, so this is not to be relied on. The picture is read mostly in" in page
+
+
+def test_a_loss_without_a_layer_has_a_minus_sign_and_its_interval(tmp_path: Path) -> None:
     page = page_of(skip_output(tmp_path / "sft", 10, 0.004))
     drop = paired_interval(10, 0, 50)
-    said = f"20.0 points [+{100 * drop.low:.1f}, +{100 * drop.high:.1f}]"
-    assert f"the costliest single layer is 0 (early): sft {said}, with 3 of 3 layers beyond chance." in page
-    assert "with 0 of 3 layers beyond chance" in page_of(skip_output(tmp_path / "rl", 2, 0.9))
+    said = f"−20.0 points [−{100 * drop.high:.1f}, −{100 * drop.low:.1f}]"
+    assert f"Leaving out layer 0 (early) costs most: {said} on vision (sft, n = 50)." in page
+    assert f"the costliest single layer is 0 (early): sft {said}, 3 of 3 layers with a significant loss." in page
+    assert "20.0 points" not in page.replace("−20.0 points", "")
 
 
-def test_a_difference_within_noise_is_called_none_and_never_an_effect(tmp_path: Path) -> None:
+def test_layers_without_a_significant_loss_are_undecided(tmp_path: Path) -> None:
+    page = page_of(skip_output(tmp_path / "rl", 2, 0.9))
+    assert "0 of 3 layers with a significant loss" in page
+    assert "Undecided: no single layer costs accuracy significantly; the largest change is −4.0 points [" in page
+
+
+def test_a_difference_that_is_not_significant_is_never_called_an_effect(tmp_path: Path) -> None:
     rows = [
         {"arm": "full", "ability": "vision", "difference": 0.012, "low": -0.014, "high": 0.038, "p_holm": 1},
         {"arm": "full", "ability": "reasoning", "difference": 0.33, "low": 0.28, "high": 0.38, "p_holm": 4e-4},
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
-    nothing = (
-        "vision (n = 500): full − sft is +1.2 points [−1.4, +3.8], corrected p = 1.000: no difference beyond noise."
+    assert "vision (n = 500): full − sft is +1.2 points [−1.4, +3.8], corrected p = 1.000, not significant." in page
+    assert "reasoning (n = 500): full − sft is +33.0 points [+28.0, +38.0], corrected p = 4.0e−04, significant." in page
+    assert (
+        "full − sft: significant gain on reasoning (+33.0 points [+28.0, +38.0]); no significant change on vision "
+        "(+1.2 points [−1.4, +3.8]); n = 500."
+    ) in page
+
+
+def test_a_significant_loss_is_called_a_loss(tmp_path: Path) -> None:
+    row = {"arm": "full", "ability": "reasoning", "difference": -0.04, "low": -0.066, "high": -0.016, "p_holm": 0.025}
+    page = page_of(comparison_output(tmp_path / "comparison", [row]))
+    assert "full − sft: significant loss on reasoning (−4.0 points [−6.6, −1.6]); n = 500." in page
+
+
+def test_a_start_below_base_is_said_at_the_top(tmp_path: Path) -> None:
+    base = {"arm": "base", "ability": "vision-to-reasoning", "difference": 0.2, "low": 0.15, "high": 0.25, "p_holm": 0}
+    rows = [
+        base,
+        {**base, "against": "full", "difference": -0.09, "low": -0.14, "high": -0.04},
+        {**base, "arm": "full", "difference": 0.29, "low": 0.24, "high": 0.34},
+        {**base, "ability": "vision", "difference": 0.03, "low": -0.01, "high": 0.07, "p_holm": 1},
+    ]
+    page = page_of(comparison_output(tmp_path / "comparison", rows))
+    said = (
+        "The start is weaker than base: sft − base is −20.0 points [−25.0, −15.0] on vision-to-reasoning (n = 500), "
+        "full − base +9.0 points [+4.0, +14.0]."
     )
-    assert nothing in page
-    assert "reasoning (n = 500): full − sft is +33.0 points [+28.0, +38.0], corrected p = 4.0e−04." in page
-    assert "vision: full − sft is +1.2 points [−1.4, +3.8], no difference beyond noise." in page
-    assert "reasoning: full − sft is +33.0 points [+28.0, +38.0], beyond chance." in page
+    assert page.index(said) < page.index("How to read the numbers")
+    rows[0] |= {"low": -0.01}
+    assert "weaker than base" not in page_of(comparison_output(tmp_path / "another", rows))
+
+
+def test_every_question_is_answered_before_its_figure_and_tables(tmp_path: Path) -> None:
+    row = {"arm": "full", "ability": "vision", "difference": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.01}
+    skip = skip_output(tmp_path / "skip", 10, 0.004)
+    output = tmp_path / "page.html"
+    write_report([comparison_output(tmp_path / "comparison", [row]), skip], output)
+    html = output.read_text(encoding="utf-8")
+    for name in ("where", "changed"):
+        section = html[html.index(f'<section id="{name}">') :]
+        section = section[: section.index("</section>")]
+        places = [section.index(mark) for mark in ('<p class="answer">', "<figure>", "<table>")]
+        assert places == sorted(places)
+    assert not re.findall(r'<img (?![^>]*alt="[^"]+)', html) and html.count('role="img" aria-label="') == html.count(
+        "<svg"
+    )
+    linked, there = set(re.findall(r'href="#([^"]+)"', html)), set(re.findall(r'id="([^"]+)"', html))
+    assert linked <= there and {"where", "changed", "layer-skip", "change-in-abilities"} <= linked
 
 
 def test_accuracy_stands_beside_the_papers_definition_where_they_differ(tmp_path: Path) -> None:
@@ -162,17 +224,24 @@ def test_accuracy_stands_beside_the_papers_definition_where_they_differ(tmp_path
     assert "reasoning (n = 500): full − sft is +2.0 points" in page and "reasoning, by the paper" not in page
 
 
-def test_splices_answer_whether_it_transfers(tmp_path: Path) -> None:
+def test_splices_answer_whether_the_gain_transfers(tmp_path: Path) -> None:
     rows = [
         {"arm": arm, "ability": "vision", "difference": 0.05, "low": 0.01, "high": 0.09, "p": p, "p_holm": p}
         for arm, p in (("full", 0.01), ("in-rl-rl", 0.02), ("rl-in-in", 0.5))
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
-    transfer = page[page.index("3. Does it transfer?") : page.index("4. Is it necessary?")]
-    assert "1 of 2 splices beyond chance: in-rl-rl +5.0 points [+1.0, +9.0]." in transfer
+    assert "1 of 2 splices differ significantly from sft: in-rl-rl +5.0 points [+1.0, +9.0]." in page
     assert (
-        "full − sft is +5.0 points [+1.0, +9.0], beyond chance; 1 of 2 splices beyond chance, +5.0 (in-rl-rl)." in page
-    )
+        "In part: RL gains +5.0 points [+1.0, +9.0] on vision (full − sft, n = 500), and 1 of 2 splices that put its "
+        "layers into the start (sft) also gain significantly (in-rl-rl +5.0 points [+1.0, +9.0])."
+    ) in page
+
+
+def test_without_a_gain_there_is_nothing_to_transfer(tmp_path: Path) -> None:
+    same = {"ability": "vision", "difference": 0.01, "low": -0.03, "high": 0.05, "p_holm": 1}
+    page = page_of(comparison_output(tmp_path / "comparison", [{**same, "arm": arm} for arm in ("full", "in-rl-rl")]))
+    assert "Undecided: full has no significant gain over sft on any ability (vision +1.0 points [−3.0, +5.0]" in page
+    assert "so it cannot be seen whether a gain transfers" in page
 
 
 def test_what_a_study_planned_and_did_not_get_is_told(tmp_path: Path) -> None:
@@ -241,7 +310,7 @@ def test_a_necessity_study_that_writes_its_page_is_not_called_unfinished(tmp_pat
     assert "still runs" not in page and "were not run" not in page and "Was the change necessary?" in page
 
 
-def test_a_support_that_was_narrowed_is_told(tmp_path: Path) -> None:
+def test_a_support_that_was_narrowed_is_reported(tmp_path: Path) -> None:
     head = {"task": "v", "ability": "vision", "model": "full", "num_seeds": 2, "num_samples": 16, "metric": "pass@k"}
     rows = [
         {**head, "k": k, "against": "sft", "n": 100, "value": value, "low": value - 0.02, "high": value + 0.02,
@@ -251,13 +320,17 @@ def test_a_support_that_was_narrowed_is_told(tmp_path: Path) -> None:
     page = page_of(finish(tmp_path / "support", "eval.support", {"changes.csv": pd.DataFrame(rows)}))
     assert (
         "vision (n = 100): full − sft is +10.0 points [+8.0, +12.0] at k = 1, −5.0 points [−7.0, −3.0] at k = 16; "
-        "sharpened: better at one try, worse at all of them" in page
+        "sharpened (better with one sample, worse with all)" in page
     )
+    assert (
+        "No, on vision it reaches less: with 16 samples a prompt, full − sft is −5.0 points [−7.0, −3.0] on vision "
+        "(n = 100); with one sample it gains +10.0 points [+8.0, +12.0] on vision."
+    ) in page
 
 
 def test_a_folder_of_which_nothing_is_shown_is_refused(tmp_path: Path) -> None:
     finish(tmp_path / "answers", "eval.run", {})
     with pytest.raises(ValueError, match=r"answers holds eval.run; expected the output of analyze.swap"):
         read_inputs([tmp_path / "answers"])
-    with pytest.raises(ValueError, match=r"nowhere holds no run\.json"):
+    with pytest.raises(ValueError, match=r"nowhere has no run\.json"):
         read_inputs([tmp_path / "nowhere"])

@@ -1,4 +1,4 @@
-"""The rule that ends replies which go round in circles touches no other reply of a batch with parts left out."""
+"""The rule that stops repetitive replies does not affect other replies of a batch with parts left out."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 from analyze.skip.generation import Rows, answer_rows
 from analyze.skip.layers import RowwiseSkip
-from analyze.skip.tables import REPETITION
+from eval.replies.decoding import REPETITION
 from eval.replies.generation import greedy_settings
 from models.loading import load_model, load_processor
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analyze.skip.controls import control_table
 from analyze.skip.plan import make_configurations
-from analyze.skip.tables import control_table, rate_table
+from analyze.skip.tables import rate_table
 from models.blocks import make_partition
 from models.layout import Layout
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from analyze.swap.command import main
+from analyze.swap.controls import check_controls, compare
+from analyze.swap.pairs import PairOptions, ReadyPair, open_pair
+from analyze.swap.plan import swapped_layers
 from analyze.swap.prefix import Reply
-from analyze.swap.run import PairOptions, ReadyPair, compare, open_pair, swap_pairs, swapped_layers
-from analyze.swap.tables import check_controls
+from analyze.swap.run import swap_pairs
 from data_builders.pairs.files import read_pairs, write_pairs
 from data_builders.pairs.pair import Pair
-from data_builders.pocket.world import draw_scene, render
+from data_builders.pocket.draw import draw_scene, render
 from eval.replies.generation import greedy_settings
 from models.loading import load_model, load_processor
 from tracking.command import run_command

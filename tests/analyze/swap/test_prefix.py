@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from analyze.swap.plan import swapped_layers
 from analyze.swap.prefix import Continuation, ReadyPrompt, compose, make_ready, read_prefixes
 from analyze.swap.reference import (
     generate_swapped,
@@ -16,8 +17,8 @@ from analyze.swap.reference import (
     picture_states,
     swapped,
 )
-from analyze.swap.run import make_plan, plain_replies, swapped_layers, trimmed
-from data_builders.pocket.world import draw_scene, render
+from analyze.swap.run import make_plan, plain_replies, trimmed
+from data_builders.pocket.draw import draw_scene, render
 from eval.replies.generation import greedy_settings
 from eval.replies.prompting import chat_messages
 from models.loading import load_processor

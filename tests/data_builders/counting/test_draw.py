@@ -1,4 +1,4 @@
-"""Pictures are the same wherever they are rendered, look as their colours say, and change where a scene does."""
+"""Renders are reproducible, have the named colours, and change only where the scene does."""
 
 import hashlib
 import random

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.grounding.build import (
-    BACKGROUNDS,
-    COLOURS,
-    GAP_PIXELS,
-    GROUNDING,
-    NAMES,
-    SHAPES,
-    GroundingArguments,
-    draw_cover,
-)
+from data_builders.grounding.build import GAP_PIXELS, GROUNDING, GroundingArguments
+from data_builders.grounding.draw import BACKGROUNDS, COLOURS, NAMES, SHAPES, draw_cover
 from data_builders.pairs.defects import preflight
 from data_builders.pairs.files import read_pairs
 from data_builders.pairs.pair import Pair

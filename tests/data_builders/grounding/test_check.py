@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders.grounding.build import COLOURS, GROUNDING, GroundingArguments, draw_cover
+from data_builders.grounding.build import GROUNDING, GroundingArguments
 from data_builders.grounding.check import DEFECTS, check_grounding
+from data_builders.grounding.draw import COLOURS, draw_cover
 from data_builders.pairs.defects import DEFECTS as PREFLIGHT_DEFECTS
 from data_builders.pairs.files import read_pairs
 from data_builders.pairs.pair import Pair, box_text

@@ -1,4 +1,4 @@
-"""What is wrong with the pairs that were released with the paper, and that none of it is said of minimal pairs."""
+"""Defects of the pairs released with the paper are found, and none of them in minimal pairs."""
 
 import json
 import re

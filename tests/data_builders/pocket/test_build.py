@@ -1,4 +1,4 @@
-"""Minimal pairs in the pocket world: nothing differs but what is asked, and all of it is held out."""
+"""Minimal pairs in the pocket world: only what is asked differs, and all pairs are held out."""
 
 import json
 import random
@@ -16,17 +16,8 @@ from data_builders.pairs.defects import preflight
 from data_builders.pairs.files import read_pairs, write_pairs
 from data_builders.pairs.pair import Pair
 from data_builders.pocket.build import BLANK_SCENE, KINDS, SPLITS, cell_pixels, draw_scenes
-from data_builders.pocket.world import (
-    BACKGROUND_RGB,
-    CELL_PIXELS,
-    GRID,
-    RGB,
-    Thing,
-    content_of,
-    draw_sample,
-    render,
-    split_of,
-)
+from data_builders.pocket.draw import BACKGROUND_RGB, CELL_PIXELS, GRID, RGB, Thing, render
+from data_builders.pocket.world import content_of, draw_sample, split_of
 from eval.grading import is_gradable
 from models.pocket import PLACES, build_tokenizer
 

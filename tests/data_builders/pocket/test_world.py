@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from data_builders import build
-from data_builders.pocket.world import CELL_PIXELS, GRID, RGB, PocketSizes, build_pocket_world
+from data_builders.pocket.draw import CELL_PIXELS, GRID, RGB
+from data_builders.pocket.world import PocketSizes, build_pocket_world
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, read_prompts
 from eval.grading import grade, is_well_formed
 from models.pocket import PLACES, build_tokenizer
@@ -152,7 +153,8 @@ def test_every_word_of_the_world_is_a_token_of_its_own(world: Path) -> None:
     assert not broken
 
 
-def test_more_distinct_samples_than_there_are_is_an_error(tmp_path: Path) -> None:
+def test_more_distinct_samples_than_there_are_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_builders.pocket.world.MAX_REDRAWS", 30)  # by which the last few samples are not found
     many = PocketSizes(num_base=1, num_sft=1, num_rl=1, num_validation_per_ability=800, num_test_per_ability=1)
     with pytest.raises(ValueError, match="no further distinct reasoning sample"):
         build_pocket_world(tmp_path, sizes=many, seed=0)

@@ -1,4 +1,4 @@
-"""Prompts from upstream rows: what is kept, what is dropped and counted, which split it stands in, what it costs."""
+"""Prompts from upstream rows: kept and dropped rows, their counts, splits, and memory use."""
 
 import base64
 import json
@@ -438,7 +438,7 @@ def test_a_hub_id_is_read_from_the_cache_where_the_hub_is_switched_off(
     assert json.loads((data / "manifest.json").read_text())["arguments"]["source"] == {"group/rl-data/train": commit}
     from_file = run(tmp_path / "from_file", tmp_path / "hub", **options)
     assert [p.id for p in all_prompts(data)] == [p.id for p in all_prompts(from_file)]
-    with pytest.raises(ValueError, match="dataset group/other is no local folder"):
+    with pytest.raises(ValueError, match="dataset group/other is not a local folder"):
         run(tmp_path / "out2", Path("group/other"))
 
 
@@ -536,11 +536,11 @@ def test_sources_that_changed_are_not_mixed(tmp_path: Path) -> None:
         ({"source": "gone.parquet"}, "source gone.parquet does not exist"),
         ({"source": "no/such/place"}, "source no/such/place does not exist"),
         ({"source": ["{a}", "{a}"]}, "is named twice"),
-        ({"source": "{empty}"}, "holds no .parquet or .jsonl file"),
-        ({"source": "{text}"}, "is no .parquet or .jsonl file"),
+        ({"source": "{empty}"}, "contains no .parquet or .jsonl file"),
+        ({"source": "{text}"}, "is not a .parquet or .jsonl file"),
         ({"source": "{columns}"}, "has no column 'reward_model'; it has prompt"),
         ({"source": "{torn}"}, "is not readable as Parquet"),
-        ({"ability": "visoin"}, "'visoin' is none of .*did you mean 'vision'"),
+        ({"ability": "visoin"}, "'visoin' is not one of .*did you mean 'vision'"),
         ({"answer_kind": ["math", "text"]}, "a second rule for all rows"),
         ({"validation_frac": "0.6", "test_frac": "0.4"}, "expected shares from 0 whose sum is below 1"),
         ({"test_frac": "-0.1"}, "expected shares from 0"),

@@ -233,14 +233,17 @@ def test_an_unknown_recipe_and_other_tables_are_refused(tmp_path: Path) -> None:
         main(["--num-samples", "0", *out])
 
 
-def test_the_page_says_which_published_differences_exceed_noise(
+def test_the_page_says_which_published_differences_are_significant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--output-dir", str(tmp_path / "out")])
     assert "Table 2: 134 not decidable at this n, 1 supported" in capsys.readouterr().out
     page = re.sub(r"<[^>]+>|\s+", " ", (tmp_path / "out" / "claims.html").read_text())
     page = re.sub(" +", " ", page)
-    assert "Of 135 published differences between ability scores 1 exceeds noise" in page
+    assert re.search(
+        r"\b\d+ of \d+ published differences (is|are) significant\. Of 10 statements, judged by the paper", page
+    )
+    assert "Of 135 published differences between ability scores, 1 is significant" in page
     assert "reasoning of Revisual-R1, RL with base +25.0" in page
     assert page.count("IN:RL:RL with IN") == 9 + 1
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.csv")}

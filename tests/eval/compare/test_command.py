@@ -207,7 +207,7 @@ def test_a_model_named_twice_is_refused(entries: list[Entry]) -> None:
 def test_a_model_with_and_without_a_seed_is_refused(tmp_path: Path, entries: list[Entry]) -> None:
     statuses = {"vision": draw(0.5, 0), "reasoning": draw(0.5, 1)}
     other = write_evaluation(tmp_path / "other", statuses)
-    with pytest.raises(ValueError, match="'full' stands with and without a seed"):
+    with pytest.raises(ValueError, match="'full' is given with and without a seed"):
         tables([*entries, Entry("full", None, other)], baseline="sft", reference="full")
 
 
@@ -231,7 +231,7 @@ def test_arms_without_a_common_seed_are_refused(entries: list[Entry]) -> None:
 
 @pytest.mark.parametrize("text", ["", "=dir", "full=", "full@x=dir", "@0=dir", "runs/full@x"])
 def test_a_malformed_entry_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no DIR, NAME=DIR or NAME@SEED=DIR"):
+    with pytest.raises(ValueError, match="is not DIR, NAME=DIR or NAME@SEED=DIR"):
         parse_entry(text)
 
 

@@ -71,6 +71,9 @@ def evaluate(
     return str(directory)
 
 
+RATES = (("a", 0.2), ("b", 0.9))
+
+
 def draw(seed: int, rate: float = 0.5) -> np.ndarray:
     return np.random.default_rng(seed).random(NUM_PROMPTS) < rate
 
@@ -120,6 +123,19 @@ def test_the_table_names_exactly_the_prompts_that_flipped(tmp_path: Path, prompt
         assert dict(rows["kind"].value_counts()) == {
             "wrong->right": counts["num_gained"], "right->wrong": counts["num_lost"],
         }  # fmt: skip
+
+
+def test_the_page_answers_first_with_a_sentence_and_a_figure(tmp_path: Path, prompt_set: Path) -> None:
+    models = [evaluate(tmp_path / name, draw(number, rate), prompt_set) for number, (name, rate) in enumerate(RATES)]
+    main([*models, "--baseline", "a", "--output-dir", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "comparison.html").read_text()
+    row = pd.read_csv(tmp_path / "out" / "comparison.csv").iloc[0]
+    assert row["metric"] == "accuracy" and row["p_holm"] < 0.05 and row["difference"] > 0
+    change = f"+{100 * row['difference']:.1f} points [+{100 * row['low']:.1f}, +{100 * row['high']:.1f}]"
+    said = Page(text).text.replace("\u00a0", " ")
+    assert f"b − a: significant gain on vision ({change}); n = {NUM_PROMPTS}." in said
+    places = [text.index(mark) for mark in ('<p class="answer">', "<figure>", "<table>")]
+    assert places == sorted(places)
 
 
 def test_an_ability_can_flip_where_the_accuracy_does_not(tmp_path: Path, prompt_set: Path) -> None:
@@ -191,7 +207,7 @@ def test_without_the_prompts_replies_are_shown_alone_and_the_reason_is_said(tmp_
     command = [*models, "--baseline", "a", "--output-dir", str(tmp_path / "out")]
     main(command)
     page = Page((tmp_path / "out" / "comparison.html").read_text())
-    assert "does not say where they stand" in page.text and ".picture" not in page.count and page.count["article"]
+    assert "does not say where they are" in page.text and ".picture" not in page.count and page.count["article"]
     main([*command, "--tasks", f"{prompt_set}:test", "--overwrite"])
     page = Page((tmp_path / "out" / "comparison.html").read_text())
     assert "not shown" not in page.text and page.count[".picture"] == page.count["article"]

@@ -142,7 +142,7 @@ def test_an_expression_that_takes_for_ever_is_given_up() -> None:
     """A judge that sleeps stands in for expressions from which math-verify never returns."""
     sleeping = (
         "import time; from eval.grading import mathematics; "
-        "mathematics._judge = lambda answer, gold: time.sleep(60); mathematics.main()"
+        "mathematics._judge = lambda answer, gold: time.sleep(60); mathematics.serve()"
     )
     program = (
         "import sys\nfrom eval.grading import mathematics\nfrom eval.grading import grade, is_gradable\n"

@@ -1,4 +1,4 @@
-"""One plain spelling: what is spelled differently becomes equal, what says something else does not."""
+"""One plain spelling: different spellings of an answer become equal, different answers do not."""
 
 import itertools
 

@@ -17,13 +17,13 @@ from eval.grading.mathematics import LIMIT_S, MARGIN_S, MAX_JUDGES, equal_expres
 from tracking.command import REPOSITORY_ROOT
 
 ENDLESS = "x+60"
-"""A question over which the stand-in sleeps, where math-verify would never return from another."""
+"""A question on which the stand-in sleeps, instead of one from which math-verify would never return."""
 SLEEPING_JUDGE = (
     "import time\n"
     "from eval.grading import mathematics\n"
     "judge = mathematics._judge\n"
     f"mathematics._judge = lambda answer, gold: time.sleep(60) if answer == {ENDLESS!r} else judge(answer, gold)\n"
-    "mathematics.main()\n"
+    "mathematics.serve()\n"
 )
 """The judge itself, but for one question. A sleep ends as a call does that no Python signal handler could interrupt:
 the kernel ends the process."""

@@ -1,4 +1,4 @@
-"""Numbers as exact fractions, with units, as they stand in replies."""
+"""Numbers as exact fractions, with units, in the notations of replies."""
 
 import decimal
 import random

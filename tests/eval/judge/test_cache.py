@@ -1,4 +1,4 @@
-"""Replies that were asked for before: kept over runs and writers, told apart by all that was asked."""
+"""The cache of replies: persistent over runs and writers, keyed by the full request."""
 
 import json
 from pathlib import Path

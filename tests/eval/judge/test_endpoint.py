@@ -226,7 +226,7 @@ def test_a_key_that_no_header_takes_is_refused_without_showing_it(key: str, monk
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://a/v1", "http:///v1", "http://[a/v1", ""])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="is no address; expected for example"):
+    with pytest.raises(ValueError, match="is not a URL; expected for example"):
         check_url(url)
 
 

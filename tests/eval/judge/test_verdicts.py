@@ -160,7 +160,7 @@ def test_without_an_address_there_is_no_judge(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="judge_url and judge_model go together"):
         JudgeArguments(judge_url="http://localhost/v1")
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not a URL"):
         JudgeArguments(judge_url="localhost", judge_model="m")
 
 

@@ -62,7 +62,7 @@ def test_a_file_gives_descriptions_by_id_and_none_where_it_has_none(tmp_path: Pa
         ('{"id": "p", "description": "x"}\n[]\n', ":2: no object with id and description"),
         ('{"id": "p", "description": " "}\n', ":1: id and description must be texts, and not empty"),
         ('{"id": 3, "description": "x"}\n', ":1: id and description must be texts"),
-        ('{"id": "p", "description": "x"}\n{"id": "p", "description": "y"}\n', ":2: id 'p' stands twice"),
+        ('{"id": "p", "description": "x"}\n{"id": "p", "description": "y"}\n', ":2: id 'p' appears twice"),
         (None, "words.jsonl does not exist"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_checkpoint_describes_in_batches_what_is_missing_and_is_not_loaded_for
     [
         ({"descriptions": "a", "describe_model": "b"}, "from a file or from a model"),
         ({"describe_url": "http://a/v1"}, "needs describe_model"),
-        ({"describe_url": "a", "describe_model": "b"}, "is no address"),
+        ({"describe_url": "a", "describe_model": "b"}, "is not a URL"),
         ({"describe_max_tokens": 0}, "describe_max_tokens is 0"),
     ],
 )

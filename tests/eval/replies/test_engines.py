@@ -1,4 +1,4 @@
-"""What vLLM is told, and what is made of its replies, as far as that can be said without it."""
+"""Arguments passed to vLLM and conversion of its outputs, as far as testable without vLLM."""
 
 import importlib.util
 import os

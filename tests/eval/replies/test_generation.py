@@ -156,7 +156,7 @@ def test_a_temperature_divides_the_logits() -> None:
 
 def test_a_circling_reply_is_ended_and_its_beginning_kept(pocket_checkpoint: Path, tmp_path: Path) -> None:
     case = Case(pocket_checkpoint, tmp_path, seeing=False)
-    with torch.no_grad():  # each token then says itself again: every reply circles at once
+    with torch.no_grad():  # each token then predicts itself: every reply repeats at once
         for layer in case.model.base_model.language_model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()

@@ -1,4 +1,4 @@
-"""The rule that ends replies which go round in circles."""
+"""The rule that stops repetitive replies."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""How a model's rollouts were drawn: copied by an evaluation, told apart by a comparison."""
+"""Records of a model's rollouts: copied by an evaluation, compared by a comparison."""
 
 import json
 from pathlib import Path

@@ -215,6 +215,8 @@ def test_a_killed_run_continues_to_the_same_tables(
 
 def test_heads_that_vllm_does_not_know_are_refused_in_one_line(pocket_prompts: Path, tmp_path: Path) -> None:
     write_pocket_checkpoint(tmp_path / "narrow", shape=PocketShape(), seed=0)
-    with pytest.raises(ValueError, match=r"narrow has heads of 16, and vLLM's attention on CPUs takes heads of 32, 64"):
+    with pytest.raises(
+        ValueError, match=r"narrow has heads of 16, and vLLM's attention on CPUs supports heads of 32, 64"
+    ):
         run("vllm", tmp_path / "narrow", pocket_prompts, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -291,7 +291,7 @@ def test_a_benchmark_is_read_from_the_hub_at_the_commit_its_module_names(
     assert task.facts["source"] == f"AI4Math/MathVista@{TASKS['mathvista'].revision}"
     assert len(prompts(f"mathvista@{other}", tmp_path)) == 2
     with pytest.raises(
-        ValueError, match=r"dataset openai/gsm8k@\w+ is no local folder and not, or not whole, in the cache"
+        ValueError, match=r"dataset openai/gsm8k@\w+ is not a local folder and not completely in the cache"
     ):
         open_task("gsm8k", cache_dir=tmp_path / "cache")
 
@@ -372,8 +372,8 @@ def test_a_damaged_row_is_named(changes: dict[str, Any], said: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.json", "[{", "a.json: no JSON"),
-        ("a.json", "3", "holds a int; expected a list of rows"),
+        ("a.json", "[{", "a.json: not JSON"),
+        ("a.json", "3", "contains a int; expected a list of rows"),
         ("a.json", "[[1]]", "row 1: a list; expected a row"),
         ("a.json", "[]", "is empty; expected the problems of mathvista"),
         ("a.jsonl", '{"pid": "1"}', "has no column 'question'; a row has pid"),
@@ -390,7 +390,7 @@ def test_a_damaged_file_is_named(name: str, content: str, said: str, tmp_path: P
 
 def test_one_problem_twice_is_refused(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", [mathvista_row(1), mathvista_row(1)])
-    with pytest.raises(ValueError, match="id '1' stands twice"):
+    with pytest.raises(ValueError, match="id '1' appears twice"):
         open_task(f"mathvista:{path}", cache_dir=tmp_path / "cache")
 
 
@@ -412,6 +412,6 @@ def test_a_task_that_is_none_is_said_in_one_line(name: str, said: str, tmp_path:
 
 def test_a_folder_without_the_benchmarks_files_is_told_their_names(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"holds none of testmini\.parquet, testmini\.json; name the file, or download"
+        ValueError, match=r"contains none of testmini\.parquet, testmini\.json; name the file, or download"
     ):
         open_task(f"mathverse:{tmp_path}", cache_dir=tmp_path)

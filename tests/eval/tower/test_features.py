@@ -1,4 +1,4 @@
-"""Are a tower's features those that the model itself computes, whatever stands beside a picture in its batch?"""
+"""Are a tower's features those that the model itself computes, independently of the rest of the batch?"""
 
 from pathlib import Path
 from typing import Any

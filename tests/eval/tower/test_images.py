@@ -148,7 +148,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "volumes": (lambda directory: npz(directory, train_images=np.zeros((12, 28, 28, 28), np.uint8)), "volumes"),
     "several labels": (lambda directory: npz(directory, test_labels=np.zeros((6, 14), np.uint8)), "several labels"),
     "objects": (lambda directory: npz(directory, test_labels=np.array([None] * 6)), "of plain arrays"),
-    "missing": (lambda directory: directory / "missing", "is no folder, no .npz file"),
+    "missing": (lambda directory: directory / "missing", "is not a folder, .npz file"),
     "pocket without a number": (lambda directory: "pocket:many", "expected a number of pictures"),
 }
 

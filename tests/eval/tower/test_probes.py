@@ -1,4 +1,4 @@
-"""Do the probes find what is there, and nothing where nothing is?"""
+"""Do the probes find class information if it is present, and only then?"""
 
 import numpy as np
 import pytest

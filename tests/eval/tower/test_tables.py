@@ -1,4 +1,4 @@
-"""Are towers told apart by the pictures on which they differ, and random towers by their seeds too?"""
+"""Paired differences between towers over images, and over seeds for random towers."""
 
 import numpy as np
 import pytest

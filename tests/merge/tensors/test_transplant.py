@@ -1,4 +1,4 @@
-"""Arithmetic between checkpoints against float64: rounded once, alike at every chunk size; bytes where it can be."""
+"""Arithmetic between checkpoints against float64: rounded once, independent of chunk size; exact bytes if possible."""
 
 import json
 import tracemalloc

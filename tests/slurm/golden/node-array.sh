@@ -1,6 +1,6 @@
 #!/bin/bash
 # Trains the arms.
-# Written by slurm.launch, which submits it with what it waits for; by hand: sbatch 'outputs/a study/slurm/1/scripts/train.sh'
+# Written by slurm.launch, which submits it with its dependencies; by hand: sbatch 'outputs/a study/slurm/1/scripts/train.sh'
 #SBATCH --job-name='a study/train'
 #SBATCH --chdir='/home/me/frankenstein suite'
 #SBATCH --account='lab 7'
@@ -18,7 +18,7 @@
 #SBATCH --output='/home/me/frankenstein suite/outputs/a study/slurm/1/logs/train.%A_%a.out'
 #SBATCH --reservation='it'"'"'s mine'
 
-slurm='outputs/a study/slurm/1' # logs, and how often each task was started
+slurm='outputs/a study/slurm/1' # logs and attempt counts
 case $SLURM_ARRAY_TASK_ID in
 0)
     name=full-seed0
@@ -57,12 +57,12 @@ case $SLURM_ARRAY_TASK_ID in
     )
     ;;
 *)
-    echo "task $SLURM_ARRAY_TASK_ID is none of this array"
+    echo "task $SLURM_ARRAY_TASK_ID is not in this array"
     exit 2
     ;;
 esac
 
-# Each attempt has a log of its own; file descriptor 3 is the one that all share.
+# Each attempt has its own log; file descriptor 3 is the output shared by all attempts.
 attempt=1
 if [[ -e $slurm/attempts/$name ]]; then
     attempt=$(($(<"$slurm/attempts/$name") + 1))
@@ -77,14 +77,14 @@ log=$slurm/logs/$name.$attempt.log
 exec 3>&1 >"$log" 2>&1
 echo "$name, attempt $attempt, job $SLURM_JOB_ID on $(hostname), $(date)"
 
-# Ahead of the time limit Slurm sends USR1, on preemption TERM. Both reach the command as TERM, on which it saves itself.
+# Before the time limit Slurm sends USR1, on preemption TERM. Both are forwarded as TERM, on which the command saves.
 stopped=0
 pid=
 trap 'stopped=1; [[ -z $pid ]] || kill -TERM "$pid"' USR1 TERM
 
 source .venv/bin/activate
 
-# One process a GPU, all on this node. Their launcher leaves them the time to save that Slurm leaves it.
+# One process per GPU, all on this node. The launcher gives them the time to save that Slurm gives it.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=595
 accelerate launch --config_file configs/accelerate/8gpu.yaml \
     --num_processes 8 --main_process_port 0 -m "${command[@]}" &
@@ -105,7 +105,7 @@ if ((status != 0)); then
         interrupted=1
     fi
 fi
-# What was stopped goes back into the queue, where it continues; unless Slurm has ended the job by itself already.
+# A stopped task is requeued and continues later, unless Slurm has already ended the job itself.
 if ((interrupted && attempt < 5)) && [[ ! -e $slurm/cancelled ]]; then
     own="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     if ! state=$(squeue --noheader --jobs="$own" --format=%T) || [[ $state == RUNNING ]]; then
@@ -114,7 +114,7 @@ if ((interrupted && attempt < 5)) && [[ ! -e $slurm/cancelled ]]; then
         if scontrol requeue "$own"; then
             sleep 60 # until Slurm ends this attempt
         else
-            echo "Slurm refused; where it always does, the cluster's settings need requeue: false" >&3
+            echo "Slurm refused; if it always does, set requeue: false in the cluster's settings" >&3
         fi
     fi
 fi

@@ -1,4 +1,4 @@
-"""A cluster's settings: what is read, what is refused, and what sbatch is told."""
+"""A cluster's settings: parsing, rejected values, and the options passed to sbatch."""
 
 from pathlib import Path
 
@@ -22,12 +22,12 @@ def test_shipped_clusters_are_read(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"account": "a\n#SBATCH --uid=0"}, "account .* holds a line break"),
-        ({"partition": "gpu\r"}, "partition .* holds a line break"),
-        ({"qos": "x\x0by"}, "qos .* holds a line break"),
-        ({"environment": ["module load cuda", "#SBATCH --time=9"]}, "environment .* holds #SBATCH"),
-        ({"constraint": "a #SBATCH b"}, "constraint .* holds #SBATCH"),
-        ({"options": ["reservation=a\nb"]}, "options .* holds a line break"),
+        ({"account": "a\n#SBATCH --uid=0"}, "account .* contains a line break"),
+        ({"partition": "gpu\r"}, "partition .* contains a line break"),
+        ({"qos": "x\x0by"}, "qos .* contains a line break"),
+        ({"environment": ["module load cuda", "#SBATCH --time=9"]}, "environment .* contains #SBATCH"),
+        ({"constraint": "a #SBATCH b"}, "constraint .* contains #SBATCH"),
+        ({"options": ["reservation=a\nb"]}, "options .* contains a line break"),
         ({"options": ["dependency=afterok:1"]}, "'dependency'; expected a long option of sbatch that has no setting"),
         ({"options": ["exclusive"]}, "expected KEY=VALUE"),
         ({"time": ["arm=24:00:00"]}, "time has no default="),
@@ -37,7 +37,7 @@ def test_shipped_clusters_are_read(path: Path) -> None:
         ({"signal_s": 70000}, "signal_s is 70000"),
         ({"memory": "lots"}, "memory is 'lots'; expected a number with K, M, G or T"),
         ({"max_parallel": -1}, "max_parallel is -1; it must be at least 0"),
-        ({"time": ["default=01:00", "amr=02:00"]}, "time amr=02:00 is for no kind of job; did you mean 'arm'"),
+        ({"time": ["default=01:00", "amr=02:00"]}, "time amr=02:00: unknown kind of job; did you mean 'arm'"),
         (
             {"container": ["apptainer exec x.sif"]},
             r"one word 'apptainer exec x.sif'; expected \[apptainer, exec, x.sif\]",

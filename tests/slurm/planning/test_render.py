@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from slurm.planning.cluster import Cluster
-from slurm.planning.render import SHAPES, ClusterJob, Task, render
+from slurm.planning.render import SHAPES, ClusterJob, render
+from slurm.planning.study import StudyJob
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROOT = Path("/home/me/frankenstein suite")
@@ -33,14 +34,16 @@ SIZES: dict[str, dict[str, int]] = {
 def make_job(shape: str, *, num_tasks: int = 1) -> ClusterJob:
     names = ["full-seed0", "freeze-mid-seed0", "it's-seed1"][:num_tasks]
     tasks = tuple(
-        Task(
+        StudyJob(
             name=name,
+            kind="arm",
+            stage="train",
             index=index,
             command=(
                 *("train.grpo", "--config", "configs/pocket/grpo.yaml", "--model_name_or_path", "outputs/a study/sft"),
                 *("--seed", "0", "--freeze", "mid", "llm:0-8", "--output_dir", f"outputs/a study/arms/{name}"),
             ),
-            directory=f"outputs/a study/arms/{name}",
+            output_dir=f"outputs/a study/arms/{name}",
         )
         for index, name in enumerate(names)
     )  # fmt: skip
@@ -90,9 +93,9 @@ def test_values_with_line_breaks_or_directives_are_refused() -> None:
     job = make_job("cpu")
     for word in ("a\nb", "x #SBATCH --uid=0", "a\u2028b"):
         task = replace(job.tasks[0], command=("train.grpo", "--output_dir", word))
-        with pytest.raises(ValueError, match=r"holds a line break|holds #SBATCH"):
+        with pytest.raises(ValueError, match=r"contains a line break|contains #SBATCH"):
             render(replace(job, tasks=(task,)), CLUSTER, root=ROOT)
-    with pytest.raises(ValueError, match="holds a line break"):
+    with pytest.raises(ValueError, match="contains a line break"):
         render(job, CLUSTER, root=Path("/home/a\nb"))
 
 
@@ -130,7 +133,7 @@ def run_script(
         (folder / "bin" / name).chmod(0o755)
     for name in ("logs", "attempts", "ended"):
         (folder / "launch" / name).mkdir(parents=True, exist_ok=True)
-    task = Task(name="it's one", index=0, command=("program", NASTY), directory="out")
+    task = StudyJob(name="it's one", kind="arm", stage="train", index=0, command=("program", NASTY), output_dir="out")
     job = replace(make_job(shape), tasks=(task,), folder="launch")
     lines = [line for line in cluster.environment if not line.startswith("source")]
     script = render(job, replace(cluster, environment=lines, container=[]), root=folder)
@@ -201,7 +204,7 @@ def test_a_controller_that_does_not_answer_costs_no_requeue(tmp_path: Path) -> N
 
 def test_a_refused_requeue_is_told_with_the_way_out(tmp_path: Path) -> None:
     done = run_script(tmp_path, "raise SystemExit(75)", NO_REQUEUE="1")
-    assert done.returncode == 75 and "need requeue: false" in done.stdout
+    assert done.returncode == 75 and "set requeue: false" in done.stdout
 
 
 def test_a_signal_while_vllm_starts_is_not_lost(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which jobs a study has, what each waits for, and what is made of what there is."""
+"""The jobs of a study, their dependencies, and jobs that use the available results."""
 
 import ast
 import json
@@ -126,7 +126,7 @@ def test_models_and_prompts_at_hand_are_waited_for_by_nobody() -> None:
     plan = necessity(arguments.output_dir, built=False)
     stages = stages_of(plan_study(arguments, {**plan, "prompts": "outputs/rl/data"}), arguments)
     assert waits(stages["train"]) == {"afterok:prompts"}
-    assert stages["prompts"].job.tasks[0].directory == "outputs/rl"
+    assert stages["prompts"].job.tasks[0].output_dir == "outputs/rl"
 
 
 def test_jobs_get_the_gpus_they_need() -> None:
@@ -141,7 +141,7 @@ def test_jobs_get_the_gpus_they_need() -> None:
     assert {stage.job.shape for stage in stages_of(jobs, arguments, CPU).values()} == {"cpu"}
     across = stages_of(jobs, replace(arguments, arm_nodes=2), CPU)["train"].job
     assert (across.shape, across.nodes, across.processes) == ("nodes", 2, 2)
-    with pytest.raises(ValueError, match="12 GPUs are no whole nodes of 8"):
+    with pytest.raises(ValueError, match="12 GPUs do not fill whole nodes of 8"):
         stages_of(jobs, arguments, GPU, arm_gpus=12)
     with pytest.raises(ValueError, match="8 GPUs for training and 2 for vLLM do not fit a node of 8"):
         stages_of(jobs, replace(arguments, vllm_gpus=2), GPU)
@@ -154,7 +154,7 @@ def test_jobs_get_the_gpus_they_need() -> None:
         ({"splices": "some"}, "splices is 'some'; expected paper or all"),
         ({"pairs": ["ocr"]}, "'ocr'; expected TASK:CONFIG"),
         ({"swap": "configs/pocket/swop.yaml"}, "configs/pocket/swop.yaml does not exist"),
-        ({"output_dir": "a\nb"}, "holds a line break"),
+        ({"output_dir": "a\nb"}, "contains a line break"),
         ({"expected_s": ["arm=long"]}, "expected KIND=SECONDS"),
         ({"expected_s": ["amr=3"]}, "expected_s 'amr' is no kind of job; did you mean 'arm'"),
         ({"num_prompts": ["study:test=all"]}, "num_prompts study:test=all; expected TASK=N"),
@@ -176,7 +176,7 @@ def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
 
 def test_a_model_that_is_not_in_the_study_is_refused() -> None:
     arguments = pocket(probed=["sft", "freeze-mod"])
-    with pytest.raises(ValueError, match=r"'freeze-mod' is no model of the study; did you mean 'freeze-mid'"):
+    with pytest.raises(ValueError, match=r"'freeze-mod' is not a model of the study; did you mean 'freeze-mid'"):
         plan_study(arguments, necessity(arguments.output_dir))
 
 
@@ -351,9 +351,9 @@ def test_what_gathers_runs_again_when_it_comes_after_something_that_does(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.stem)
-def test_shipped_studies_are_planned_without_weights_or_network(path: Path) -> None:
+def test_shipped_studies_are_planned_without_weights_or_network(path: Path, warm_python: Path) -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "slurm.launch", "--config", str(path), "--dry-run"],
+        [warm_python, "-m", "slurm.launch", "--config", str(path), "--dry-run"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in ("train", "evaluate", "swap", "skip", "attention", "splices", "support", "claims", "report"):

@@ -133,7 +133,7 @@ def test_a_frozen_parameter_in_the_optimizer_is_found(stepped: Trainer) -> None:
 
 def test_a_trainable_parameter_that_the_optimizer_lacks_is_found(stepped: Trainer) -> None:
     stepped.optimizer.optimizer.param_groups[0]["params"].pop(0)
-    with pytest.raises(RuntimeError, match=r"the optimizer lacks .*, which is to train"):
+    with pytest.raises(RuntimeError, match=r"the optimizer lacks .*, which is trainable"):
         inspect_optimizer(stepped)
 
 

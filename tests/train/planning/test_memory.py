@@ -1,9 +1,8 @@
-"""What a plan says is held, against the bytes of live runs: equal, on every rank, padding included."""
+"""Planned memory equals the bytes of live runs, on every rank, including padding."""
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,9 @@ ENGINES = [
 
 
 @pytest.fixture(scope="module")
-def counted_engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, dict[str, int]]]]:
+def counted_engines(
+    warm_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, dict[str, int]]]]:
     """What two ranks of ten engines held: one launch for all; the shape has odd sizes, so that there is padding."""
     directory = tmp_path_factory.mktemp("engines")
     checkpoint = directory / "checkpoint"
@@ -194,7 +195,7 @@ def counted_engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lis
     cases.write_text(json.dumps([{**case, "checkpoint": str(checkpoint)} for case in ENGINES]))
     worker = Path(__file__).with_name("count_engine_bytes.py")
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+    command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                str(worker), str(cases), str(directory)]  # fmt: skip
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
         try:

@@ -70,7 +70,7 @@ def test_another_prompt_is_named_by_its_row_lengths_and_first_token() -> None:
 
 def test_a_weight_that_no_sync_reaches_is_named() -> None:
     engine = {"qkv": torch.zeros(6), "embed_tokens.weight": torch.zeros(8)}
-    check_covered({"qkv": 6, "embed_tokens.weight": 7}, engine)  # rows that pad the vocabulary are nobody's
+    check_covered({"qkv": 6, "embed_tokens.weight": 7}, engine)  # rows that pad the vocabulary
     with pytest.raises(RuntimeError, match="fills 4 of 6 elements of vLLM's qkv"):
         check_covered({"qkv": 4, "embed_tokens.weight": 8}, engine)
     with pytest.raises(RuntimeError, match=r"fills 0 of 8 elements of vLLM's embed_tokens\.weight"):

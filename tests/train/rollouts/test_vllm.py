@@ -1,4 +1,4 @@
-"""GRPO with a real vLLM in the trainer's process, on a CPU: what it sees, what it holds, and what stops a run.
+"""GRPO with a real vLLM in the trainer's process, on a CPU: its prompts, its weights, and faults that stop a run.
 
 Also the seams of TRL and vLLM: where a test fails after an upgrade, `train/rollouts/vllm.py` says what it relies on.
 """

@@ -71,17 +71,34 @@ def test_an_answer_that_cannot_be_judged_is_none_in_every_reward_and_counted() -
         assert logged == {"unscored_frac": [sum(unscored) / len(unscored)]}
 
 
+@pytest.fixture
+def patient_judges(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Judges of mathematics that have a minute for a question: on a busy machine the first one may take long."""
+    program = "from eval.grading import mathematics\nmathematics.LIMIT_S = 60.0\nmathematics.serve()\n"
+
+    def end_all() -> None:
+        for judge in list(eval.grading.mathematics._started):
+            judge.end()
+        eval.grading.mathematics._idle.clear()
+
+    end_all()
+    monkeypatch.setattr(eval.grading.mathematics, "JUDGE", (eval.grading.mathematics.JUDGE[0], "-c", program))
+    monkeypatch.setattr(eval.grading.mathematics, "LIMIT_S", 60.0)
+    yield
+    end_all()
+
+
 def test_a_verdict_that_did_not_come_in_time_is_missing_from_the_later_rewards_too(
-    monkeypatch: pytest.MonkeyPatch,
+    patient_judges: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reply = (f"<answer>{random.randrange(10**9)}+x</answer>", "x", "math")
     assert eval.grading.mathematics.equal_expressions("x", "x") is True
-    monkeypatch.setattr(eval.grading.mathematics, "LIMIT_S", 0.2)
-    monkeypatch.setattr(eval.grading.mathematics, "MARGIN_S", 0.2)
-    for judge in eval.grading.mathematics._idle:
+    with monkeypatch.context() as hurried:
+        hurried.setattr(eval.grading.mathematics, "LIMIT_S", 0.2)
+        hurried.setattr(eval.grading.mathematics, "MARGIN_S", 0.2)
+        (judge,) = eval.grading.mathematics._idle
         psutil.Process(judge.process.pid).suspend()
-    assert rewards(BOUND[0], [reply]) == [None]
-    monkeypatch.undo()
+        assert rewards(BOUND[0], [reply]) == [None]
     assert grade(*reply).correct is False, "asked anew, it has a verdict"
     assert [rewards(function, [reply]) for function in BOUND] == [[None]] * 3
 

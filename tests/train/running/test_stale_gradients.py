@@ -44,7 +44,9 @@ SAME = 1e-3
 
 
 @pytest.fixture(scope="module")
-def work(warm_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(
+    warm_checkpoint: Path, tiny_prompts: Path, warm_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Trains under every engine, two prompts a step, in the order of `STEPS`."""
     directory = tmp_path_factory.mktemp("stale")
     given = read_prompts(tiny_prompts, "rl")
@@ -57,7 +59,7 @@ def work(warm_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.Tem
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY_ROOT), "OMP_NUM_THREADS": "1",
                    "ACCELERATE_USE_DEEPSPEED": "true"}  # fmt: skip
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(
         [*command, str(warm_checkpoint), str(directory)],
         cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False,

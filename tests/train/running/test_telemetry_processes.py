@@ -30,12 +30,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 def test_telemetry_holds_in_two_processes_under_every_engine(
-    pocket_checkpoint: Path, tiny_prompts: Path, tmp_path: Path
+    pocket_checkpoint: Path, tiny_prompts: Path, warm_python: Path, tmp_path: Path
 ) -> None:
     write_engine_files(tmp_path)
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY_ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(
         [*command, str(pocket_checkpoint), str(tiny_prompts), str(tmp_path)],
         cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False,

@@ -1,0 +1,40 @@
+"""What does a measurement of weight changes say when it ends? Relative change and changed share by block, verdicts."""
+
+from pathlib import Path
+
+from analyze.deltas.tables import LABELS
+from eval.display.formatting import NOTHING
+from models.blocks import BLOCKS, REGIONS
+from tracking.tables import format_first, read_table
+
+NUM_ROWS = 4
+VERDICTS = {"num_identical": "identical", "num_at_floor": "at the floor of rounding", "num_above_floor": "above it"}
+
+
+def summary(output_dir: Path) -> list[str]:
+    """Returns the lines about `blocks.csv`: of each phase or arm ‖Δ‖/‖W‖ and the share of changed elements."""
+    table = read_table(output_dir / "blocks.csv")
+    table["seed"] = table["seed"].astype(object).where(table["seed"].notna(), "")
+    blocks = [block for block in (*BLOCKS, *REGIONS) if (table["block"] == block).any()]
+    lines = []
+    for title, column in (("relative change ‖Δ‖/‖W‖, %", "relative_energy"), ("changed elements, %", "changed_frac")):
+        if column not in table:
+            continue
+        rows = [[title, *blocks]]
+        for labels, own in table.groupby(LABELS, sort=False):
+            values = own.set_index("block")[column]
+            rows.append([_name(*labels), *(_percent(values.get(block)) for block in blocks)])
+        lines += format_first(rows, right=range(1, len(rows[0])), most=NUM_ROWS, table="blocks.csv")
+    for labels, own in table.groupby(LABELS, sort=False) if "num_identical" in table else ():
+        counts = ", ".join(f"{own[column].sum():.0f} {words}" for column, words in VERDICTS.items())
+        lines.append(f"tensors of {_name(*labels)}: {counts}")
+    return lines
+
+
+def _name(phase: object, seed: object) -> str:
+    number = f"{seed:.0f}" if isinstance(seed, float) else str(seed)
+    return f"{phase}@{number}" if number else str(phase)
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None or value != value else f"{100 * value:.3g}"
