@@ -21,9 +21,8 @@ from tracking.processes import on_main_process
 from train.rollouts.generation_defaults import describe, set_aside
 from train.rollouts.record import RolloutRecord
 from train.rollouts.setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
+from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS, GrpoArguments
 from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
-from train.running.grpo_arguments import OUR_ARGUMENTS, GrpoArguments
-from train.running.library_arguments import GRPO_CONFIG, MODEL_CONFIG
 from train.running.rewards import RewardArguments, bind_rewards
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from train.freezing.arms import Arm, parse_arms
 from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
 from train.planning.study import NecessityArguments, arm_label, freeze_arguments, plan_jobs, study_files
 from train.rollouts.setup import check_versions
-from train.running.library_arguments import GRPO_CONFIG, MODEL_CONFIG, SFT_CONFIG
+from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, SFT_CONFIG
 
 LOG_DIR = "logs"
 
@@ -171,7 +171,7 @@ def check_stage_files(arguments: NecessityArguments) -> None:
     from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
     from models.pocket import PocketArguments
     from train import sft
-    from train.running.grpo_arguments import OUR_ARGUMENTS
+    from train.running.arguments import OUR_ARGUMENTS
 
     task = TASKS[arguments.data_task].arguments if arguments.data_task in TASKS else ()
     supervised = (SFT_CONFIG, MODEL_CONFIG, *sft.OUR_ARGUMENTS)

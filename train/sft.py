@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tracking.command import is_main_process, parse_arguments, run_command
 from train.freezing.freeze import FreezeArguments
+from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.data import DataArguments, load_prompts
-from train.running.library_arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
 

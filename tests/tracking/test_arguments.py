@@ -219,7 +219,7 @@ def test_mistakes_in_a_librarys_arguments_are_found_with_and_without_its_source(
 def test_sources_of_the_librarys_classes_say_what_the_imported_classes_say() -> None:
     from tracking.fields import arguments_of
     from train.planning.recipe import TRAINING_FIELDS
-    from train.running.library_arguments import GRPO_CONFIG, MODEL_CONFIG, SFT_CONFIG
+    from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, SFT_CONFIG
 
     for source in (GRPO_CONFIG, SFT_CONFIG, MODEL_CONFIG, TRAINING_FIELDS):
         read = source.arguments()

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from models.layout import WIDTHS
 from train.freezing.freeze import FreezeArguments
 from train.planning.memory import Engine
-from train.running.grpo_arguments import OUR_ARGUMENTS
-from train.running.library_arguments import GRPO_CONFIG, MODEL_CONFIG
+from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS
 
 if TYPE_CHECKING:
     from trl import ModelConfig
