@@ -26,8 +26,7 @@ from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.product import write_text
 from tracking.records import read_records
 from tracking.run import git_state, hardware
-from train.rollouts.gap import KINDS
-from train.rollouts.record import GAP, GAP_P99, ROUNDING
+from train.rollouts.record import GAP, GAP_P99, KINDS, ROUNDING
 
 RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "rollouts.json"
 ARMS: dict[str, list[str]] = {"full": [], "freeze-mid": ["--freeze", "mid"]}

@@ -34,7 +34,7 @@ from data_builders.pocket.build import POCKET_PAIRS
 from data_builders.pocket.world import PocketSizes, build_pocket_world
 from data_builders.recognition.build import RECOGNITION
 from data_builders.rl.build import WORK_DIR, RlArguments, build_rl, describe
-from tracking.command import did_you_mean, parse_arguments, run_command
+from tracking.command import did_you_mean, parse_arguments, program_name, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress
 from tracking.run import open_run
@@ -66,6 +66,11 @@ class Task(NamedTuple):
     """Checks output directory, seed and arguments before anything is written."""
     continues: bool = False
     """Whether it continues with the folder of a killed build."""
+
+    @property
+    def purpose(self) -> str:
+        """What is built: the first line of the module of its arguments."""
+        return (sys.modules[self.arguments[-1].__module__].__doc__ or "").split("\n")[0]
 
 
 def build_pocket(directory: Path, output_dir: Path, seed: int, own: tuple[PocketSizes]) -> None:
@@ -124,6 +129,18 @@ def write_manifest(directory: Path, task: str, arguments: dict[str, Any]) -> Non
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
+def describe_tasks() -> str:
+    """Returns the help of the command without a task: what can be built."""
+    width = max(map(len, TASKS))
+    return "\n".join(
+        [
+            f"usage: {program_name()} TASK --output-dir DIR [--config FILE] [--NAME VALUE ...]\n",
+            "TASK is one of these; TASK --help lists its arguments:\n",
+            *(f"  {name:<{width}}  {task.purpose}" for name, task in TASKS.items()),
+        ]
+    )
+
+
 def _listings(directory: Path) -> list[Path]:
     """Returns the files with a prompt or a pair a line."""
     return [path for path in sorted(directory.glob("*.jsonl")) if path.name != METADATA_FILE]
@@ -136,6 +153,9 @@ def _num_lines(path: Path) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["--help"], ["-h"]):
+        print(describe_tasks())
+        return
     if not argv or argv[0].startswith("-"):
         raise ValueError(
             f"name what to build first, such as: python -m data_builders.build {next(iter(TASKS))} --output-dir D"
@@ -143,7 +163,14 @@ def main(argv: list[str] | None = None) -> None:
     task = argv.pop(0)
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; expected one of {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
-    arguments, *own = parse_arguments(argv, BuildArguments, *TASKS[task].arguments, description=__doc__)
+    arguments, *own = parse_arguments(
+        argv,
+        BuildArguments,
+        *TASKS[task].arguments,
+        description=TASKS[task].purpose,
+        subcommand=task,
+        check_inputs=True,
+    )
     output_dir = Path(arguments.output_dir)
     described = {"seed": arguments.seed, **TASKS[task].describe(own)}
     check = TASKS[task].check

@@ -3,28 +3,34 @@
 python -m data_builders.contact_sheet FOLDER --rows 1 --output F.png
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_builders.pairs.files import find_set, read_pairs
+from data_builders.pairs.files import check_pairs, find_set, read_pairs
 from data_builders.pairs.sheet import COLUMNS, draw_sheet
-from tracking.command import run_command
+from tracking.command import check_least, parse_arguments, run_command
 from tracking.product import partial_file
 
 
+@dataclass(frozen=True, kw_only=True)
+class SheetArguments:
+    """Which pairs are shown, and how."""
+
+    directory: str = field(metadata={"help": "a set of pairs", "positional": True, "check": check_pairs})
+    output: str = field(metadata={"help": "the PNG to write"})
+    rows: int = field(default=4, metadata={"help": "how many rows of pairs"})
+    columns: int = field(default=COLUMNS, metadata={"help": "how many pairs stand side by side"})
+
+    def __post_init__(self) -> None:
+        check_least(self, rows=1, columns=1)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("directory", type=Path, help="a set of pairs")
-    parser.add_argument("--rows", type=int, default=4, help="how many rows of pairs")
-    parser.add_argument("--columns", type=int, default=COLUMNS, help="how many pairs stand side by side")
-    parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
-    arguments = parser.parse_args(argv)
-    if min(arguments.rows, arguments.columns) < 1:
-        raise ValueError(f"--rows {arguments.rows} --columns {arguments.columns}; expected at least 1 of each")
-    directory = find_set(arguments.directory)
+    (arguments,) = parse_arguments(argv, SheetArguments, description=__doc__, check_inputs=True)
+    directory, output = find_set(Path(arguments.directory)), Path(arguments.output)
     pairs = read_pairs(directory)[: arguments.rows * arguments.columns]
-    with partial_file(arguments.output) as partial:
+    with partial_file(output) as partial:
         draw_sheet(directory, pairs, columns=arguments.columns).save(partial, format="PNG")
     print(f"sheet: {arguments.output}")
 

@@ -8,20 +8,20 @@ the local folder stays as its manifest lists it. The files are uploaded first an
 card is complete. Known limit: the hub allows 10,000 files per folder, which is 5,000 pairs.
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_builders.pairs.files import find_set, read_pairs
+from data_builders.pairs.files import check_pairs, find_set, read_pairs
 from data_builders.pairs.pair import PAIRS_FILE, Pair
 from data_builders.pairs.sets import IMAGES_DIR, MANIFEST_FILE, MASKS_DIR, METADATA_FILE
 from data_builders.pairs.sheet import PREVIEW_FILE
 from data_builders.validate.set_files import open_set
 from models.hub import parse_repository
-from tracking.command import run_command
+from tracking.command import check_all, parse_arguments, run_command
 from tracking.product import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "pair_set_card.md.j2"
@@ -167,21 +167,35 @@ def _in_one_line(repo_id: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HubArguments:
+    """Which set goes to the hub, and where to."""
+
+    directory: str = field(metadata={"help": "a set of pairs", "positional": True, "check": check_pairs})
+    repo_id: str = field(metadata={"help": "where to: OWNER/NAME"})
+    license: str | None = field(
+        default=None, metadata={"help": f"of the pictures, as the hub spells it; {OUR_LICENSE} for what is drawn"}
+    )
+    private: bool = field(default=False, metadata={"help": "a new repository is seen by its owner alone"})
+    dry_run: bool = field(default=False, metadata={"help": "upload nothing; show the card"})
+    output: str | None = field(default=None, metadata={"help": "with --dry-run: the file to write the card to"})
+
+    def __post_init__(self) -> None:
+        check_all(self._check_name, self._check_output)
+
+    def _check_name(self) -> None:
+        repository = parse_repository(self.repo_id, kind="dataset")
+        if repository is None or repository.revision is not None:
+            raise ValueError(f"--repo-id {self.repo_id!r} is no name of a repository; expected OWNER/NAME")
+
+    def _check_output(self) -> None:
+        if self.output is not None and not self.dry_run:
+            raise ValueError("--output goes with --dry-run; an upload writes the card into the repository")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("directory", type=Path, help="a set of pairs")
-    parser.add_argument("--repo-id", required=True, help="where to: OWNER/NAME")
-    parser.add_argument("--license", help=f"of the pictures, as the hub spells it; {OUR_LICENSE} for what is drawn")
-    parser.add_argument("--private", action="store_true", help="a new repository is seen by its owner alone")
-    parser.add_argument("--dry-run", action="store_true", help="upload nothing; show the card")
-    parser.add_argument("--output", type=Path, help="with --dry-run: the file to write the card to")
-    arguments = parser.parse_args(argv)
-    repository = parse_repository(arguments.repo_id, kind="dataset")
-    if repository is None or repository.revision is not None:
-        raise ValueError(f"--repo-id {arguments.repo_id!r} is not a repository name; expected OWNER/NAME")
-    if arguments.output is not None and not arguments.dry_run:
-        raise ValueError("--output requires --dry-run; an upload writes the card into the repository")
-    directory = find_set(arguments.directory)
+    (arguments,) = parse_arguments(argv, HubArguments, description=__doc__, check_inputs=True)
+    directory = find_set(Path(arguments.directory))
     if not arguments.dry_run:
         url = to_hub(directory, arguments.repo_id, license_name=arguments.license, private=arguments.private)
         print(f"dataset: {url}")
@@ -190,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.output is None:
         print(card, end="")
     else:
-        write_text(arguments.output, card)
+        write_text(Path(arguments.output), card)
         print(f"card: {arguments.output}")
 
 

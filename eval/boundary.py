@@ -22,19 +22,27 @@ rates of the kept prompts are on average closer to 0 or 1. One process on one GP
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data_builders.build import DATA_DIR, write_manifest
 from data_builders.prompt_sets.images import place_file
-from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts, write_prompts
+from data_builders.prompt_sets.prompts import (
+    Prompt,
+    check_folder,
+    check_split,
+    prompts_fingerprint,
+    read_prompts,
+    write_prompts,
+)
 from eval.grading import CORRECT, UNSCORED
 from eval.replies.answering import graded
 from eval.replies.prompting import check_style
 from eval.replies.sampling import SeededSampler, reply_seed
-from eval.replies.subject import Subject, open_subject
+from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.intervals import wilson
-from tracking.command import parse_arguments, run_command
+from tracking.command import check_all, check_least, parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress, say
 from tracking.records import Record, RecordLog, read_records
@@ -49,10 +57,11 @@ if TYPE_CHECKING:
 class BoundaryArguments:
     """Which prompts are tried, how often, and which are kept."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
-    data: str = field(metadata={"help": "folder of a prompt set"})
+    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
+    data: str = field(metadata={"help": "folder of a prompt set", "check": check_folder})
     output_dir: str = field(metadata={"help": "where records, rates and the new prompt set are written"})
     split: str = field(default="rl", metadata={"help": "split of the prompt set"})
+    limit: int | None = field(default=None, metadata={"help": "at most so many prompts, the first"})
     num_samples: int = field(default=8, metadata={"help": "replies to each prompt"})
     band: list[float] = field(
         default_factory=list,
@@ -72,10 +81,17 @@ class BoundaryArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
     def __post_init__(self) -> None:
-        check_style(self.prompt_style)
-        for name in ("num_samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_all(
+            partial(check_style, self.prompt_style),
+            partial(check_least, self, num_samples=1, max_new_tokens=1, batch_size=1, limit=1),
+            self._check_draws,
+        )
+
+    def check_inputs(self) -> None:
+        """Refuses a split that is not there."""
+        check_split(Path(self.data), self.split)
+
+    def _check_draws(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0 (eval.run gives greedy answers)")
         if self.band and not (len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1):
@@ -98,7 +114,7 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
         RuntimeError: if no prompt lies in the band; the tables are still written.
     """
     source = Path(arguments.data)
-    prompts = read_prompts(source, arguments.split)
+    prompts = read_prompts(source, arguments.split)[: arguments.limit]
     for prompt in prompts:
         for image in prompt.images:
             if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
@@ -116,6 +132,8 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
             )
         },
     }  # fmt: skip
+    if arguments.limit is not None:
+        settings["limit"] = arguments.limit
     earlier = read_earlier(Path(arguments.replies), settings) if arguments.replies else []
     output_dir = Path(arguments.output_dir)
     with open_run(output_dir, command="eval.boundary", settings=settings, overwrite=arguments.overwrite) as run:
@@ -157,7 +175,7 @@ def read_earlier(directory: Path, settings: dict[str, Any]) -> list[Record]:
     if state["command"] != "eval.boundary":
         raise ValueError(f"--replies {directory} belongs to {state['command']}, not to eval.boundary")
     for name, value in settings.items():
-        if name not in ("model", "band", "num_samples", "batch_size") and state["settings"].get(name) != value:
+        if name not in ("model", "band", "num_samples", "batch_size", "limit") and state["settings"].get(name) != value:
             raise ValueError(
                 f"--replies {directory} was made with {name} = {state['settings'].get(name)!r}, now it is {value!r}"
             )
@@ -271,7 +289,7 @@ def _print_summary(summary: "pd.DataFrame", arguments: BoundaryArguments) -> Non
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, BoundaryArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, BoundaryArguments, description=__doc__, check_inputs=True)
     output_dir = select_boundary(arguments)
     print(f"data: {output_dir / DATA_DIR}")
 

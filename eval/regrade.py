@@ -9,17 +9,17 @@ first, and `regraded.csv` has one line per change. A language model's verdict is
 answer unscored. Regrade all models of a comparison, not only some of them, and compare them again.
 """
 
-import argparse
 import itertools
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.compare.alike import read_evaluation
 from eval.grading import MAX_JUDGES, UNSCORED, grade
-from tracking.command import run_command
+from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.progress import progress
 from tracking.records import Record, encode_records, read_records
@@ -124,12 +124,19 @@ def summary(directory: Path, changed: Sequence[Record], *, dry_run: bool) -> lis
     return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegradeArguments:
+    """Which records are graded again."""
+
+    directories: list[str] = field(
+        metadata={"help": "finished output folders of eval.run", "positional": True, "metavar": "DIR"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "say what would change, write nothing"})
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="finished output folders of eval.run")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would change, write nothing")
-    arguments = parser.parse_args(argv)
-    for directory in arguments.directories:
+    (arguments,) = parse_arguments(argv, RegradeArguments, description=__doc__)
+    for directory in map(Path, arguments.directories):
         changed = regrade(directory, dry_run=arguments.dry_run)
         print("\n".join(summary(directory, changed, dry_run=arguments.dry_run)))
 

@@ -26,7 +26,8 @@ import hashlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +51,20 @@ from eval.replies.pictures import pixel_limits
 from eval.replies.prompting import check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
-from eval.replies.subject import Subject, open_subject
+from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.closing import summary
 from eval.statistics.scores import score_table
-from eval.tasks import Task, open_task
+from eval.tasks import Task, check_task, open_task
 from models.loading import load_processor
-from tracking.command import Preempted, did_you_mean, is_main_process, parse_arguments, run_command
+from tracking.command import (
+    Preempted,
+    check_all,
+    check_least,
+    did_you_mean,
+    is_main_process,
+    parse_arguments,
+    run_command,
+)
 from tracking.processes import on_main_process
 from tracking.product import write_text
 from tracking.progress import progress, say
@@ -77,9 +86,12 @@ ATTENTION = "sdpa"
 class EvaluationArguments:
     """What is scored, and how."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
-    tasks: list[str] = field(metadata={"help": "benchmarks by name (or NAME:PATH), prompt sets as FOLDER:SPLIT"})
+    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
+    tasks: list[str] = field(
+        metadata={"help": "benchmarks by name (or NAME:PATH), prompt sets as FOLDER:SPLIT", "check": check_task}
+    )
     output_dir: str = field(metadata={"help": "where records.jsonl and scores.csv are written"})
+    limit: int | None = field(default=None, metadata={"help": "at most so many prompts of each task, the first"})
     abilities: bool = field(
         default=False, metadata={"help": "ask under all conditions that the definition of a prompt's ability names"}
     )
@@ -106,8 +118,16 @@ class EvaluationArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
     def __post_init__(self) -> None:
-        check_style(self.prompt_style)
-        check_conditions(self.conditions, abilities=self.abilities)
+        check_all(
+            partial(check_style, self.prompt_style),
+            partial(check_conditions, self.conditions, abilities=self.abilities),
+            partial(check_least, self, max_new_tokens=1, batch_size=1, limit=1),
+            self._check_engine,
+            partial(check_repetition_window, self.repetition_window),
+            self._check_tasks,
+        )
+
+    def _check_engine(self) -> None:
         if self.engine not in ENGINES:
             meant = did_you_mean(self.engine, ENGINES)
             raise ValueError(f"engine {self.engine!r} is unknown; expected {' or '.join(ENGINES)}{meant}")
@@ -116,10 +136,8 @@ class EvaluationArguments:
                 f"attn_implementation {self.attn_implementation!r} has no effect with engine vllm, which has attention "
                 "of its own; leave it out"
             )
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        check_repetition_window(self.repetition_window)
+
+    def _check_tasks(self) -> None:
         repeated = {task for task in self.tasks if self.tasks.count(task) > 1}
         if repeated:
             raise ValueError(f"task {sorted(repeated)[0]!r} is named twice")
@@ -137,6 +155,13 @@ def load_task(name: str, cache_dir: str = CACHE_DIR) -> Task:
     return open_task(name, cache_dir=Path(cache_dir))
 
 
+def limited(task: Task, limit: int | None) -> Task:
+    """Returns a task with its first prompts alone; the whole task without a limit."""
+    if limit is None:
+        return task
+    return replace(task, prompts=task.prompts[:limit], facts={**task.facts, "limit": limit})
+
+
 def evaluate(
     arguments: EvaluationArguments,
     sampling: SamplingArguments = SamplingArguments(),  # noqa: B008 (frozen)
@@ -152,7 +177,9 @@ def evaluate(
     from eval.replies.generation import render_prompt
 
     join_processes()
-    tasks = on_main_process(lambda: [load_task(name, arguments.cache_dir) for name in arguments.tasks])
+    tasks = on_main_process(
+        lambda: [limited(load_task(name, arguments.cache_dir), arguments.limit) for name in arguments.tasks]
+    )
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
@@ -306,6 +333,7 @@ def _settings(
         "chat_template_sha256": hashlib.sha256(_chat_template(processor).encode()).hexdigest(),
         "max_new_tokens": arguments.max_new_tokens,
         "repetition_window": arguments.repetition_window,
+        **({} if arguments.limit is None else {"limit": arguments.limit}),
         "generation": options.settings,
         "sampling": asdict(options.sampling),
         "pixels": None if options.limits is None else asdict(options.limits),
@@ -385,7 +413,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, sampling, describing, judging = parse_arguments(argv, *ARGUMENTS, description=__doc__)
+    arguments, sampling, describing, judging = parse_arguments(argv, *ARGUMENTS, description=__doc__, check_inputs=True)
     with _stopped_by_sigterm():
         output_dir = evaluate(arguments, sampling, describing, judging)
     if is_main_process():

@@ -9,15 +9,16 @@ OUTPUT/records.jsonl            a record for each finished pattern
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from merge.recipes.card import describe_plan
 from merge.recipes.plan import SplicePlan, fingerprint, make_plan
-from merge.recipes.recipe import parse_donors, recipe_from_pattern
+from merge.recipes.recipe import Recipe, check_donor, parse_donors, recipe_from_pattern
 from merge.splice import check_place, check_room, parse_size, run_settings, write_splice
-from models.blocks import BLOCKS
-from tracking.command import parse_arguments, run_command
+from models.blocks import BLOCKS, PARTITIONS
+from tracking.command import check_all, parse_arguments, run_command
 from tracking.records import RecordLog
 from tracking.run import open_run
 
@@ -31,11 +32,13 @@ PATTERNS = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 class AllArguments:
     """The two donors, and which patterns to write."""
 
-    donor: list[str] = field(metadata={"help": "NAME=CHECKPOINT, folder or hub id; exactly two"})
+    donor: list[str] = field(metadata={"help": "NAME=CHECKPOINT, folder or hub id; exactly two", "check": check_donor})
     rest: list[str] = field(metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"})
     output_dir: str | None = field(default=None, metadata={"help": "a folder for each pattern is written here"})
     patterns: str = field(default="paper", metadata={"help": "paper (six) or all (eight)"})
-    partition: str | None = field(default=None, metadata={"help": "thirds (the default) or paper"})
+    partition: str | None = field(
+        default=None, metadata={"help": "thirds (the default) or paper", "choices": PARTITIONS}
+    )
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     files: str | None = field(
         default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
@@ -46,17 +49,27 @@ class AllArguments:
     )
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
+    def __post_init__(self) -> None:
+        check_all(partial(make_recipes, self), partial(parse_size, self.max_shard_size), self._check_place)
 
-def make_plans(arguments: AllArguments) -> dict[str, SplicePlan]:
-    """Returns folder name -> plan, for every requested pattern."""
+    def _check_place(self) -> None:
+        if self.output_dir is None and not self.dry_run:
+            raise ValueError("--output-dir is missing; expected a folder for the splices, or --dry-run")
+
+
+def make_recipes(arguments: AllArguments) -> dict[str, Recipe]:
+    """Returns folder name -> recipe, for every pattern asked for; opens no checkpoint.
+
+    Raises:
+        ValueError: for unknown patterns, another number of donors than two, or regions without an owner.
+    """
     if arguments.patterns not in PATTERNS:
         raise ValueError(f"--patterns {arguments.patterns!r} is unknown; expected {' or '.join(PATTERNS)}")
     donors = parse_donors(arguments.donor)
     if len(donors) != 2:
         raise ValueError(f"--donor names {len(donors)} donors ({', '.join(donors)}); expected exactly two")
     first, second = donors
-    max_shard_bytes = parse_size(arguments.max_shard_size)
-    plans: dict[str, SplicePlan] = {}
+    recipes: dict[str, Recipe] = {}
     for letters in PATTERNS[arguments.patterns]:
         pattern = [first if letter == "A" else second for letter in letters]
         used = {first, *pattern, *(entry.rpartition("=")[2] for entry in arguments.rest), arguments.files}
@@ -69,10 +82,18 @@ def make_plans(arguments: AllArguments) -> dict[str, SplicePlan]:
             files=arguments.files,
         )
         folder = "-".join(pattern)
-        if folder in plans:
+        if folder in recipes:
             raise ValueError(f"two patterns give the same folder {folder!r}; give the donors names without '-'")
-        plans[folder] = make_plan(recipe, max_shard_bytes=max_shard_bytes)
-    return plans
+        recipes[folder] = recipe
+    return recipes
+
+
+def make_plans(arguments: AllArguments) -> dict[str, SplicePlan]:
+    """Returns folder name -> plan, for every pattern asked for."""
+    max_shard_bytes = parse_size(arguments.max_shard_size)
+    return {
+        folder: make_plan(recipe, max_shard_bytes=max_shard_bytes) for folder, recipe in make_recipes(arguments).items()
+    }
 
 
 def _weights(directory: Path) -> list[Path]:
@@ -81,14 +102,13 @@ def _weights(directory: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, AllArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, AllArguments, description=__doc__, check_inputs=True)
     plans = make_plans(arguments)
     if arguments.dry_run:
         for folder, plan in plans.items():
             print("\n".join([f"{folder}:", *(f"    {line}".rstrip() for line in describe_plan(plan)), ""]))
         return
-    if arguments.output_dir is None:
-        raise ValueError("--output-dir is missing; expected a folder for the splices, or --dry-run")
+    assert arguments.output_dir is not None
     directory = Path(arguments.output_dir)
     max_shard_bytes = parse_size(arguments.max_shard_size)
     settings = {folder: run_settings(plan, max_shard_bytes) for folder, plan in plans.items()}

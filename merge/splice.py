@@ -19,17 +19,28 @@ import re
 import shutil
 import tomllib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from merge.recipes.card import describe_parts, describe_plan, render_card
 from merge.recipes.companions import CARD_FILE, SPLICE_FILE
 from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
-from merge.recipes.recipe import Blend, Recipe, donors_of, owner_dict, read_recipe, recipe_dict, recipe_from_pattern
+from merge.recipes.recipe import (
+    Blend,
+    Recipe,
+    check_donor,
+    donors_of,
+    owner_dict,
+    read_recipe,
+    recipe_dict,
+    recipe_from_pattern,
+)
 from merge.tensors.copying import ByteRange, Source, write_shard
+from models.blocks import PARTITIONS
 from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
-from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
+from tracking.command import REPOSITORY_ROOT, check_all, parse_arguments, raise_mistakes, run_command
 from tracking.product import partial_directory
 from tracking.progress import BYTES, Progress
 from tracking.records import RecordLog
@@ -52,15 +63,33 @@ class RecipeArguments:
 
     recipe: str | None = field(default=None, metadata={"help": "YAML file with donors, blocks, rest"})
     pattern: str | None = field(default=None, metadata={"help": "EARLY:MID:LATE instead, such as in:rl:rl"})
-    donor: list[str] = field(default_factory=list, metadata={"help": "NAME=CHECKPOINT, folder or hub id, for each"})
+    donor: list[str] = field(
+        default_factory=list,
+        metadata={"help": "NAME=CHECKPOINT, folder or hub id, for each", "check": check_donor},
+    )
     rest: list[str] = field(
         default_factory=list, metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"}
     )
-    partition: str | None = field(default=None, metadata={"help": "thirds (the default) or paper"})
+    partition: str | None = field(
+        default=None, metadata={"help": "thirds (the default) or paper", "choices": PARTITIONS}
+    )
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     files: str | None = field(
         default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
     )
+
+    def __post_init__(self) -> None:
+        if (self.recipe is None) == (self.pattern is None):
+            raise ValueError("expected either --recipe FILE, or --pattern EARLY:MID:LATE with --donor and --rest")
+        if self.recipe is None:
+            make_recipe(self)
+            return
+        names = [name for name in ("donor", "rest", "partition", "cuts", "files") if getattr(self, name)]
+        raise_mistakes([f"--{name} goes with --pattern; with --recipe, say it in {self.recipe}" for name in names])
+
+    def check_inputs(self) -> None:
+        """Refuses a recipe's file that cannot be read."""
+        make_recipe(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +103,16 @@ class SpliceArguments:
     )
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
+    def __post_init__(self) -> None:
+        check_all(partial(parse_size, self.max_shard_size), self._check_place)
+
+    def _check_place(self) -> None:
+        if self.output_dir is None and not self.dry_run:
+            raise ValueError("--output-dir is missing; expected a folder for the splice, or --dry-run")
+
 
 def make_recipe(arguments: RecipeArguments) -> Recipe:
     """Returns the recipe described by the arguments."""
-    if (arguments.recipe is None) == (arguments.pattern is None):
-        raise ValueError("expected either --recipe FILE, or --pattern EARLY:MID:LATE with --donor and --rest")
     if arguments.recipe is None:
         assert arguments.pattern is not None
         return recipe_from_pattern(
@@ -89,9 +123,6 @@ def make_recipe(arguments: RecipeArguments) -> Recipe:
             cuts=arguments.cuts,
             files=arguments.files,
         )
-    for name in ("donor", "rest", "partition", "cuts", "files"):
-        if getattr(arguments, name):
-            raise ValueError(f"---{name} requires --pattern; with --recipe, set it in {arguments.recipe}")
     return read_recipe(Path(arguments.recipe))
 
 
@@ -281,14 +312,15 @@ def file_versions(plan: SplicePlan) -> dict[Path, tuple[int, int]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    recipe_arguments, arguments = parse_arguments(argv, RecipeArguments, SpliceArguments, description=__doc__)
+    recipe_arguments, arguments = parse_arguments(
+        argv, RecipeArguments, SpliceArguments, description=__doc__, check_inputs=True
+    )
     max_shard_bytes = parse_size(arguments.max_shard_size)
     plan = make_plan(make_recipe(recipe_arguments), max_shard_bytes=max_shard_bytes)
     if arguments.dry_run:
         print("\n".join(describe_plan(plan)))
         return
-    if arguments.output_dir is None:
-        raise ValueError("--output-dir is missing; expected a folder for the splice, or --dry-run")
+    assert arguments.output_dir is not None
     checkpoint = write_splice(
         plan, Path(arguments.output_dir), max_shard_bytes=max_shard_bytes, overwrite=arguments.overwrite
     )

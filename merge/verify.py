@@ -6,24 +6,23 @@ The plan is recomputed from the recipe in `splice.json`, so owners are checked a
 the recorded list; transplants are computed again. Exit status 0: intact; 1: a breach, with the tensors listed.
 """
 
-import argparse
 import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from merge.recipes.companions import SPLICE_FILE, companion_names
 from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
-from merge.recipes.recipe import owner_dict, parse_donors, recipe_from_dict
+from merge.recipes.recipe import check_donor, owner_dict, parse_donors, recipe_from_dict
 from merge.splice import CHECKPOINT_DIR, FORMAT_VERSION, source_of
 from merge.tensors.copying import ByteRange
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.fetch import format_size
 from models.hub import parse_repository
-from tracking.command import did_you_mean, run_command
+from tracking.command import did_you_mean, parse_arguments, run_command
 from tracking.progress import progress
 
 NUM_NAMED = 10
@@ -184,17 +183,22 @@ def _check_files(written: Checkpoint, recorded: dict[str, Any], plan: SplicePlan
     return breaches
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("splice", type=Path, help="the output directory of merge.splice, or its checkpoint/")
-    parser.add_argument(
-        "--donor",
-        action="append",
-        default=[],
-        help="NAME=CHECKPOINT for a donor that has moved",
+@dataclass(frozen=True, kw_only=True)
+class VerifyArguments:
+    """Which splice is compared with its recipe and donors."""
+
+    splice: str = field(
+        metadata={"help": "the output directory of merge.splice, or its checkpoint/", "positional": True}
     )
-    arguments = parser.parse_args(argv)
-    folder, description = read_splice(arguments.splice)
+    donor: list[str] = field(
+        default_factory=list,
+        metadata={"help": "NAME=CHECKPOINT for a donor that has moved", "check": check_donor},
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(argv, VerifyArguments, description=__doc__, check_inputs=True)
+    folder, description = read_splice(Path(arguments.splice))
     plan = plan_again(description, parse_donors(arguments.donor))
     verdict = verify(folder, description, plan)
     for breach in verdict.breaches[:NUM_NAMED]:

@@ -13,13 +13,16 @@ If embeddings are tied, the shared tensor belongs to `embed`, and `head` is an a
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from models.families import ATTENTION_PARTS, MLP_PARTS
 from models.layout import Layout, Parameter
-from tracking.command import did_you_mean
+from tracking.command import check_all, did_you_mean
 
 BLOCKS = ("early", "mid", "late")
 REGIONS = ("vision", "projector", "embed", "norm", "head")
+PARTITIONS = ("thirds", "paper")
+"""Names of ways to cut the decoder into early, mid and late."""
 PARTS = {"attn": ATTENTION_PARTS, "mlp": MLP_PARTS}
 
 PAPER_CUTS = {28: (10, 19)}
@@ -79,11 +82,12 @@ def resolve(expressions: Iterable[str], layout: Layout, partition: Partition) ->
     """Turns block expressions into exact parameter names.
 
     Raises:
-        ValueError: if an expression is misspelt, out of range, or matches nothing.
+        ValueError: if expressions are misspelt or out of range (one line each), or one matches nothing.
     """
     expressions = tuple(expressions)
     chosen: set[str] = set()
     notes: list[str] = []
+    check_all(*(partial(_match, expression, layout, partition) for expression in expressions))
     for expression in expressions:
         matched = _match(expression, layout, partition)
         if layout.tied and expression in ("embed", "head"):
@@ -116,7 +120,16 @@ def format_layers(layers: Iterable[int]) -> str:
 _EXPRESSION = re.compile(r"(?P<name>[a-z]+)(?::(?P<first>\d+)(?:-(?P<last>\d+))?)?(?:\.(?P<part>[a-z]+))?")
 
 
-def _match(expression: str, layout: Layout, partition: Partition) -> list[Parameter]:
+def check_expression(expression: str) -> None:
+    """Refuses an expression that no model has, without a model.
+
+    Raises:
+        ValueError: for one that is misspelt, or narrows what cannot be narrowed.
+    """
+    _parse(expression)
+
+
+def _parse(expression: str) -> re.Match[str]:
     valid = [*BLOCKS, "llm", *REGIONS, *(f"{name}.{part}" for name in (*BLOCKS, "llm") for part in PARTS)]
     expected = "expected early, mid, late, llm, llm:0-8, vision, vision:0-7, projector, embed, norm or head"
     parsed = _EXPRESSION.fullmatch(expression)
@@ -129,6 +142,12 @@ def _match(expression: str, layout: Layout, partition: Partition) -> list[Parame
         raise ValueError(f"block expression {expression!r}: part {part!r} is unknown; expected attn or mlp")
     if part is not None and name not in (*BLOCKS, "llm"):
         raise ValueError(f"block expression {expression!r}: only decoder layers can be narrowed to .attn or .mlp")
+    return parsed
+
+
+def _match(expression: str, layout: Layout, partition: Partition) -> list[Parameter]:
+    parsed = _parse(expression)
+    name, part = parsed["name"], parsed["part"]
     if layout.family.text_only and name in ("vision", "projector"):
         raise ValueError(
             f"block expression {expression!r}: {layout.family.model_type} is a text-only model without {name}; "

@@ -42,6 +42,20 @@ def local_checkpoint(name: str, *, config_only: bool = False) -> Path:
     return snapshot(repository, patterns=[CONFIG_FILE] if config_only else CHECKPOINT_FILES, ignored=CHECKPOINT_IGNORED)
 
 
+def check_checkpoint(name: str) -> None:
+    """Refuses what is plainly no checkpoint, in a moment; neither the hub nor its cache is asked.
+
+    Raises:
+        ValueError: where the name is neither a folder with a checkpoint nor a possible hub id.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        if parse_repository(name) is None:
+            local_checkpoint(name)  # says what is wrong
+    elif not (path / CONFIG_FILE).is_file() and not any(path.glob("*.safetensors")):
+        read_model_config(path)  # says what the folder is
+
+
 def resolved_revision(name: str) -> str | None:
     """Returns the commit that a hub id resolves to in the cache, after `local_checkpoint`; None for a folder.
 

@@ -3,11 +3,11 @@
 python -m slurm.cancel outputs/pocket_study
 """
 
-import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm.submitting.queueing import cancel_queued, latest_launch
-from tracking.command import run_command
+from tracking.command import parse_arguments, run_command
 
 
 def cancel(study: Path) -> int:
@@ -21,11 +21,16 @@ def cancel(study: Path) -> int:
     return cancel_queued(study)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CancelArguments:
+    """Which study is cancelled."""
+
+    study: str = field(metadata={"help": "output_dir of the study", "positional": True})
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("study", type=Path, help="output_dir of the study")
-    arguments = parser.parse_args(argv)
-    number = cancel(arguments.study)
+    (arguments,) = parse_arguments(argv, CancelArguments, description=__doc__)
+    number = cancel(Path(arguments.study))
     print(f"{number} jobs taken out of the queue; the same slurm.launch continues the study")
 
 

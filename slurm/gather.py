@@ -8,16 +8,16 @@ finished, and so is a `--reference` without any remaining input. Omitted argumen
 inputs differs from the last time, or an input is newer than the tables, the tables are made again.
 """
 
-import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-from tracking.command import run_command
+from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.run import RUN_FILE, is_finished, read_run
 
@@ -101,13 +101,21 @@ def name_of(word: str) -> str:
     return word.partition("=")[0].partition("@")[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GatherArguments:
+    """Which command takes the study's outputs together."""
+
+    study: str = field(metadata={"help": "the study's folder"})
+    name: str = field(metadata={"help": "of this job, for the list of what is missing"})
+    command: list[str] = field(
+        default_factory=list,
+        metadata={"help": "module and arguments, with --output_dir", "positional": "rest", "metavar": "COMMAND"},
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--study", type=Path, required=True, help="the study's folder")
-    parser.add_argument("--name", required=True, help="of this job, for the list of what is missing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="module and arguments, with --output_dir")
-    arguments = parser.parse_args(argv)
-    study = arguments.study.absolute()
+    (arguments,) = parse_arguments(argv, GatherArguments, description=__doc__)
+    study = Path(arguments.study).absolute()
     if not study.is_dir():
         raise ValueError(f"--study {study} does not exist; expected the folder of a study")
     output_of(arguments.command)

@@ -13,9 +13,8 @@ launch has its own folder within the study's:
     plan.json          every job of the study and its command
 """
 
-import argparse
 import os
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slurm.planning.planned import Study, format_plan, read_study, write_plan
@@ -23,7 +22,7 @@ from slurm.planning.settings import read_settings
 from slurm.planning.study import StudyArguments
 from slurm.submitting.queueing import read_launch
 from slurm.submitting.submit import check_with_sbatch, sole_launch, submit
-from tracking.command import REPOSITORY_ROOT, run_command
+from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
 from tracking.schedule import Schedule
 
 
@@ -44,19 +43,29 @@ def run_local(study: Study) -> None:
         ).run()
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaunchArguments:
+    """Which study is launched, and how; by default it is submitted to Slurm."""
+
+    config: str = field(metadata={"help": "the study, configs/…/study.yaml"})
+    cluster: str | None = field(default=None, metadata={"help": "YAML of the cluster, instead of the configured one"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "folder of the study, instead of the configured one"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "print jobs, GPUs and GPU-hours; submit nothing"})
+    test_only: bool = field(default=False, metadata={"help": "ask sbatch whether it would take the jobs"})
+    local: bool = field(default=False, metadata={"help": "run here, without Slurm"})
+
+    def __post_init__(self) -> None:
+        if self.dry_run + self.test_only + self.local > 1:
+            raise ValueError("--dry-run, --test-only and --local exclude each other; expected one of them at most")
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, required=True, help="the study, configs/…/study.yaml")
-    parser.add_argument("--cluster", help="YAML of the cluster, instead of the configured one")
-    parser.add_argument("--output-dir", "--output_dir", help="folder of the study, instead of the configured one")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="print jobs, GPUs and GPU-hours; submit nothing")
-    how.add_argument("--test-only", action="store_true", help="ask sbatch whether it would take the jobs")
-    how.add_argument("--local", action="store_true", help="run here, without Slurm")
-    flags = parser.parse_args(argv)
+    (flags,) = parse_arguments(argv, LaunchArguments, description=__doc__)
     if not Path.cwd().samefile(REPOSITORY_ROOT):
         raise ValueError(f"started in {Path.cwd()}; relative paths and jobs begin in {REPOSITORY_ROOT}: cd there first")
-    arguments = read_settings(StudyArguments, flags.config)
+    arguments = read_settings(StudyArguments, Path(flags.config))
     given = {name: getattr(flags, name) for name in ("cluster", "output_dir") if getattr(flags, name) is not None}
     study = read_study(replace(arguments, **given))
     if flags.dry_run:

@@ -6,11 +6,10 @@ Read from squeue, from sacct if accounting is available, and from the commands' 
 with `--local`.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from slurm.submitting.queueing import (
     queue_states,
     read_launch,
 )
-from tracking.command import REPOSITORY_ROOT, run_command
+from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
 from tracking.ownership import BEAT_S, CLAIM_FILE
 from tracking.progress import PROGRESS_FILE, format_duration
 from tracking.run import RUN_FILE, read_run
@@ -182,11 +181,16 @@ def _number(path: Path) -> int:
     return int(path.read_text().strip() or 0) if path.is_file() else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatusArguments:
+    """Which study is shown."""
+
+    study: str = field(metadata={"help": "output_dir of the study", "positional": True})
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("study", type=Path, help="output_dir of the study")
-    arguments = parser.parse_args(argv)
-    print(format_status(study_status(arguments.study)))
+    (arguments,) = parse_arguments(argv, StatusArguments, description=__doc__)
+    print(format_status(study_status(Path(arguments.study))))
 
 
 if __name__ == "__main__":

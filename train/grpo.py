@@ -21,10 +21,9 @@ from tracking.processes import on_main_process
 from train.rollouts.generation_defaults import describe, set_aside
 from train.rollouts.record import RolloutRecord
 from train.rollouts.setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
+from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS, GrpoArguments
 from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
-from train.running.grpo_arguments import OUR_ARGUMENTS, GrpoArguments
 from train.running.rewards import RewardArguments, bind_rewards
-from train.running.stage import Stage, check_windows, run_stage, steps_to_train
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,6 +70,8 @@ def check_save_steps(training: "GRPOConfig") -> None:
 
 def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArguments) -> Path:
     """Runs the training and returns the run directory."""
+    from train.running.stage import Stage, check_windows, run_stage, steps_to_train
+
     check_windows(training)
     check_save_steps(training)
     check_rollout(training, ours.rollout, lora_dropout=model_config.lora_dropout if model_config.use_peft else 0.0)
@@ -132,6 +133,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         can_resume_at=lambda step: ends_generation(step, training),
         further_settings={
             **_without_overwrite(ours.rewards),
+            **({"reward_sources": digests} if (digests := ours.rewards.source_digests()) else {}),
             **asdict(ours.validation),
             **(asdict(ours.rollout) if training.use_vllm else {}),
         },
@@ -207,10 +209,8 @@ def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from trl import GRPOConfig, ModelConfig
-
     training, model_config, data, freeze, rewards, telemetry, validation, rollout = parse_arguments(
-        argv, GRPOConfig, ModelConfig, *OUR_ARGUMENTS, description=__doc__
+        argv, GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )
     ours = GrpoArguments(
         data=data, freeze=freeze, rewards=rewards, telemetry=telemetry, validation=validation, rollout=rollout

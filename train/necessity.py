@@ -16,7 +16,9 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from data_builders.prompt_sets.prompts import read_prompts
 from models.layout import Layout, layout_from_config, layout_of
 from models.loading import local_checkpoint
 from models.pocket import PocketShape, build_config, build_tokenizer
-from tracking.command import is_main_process, parse_arguments, read_config, run_command
+from tracking.command import check_all, is_main_process, parse_arguments, read_config, run_command
+from tracking.fields import LibraryClass, argument_names
 from tracking.progress import format_duration
 from tracking.run import is_finished, open_run
 from tracking.schedule import Job, Schedule
@@ -35,6 +38,7 @@ from train.freezing.arms import Arm, parse_arms
 from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
 from train.planning.study import NecessityArguments, arm_label, freeze_arguments, plan_jobs, study_files
 from train.rollouts.setup import check_versions
+from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, SFT_CONFIG
 
 LOG_DIR = "logs"
 
@@ -163,26 +167,28 @@ def parse_expected(entries: list[str]) -> dict[str, float]:
 
 def check_stage_files(arguments: NecessityArguments) -> None:
     """Rejects misspelt keys in the stages' configurations, which would otherwise be found only when a stage starts."""
-    from trl import GRPOConfig, ModelConfig, SFTConfig
-
     from data_builders.build import TASKS, BuildArguments
     from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
     from models.pocket import PocketArguments
     from train import sft
-    from train.running.grpo_arguments import OUR_ARGUMENTS
+    from train.running.arguments import OUR_ARGUMENTS
 
     task = TASKS[arguments.data_task].arguments if arguments.data_task in TASKS else ()
-    stages: list[tuple[str | None, tuple[type, ...]]] = [
+    supervised = (SFT_CONFIG, MODEL_CONFIG, *sft.OUR_ARGUMENTS)
+    stages: list[tuple[str | None, tuple[type | LibraryClass, ...]]] = [
         (arguments.data_config, (BuildArguments, *task)),
         (arguments.init_config, (PocketArguments, PocketShape)),
-        (arguments.base_config, (SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS)),
-        (arguments.sft_config, (SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS)),
-        (arguments.grpo_config, (GRPOConfig, ModelConfig, *OUR_ARGUMENTS)),
+        (arguments.base_config, supervised),
+        (arguments.sft_config, supervised),
+        (arguments.grpo_config, (GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS)),
         (arguments.eval_config, EVALUATION_ARGUMENTS),
     ]
-    for path, classes in stages:
-        if path is not None:
-            read_config(Path(path), [field.name for stage in classes for field in fields(stage)])
+    check_all(*(partial(_check_keys, Path(path), classes) for path, classes in stages if path is not None))
+
+
+def _check_keys(path: Path, classes: Sequence[type | LibraryClass]) -> None:
+    known = [name for kind in classes for name in argument_names(kind)]
+    read_config(path, known)
 
 
 def check_inputs(study: Study) -> None:
@@ -263,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     import time
 
     begin = time.monotonic()
-    (arguments,) = parse_arguments(argv, NecessityArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, NecessityArguments, description=__doc__, check_inputs=True)
     study = plan_study(arguments)
     if arguments.plan_json:
         print(json.dumps(plan_as_json(study), indent=1))

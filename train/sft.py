@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from tracking.command import is_main_process, parse_arguments, run_command
 from train.freezing.freeze import FreezeArguments
+from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.data import DataArguments, load_prompts
-from train.running.stage import Stage, check_windows, run_stage, steps_to_train
-from train.running.telemetry import TelemetryArguments
+from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ OUR_ARGUMENTS = (DataArguments, FreezeArguments, RunArguments, TelemetryArgument
 
 def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments) -> Path:
     """Runs the training and returns the run directory."""
+    from train.running.stage import Stage, check_windows, run_stage, steps_to_train
+
     check_windows(training)
     if ours.data.max_prompt_tokens is not None:
         raise ValueError("max_prompt_tokens has no effect in supervised training; its limit is max_length")
@@ -82,10 +84,8 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
 
 
 def main(argv: list[str] | None = None) -> None:
-    from trl import ModelConfig, SFTConfig
-
     training, model_config, data, freeze, run, telemetry, validation = parse_arguments(
-        argv, SFTConfig, ModelConfig, *OUR_ARGUMENTS, description=__doc__
+        argv, SFT_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )
     ours = SftArguments(data=data, freeze=freeze, run=run, telemetry=telemetry, validation=validation)
     directory = train(training, model_config, ours)

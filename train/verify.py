@@ -10,10 +10,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from models.blocks import PARTITIONS, check_expression
 from models.checkpoint import check_same_tensors, open_checkpoint
 from models.completeness import check_complete
 from models.layout import layout_of
-from models.loading import local_checkpoint
+from models.loading import check_checkpoint, local_checkpoint
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from train.freezing.freeze import (
@@ -34,16 +35,20 @@ NUM_NAMED = 10
 class VerifyArguments:
     """Two checkpoints and what must be the same in both."""
 
-    start: str = field(metadata={"help": "the checkpoint training started from: folder or hub id"})
-    end: str = field(metadata={"help": "the checkpoint it ended with: folder or hub id"})
-    frozen: list[str] = field(metadata={"help": "block expressions that must be identical, such as mid"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    start: str = field(
+        metadata={"help": "the checkpoint training started from: folder or hub id", "check": check_checkpoint}
+    )
+    end: str = field(metadata={"help": "the checkpoint it ended with: folder or hub id", "check": check_checkpoint})
+    frozen: list[str] = field(
+        metadata={"help": "block expressions that must be identical, such as mid", "check": check_expression}
+    )
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     report: str | None = field(default=None, metadata={"help": "write the proof per tensor to this JSON file"})
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, VerifyArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, VerifyArguments, description=__doc__, check_inputs=True)
     start = open_checkpoint(local_checkpoint(arguments.start))
     end = open_checkpoint(local_checkpoint(arguments.end))
     check_same_tensors(start, end)

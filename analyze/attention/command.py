@@ -34,6 +34,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ from analyze.attention.plan import (
     MODES,
     OWN,
     check_baselines,
+    check_contender,
     check_reference,
     given_replies,
     open_contenders,
@@ -55,15 +57,15 @@ from analyze.attention.tables import attention_table, reply_table, shift_tables
 from analyze.probes.inputs import (
     SKIPPED_COLUMNS,
     check_choices,
-    check_least,
     check_loading,
     check_sight,
     leave_out_unreadable,
     load_problems,
 )
 from eval.replies.prompting import check_style
-from models.blocks import Partition, make_partition
-from tracking.command import is_main_process, parse_arguments
+from eval.tasks import check_task
+from models.blocks import PARTITIONS, Partition, make_partition
+from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.progress import say
 from tracking.records import Record
@@ -80,8 +82,15 @@ ANSWERS_DIR = "answers"
 class AttentionArguments:
     """Which models read which replies, and what is compared."""
 
-    models: list[str] = field(metadata={"help": "NAME=MODEL or NAME@SEED=MODEL: a checkpoint, hub id or recipe each"})
-    tasks: list[str] = field(metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several"})
+    models: list[str] = field(
+        metadata={
+            "help": "NAME=MODEL or NAME@SEED=MODEL: a checkpoint, hub id or recipe each",
+            "check": check_contender,
+        }
+    )
+    tasks: list[str] = field(
+        metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several", "check": check_task}
+    )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     baseline: list[str] = field(
         default_factory=list,
@@ -95,22 +104,29 @@ class AttentionArguments:
             "by default), `response` (stored with the prompts), or a .jsonl file with id and response"
         },
     )
-    num_prompts: int | None = field(default=None, metadata={"help": "only the first so many prompts of each task"})
+    limit: int | None = field(
+        default=None, metadata={"help": "at most so many prompts of each task, the first", "formerly": ("num_prompts",)}
+    )
     prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
     max_new_tokens: int = field(default=2048, metadata={"help": "longest greedy answer, in tokens"})
     top_tokens: int = field(default=5, metadata={"help": "vision tokens that vision_top_share counts"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     batch_size: int = field(default=16, metadata={"help": "prompts at once; halved where memory does not hold them"})
     dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
     def __post_init__(self) -> None:
-        check_style(self.prompt_style)
-        check_loading(dtype=self.dtype)
-        check_least(self, max_new_tokens=1, batch_size=1, top_tokens=1, num_prompts=1)
-        check_choices("mode", self.modes, MODES)
+        check_all(
+            partial(check_style, self.prompt_style),
+            partial(check_loading, dtype=self.dtype),
+            partial(check_least, self, max_new_tokens=1, batch_size=1, top_tokens=1, limit=1),
+            partial(check_choices, "mode", self.modes, MODES),
+            self._check_reference,
+        )
+
+    def _check_reference(self) -> None:
         if self.reference is not None and TEACHER_FORCED not in self.modes:
             raise ValueError(f"--reference has no effect without the mode {TEACHER_FORCED}; leave it out")
 
@@ -159,7 +175,7 @@ def measure_attention(arguments: AttentionArguments) -> Path:
     labels = [contender.label for contender in contenders]
     baselines = arguments.baseline or [labels[0].name]
     check_baselines(labels, baselines)
-    problems, fingerprints = load_problems(arguments.tasks, max_problems=arguments.num_prompts)
+    problems, fingerprints = load_problems(arguments.tasks, limit=arguments.limit)
     for contender in contenders:
         check_sight(problems, contender.layout)
     named = arguments.reference or str(labels[0])
@@ -179,7 +195,7 @@ def measure_attention(arguments: AttentionArguments) -> Path:
         **{
             name: getattr(arguments, name)
             for name in (
-                "num_prompts", "prompt_style", "system_prompt", "max_new_tokens", "top_tokens", "batch_size", "dtype",
+                "limit", "prompt_style", "system_prompt", "max_new_tokens", "top_tokens", "batch_size", "dtype",
             )
         },
     }  # fmt: skip
@@ -213,7 +229,7 @@ def measure_attention(arguments: AttentionArguments) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, AttentionArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, AttentionArguments, description=__doc__, check_inputs=True)
     output_dir = measure_attention(arguments)
     if is_main_process():
         print(*summary(output_dir), f"attention shift: {output_dir / 'shift.csv'}", sep="\n")

@@ -8,7 +8,7 @@ from analyze.attention.controls import TEACHER_FORCED
 from analyze.attention.records import Label
 from analyze.attention.tables import pairs_of, shared_seeds
 from analyze.probes.inputs import Problem
-from eval.replies.subject import Subject, open_subject
+from eval.replies.subject import Subject, check_subject, open_subject
 from models.layout import Layout, layout_of
 from tracking.command import did_you_mean
 from tracking.records import Record, read_records
@@ -51,6 +51,16 @@ def parse_contender(text: str) -> tuple[Label, str]:
             f"--models {text!r} is not NAME=MODEL or NAME@SEED=MODEL, such as sft=outputs/sft/final (no / in NAME)"
         )
     return Label(name, seed), model
+
+
+def check_contender(text: str) -> None:
+    """Refuses a model that is not named, or plainly not there.
+
+    Raises:
+        ValueError: that says what it is instead.
+    """
+    _, model = parse_contender(text)
+    check_subject(model)
 
 
 def open_contenders(models: Sequence[str]) -> list[Contender]:

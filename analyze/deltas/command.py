@@ -1,5 +1,6 @@
 """How large is the change, and where? Weight deltas between checkpoints, per tensor, layer, block and region.
 
+    python -m analyze.deltas START END --output-dir outputs/deltas
     python -m analyze.deltas --base BASE --sft SFT --rl RL --output-dir outputs/deltas
     python -m analyze.deltas --sft SFT --rl full@0=RL_A freeze-mid@0=RL_B --output-dir outputs/deltas
 
@@ -22,6 +23,7 @@ cores the spectra of a 7B model take about half an hour a phase, and the null as
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,12 @@ from analyze.deltas.tables import (
     summarise,
     ulps_table,
 )
-from models.blocks import Partition, block_names, make_partition
+from models.blocks import PARTITIONS, Partition, block_names, make_partition
 from models.checkpoint import Checkpoint, check_same_tensors, open_checkpoint
 from models.completeness import check_against_config, check_complete
 from models.layout import Layout, Parameter, layout_of
-from models.loading import local_checkpoint
-from tracking.command import did_you_mean, parse_arguments
+from models.loading import check_checkpoint, local_checkpoint
+from tracking.command import check_all, check_least, did_you_mean, parse_arguments
 from tracking.product import partial_file
 from tracking.progress import weighted_progress
 from tracking.records import Record, RecordLog
@@ -60,16 +62,39 @@ MIN_ROWS_FOR_THREADS = 512
 """On the shorter side of a matrix: below, threads wait for each other more than they work (three times slower)."""
 
 
+def check_named(text: str) -> None:
+    """Refuses `CHECKPOINT` or `NAME=CHECKPOINT` whose checkpoint is plainly not there."""
+    name, equals, checkpoint = text.partition("=")
+    if not equals:
+        check_checkpoint(text)
+    elif name and checkpoint:  # plan_phases says what is wrong with the rest
+        check_checkpoint(checkpoint)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeltaArguments:
     """The checkpoints between which changes are measured, and what is measured."""
 
-    sft: str = field(metadata={"help": "the start of RL: folder or hub id"})
-    output_dir: str = field(metadata={"help": "where the tables and figures are written"})
-    rl: list[str] = field(
-        default_factory=list, metadata={"help": "CHECKPOINT, or NAME=CHECKPOINT or NAME@SEED=CHECKPOINT, several"}
+    checkpoints: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "two checkpoints, start and end; short for --sft START --rl END",
+            "positional": True,
+            "metavar": "START END",
+            "check": check_checkpoint,
+        },
     )
-    base: str | None = field(default=None, metadata={"help": "the start of SFT; adds the phase sft - base"})
+    output_dir: str = field(metadata={"help": "where the tables and figures are written"})
+    sft: str | None = field(
+        default=None, metadata={"help": "the start of RL: folder or hub id", "check": check_checkpoint}
+    )
+    rl: list[str] = field(
+        default_factory=list,
+        metadata={"help": "CHECKPOINT, or NAME=CHECKPOINT or NAME@SEED=CHECKPOINT, several", "check": check_named},
+    )
+    base: str | None = field(
+        default=None, metadata={"help": "the start of SFT; adds the phase sft - base", "check": check_checkpoint}
+    )
     measures: list[str] = field(
         default_factory=lambda: list(MEASURES), metadata={"help": f"any of {', '.join(MEASURES)}"}
     )
@@ -81,7 +106,7 @@ class DeltaArguments:
         },
     )
     subspace_rank: int = field(default=16, metadata={"help": "dimensions of the leading subspaces that are compared"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     seed: int = field(default=0, metadata={"help": "of the shuffled null"})
     device: str = field(default="cpu", metadata={"help": "cpu, cuda or cuda:1"})
@@ -89,6 +114,13 @@ class DeltaArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
     def __post_init__(self) -> None:
+        check_all(
+            self._check_measures,
+            partial(check_least, self, top_k=1, subspace_rank=1, num_threads=0),
+            self._check_checkpoints,
+        )
+
+    def _check_measures(self) -> None:
         for name in self.measures:
             if name is None:
                 raise ValueError('measures holds an empty value; in YAML the measure is written in quotes: "null"')
@@ -96,12 +128,31 @@ class DeltaArguments:
                 raise ValueError(f"measure {name!r} is unknown{did_you_mean(name, MEASURES)} ({', '.join(MEASURES)})")
         if "null" in self.measures and "spectra" not in self.measures:
             raise ValueError("measure 'null' is the spectrum of the shuffled change; expected 'spectra' beside it")
-        for name, least in (("top_k", 1), ("subspace_rank", 1), ("num_threads", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        if not self.rl and not self.base:
+
+    def _check_checkpoints(self) -> None:
+        if self.checkpoints and (self.sft or self.rl or self.base):
+            raise ValueError("START END is short for --sft START --rl END; give it, or --sft, --rl and --base")
+        if self.checkpoints and len(self.checkpoints) != 2:
+            raise ValueError(
+                f"{len(self.checkpoints)} checkpoints without a name: {' '.join(self.checkpoints)}; expected two, "
+                "START END, or --sft, --rl and --base"
+            )
+        if not self.checkpoints and not self.sft:
+            raise ValueError("no checkpoint is given; expected START END, or --sft with --rl, --base or both")
+        if self.sft and not self.rl and not self.base:
             raise ValueError("only --sft is given; expected --rl, --base or both to compare it with")
+
+    @property
+    def start(self) -> str:
+        """The start of RL."""
+        start = self.checkpoints[0] if self.checkpoints else self.sft
+        assert start is not None
+        return start
+
+    @property
+    def ends(self) -> list[str]:
+        """The ends of RL, as `--rl` has them."""
+        return self.checkpoints[1:] or self.rl
 
     @property
     def threads(self) -> int:
@@ -202,14 +253,14 @@ def measure_matrices(plan: DeltaPlan, arguments: DeltaArguments, log: RecordLog)
 
 def plan_phases(arguments: DeltaArguments) -> DeltaPlan:
     """Opens the checkpoints, checks that they fit each other and their configuration, and pairs them up."""
-    checkpoints = [open_checkpoint(local_checkpoint(arguments.sft))]
+    checkpoints = [open_checkpoint(local_checkpoint(arguments.start))]
     phases = []
     if arguments.base:
         checkpoints.append(open_checkpoint(local_checkpoint(arguments.base)))
         phases.append(Phase(SFT_PHASE, "", 1, 0))
-    for entry in arguments.rl:
+    for entry in arguments.ends:
         label, separator, checkpoint = entry.partition("=")
-        if not separator and len(arguments.rl) == 1:
+        if not separator and len(arguments.ends) == 1:
             label, checkpoint = RL_PHASE, entry
         name, _, seed = label.partition("@")
         if not checkpoint or not name:
@@ -320,7 +371,7 @@ def write_tables(plan: DeltaPlan, measures: Sequence[str], log: Sequence[Record]
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, DeltaArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, DeltaArguments, description=__doc__, check_inputs=True)
     check_device(arguments.device)
     plan = plan_phases(arguments)
     output_dir = Path(arguments.output_dir)

@@ -6,15 +6,15 @@ Problems with an image that cannot be decoded are listed and left out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import KINDS
 from eval.run import load_task
 from models.layout import Layout
-from tracking.command import did_you_mean
+from tracking.command import check_all, did_you_mean
 from tracking.processes import on_main_process
 from tracking.progress import progress
 
@@ -47,14 +47,14 @@ class Problem:
 
 
 def load_problems(
-    named: Sequence[str], *, abilities: Sequence[str] = (), max_problems: int | None = None
+    named: Sequence[str], *, abilities: Sequence[str] = (), limit: int | None = None
 ) -> tuple[list[Problem], dict[str, str]]:
     """Reads tasks and returns their problems, in order, and a fingerprint of each task.
 
     Args:
         named: tasks, as described in the module's docstring.
         abilities: only problems of these abilities; all if empty.
-        max_problems: maximum number of problems per task.
+        limit: maximum number of problems per task, the first ones.
 
     Raises:
         ValueError: if a task cannot be read or graded, has none of the abilities, or has another's name.
@@ -69,7 +69,7 @@ def load_problems(
         chosen = [prompt for prompt in task.prompts if not abilities or prompt.ability in abilities]
         if not chosen:
             raise ValueError(f"task {name} has no prompts of {', '.join(abilities)}; name other abilities")
-        for prompt in chosen[:max_problems]:
+        for prompt in chosen[:limit]:
             if prompt.answer_kind not in KINDS:
                 raise ValueError(
                     f"prompt {prompt.id!r} of {name}: answer kind {prompt.answer_kind!r} is unknown; expected one of "
@@ -141,16 +141,10 @@ def check_sight(problems: Sequence[Problem], layout: Layout) -> None:
 
 def check_loading(*, dtype: str, attn_implementation: str = ATTENTIONS[0]) -> None:
     """Rejects invalid loading options."""
-    check_choices("dtype", [dtype], DTYPES)
-    check_choices("attn_implementation", [attn_implementation], ATTENTIONS)
-
-
-def check_least(arguments: Any, **least: int) -> None:
-    """Rejects numbers below their minimum; None is allowed."""
-    for name, lowest in least.items():
-        value = getattr(arguments, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+    check_all(
+        partial(check_choices, "dtype", [dtype], DTYPES),
+        partial(check_choices, "attn_implementation", [attn_implementation], ATTENTIONS),
+    )
 
 
 def check_choices(what: str, chosen: Sequence[str], valid: Sequence[str]) -> None:

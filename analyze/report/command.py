@@ -10,8 +10,8 @@ paper's claims hold. Each question has a one-sentence answer and a figure before
 what failed or was not run is listed as missing.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from analyze.report.probes import skip_part, swap_part
 from analyze.report.start import BASE, draw_levels
 from analyze.report.weights import delta_part
 from eval.display.page import page_environment
+from tracking.command import parse_arguments
 from tracking.product import write_text
 from tracking.tables import read_table
 
@@ -135,7 +136,7 @@ def _build(section: Section, make: PartMaker, outputs: Sequence[Output]) -> None
 
 
 def _unasked(command: str) -> str:
-    return f"not measured; {command} measures it"
+    return f"not measured ({command} measures it)"
 
 
 def render(inputs: Inputs, title: str) -> str:
@@ -198,10 +199,17 @@ def write_report(directories: Sequence[Path], output: Path) -> None:
     write_text(output, render(read_inputs(directories), title))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """What the page shows, and where it is written."""
+
+    directories: list[str] = field(
+        metadata={"help": "output directories of commands, or a study's folder", "positional": True, "metavar": "DIR"}
+    )
+    output: str = field(metadata={"help": "the page to write"})
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("directories", nargs="+", type=Path, help="output directories of commands, or a study's folder")
-    parser.add_argument("--output", type=Path, required=True, help="the page to write")
-    arguments = parser.parse_args(argv)
-    write_report(arguments.directories, arguments.output)
+    (arguments,) = parse_arguments(argv, ReportArguments, description=__doc__)
+    write_report([Path(directory) for directory in arguments.directories], Path(arguments.output))
     print(f"report: {arguments.output}")

@@ -23,13 +23,13 @@ shape of its batch; `controls.csv` says how many do.
 """
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyze.probes.inputs import (
     SKIPPED_COLUMNS,
     check_choices,
-    check_least,
     check_loading,
     check_sight,
     leave_out_unreadable,
@@ -44,10 +44,11 @@ from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
 from eval.replies.decoding import check_repetition_window
 from eval.replies.prompting import check_style
-from eval.replies.subject import open_subject
-from models.blocks import make_partition
+from eval.replies.subject import check_subject, open_subject
+from eval.tasks import check_task
+from models.blocks import PARTITIONS, make_partition
 from models.layout import layout_of
-from tracking.command import is_main_process, parse_arguments
+from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.sharding import SharedLog, open_shared_run
 from tracking.tables import write_table
@@ -60,8 +61,10 @@ if TYPE_CHECKING:
 class SkipArguments:
     """What is left out of which model, and on which problems."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
-    tasks: list[str] = field(metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several"})
+    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
+    tasks: list[str] = field(
+        metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several", "check": check_task}
+    )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     configurations: list[str] = field(
         default_factory=lambda: list(KINDS),
@@ -70,8 +73,11 @@ class SkipArguments:
     abilities: list[str] = field(
         default_factory=list, metadata={"help": f"only prompts of these abilities, of {', '.join(ABILITIES)}"}
     )
-    max_problems: int | None = field(default=None, metadata={"help": "only the first so many problems of each task"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    limit: int | None = field(
+        default=None,
+        metadata={"help": "at most so many prompts of each task, the first", "formerly": ("max_problems",)},
+    )
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
@@ -86,12 +92,13 @@ class SkipArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
     def __post_init__(self) -> None:
-        check_style(self.prompt_style)
-        check_loading(dtype=self.dtype, attn_implementation=self.attn_implementation)
-        check_least(self, max_new_tokens=1, batch_size=1, max_problems=1, repetition_window=0)
-        check_repetition_window(self.repetition_window)
-        if self.abilities:
-            check_choices("ability", self.abilities, ABILITIES)
+        check_all(
+            partial(check_style, self.prompt_style),
+            partial(check_loading, dtype=self.dtype, attn_implementation=self.attn_implementation),
+            partial(check_least, self, max_new_tokens=1, batch_size=1, limit=1, repetition_window=0),
+            partial(check_repetition_window, self.repetition_window),
+            partial(check_choices, "ability", self.abilities or ABILITIES, ABILITIES),
+        )
 
 
 def probe(arguments: SkipArguments) -> Path:
@@ -101,9 +108,7 @@ def probe(arguments: SkipArguments) -> Path:
         ValueError: for a mistake in the arguments, before anything is written.
         RuntimeError: where the control does not hold; the tables that show it are written.
     """
-    problems, fingerprints = load_problems(
-        arguments.tasks, abilities=arguments.abilities, max_problems=arguments.max_problems
-    )
+    problems, fingerprints = load_problems(arguments.tasks, abilities=arguments.abilities, limit=arguments.limit)
     subject = open_subject(arguments.model)
     layout = layout_of(subject.directory)
     check_sight(problems, layout)
@@ -118,7 +123,7 @@ def probe(arguments: SkipArguments) -> Path:
         **{
             name: getattr(arguments, name)
             for name in (
-                "abilities", "max_problems", "prompt_style", "system_prompt", "max_new_tokens", "repetition_window",
+                "abilities", "limit", "prompt_style", "system_prompt", "max_new_tokens", "repetition_window",
                 "batch_size", "dtype", "attn_implementation",
             )
         },
@@ -152,7 +157,7 @@ def probe(arguments: SkipArguments) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, SkipArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, SkipArguments, description=__doc__, check_inputs=True)
     output_dir = probe(arguments)
     if is_main_process():
         print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

@@ -21,22 +21,23 @@ Known limits: one picture a question, asked after it; both pictures need the sam
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analyze.probes.inputs import check_choices, check_least, check_loading
+from analyze.probes.inputs import check_choices, check_loading
 from analyze.swap.closing import summary
 from analyze.swap.controls import check_controls, control_table
 from analyze.swap.plan import MODES, Asking, PairSet, load_sets, plan_units
 from analyze.swap.scores import BOX_SPACES
 from analyze.swap.tables import defect_table, logprob_table, rate_table, skipped_table
 from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
-from data_builders.pairs.files import pairs_fingerprint
+from data_builders.pairs.files import check_pairs, pairs_fingerprint
 from eval.replies.prompting import check_style
-from eval.replies.subject import open_subject
-from models.blocks import Partition, make_partition
+from eval.replies.subject import check_subject, open_subject
+from models.blocks import PARTITIONS, Partition, make_partition
 from models.layout import layout_of
-from tracking.command import is_main_process, parse_arguments
+from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.records import Record
 from tracking.sharding import SharedLog, open_shared_run
@@ -47,12 +48,18 @@ from tracking.tables import write_table
 class SwapArguments:
     """What is swapped, in which model, and how it is asked."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml"})
-    pairs: list[str] = field(metadata={"help": "folders of pairs (pairs.jsonl, or the published data.jsonl)"})
+    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
+    pairs: list[str] = field(
+        metadata={
+            "help": "folders of pairs (pairs.jsonl, or the published data.jsonl)",
+            "check": check_pairs,
+        }
+    )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     mode: list[str] = field(
         default_factory=lambda: ["from"], metadata={"help": "any of from (layers >= k), only (k) and window"}
     )
+    limit: int | None = field(default=None, metadata={"help": "at most so many pairs of each set, the first"})
     window: int = field(default=4, metadata={"help": "layers in a window"})
     prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
@@ -68,17 +75,18 @@ class SwapArguments:
     )
     dtype: str = field(default="float32", metadata={"help": "auto (as stored), float32 or bfloat16"})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
     def __post_init__(self) -> None:
-        check_style(self.prompt_style)
-        check_loading(dtype=self.dtype, attn_implementation=self.attn_implementation)
-        check_least(self, window=1, max_new_tokens=1, batch_size=1)
-        check_choices("mode", self.mode, list(MODES))
-        if self.box_space is not None:
-            check_choices("box space", [self.box_space], list(BOX_SPACES))
+        check_all(
+            partial(check_style, self.prompt_style),
+            partial(check_loading, dtype=self.dtype, attn_implementation=self.attn_implementation),
+            partial(check_least, self, window=1, max_new_tokens=1, batch_size=1, limit=1),
+            partial(check_choices, "mode", self.mode, list(MODES)),
+            partial(check_choices, "box space", [self.box_space or next(iter(BOX_SPACES))], list(BOX_SPACES)),
+        )
 
 
 def swap(arguments: SwapArguments) -> Path:
@@ -87,7 +95,7 @@ def swap(arguments: SwapArguments) -> Path:
     Raises:
         RuntimeError: where a control failed; the tables are written all the same.
     """
-    sets = load_sets(arguments.pairs)
+    sets = load_sets(arguments.pairs, arguments.limit)
     subject = open_subject(arguments.model)
     layout = layout_of(subject.directory)
     if layout.family.text_only:
@@ -109,6 +117,7 @@ def swap(arguments: SwapArguments) -> Path:
         "dtype": arguments.dtype,
         "attn_implementation": arguments.attn_implementation,
         "cuts": list(partition.cuts),
+        **({} if arguments.limit is None else {"limit": arguments.limit}),
     }
     output_dir = Path(arguments.output_dir)
     with open_shared_run(output_dir, command="analyze.swap", settings=settings, overwrite=arguments.overwrite) as run:
@@ -167,7 +176,7 @@ def write_results(
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, SwapArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, SwapArguments, description=__doc__, check_inputs=True)
     output_dir = swap(arguments)
     if is_main_process():
         print(*summary(output_dir), f"rates: {output_dir / 'rates.csv'}", sep="\n")

@@ -71,7 +71,7 @@ class Asking:
     attn_implementation: str
 
 
-def load_sets(folders: Sequence[str]) -> list[PairSet]:
+def load_sets(folders: Sequence[str], limit: int | None = None) -> list[PairSet]:
     """Reads the sets in these folders (`find_sets`); each is named after its folder, or after the run that built it.
 
     Raises:
@@ -84,7 +84,7 @@ def load_sets(folders: Sequence[str]) -> list[PairSet]:
         for other in sets:
             if other.name == name:
                 raise ValueError(f"{other.directory} and {directory} are both named {name!r}; swap them in two runs")
-        sets.append(PairSet(name=name, directory=directory, pairs=read_pairs(directory)))
+        sets.append(PairSet(name=name, directory=directory, pairs=read_pairs(directory)[:limit]))
     return sets
 
 

@@ -22,6 +22,15 @@ def read_pairs(directory: Path) -> list[Pair]:
     return list(iter_pairs(directory))
 
 
+def check_pairs(directory: str) -> None:
+    """Rejects a folder that holds no set of pairs, without reading those that it holds.
+
+    Raises:
+        ValueError: as `find_sets` does.
+    """
+    find_sets(Path(directory))
+
+
 def iter_pairs(directory: Path) -> Iterator[Pair]:
     """Yields the pairs of a set line by line, like `read_pairs`."""
     readers: dict[str, Callable[[dict[str, Any]], Pair]] = {PAIRS_FILE: from_row, PUBLISHED_FILE: from_published_row}

@@ -78,6 +78,26 @@ def read_prompts(directory: Path, split: str) -> list[Prompt]:
     return prompts
 
 
+def check_folder(directory: str) -> None:
+    """Refuses a prompt set that is not there, without reading one that is.
+
+    Raises:
+        ValueError: as `read_prompts` does.
+    """
+    if not Path(directory).is_dir():
+        read_prompts(Path(directory), "")
+
+
+def check_split(directory: Path, split: str) -> None:
+    """Refuses a split that is not there, without reading one that is.
+
+    Raises:
+        ValueError: as `read_prompts` does.
+    """
+    if not (directory / f"{split}.jsonl").is_file():
+        read_prompts(directory, split)
+
+
 def splits_of(directory: Path) -> list[str]:
     """Returns the splits that a folder holds; of the output directory of a build or another command, none."""
     if (directory / "run.json").is_file():

@@ -18,7 +18,6 @@ Exit status 0: no defects; 1: defects, a line each, and how many there are of ea
 be read.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ from data_builders.validate.set_files import (
     files_of,
     open_set,
 )
+from tracking.command import check_least, parse_arguments
 from tracking.progress import progress
 
 NUM_FILES_A_JOB = 64
@@ -217,15 +217,23 @@ def describe(report: Report, *, read_back: bool) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class ValidateArguments:
+    """Which sets are proved, and how."""
+
+    directories: list[str] = field(
+        metadata={"help": "a set, a run's folder, or one of sets", "positional": True, "metavar": "DIR"}
+    )
+    words: bool = field(default=False, metadata={"help": "let Tesseract read the words of ocr pairs (0.2 s a word)"})
+    num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core, fewer for small sets"})
+
+    def __post_init__(self) -> None:
+        check_least(self, num_workers=0)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("directories", nargs="+", type=Path, metavar="D", help="a set, a run's folder, or one of sets")
-    parser.add_argument("--words", action="store_true", help="let Tesseract read the words of ocr pairs (0.2 s a word)")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes; 0: one a core, fewer for small sets")
-    arguments = parser.parse_args(argv)
-    if arguments.num_workers < 0:
-        raise ValueError(f"--num-workers {arguments.num_workers}; expected 0 (one a core) or more")
-    surveys = survey(arguments.directories)
+    (arguments,) = parse_arguments(argv, ValidateArguments, description=__doc__)
+    surveys = survey([Path(directory) for directory in arguments.directories])
     num_pairs = sum(known.num_pairs for known in surveys)
     read_back = arguments.words and _can_read_back(surveys)
     num_workers = arguments.num_workers or min(num_cores(), -(-num_pairs // NUM_PAIRS_A_WORKER))

@@ -19,10 +19,9 @@ flipped prompts to read. Where models were trained with rollouts whose engine is
 what makes their comparison open to doubt is printed and stands on the page (`eval/replies/rollouts.py`).
 """
 
-import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,7 @@ from eval.statistics.differences import compare_group
 from eval.statistics.intervals import holm
 from eval.statistics.pairing import ABILITY, FLIPPING_METRICS, METRICS, Entry, collect_groups, parse_entry
 from eval.statistics.scores import score_table
-from tracking.command import did_you_mean
+from tracking.command import did_you_mean, parse_arguments
 from tracking.product import write_text
 from tracking.progress import progress
 from tracking.records import Record, read_records
@@ -182,26 +181,36 @@ def judge_doubts(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonArguments:
+    """What is compared with what."""
+
+    models: list[str] = field(
+        metadata={
+            "help": "DIR, NAME=DIR or NAME@SEED=DIR, output directories of eval.run",
+            "positional": True,
+            "metavar": "NAME=DIR",
+            "check": parse_entry,
+        }
+    )
+    baseline: str = field(metadata={"help": "the model all others are compared with, by name or DIR"})
+    reference: str | None = field(
+        default=None, metadata={"help": "a second such model, and the one whose gain is to be kept"}
+    )
+    output_dir: str = field(default="outputs/comparison", metadata={"help": "where all is written"})
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "prompts that have moved since, named as for eval.run"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="+", help="DIR, NAME=DIR or NAME@SEED=DIR, output directories of eval.run")
-    parser.add_argument("--baseline", required=True, help="the model all others are compared with, by name or DIR")
-    parser.add_argument("--reference", help="a second such model, and the one whose gain is to be kept")
-    parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, default=Path("outputs/comparison"), help="where all is written"
-    )
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        default=[],
-        help="prompts that have moved since, named as for eval.run",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start over")
-    arguments = parser.parse_args(argv)
+    (arguments,) = parse_arguments(argv, ComparisonArguments, description=__doc__, check_inputs=True)
+    output_dir = Path(arguments.output_dir)
     entries = [parse_entry(text) for text in arguments.models]
     names = {str(entry.directory): entry.name for entry in entries}
     write_comparison(
-        arguments.output_dir,
+        output_dir,
         entries,
         baseline=names.get(arguments.baseline, arguments.baseline),
         reference=names.get(arguments.reference, arguments.reference),
@@ -212,4 +221,4 @@ def main(argv: list[str] | None = None) -> None:
     print(*summary(arguments.output_dir, baseline=baseline), sep="\n")
     for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries)]:
         print(f"open to doubt: {doubt}")
-    print(f"comparison: {arguments.output_dir / 'comparison.csv'}, to read: {arguments.output_dir / 'comparison.html'}")
+    print(f"comparison: {output_dir / 'comparison.csv'}, to read: {output_dir / 'comparison.html'}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from merge.recipes.plan import SplicePlan, fingerprint, make_plan
 from merge.recipes.recipe import read_recipe, recipe_dict
 from models.checkpoint import open_checkpoint
-from models.loading import load_model, load_processor, local_checkpoint
+from models.loading import check_checkpoint, load_model, load_processor, local_checkpoint
 from tracking.progress import say
 
 if TYPE_CHECKING:
@@ -51,6 +51,25 @@ class Subject:
 
             return LiveSplicer(device=device, **options).splice(self.plan), processor
         return load_model(self.directory, **options).eval().to(device), processor
+
+
+def check_subject(name: str) -> None:
+    """Refuses what is plainly neither a checkpoint nor a recipe's file, in a moment.
+
+    Args:
+        name: as `open_subject` takes it, or `NAME=` and that.
+
+    Raises:
+        ValueError: that says what it is instead.
+    """
+    label, equals, after = name.partition("=")
+    if equals and not (label and after):
+        raise ValueError(f"{name!r} is no NAME=MODEL; expected a name and a checkpoint or recipe")
+    path = Path(after if equals else name)
+    if path.suffix not in RECIPE_SUFFIXES or path.is_dir():
+        check_checkpoint(str(path))
+    elif not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a recipe of merge.splice")
 
 
 def open_subject(name: str) -> Subject:

@@ -22,11 +22,10 @@ Intervals are bootstrapped over prompts (clusters of them, where records name an
 all models. A prompt counts for k only where it has at least k judged samples.
 """
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +39,7 @@ from eval.grading import CORRECT, UNSCORED, parse_number
 from eval.replies.outcomes import GIVEN
 from eval.statistics.intervals import CrossedDraws, Estimate, draw_crossed, percentile_interval
 from eval.statistics.pairing import Entry, common_seeds, parse_entry, rows_of_seeds
+from tracking.command import parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, read_records
 from tracking.run import open_run, read_run
@@ -327,17 +327,28 @@ def summary(changes: "pd.DataFrame", baseline: str) -> list[str]:
     ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="+", help="DIR, NAME=DIR or NAME@SEED=DIR, output directories of eval.run")
-    parser.add_argument("--baseline", default="sft", help="the model that the others started from; sft by default")
-    parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, default=Path("outputs/support"), help="where all is written"
+@dataclass(frozen=True, kw_only=True)
+class SupportArguments:
+    """Whose draws are compared."""
+
+    models: list[str] = field(
+        metadata={
+            "help": "DIR, NAME=DIR or NAME@SEED=DIR, output directories of eval.run",
+            "positional": True,
+            "metavar": "NAME=DIR",
+            "check": parse_entry,
+        }
     )
-    parser.add_argument("--overwrite", action="store_true", help="start over")
-    arguments = parser.parse_args(argv)
+    baseline: str = field(default="sft", metadata={"help": "the model that the others started from"})
+    output_dir: str = field(default="outputs/support", metadata={"help": "where all is written"})
+    overwrite: bool = field(default=False, metadata={"help": "start over"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(argv, SupportArguments, description=__doc__, check_inputs=True)
+    output_dir = Path(arguments.output_dir)
     entries = [parse_entry(text) for text in arguments.models]
-    write_support(arguments.output_dir, entries, baseline=arguments.baseline, overwrite=arguments.overwrite)
-    changes = read_table(arguments.output_dir / "changes.csv")
+    write_support(output_dir, entries, baseline=arguments.baseline, overwrite=arguments.overwrite)
+    changes = read_table(output_dir / "changes.csv")
     print(*summary(changes, arguments.baseline), sep="\n")
-    print(f"support: {arguments.output_dir / 'support.csv'}, {arguments.output_dir / 'changes.csv'}")
+    print(f"support: {output_dir / 'support.csv'}, {output_dir / 'changes.csv'}")

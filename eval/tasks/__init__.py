@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data_builders.prompt_sets.prompts import Prompt, find_split, splits_of
+from data_builders.prompt_sets.prompts import Prompt, check_split, find_split, splits_of
 from eval.tasks.benchmark import Benchmark, Row, Task
 from eval.tasks.gsm8k import GSM8K
 from eval.tasks.math500 import MATH500
@@ -30,7 +30,7 @@ from eval.tasks.rows import hub_files, local_files, read_rows
 from tracking.command import did_you_mean
 from tracking.progress import progress
 
-__all__ = ["TASKS", "Task", "open_task"]
+__all__ = ["TASKS", "Task", "check_task", "open_task"]
 
 TASKS: dict[str, Benchmark] = {
     "mathvista": MATHVISTA,
@@ -68,6 +68,23 @@ def open_task(name: str, *, cache_dir: Path, with_images: bool = True) -> Task:
             f"task {name!r} is unknown; expected FOLDER:SPLIT, or one of {', '.join(TASKS)}{did_you_mean(known, TASKS)}"
         )
     return open_prompt_set(folder, split)
+
+
+def check_task(name: str) -> None:
+    """Refuses a task that is plainly not there, without reading one that is; the hub is not asked.
+
+    Raises:
+        ValueError: as `open_task` does.
+    """
+    head, _, place = name.partition(":")
+    folder, _, split = name.rpartition(":")
+    if head.partition("@")[0] in TASKS:
+        if place and not Path(place).exists():
+            open_task(name, cache_dir=Path())
+    elif folder:
+        check_split(Path(folder), split)
+    else:
+        open_task(name, cache_dir=Path())
 
 
 def _splits_at(path: Path) -> list[str]:

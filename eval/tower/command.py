@@ -22,6 +22,7 @@ probe is nearly always right, no towers can be told apart: take fewer training p
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 
 from data_builders.prompt_sets.images import PixelLimits
 from eval.replies.pictures import pixel_limits
-from eval.replies.subject import Subject, open_subject
+from eval.replies.subject import Subject, check_subject, open_subject
 from eval.tower.closing import summary
 from eval.tower.features import (
     PIXELS,
@@ -48,7 +49,7 @@ from eval.tower.images import TEST, TRAIN, ImageSet, load_images
 from eval.tower.probes import PROBES, probe
 from eval.tower.tables import RANDOM, difference_rows, score_rows
 from models.loading import load_processor
-from tracking.command import parse_arguments
+from tracking.command import check_all, check_least, parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, RecordLog
 from tracking.run import open_run
@@ -72,15 +73,20 @@ class Label:
 class TowerArguments:
     """Whose towers are probed, and on which pictures."""
 
-    model: list[str] = field(metadata={"help": "NAME=MODEL or MODEL, several: checkpoint folder, hub id or recipe"})
+    model: list[str] = field(
+        metadata={"help": "NAME=MODEL or MODEL, several: checkpoint folder, hub id or recipe", "check": check_subject}
+    )
     data: str = field(metadata={"help": "a folder of pictures a class, MedMNIST's .npz, or pocket:NUMBER"})
     output_dir: str = field(metadata={"help": "where tables, figure, records and features are written"})
     test_frac: float = field(
         default=0.3, metadata={"help": "share of each class that is held out, where the data has no test part; 0 to 1"}
     )
-    max_images: int | None = field(
+    limit: int | None = field(
         default=None,
-        metadata={"help": "at most so many training and so many test pictures, in the classes' proportions"},
+        metadata={
+            "help": "at most so many training and so many test pictures, in the classes' proportions",
+            "formerly": ("max_images",),
+        },
     )
     num_folds: int = field(default=5, metadata={"help": "folds of the training pictures by which C and k are chosen"})
     min_pixels: int | None = field(
@@ -93,12 +99,11 @@ class TowerArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over"})
 
     def __post_init__(self) -> None:
+        check_all(self._check_share, partial(check_least, self, limit=1, num_folds=2, batch_size=1, num_random=1))
+
+    def _check_share(self) -> None:
         if not 0 < self.test_frac < 1:
             raise ValueError(f"test_frac is {self.test_frac}; expected a share between 0 and 1")
-        for name, least in (("max_images", 1), ("num_folds", 2), ("batch_size", 1), ("num_random", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
 def open_subjects(models: Sequence[str]) -> dict[str, Subject]:
@@ -228,7 +233,7 @@ def probe_towers(arguments: TowerArguments) -> Path:
         arguments.data,
         test_frac=arguments.test_frac,
         seed=arguments.seed,
-        max_images=arguments.max_images,
+        limit=arguments.limit,
         min_per_class=arguments.num_folds,
     )
     settings: dict[str, Any] = {
@@ -239,7 +244,7 @@ def probe_towers(arguments: TowerArguments) -> Path:
         "pixels": limits,
         **{
             name: getattr(arguments, name)
-            for name in ("data", "test_frac", "max_images", "num_folds", "batch_size", "seed", "num_random")
+            for name in ("data", "test_frac", "limit", "num_folds", "batch_size", "seed", "num_random")
         },
     }
     output_dir = Path(arguments.output_dir)
@@ -262,6 +267,6 @@ def probe_towers(arguments: TowerArguments) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, TowerArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, TowerArguments, description=__doc__, check_inputs=True)
     output_dir = probe_towers(arguments)
     print(*summary(output_dir), f"tower probes: {output_dir / 'tower.csv'}", sep="\n")

@@ -68,14 +68,14 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def load_images(data: str, *, test_frac: float, seed: int, max_images: int | None, min_per_class: int) -> ImageSet:
+def load_images(data: str, *, test_frac: float, seed: int, limit: int | None, min_per_class: int) -> ImageSet:
     """Reads the images named by `--data` and assigns each to the training or test part.
 
     Args:
         data: a folder, an .npz file or `pocket:N`.
         test_frac: share of each class that is held out, if the data has no test part.
-        seed: seed of that split, of the selection by `max_images`, and of pocket images.
-        max_images: maximum number of training images and of test images, keeping the classes' proportions.
+        seed: seed of that split, of the selection by `limit`, and of pocket images.
+        limit: maximum number of training images and of test images, keeping the classes' proportions.
         min_per_class: minimum number of training images per class.
 
     Raises:
@@ -99,9 +99,9 @@ def load_images(data: str, *, test_frac: float, seed: int, max_images: int | Non
     else:
         kept = _split_by_content(images, test_frac, seed)
         left_out["copy of another picture"] += len(images) - len(kept)
-    if max_images is not None:
-        drawn = [image for split in (TRAIN, TEST) for image in _draw(kept, split, max_images, seed)]
-        left_out["beyond --max-images"] += len(kept) - len(drawn)
+    if limit is not None:
+        drawn = [image for split in (TRAIN, TEST) for image in _draw(kept, split, limit, seed)]
+        left_out["beyond --limit"] += len(kept) - len(drawn)
         kept = drawn
     kept.sort(key=lambda image: image.split == TEST)
     _check_classes(data, kept, min_per_class)
@@ -254,16 +254,16 @@ def _split_by_content(images: Sequence[LabelledImage], test_frac: float, seed: i
     return [replace(image, split=side[image.sha256]) for own in by_class.values() for image in own.values()]
 
 
-def _draw(images: Sequence[LabelledImage], split: str, max_images: int, seed: int) -> list[LabelledImage]:
-    """Selects at most `max_images` of a part, keeping the classes' proportions."""
+def _draw(images: Sequence[LabelledImage], split: str, limit: int, seed: int) -> list[LabelledImage]:
+    """Selects at most `limit` of a part, keeping the classes' proportions."""
     part = [image for image in images if image.split == split]
-    if len(part) <= max_images:
+    if len(part) <= limit:
         return part
     num_by_class = Counter(image.label for image in part)
     drawn: list[LabelledImage] = []
     for label, num in num_by_class.items():
         own = sorted((image for image in part if image.label == label), key=lambda one: _order(one, seed))
-        drawn += own[: max_images * num // len(part)]
+        drawn += own[: limit * num // len(part)]
     return drawn
 
 

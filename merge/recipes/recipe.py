@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from models.blocks import BLOCKS, REGIONS
+from models.loading import check_checkpoint
 from tracking.command import did_you_mean, read_yaml
 
 KEYS = ("donors", "partition", "cuts", "blocks", "rest", "files")
@@ -160,6 +161,16 @@ def recipe_from_pattern(
 def parse_donors(donors: Sequence[str]) -> dict[str, str]:
     """Reads `NAME=CHECKPOINT` entries."""
     return dict(_pairs("--donor", donors, "NAME=CHECKPOINT, such as in=outputs/sft/final"))
+
+
+def check_donor(donor: str) -> None:
+    """Refuses a `NAME=CHECKPOINT` that is malformed, or whose checkpoint is plainly not there.
+
+    Raises:
+        ValueError: that says what is wrong.
+    """
+    for checkpoint in parse_donors([donor]).values():
+        check_checkpoint(checkpoint)
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Arms: the tokens of `train.plan`, at `training_tokens_per_s`. Evaluations and probes: replies (prompts x conditions x
 draws, pairs x layers, problems x parts left out) x their maximum length, at `reply_tokens_per_s`. Both are upper
 bounds: most replies are shorter. Both speeds come from the configuration and determine the accuracy of the estimate.
+Without `training_tokens_per_s`, arms use the speed that train.plan assumes.
 """
 
 import json
@@ -28,6 +29,10 @@ class TrainingPlan:
     num_gpus: int
     tokens: dict[str, int | None]
     """Arm -> tokens of one run; None if the number of steps is not given."""
+    tokens_per_s: float | None = None
+    """Of a GPU in training, as train.plan assumes it; None for a GPU of unknown peak."""
+    source: str = ""
+    """What that number is from."""
 
 
 def read_training_plan(arguments: StudyArguments) -> TrainingPlan:
@@ -38,7 +43,10 @@ def read_training_plan(arguments: StudyArguments) -> TrainingPlan:
         run_module("train.plan", "--config", arguments.necessity, *flags, "--json", str(path))
         plan = json.loads(path.read_text(encoding="utf-8"))
     return TrainingPlan(
-        num_gpus=plan["num_gpus"], tokens={name: arm["num_tokens"] for name, arm in plan["arms"].items()}
+        num_gpus=plan["num_gpus"],
+        tokens={name: arm["num_tokens"] for name, arm in plan["arms"].items()},
+        tokens_per_s=plan["tokens_per_s"],
+        source=f"{plan['tokens_per_s_source']}, {plan['gpu']}",
     )
 
 
@@ -53,10 +61,20 @@ class Costs:
         self._own = f"{necessity['prompts']}:"
         self._arms = {run["label"]: run["arm"] for run in necessity["runs"]}
 
+    @property
+    def training_tokens_per_s(self) -> float | None:
+        """As configured, else as train.plan assumes it."""
+        return self._arguments.training_tokens_per_s or self._training.tokens_per_s
+
+    @property
+    def training_source(self) -> str:
+        """What train.plan's assumption is from."""
+        return self._training.source
+
     def gpu_hours(self, job: StudyJob) -> float | None:
         """Returns the GPU-hours of a job; None if a required value is unknown."""
         if job.kind == "arm":
-            return _hours(self._training.tokens[self._arms[job.name]], self._arguments.training_tokens_per_s)
+            return _hours(self._training.tokens[self._arms[job.name]], self.training_tokens_per_s)
         if job.kind in TRAINING:
             return None
         replies = self.num_replies(job)
@@ -67,7 +85,7 @@ class Costs:
     def num_replies(self, job: StudyJob) -> int | None:
         """Returns the number of replies of a job; None if the number of prompts is unknown."""
         if job.kind == "swap":
-            pairs = [self._num_pairs(text) for text in self._arguments.pairs]
+            pairs = [self._num_pairs(text, self._number(job, "limit")) for text in self._arguments.pairs]
             modes = self._list(job, "mode") or ["from"]
             return None if None in pairs else sum(map(int, filter(None, pairs))) * len(modes) * (self._num_layers + 1)
         prompts = self._num_prompts(job)
@@ -84,7 +102,7 @@ class Costs:
         return prompts * conditions * (self._number(job, "num_samples") or 1)
 
     def _num_prompts(self, job: StudyJob) -> int | None:
-        most = self._number(job, "max_problems") or self._number(job, "num_prompts")
+        most = self._number(job, "limit")
         counts = [self._num_of(task) for task in job.words_after("--tasks")]
         if None in counts:
             return None
@@ -103,8 +121,9 @@ class Costs:
                 return sum(1 for _ in file)
         return None
 
-    def _num_pairs(self, text: str) -> int | None:
-        return _whole(Path(text.partition(":")[2]), "num_pairs")
+    def _num_pairs(self, text: str, limit: int | None) -> int | None:
+        number = _whole(Path(text.partition(":")[2]), "num_pairs")
+        return number if number is None or limit is None else min(number, limit)
 
     def _option(self, job: StudyJob, name: str) -> Any:
         """Returns the content of a job's configuration file."""

@@ -138,7 +138,11 @@ def format_plan(study: Study) -> str:
         "",
     ]
     if with_gpus:
-        tokens = f"{study.arguments.training_tokens_per_s or '?'} tokens/s a GPU in training"
+        configured = study.arguments.training_tokens_per_s
+        speed = costs.training_tokens_per_s
+        tokens = f"{f'{speed:,.6g}' if speed else '?'} tokens/s a GPU in training"
+        if not configured and speed:
+            tokens += f" (assumed, not measured: {costs.training_source}; training_tokens_per_s sets it)"
         lines.append(
             f"GPU-hours: at most {total:,.0f}, every reply at its full length, with {tokens} and "
             f"{study.arguments.reply_tokens_per_s or '?'} in evaluations (both as configured, measure yours)"

@@ -86,9 +86,9 @@ def test_the_command_writes_as_many_rows_as_are_asked_for(tmp_path: Path, capsys
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--rows 0 --columns 3; expected at least 1 of each"):
-        main([str(tmp_path), "--rows", "0", "--output", str(tmp_path / "sheet.png")])
     a_set(tmp_path, 2)
+    with pytest.raises(ValueError, match="rows is 0; it must be at least 1"):
+        main([str(tmp_path), "--rows", "0", "--output", str(tmp_path / "sheet.png")])
     (tmp_path / "1-s.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"pair-1: 1-s\.png is missing or cannot be decoded"):
         main([str(tmp_path), "--output", str(tmp_path / "sheet.png")])

@@ -12,7 +12,7 @@ from PIL import Image
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from eval.compare.command import main as compare
 from eval.replies.generation import make_batches, render_prompt
-from eval.run import EvaluationArguments, evaluate, load_task, main
+from eval.run import EvaluationArguments, evaluate, limited, load_task, main
 from merge.recipes.recipe import read_recipe, recipe_from_dict
 from merge.splice import main as splice
 from models.loading import load_processor
@@ -213,7 +213,7 @@ def test_questions_with_unusual_line_breaks_survive_writing_and_reading(tmp_path
         ({"--prompt_style": "thnk"}, "'thnk' is unknown.*did you mean 'think'"),
         ({"--batch_size": "0"}, "batch_size is 0"),
         ({"--max_new_tokens": "0"}, "max_new_tokens is 0"),
-        ({"--bacth_size": "3"}, "did you mean 'batch_size'"),
+        ({"--bacth_size": "3"}, "did you mean '--batch_size'"),
         ({"--model": "no/such/folder"}, "checkpoint no/such/folder does not exist"),
         ({"--conditions": "black"}, "measured against given; name it too"),
         ({"--descriptions": "no/such/file"}, "have no effect"),
@@ -244,6 +244,14 @@ def test_a_task_without_a_split_or_named_twice_is_refused(pocket_checkpoint: Pat
         load_task("test")
     with pytest.raises(ValueError, match="is named twice"):
         EvaluationArguments(model=str(pocket_checkpoint), tasks=[f"{prompt_set}:test"] * 2, output_dir="out")
+
+
+def test_a_limit_takes_the_first_prompts_of_each_task(prompt_set: Path) -> None:
+    whole = load_task(f"{prompt_set}:test")
+    assert limited(whole, None) is whole
+    first = limited(whole, 2)
+    assert first.prompts == whole.prompts[:2] and first.fingerprint == whole.fingerprint
+    assert first.facts["limit"] == 2 and "limit" not in whole.facts
 
 
 @pytest.fixture

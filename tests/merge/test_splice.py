@@ -389,7 +389,7 @@ def test_place_inside_or_around_a_donor_is_refused(donors: Donors, tmp_path: Pat
         ([*PATTERN, "--donor", "in=missing", "--donor", "rl=missing"], "checkpoint missing does not exist"),
         ([*PATTERN, "--max-shard-size", "five"], "--max-shard-size 'five' is not a size"),
         ([*PATTERN, "--max-shard-size", "0GB"], "--max-shard-size '0GB' is not a size"),
-        ([*PATTERN, "--donors", "in=a"], "unknown argument '--donors'; did you mean 'donor'"),
+        ([*PATTERN, "--donors", "in=a"], "unknown argument '--donors'; did you mean '--donor'"),
     ],
 )
 def test_mistaken_arguments_are_named(arguments: list[str], message: str) -> None:

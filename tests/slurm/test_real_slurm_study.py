@@ -22,8 +22,8 @@ WHOLE = ("full-seed0",)
 SMALLER: dict[str, dict[str, Any]] = {
     "pairs": {"num_pairs": 8},
     "swap": {},
-    "skip": {"max_problems": 8},
-    "attention": {"num_prompts": 8, "baseline": ["sft"]},
+    "skip": {"limit": 8},
+    "attention": {"limit": 8, "baseline": ["sft"]},
     "abilities": {},
     "samples": {"num_samples": 4},
 }

@@ -64,7 +64,7 @@ def test_misspelt_config_key_names_file_and_nearest_key_in_one_line(tmp_path: Pa
 
 @pytest.mark.parametrize("flag", [["--sede", "1"], ["--sede=1"]])
 def test_misspelt_flag_names_the_nearest(flag: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"unknown argument '--sede.*; did you mean 'seed'") as caught:
+    with pytest.raises(ValueError, match=r"unknown argument '--sede'; did you mean '--seed'") as caught:
         parse("--output-dir", "out", *flag)
     assert "\n" not in str(caught.value)
 
@@ -102,14 +102,14 @@ def test_malformed_config_is_one_line_that_names_the_file(tmp_path: Path, text: 
 
 
 def test_missing_required_argument_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"required: .*--output-dir"):
+    with pytest.raises(ValueError, match=r"^--output-dir is required: run directory$"):
         parse("--config", write_config(tmp_path, "seed: 1\n"))
 
 
 def test_value_of_the_wrong_type_names_the_argument(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--seed: invalid int value: 'three'"):
+    with pytest.raises(ValueError, match="seed: 'three' is not a whole number"):
         parse("--output-dir", "out", "--seed", "three")
-    with pytest.raises(ValueError, match="--seed: invalid int value: 'three'"):
+    with pytest.raises(ValueError, match="seed: 'three' is not a whole number"):
         parse("--config", write_config(tmp_path, "output_dir: out\nseed: three\n"))
 
 
@@ -195,7 +195,7 @@ def test_typing_mistake_at_a_real_command_is_one_line_and_leaves_nothing(tmp_pat
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: unknown argument '--sede'; did you mean 'seed'?\n"
+    assert done.stderr == "error: unknown argument '--sede'; did you mean '--seed'?\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -205,7 +205,7 @@ def test_config_joined_by_an_equals_sign_is_read(tmp_path: Path) -> None:
 
 
 def test_abbreviated_flag_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown argument '--see'; did you mean 'seed'"):
+    with pytest.raises(ValueError, match="unknown argument '--see'; did you mean '--seed'"):
         parse("--output-dir", "out", "--see", "3")
 
 

@@ -1,5 +1,6 @@
 """GRPO on a real pocket model: frozen tensors stay unchanged, killed runs continue, breaches are found."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -353,7 +354,7 @@ def test_a_save_in_the_middle_of_a_generation_batch_is_refused(
         ({"rewards": "acuracy"}, "did you mean 'accuracy'"),
         ({"reward_weights": "1.0"}, "reward_weights .* does not match the rewards"),
         ({"split": "lr"}, r"lr\.jsonl does not exist; .* has the splits rl, sft, test"),
-        ({"lerning_rate": "1"}, "did you mean 'learning_rate'"),
+        ({"lerning_rate": "1"}, "did you mean '--learning_rate'"),
         ({"model_name_or_path": "no/such/checkpoint"}, "checkpoint no/such/checkpoint does not exist"),
         ({"save_steps": "3", "steps_per_generation": "2"}, "falls into the middle"),
         ({"use_peft": "true", "use_dora": "true"}, "use_dora"),
@@ -376,3 +377,31 @@ def test_a_truncated_start_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="truncated"):
         main(flags(start, tiny_prompts, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_of_ones_own_trains_and_a_resumed_run_refuses_another(
+    warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "short_replies.py"
+    source.write_text(
+        "def short(completions, **columns):\n"
+        "    return [-float(len(messages[-1]['content'])) for messages in completions]\n"
+    )
+    directory = tmp_path / "run"
+    argv = [
+        *flags(warm_checkpoint, tiny_prompts, directory, max_steps=1, save_steps=1),
+        "--rewards", "accuracy", "short_replies:short", "--reward_weights", "1.0", "0.1",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` does
+    main(argv)
+    (row,) = pd.read_csv(directory / "metrics.csv").to_dict("records")
+    assert row["rewards/short/mean"] < 0
+    assert row["reward"] == pytest.approx(row["rewards/accuracy/mean"] + 0.1 * row["rewards/short/mean"])
+    settings = json.loads((directory / "run.json").read_text())["settings"]
+    assert settings["rewards"] == ["accuracy", "short_replies:short"]
+    assert settings["reward_sources"] == {"short_replies:short": hashlib.sha256(source.read_bytes()).hexdigest()}
+    source.write_text(source.read_text().replace("-float", "float"))
+    with pytest.raises(ValueError, match="reward_sources"):
+        main(argv)

@@ -13,9 +13,10 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from models.blocks import BLOCKS, Partition
-from tracking.command import did_you_mean
+from models.blocks import BLOCKS, Partition, check_expression, make_partition
+from tracking.command import check_all, did_you_mean
 
 NAMED_ARMS = ("full", *(f"freeze-{block}" for block in BLOCKS), *(f"only-{block}" for block in BLOCKS))
 
@@ -58,6 +59,16 @@ def parse_arm(text: str, partition: Partition) -> Arm:
         f"arm {name!r} is unknown{did_you_mean(name, NAMED_ARMS)} "
         f"(expected {', '.join(NAMED_ARMS)}, freeze-random-SEED or NAME=EXPRESSION+EXPRESSION)"
     )
+
+
+def check_arm(text: str) -> None:
+    """Refuses a word that names no arm of any model, without a model.
+
+    Raises:
+        ValueError: for an unknown arm, and a line for each unknown block expression.
+    """
+    arm = parse_arm(text, make_partition(num_layers=len(BLOCKS)))
+    check_all(*(partial(check_expression, expression) for expression in arm.freeze))
 
 
 def parse_arms(texts: Sequence[str], partition: Partition) -> list[Arm]:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.blocks import BLOCKS, REGIONS, Partition, block_names, format_layers, make_partition, resolve
+from models.blocks import (
+    BLOCKS,
+    PARTITIONS,
+    REGIONS,
+    Partition,
+    block_names,
+    check_expression,
+    format_layers,
+    make_partition,
+    resolve,
+)
 from models.checkpoint import Checkpoint, cast_bytes
 from models.layout import Layout
 from models.shards import DTYPES
@@ -28,16 +38,26 @@ class FreezeArguments:
 
     freeze: list[str] = field(
         default_factory=list,
-        metadata={"help": "block expressions that may not change, such as mid or late.attn vision"},
+        metadata={
+            "help": "block expressions that may not change, such as mid or late.attn vision",
+            "check": check_expression,
+        },
     )
     train_only: list[str] = field(
         default_factory=list,
-        metadata={"help": "decoder layers or regions that alone may change; not together with freeze"},
+        metadata={
+            "help": "decoder layers or regions that alone may change; not together with freeze",
+            "check": check_expression,
+        },
     )
     always_freeze: list[str] = field(
-        default_factory=list, metadata={"help": "block expressions frozen in every arm, such as vision projector"}
+        default_factory=list,
+        metadata={"help": "block expressions frozen in every arm, such as vision projector", "check": check_expression},
     )
-    partition: str = field(default="thirds", metadata={"help": "where early, mid and late are cut: thirds or paper"})
+    partition: str = field(
+        default="thirds",
+        metadata={"help": "where early, mid and late are cut: thirds or paper", "choices": PARTITIONS},
+    )
     cuts: list[int] = field(
         default_factory=list, metadata={"help": "two layer numbers that cut the decoder instead, such as 8 20"}
     )

@@ -11,7 +11,16 @@ from models.layout import Layout, layout_from_config, read_model_config
 from tracking.command import did_you_mean, parse_arguments
 from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, plan_freeze
 from train.planning.forecast import GIB, MIB, Forecast, Lengths, Model, describe_model, forecast
-from train.planning.recipe import Launch, Recipe, config_keys, make_recipe, read_launcher, training_fields
+from train.planning.recipe import (
+    PLANNED_MODEL,
+    TRAINING_FIELDS,
+    Launch,
+    Recipe,
+    config_keys,
+    make_recipe,
+    read_launcher,
+)
+from train.planning.speed import Speed, assumed_speed
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -45,7 +54,10 @@ class PlanArguments:
     )
     tokens_per_s: float | None = field(
         default=None,
-        metadata={"help": "prompt and reply tokens a GPU takes through sampling and training, measured; for GPU-hours"},
+        metadata={
+            "help": "prompt and reply tokens a GPU takes through sampling and training, measured; for GPU-hours, which "
+            "are else estimated from an assumed share of the GPU's peak"
+        },
     )
     prompt_tokens: int | None = field(
         default=None,
@@ -105,6 +117,13 @@ class Plan:
     @property
     def gpu_bytes(self) -> int:
         return memory_of(self.arguments.gpu)
+
+    @property
+    def speed(self) -> Speed | None:
+        """Tokens a second of one GPU: as given, else assumed; None for a GPU of unknown peak."""
+        if self.arguments.tokens_per_s is not None:
+            return Speed(tokens_per_s=self.arguments.tokens_per_s, source="as given", is_assumed=False)
+        return assumed_speed(self.arguments.gpu, self.model.layout.num_elements, self.recipe)
 
     @property
     def gpu_name(self) -> str:
@@ -241,16 +260,21 @@ class _Configured:
 
 
 def _read_training(config: str) -> tuple[Any, "ModelConfig", str | None]:
-    from trl import ModelConfig
-
     training, model_config, _, configured = parse_arguments(
-        ["--config", config], training_fields(), ModelConfig, FreezeArguments, _Configured, description=PURPOSE
+        ["--config", config],
+        TRAINING_FIELDS,
+        PLANNED_MODEL,
+        FreezeArguments,
+        _Configured,
+        description=PURPOSE,
+        check_inputs=True,
     )
     return training, model_config, configured.deepspeed
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """Returns the plan as JSON values: blocks, memory, disk and tokens per arm."""
+    speed = plan.speed
     return {
         "start": plan.start,
         "gpu": plan.arguments.gpu,
@@ -258,7 +282,9 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "num_gpus": plan.recipe.num_gpus,
         "lengths": asdict(plan.lengths),
         "completion_tokens": plan.recipe.completion_tokens,
-        "tokens_per_s": plan.arguments.tokens_per_s,
+        "tokens_per_s": speed.tokens_per_s if speed else None,
+        "tokens_per_s_source": speed.source if speed else None,
+        "tokens_per_s_assumed": speed.is_assumed if speed else None,
         "num_seeds": plan.num_seeds,
         "arms": {
             name: {
@@ -284,9 +310,9 @@ def make_plan(argv: Sequence[str]) -> Plan:
     if {"grpo_config", "arms"} & set(keys):
         from train.planning.study import NecessityArguments
 
-        study, arguments = parse_arguments(argv, NecessityArguments, PlanArguments, description=PURPOSE)
+        study, arguments = parse_arguments(
+            argv, NecessityArguments, PlanArguments, description=PURPOSE, check_inputs=True
+        )
         return plan_study(study, arguments)
-    from trl import ModelConfig
-
-    classes = (PlanArguments, ModelArguments, FreezeArguments, ModelConfig, training_fields())
-    return plan_run(*parse_arguments(argv, *classes, description=PURPOSE))
+    classes = (PlanArguments, ModelArguments, FreezeArguments, PLANNED_MODEL, TRAINING_FIELDS)
+    return plan_run(*parse_arguments(argv, *classes, description=PURPOSE, check_inputs=True))

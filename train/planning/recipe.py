@@ -8,13 +8,15 @@ Transformers 5.23 and accelerate, including `auto`.
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.layout import WIDTHS
+from train.freezing.freeze import FreezeArguments
 from train.planning.memory import Engine
+from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -87,9 +89,6 @@ def training_fields() -> type:
     """
     from trl import GRPOConfig
 
-    from train.freezing.freeze import FreezeArguments
-    from train.running.grpo_arguments import OUR_ARGUMENTS
-
     merged: dict[str, Any] = {}
     for source in (GRPOConfig, *(ours for ours in OUR_ARGUMENTS if ours is not FreezeArguments)):
         for entry in fields(source):
@@ -100,6 +99,17 @@ def training_fields() -> type:
                     copied = field(default_factory=entry.default_factory, metadata=entry.metadata)
                 merged[entry.name] = (entry.name, str | None if required else entry.type, copied)
     return make_dataclass("TrainingFields", list(merged.values()), kw_only=True)
+
+
+PLANNED_MODEL = replace(MODEL_CONFIG, required={}, checks={})
+"""A plan needs no checkpoint where `layout_config` stands in for it."""
+TRAINING_FIELDS = replace(
+    GRPO_CONFIG,
+    required={},
+    load_with=training_fields,
+    without=("deepspeed",),
+    also=tuple(ours for ours in OUR_ARGUMENTS if ours is not FreezeArguments),
+)
 
 
 def make_recipe(

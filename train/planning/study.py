@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.build import DATA_DIR
+from models.blocks import PARTITIONS, check_expression
 from models.pocket import CHECKPOINT_DIR
+from tracking.command import raise_mistakes
 from tracking.schedule import Job
 from train import FINAL_DIR
-from train.freezing.arms import Arm
+from train.freezing.arms import Arm, check_arm
 from train.freezing.freeze import FreezeArguments
 
 
@@ -25,7 +27,9 @@ class NecessityArguments:
 
     output_dir: str = field(metadata={"help": "folder of the whole study"})
     grpo_config: str = field(metadata={"help": "YAML of train.grpo, the same for every arm"})
-    arms: list[str] = field(metadata={"help": "full, freeze-mid, only-late, freeze-random-0, NAME=EXPR+EXPR, …"})
+    arms: list[str] = field(
+        metadata={"help": "full, freeze-mid, only-late, freeze-random-0, NAME=EXPR+EXPR, …", "check": check_arm}
+    )
     seeds: list[int] = field(metadata={"help": "training seeds; each arm is trained with each"})
     eval_config: str = field(metadata={"help": "YAML of eval.run, the same for every model"})
     sft_checkpoint: str | None = field(default=None, metadata={"help": "the start of every arm: folder or hub id"})
@@ -39,8 +43,11 @@ class NecessityArguments:
     data_config: str | None = field(default=None, metadata={"help": "its YAML"})
     prompts: str | None = field(default=None, metadata={"help": "or the folder of an existing prompt set"})
     eval_split: str = field(default="test", metadata={"help": "split of the prompt set that is scored"})
-    always_freeze: list[str] = field(default_factory=list, metadata={"help": "block expressions frozen in every arm"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper"})
+    always_freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "block expressions frozen in every arm", "check": check_expression},
+    )
+    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
     cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers that cut the decoder instead"})
     layout_config: str | None = field(
         default=None, metadata={"help": "config.json used for the plan where the checkpoint is not at hand"}
@@ -61,26 +68,45 @@ class NecessityArguments:
     overwrite: bool = field(default=False, metadata={"help": "start the whole study over"})
 
     def __post_init__(self) -> None:
-        if bool(self.sft_checkpoint) == bool(self.sft_config):
-            raise ValueError("expected either sft_checkpoint or sft_config, the start of every arm")
-        if self.base_checkpoint and self.base_config:
-            raise ValueError("base_checkpoint and base_config are both given; expected one of them")
-        if self.sft_config and not (self.base_config or self.base_checkpoint):
-            raise ValueError("sft_config is given without base_checkpoint or base_config, from which it starts")
-        if self.base_config and not self.init_config:
-            raise ValueError("base_config is given without init_config, from which it starts")
-        if bool(self.prompts) == bool(self.data_task):
-            raise ValueError("expected either prompts, a folder, or data_task with data_config")
-        if self.collect and self.overwrite:
-            raise ValueError("overwrite would remove what collect takes together; leave one of them out")
-        if not self.seeds:
-            raise ValueError("seeds is empty; expected at least one, such as 0 1")
-        for seed in self.seeds:
-            if self.seeds.count(seed) > 1:
-                raise ValueError(f"seed {seed} is named twice; expected each seed once")
-        for path in self.config_files():
-            if not Path(path).is_file():
-                raise ValueError(f"{path} does not exist; expected a configuration file")
+        mistakes = [text for wrong, text in self._rules() if wrong]
+        mistakes += [
+            f"{path} does not exist; expected a configuration file"
+            for path in self.config_files()
+            if not Path(path).is_file()
+        ]
+        raise_mistakes(mistakes)
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        """Returns what the arguments are refused for: whether it is so, and what is said."""
+        repeated = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        return [
+            (
+                bool(self.sft_checkpoint) == bool(self.sft_config),
+                "expected either sft_checkpoint or sft_config, the start of every arm",
+            ),
+            (
+                bool(self.base_checkpoint and self.base_config),
+                "base_checkpoint and base_config are both given; expected one of them",
+            ),
+            (
+                bool(self.sft_config and not (self.base_config or self.base_checkpoint)),
+                "sft_config is given without base_checkpoint or base_config, from which it starts",
+            ),
+            (
+                bool(self.base_config and not self.init_config),
+                "base_config is given without init_config, from which it starts",
+            ),
+            (
+                bool(self.prompts) == bool(self.data_task),
+                "expected either prompts, a folder, or data_task with data_config",
+            ),
+            (
+                self.collect and self.overwrite,
+                "overwrite would remove what collect takes together; leave one of them out",
+            ),
+            (not self.seeds, "seeds is empty; expected at least one, such as 0 1"),
+            (bool(repeated), f"seed {', '.join(map(str, repeated))} is named twice; expected each seed once"),
+        ]
 
     def config_files(self) -> list[str]:
         files = (

@@ -7,6 +7,7 @@ from tracking.tables import format_columns
 from train.freezing.freeze import count_blocks, format_freeze_table
 from train.planning.forecast import GIB, MIB, Forecast, weight_width
 from train.planning.memory import PHASES
+from train.planning.speed import LEAST, MOST, UTILISATION
 from train.rollouts.setup import known_pairs
 
 if TYPE_CHECKING:
@@ -109,23 +110,36 @@ def _totals(plan: "Plan") -> list[str]:
         f"disk, arms x seeds = {len(needs)} x {plan.num_seeds}: {size(kept + written)} {unit}; checkpoints kept a run: "
         f"{needs[0].disk.num_checkpoints}, beside final/, and one more while it is written"
     ]
-    tokens, speed = needs[0].num_tokens, plan.arguments.tokens_per_s
+    tokens, speed = needs[0].num_tokens, plan.speed
     if tokens is None:
         lines.append("GPU-hours: max_steps is not given, so the number of tokens is unknown")
     elif speed is None:
-        lines.append(f"GPU-hours: {tokens:,} tokens a run at most; give --tokens_per_s, as measured on one GPU")
-    else:
         lines.append(
-            f"GPU-hours, arms x seeds: {num_runs * tokens / speed / 3600:,.0f}; {tokens:,} tokens a run at most, "
-            f"assuming {speed:,g} tokens/s a GPU in every arm"
+            f"GPU-hours: {tokens:,} tokens a run at most; the peak of this GPU is not known: give --tokens_per_s, as "
+            "measured on one GPU"
         )
+    else:
+        hours = num_runs * speed.hours(tokens)
+        between = (
+            f" ({hours * UTILISATION / MOST:,.0f} to {hours * UTILISATION / LEAST:,.0f})" if speed.is_assumed else ""
+        )
+        lines.append(
+            f"GPU-hours, arms x seeds: {hours:,.0f}{between}; {tokens:,} tokens a run at most, "
+            f"assuming {speed.tokens_per_s:,.6g} tokens/s a GPU in every arm"
+        )
+        if speed.is_assumed:
+            lines.append(
+                f"this speed is assumed, not measured: {speed.source}, the share may be {LEAST:.0%} to {MOST:.0%}; "
+                "--tokens_per_s sets it"
+            )
     return lines
 
 
 def _hours(plan: "Plan", needs: Forecast) -> str:
-    if needs.num_tokens is None or plan.arguments.tokens_per_s is None:
+    speed = plan.speed
+    if needs.num_tokens is None or speed is None:
         return "?"
-    return f"{needs.num_tokens / plan.arguments.tokens_per_s / 3600:,.0f}"
+    return f"{'~' if speed.is_assumed else ''}{speed.hours(needs.num_tokens):,.0f}"
 
 
 def _unit(plan: "Plan") -> tuple[str, Callable[[int], str]]:

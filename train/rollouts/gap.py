@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
+from train.rollouts.record import IMAGES, TEXT
+
 GAP_FACTOR = 10.0
 """In bfloat16, vLLM's gap was 0.5 to 1.1 times the noise's; planted faults gave far more (docs/log.md, 2026-11-27)."""
 NEGLIGIBLE_MEAN, NEGLIGIBLE_REPLY = 1e-3, 1e-2
 """Nats per token. Smaller gaps are not faults: they change no probability by more than 0.1 % or 1 %, and in float32 the
 rounding of sums within a map, which the noise does not include, may be tens of times the effect of the noise."""
-TEXT, IMAGES = "text", "images"
-KINDS = (TEXT, IMAGES)
-"""Prompts without and with images."""
 ULP = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """Spacing of numbers between 1 and 2: the maximum difference of two separately rounded results."""
 NOISE_SEED = 0

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from tracking.processes import any_process
-from train.rollouts.gap import GAP_FACTOR, IMAGES, KINDS, Gap, exceeds, gaps_by_kind, rounding_noise
+from train.rollouts.gap import GAP_FACTOR, Gap, exceeds, gaps_by_kind, rounding_noise
+from train.rollouts.record import IMAGES, KINDS
 
 MAX_UNSCORED = 0.1
 """Share of sampled tokens for which vLLM may give no log-probability; an engine that computes NaN gives none at all."""

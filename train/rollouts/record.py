@@ -18,8 +18,10 @@ from typing import Any
 from eval.replies.rollouts import ROLLOUT_FILE
 from tracking.product import write_text
 from tracking.records import Record
-from train.rollouts.gap import KINDS
 
+TEXT, IMAGES = "text", "images"
+KINDS = (TEXT, IMAGES)
+"""Prompts without and with pictures."""
 GAP, GAP_P99, ROUNDING = "rollout_gap", "rollout_gap_p99", "rollout_rounding"
 """Columns of `metrics.csv`, each followed by `/text` or `/images`."""
 

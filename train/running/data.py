@@ -8,17 +8,18 @@ are filtered first and counted by reason (`FILTERED`).
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_builders.prompt_sets.images import DECODING_ERRORS
-from data_builders.prompt_sets.prompts import Prompt, read_prompts
+from data_builders.prompt_sets.prompts import Prompt, check_folder, check_split, read_prompts
 from eval.grading import is_gradable
 from eval.replies.generation import render_prompt, tokenizer_of
 from eval.replies.prompting import STYLES, check_style
+from tracking.command import check_all, check_least
 from tracking.progress import progress
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ MAX_EXAMPLES = 20
 class DataArguments:
     """The prompts a run trains on."""
 
-    prompts: str = field(metadata={"help": "folder of a prompt set"})
+    prompts: str = field(metadata={"help": "folder of a prompt set", "check": check_folder})
     split: str = field(metadata={"help": "its split, such as sft or rl"})
     abilities: list[str] = field(
         default_factory=list, metadata={"help": "only prompts of these abilities; all by default"}
@@ -55,9 +56,11 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        check_style(self.prompt_style)
-        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
-            raise ValueError(f"max_prompt_tokens is {self.max_prompt_tokens}; it must be at least 1")
+        check_all(partial(check_style, self.prompt_style), partial(check_least, self, max_prompt_tokens=1))
+
+    def check_inputs(self) -> None:
+        """Refuses a split that is not there."""
+        check_split(Path(self.prompts), self.split)
 
 
 def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> list[Prompt]:

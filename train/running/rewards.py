@@ -4,6 +4,7 @@
     format     1 for a reply in the form that the prompt style requires, 0 otherwise
     overlong   0 up to L - B tokens, falling to -1 at L tokens: DAPO's soft penalty (arXiv 2503.14476, eq. 13), with
                L = max_completion_length and B = overlong_buffer_tokens
+    MODULE:FUNCTION   a reward of one's own (`own_rewards.py`)
 
 TRL masks a sample only if *every* reward returns None, so an answer that cannot be judged is None in all of them. It is
 judged only once, and the share of such samples is logged as `unscored_frac`. Each question has its own time limit
@@ -18,9 +19,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from eval.grading import MAX_JUDGES, grade, is_well_formed, last_boxed
-from tracking.command import did_you_mean
-
-RewardFunction = Callable[..., list[float | None]]
+from tracking.command import check_all, did_you_mean
+from train.running.own_rewards import RewardFunction, check_name, is_own, load_reward
 
 MAX_REMEMBERED = 65_536
 """Size of the verdict cache, above the number of replies in any generation batch."""
@@ -41,7 +41,7 @@ class RewardArguments:
 
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
-        metadata={"help": "accuracy, format, overlong; in the order of reward_weights"},
+        metadata={"help": "accuracy, format, overlong, or MODULE:FUNCTION of your own; in the order of reward_weights"},
     )
     overlong_buffer_tokens: int | None = field(
         default=None,
@@ -50,7 +50,17 @@ class RewardArguments:
     overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
 
     def __post_init__(self) -> None:
+        check_all(partial(check_rewards, self.rewards), self._check_buffer)
+
+    def check_inputs(self) -> None:
+        """Imports rewards of one's own."""
         choose_rewards(self.rewards)
+
+    def source_digests(self) -> dict[str, str]:
+        """Returns the sha256 of the source of each reward of one's own; the others change with this package."""
+        return {name: load_reward(name).source_sha256 for name in self.rewards if is_own(name)}
+
+    def _check_buffer(self) -> None:
         if ("overlong" in self.rewards) != (self.overlong_buffer_tokens is not None):
             raise ValueError(
                 f"rewards {self.rewards} and overlong_buffer_tokens {self.overlong_buffer_tokens} do not fit; "
@@ -121,16 +131,36 @@ def length_penalty(num_tokens: int, *, max_tokens: int, buffer_tokens: int) -> f
 REWARDS: dict[str, RewardFunction] = {"accuracy": accuracy, "format": format, "overlong": overlong}
 
 
-def choose_rewards(names: Sequence[str]) -> list[RewardFunction]:
-    """Returns the reward functions by name, in order."""
+def check_rewards(names: Sequence[str]) -> None:
+    """Refuses names that are unknown, malformed or stand twice, a line each; imports nothing.
+
+    Raises:
+        ValueError: with the mistakes.
+    """
     if not names:
-        raise ValueError(f"rewards is empty; expected at least one of {', '.join(REWARDS)}")
-    for name in names:
-        if name not in REWARDS:
-            raise ValueError(f"reward {name!r} is unknown; expected {', '.join(REWARDS)}{did_you_mean(name, REWARDS)}")
-        if list(names).count(name) > 1:
+        raise ValueError(f"rewards is empty; expected at least one of {', '.join(REWARDS)}, or MODULE:FUNCTION")
+    check_all(*(partial(_check_reward, name) for name in names))
+    columns = [name.rpartition(":")[2] for name in names]
+    for name, column in zip(names, columns, strict=True):
+        if names.count(name) > 1:
             raise ValueError(f"reward {name!r} is named twice")
-    return [REWARDS[name] for name in names]
+        if columns.count(column) > 1 or (is_own(name) and column in REWARDS):
+            raise ValueError(f"reward {name!r} shares its columns in metrics.csv with another; rename the function")
+
+
+def _check_reward(name: str) -> None:
+    if is_own(name):
+        check_name(name)
+    elif name not in REWARDS:
+        raise ValueError(
+            f"reward {name!r} is unknown; expected {', '.join(REWARDS)} or MODULE:FUNCTION{did_you_mean(name, REWARDS)}"
+        )
+
+
+def choose_rewards(names: Sequence[str]) -> list[RewardFunction]:
+    """Returns the reward functions by name, in order; those of one's own are imported."""
+    check_rewards(names)
+    return [load_reward(name).function if is_own(name) else REWARDS[name] for name in names]
 
 
 def bind_rewards(

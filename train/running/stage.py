@@ -59,7 +59,8 @@ from train.running.order import one_kind_a_batch
 from train.running.reporting import FreezeTable, wandb_run
 from train.running.results import saved_breaches, write_final, write_freeze_report, write_metrics
 from train.running.start import Start, open_start
-from train.running.telemetry import Telemetry, TelemetryArguments
+from train.running.telemetry import Telemetry
+from train.running.telemetry_arguments import TelemetryArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,7 +19,6 @@ parameters offloaded to NVMe.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,27 +27,10 @@ from models.blocks import BLOCKS, REGIONS
 from train.freezing.adapters import PEFT_PREFIX
 from train.freezing.engine import zero_stage
 from train.freezing.freeze import FreezePlan
+from train.running.telemetry_arguments import TelemetryArguments
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, kw_only=True)
-class TelemetryArguments:
-    """Measurements in addition to TRL's metrics."""
-
-    telemetry_steps: int = field(
-        default=10, metadata={"help": "steps between measures of gradient and update per block; 0: none"}
-    )
-    telemetry_elements: int = field(
-        default=65_536, metadata={"help": "larger tensors are measured by a sample of so many elements"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.telemetry_steps < 0:
-            raise ValueError(f"telemetry_steps is {self.telemetry_steps}; expected a number of steps, or 0 for none")
-        if self.telemetry_elements < 1:
-            raise ValueError(f"telemetry_elements is {self.telemetry_elements}; expected at least 1")
 
 
 def is_measured(step: int, every: int, logging_steps: int = 1) -> bool:

@@ -25,7 +25,10 @@ class ValidationArguments:
     """Validation during training, every `eval_steps`, with `eval_strategy: steps`."""
 
     validation_split: str | None = field(default=None, metadata={"help": "split of the prompt set; none by default"})
-    validation_prompts: int | None = field(default=None, metadata={"help": "at most so many of each ability"})
+    validation_limit: int | None = field(
+        default=None,
+        metadata={"help": "at most so many prompts of each ability", "formerly": ("validation_prompts",)},
+    )
 
 
 def load_validation(
@@ -55,7 +58,7 @@ def load_validation(
         prompts,
         data,
         batch_size=batch_size,
-        max_prompts=arguments.validation_prompts,
+        max_prompts=arguments.validation_limit,
         with_response=with_response,
         text_only=text_only,
     )

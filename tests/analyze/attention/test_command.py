@@ -260,7 +260,7 @@ def test_models_that_read_other_tokens_fail_the_run_after_its_tables(
     template.write_text(template.read_text().replace("assistant", "north"))
     argv = [
         "--models", f"base={pocket_checkpoint}", f"rl={changed}", "--tasks", f"{prompt_set}:test", "--reference",
-        "response", "--modes", "teacher-forced", "--num-prompts", "2", "--output-dir", str(tmp_path / "out"),
+        "response", "--modes", "teacher-forced", "--limit", "2", "--output-dir", str(tmp_path / "out"),
     ]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: main(argv))

@@ -91,6 +91,24 @@ def test_three_checkpoints_make_two_phases_and_any_two_make_one(models: dict[str
         pd.testing.assert_frame_equal(alone, expected, check_dtype=False)
 
 
+def test_start_and_end_are_short_for_sft_and_rl(models: dict[str, Path], tmp_path: Path) -> None:
+    start, end = str(models["sft"]), str(models["full"])
+    more = ["--measures", "energy", "--num-threads", "1", "--output-dir"]
+    main([start, end, *more, str(tmp_path / "short")])
+    main(["--sft", start, "--rl", end, *more, str(tmp_path / "long")])
+    assert products(tmp_path / "short") == products(tmp_path / "long")
+    main(["--sft", start, "--rl", end, *more, str(tmp_path / "short")])  # the same run, which is finished
+    for words, message in (
+        ([start], "1 checkpoints without a name: .*; expected two, START END"),
+        ([start, end, end], "3 checkpoints without a name"),
+        ([start, end, "--base", start], "START END is short for --sft START --rl END"),
+        ([], "no checkpoint is given; expected START END, or --sft"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main([*words, *more, str(tmp_path / "refused")])
+    assert not (tmp_path / "refused").exists()
+
+
 def test_arms_have_a_line_each_with_frozen_blocks_exactly_zero(models: dict[str, Path], tmp_path: Path) -> None:
     full, frozen = models["full"], models["frozen"]
     arms = [f"full@0={full}", f"full@1={frozen}", f"freeze-mid@0={frozen}"]
@@ -123,11 +141,11 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "missing checkpoint": ("checkpoint nowhere/at/all does not exist", ("--rl", "nowhere/at/all")),
     "another depth": ("lacks 'model.language_model.layers.3", ("--rl", "SHALLOW")),
     "another family": ("lacks 'model.language_model.embed_tokens.weight', which", ("--rl", "QWEN2")),
-    "unknown partition": ("partition 'halves'", ("--rl", "FULL", "--partition", "halves")),
+    "unknown partition": ("'halves' is unknown; expected one of thirds", ("--rl", "FULL", "--partition", "halves")),
     "cuts beyond the layers": ("cuts", ("--rl", "FULL", "--cuts", "2", "9")),
     "no values": ("top_k is 0; it must be at least 1", ("--rl", "FULL", "--top_k", "0")),
     "unknown argument": (
-        "unknown argument '--measure'; did you mean 'measures'",
+        "unknown argument '--measure'; did you mean '--measures'",
         ("--rl", "FULL", "--measure", "energy"),
     ),
     "no such device": ("device 'tpu' is not available; expected cpu", ("--rl", "FULL", "--device", "tpu")),

@@ -28,9 +28,7 @@ def test_tasks_of_every_kind_are_read_in_order_up_to_so_many_problems(tmp_path: 
     (tmp_path / "sums.jsonl").write_text(
         "".join(json.dumps({"question": f"{n} + 2 ?", "answer": f"…\n#### {n + 2}"}) + "\n" for n in range(3))
     )
-    problems, fingerprints = load_problems(
-        [write_task(tmp_path / "set"), f"gsm8k:{tmp_path / 'sums.jsonl'}"], max_problems=2
-    )
+    problems, fingerprints = load_problems([write_task(tmp_path / "set"), f"gsm8k:{tmp_path / 'sums.jsonl'}"], limit=2)
     assert [problem.key for problem in problems] == ["test/sum", "test/whole", "gsm8k/0001", "gsm8k/0002"]
     assert list(fingerprints) == ["test", "gsm8k"]
     assert problems[1].image_paths == [tmp_path / "set" / "whole.png"]

@@ -139,7 +139,7 @@ def test_a_text_only_model_answers_published_problems_in_lower_precision(
     main(
         [
             "--model", str(qwen2_checkpoint), "--tasks", f"gsm8k:{tmp_path / 'sums.jsonl'}",
-            f"math500:{tmp_path / 'formulas.jsonl'}", "--configurations", "blocks", "--max_problems", "3",
+            f"math500:{tmp_path / 'formulas.jsonl'}", "--configurations", "blocks", "--limit", "3",
             "--prompt_style", "boxed", "--max_new_tokens", "24", "--repetition_window", "16", "--dtype", "bfloat16",
             "--output_dir", str(tmp_path / "out"),
         ]
@@ -222,7 +222,7 @@ def test_a_control_that_does_not_hold_fails_the_run_and_stands_in_the_output(
         ({"abilities": ["reasonin"]}, "did you mean 'reasoning'"),
         ({"abilities": ["vision-to-reasoning"]}, "has no prompts of vision-to-reasoning"),
         ({"repetition_window": 8}, "repetition_window is 8"),
-        ({"max_problems": 0}, "max_problems is 0"),
+        ({"limit": 0}, "limit is 0"),
         ({"tasks": ["gsm8k:gone.jsonl"]}, r"gone\.jsonl does not exist"),
         ({"model": "no/such/folder"}, "no/such/folder does not exist"),
         ({"cuts": [4, 2]}, "do not divide 6 layers"),

@@ -86,7 +86,7 @@ def test_a_recipes_tower_is_the_one_of_its_donor(pocket_checkpoint: Path, medmni
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     main([
         "--model", f"a={pocket_checkpoint}", f"b={other}", f"made={tmp_path / 'recipe.yaml'}", "--data", str(medmnist),
-        "--output_dir", str(tmp_path / "out"), "--num_folds", "3", "--num_random", "1", "--max_images", "30",
+        "--output_dir", str(tmp_path / "out"), "--num_folds", "3", "--num_random", "1", "--limit", "30",
     ])  # fmt: skip
     features = {
         name: np.load(next((tmp_path / "out" / "features" / name).glob("*.npy"))) for name in ("a", "b", "made")
@@ -153,7 +153,7 @@ def _learnt_weights(checkpoint: Path) -> Any:
     from eval.tower.images import load_images
     from models.loading import load_processor
 
-    images = load_images("pocket:600", test_frac=0.01, seed=77, max_images=None, min_per_class=2)
+    images = load_images("pocket:600", test_frac=0.01, seed=77, limit=None, min_per_class=2)
     ready = load_processor(checkpoint).image_processor(
         images=[one.open() for one in images.images], return_tensors="pt"
     )

@@ -12,7 +12,7 @@ from eval.tower.images import TEST, TRAIN, ImageSet, load_images
 
 
 def load(data: Path | str, **changes: Any) -> ImageSet:
-    options: dict[str, Any] = {"test_frac": 0.25, "seed": 0, "max_images": None, "min_per_class": 2}
+    options: dict[str, Any] = {"test_frac": 0.25, "seed": 0, "limit": None, "min_per_class": 2}
     return load_images(str(data), **options | changes)
 
 
@@ -95,7 +95,7 @@ def test_medmnist_files_give_their_own_pixels_labels_and_parts(tmp_path: Path, g
 def test_a_draw_keeps_the_classes_proportions(tmp_path: Path) -> None:
     write_classes(tmp_path, num=12, classes="a")
     write_classes(tmp_path, num=24, classes="b", seed=1)
-    images = load(tmp_path, max_images=9)
+    images = load(tmp_path, limit=9)
     assert Counter((image.label, image.split) for image in images.images) == {
         ("a", TRAIN): 3, ("b", TRAIN): 6, ("a", TEST): 3, ("b", TEST): 6,
     }  # fmt: skip

@@ -250,6 +250,19 @@ def test_costs_count_replies_by_hand() -> None:
     assert costs.gpu_hours(jobs["samples-sft"]) == 10 * 16 * 32 / 10 / 3600
 
 
+def test_arms_take_the_assumed_speed_where_none_is_configured() -> None:
+    assumed = TrainingPlan(
+        num_gpus=2, tokens={"full": 360_000, "freeze-mid": None}, tokens_per_s=20.0, source="a guess"
+    )
+    for configured, speed in ((None, 20.0), (50.0, 50.0)):
+        arguments = pocket(training_tokens_per_s=configured)
+        plan = necessity(arguments.output_dir)
+        jobs = {job.name: job for job in plan_study(arguments, plan)}
+        costs = Costs(arguments, plan, assumed)
+        assert costs.training_tokens_per_s == speed
+        assert costs.gpu_hours(jobs["full-seed1"]) == 360_000 / speed / 3600
+
+
 def finish(directory: Path) -> None:
     with open_run(directory, command="eval.run", settings={}):
         pass

@@ -222,7 +222,7 @@ def test_auto_is_filled_in_as_transformers_does() -> None:
         (["--optim", "adafactor"], "optim 'adafactor' is not planned"),
         (["--save_strategy", "epoch"], "save_strategy 'epoch' is not planned"),
         (["--freeze", "midd"], "'midd' is unknown; did you mean 'mid'"),
-        (["--lerning_rate", "1"], "unknown argument '--lerning_rate'; did you mean 'learning_rate'"),
+        (["--lerning_rate", "1"], "unknown argument '--lerning_rate'; did you mean '--learning_rate'"),
     ],
 )
 def test_a_mistake_is_one_line(grpo: Path, words: list[str], message: str) -> None:
@@ -262,3 +262,22 @@ def test_all_arms_of_a_7b_recipe_are_planned_in_25_seconds_of_two_cores() -> Non
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 25  # one busy core
     study = yaml.safe_load((REPOSITORY_ROOT / "configs/openmmreasoner_7b/necessity.yaml").read_text())
     assert all(f"\n{arm}:\n" in done.stdout for arm in study["arms"])
+
+
+def test_gpu_hours_are_assumed_where_no_speed_is_given_and_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--config", str(REPOSITORY_ROOT / "configs/frankenstein_3b/necessity.yaml")]
+    of_plan = plan(*argv, "--gpu", "h100-80gb")
+    elements, tokens = of_plan.model.layout.num_elements, of_plan.forecasts["full"].num_tokens
+    assert of_plan.speed is not None and of_plan.speed.is_assumed and of_plan.recipe.checkpointing
+    assert of_plan.speed.tokens_per_s == pytest.approx(0.1 * 989e12 / (10 * elements))
+    main([*argv, "--gpu", "h100-80gb"])
+    printed = capsys.readouterr().out
+    hours = len(of_plan.forecasts) * of_plan.num_seeds * of_plan.speed.hours(tokens or 0)
+    assert f"GPU-hours, arms x seeds: {hours:,.0f} ({hours / 2:,.0f} to {hours * 2:,.0f})" in printed
+    assert (
+        "this speed is assumed, not measured: 10% of 989 bf16 TFLOPS" in printed and "--tokens_per_s sets it" in printed
+    )
+    main([*argv, "--gpu", "h100-80gb", "--tokens_per_s", "500"])
+    assert "assumed, not measured" not in capsys.readouterr().out
+    main([*argv, "--gpu", "48"])
+    assert "the peak of this GPU is not known: give --tokens_per_s" in capsys.readouterr().out

@@ -1,8 +1,11 @@
 """Rewards: the grader's verdicts, as the trainer takes them."""
 
+import hashlib
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 import eval.grading.mathematics
 from eval.grading import grade
 from eval.replies.prompting import STYLES
+from train.running.own_rewards import load_reward
 from train.running.rewards import FORMATS, REWARDS, RewardArguments, bind_rewards, choose_rewards, length_penalty
 
 REPLIES = (
@@ -181,3 +185,84 @@ def test_rewards_that_do_not_fit_together_are_refused(
     with pytest.raises(ValueError, match=message) as error:
         bind_rewards(RewardArguments(**values), weights=weights, prompt_style="think", max_completion_tokens=MAX_TOKENS)
     assert "\n" not in str(error.value)
+
+
+OWN = """
+def short(completions, answer, answer_kind, log_metric=None, **columns):
+    log_metric("longest", max(len(messages[-1]["content"]) for messages in completions))
+    return [None if gold == "many" else -len(m[-1]["content"]) for m, gold in zip(completions, answer)]
+
+def wrong_length(completions, **columns):
+    return [1.0]
+
+def no_number(completions, **columns):
+    return [float("nan")] * len(completions)
+
+def accuracy(completions, **columns):
+    return [1.0] * len(completions)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the current directory, under a name that no other test has imported."""
+    name = f"own_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return name
+
+
+def test_a_reward_of_ones_own_is_called_as_trl_calls_it(own_module: str) -> None:
+    arguments = RewardArguments(rewards=["accuracy", f"{own_module}:short"])
+    arguments.check_inputs()
+    _, own = bind_rewards(arguments, weights=None, prompt_style="think", max_completion_tokens=MAX_TOKENS)
+    logged: dict[str, float] = {}
+    given = rewards(own, conversational=True, log_metric=logged.__setitem__)
+    assert given == [None if row[1] == "many" else -float(len(row[0])) for row in REPLIES]
+    assert logged == {"longest": max(len(row[0]) for row in REPLIES)}
+    assert own.__name__ == "short", "TRL names the column after the function"
+
+
+def test_the_source_of_a_reward_of_ones_own_is_known_by_its_hash(own_module: str) -> None:
+    name = f"{own_module}:short"
+    source = Path(f"{own_module}.py")
+    assert RewardArguments(rewards=[name]).source_digests() == {name: hashlib.sha256(OWN.encode()).hexdigest()}
+    source.write_text(OWN + "# another")
+    assert RewardArguments(rewards=[name]).source_digests() != {name: hashlib.sha256(OWN.encode()).hexdigest()}
+    assert RewardArguments(rewards=["accuracy", "format"]).source_digests() == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["{}:gone"], "defines no function 'gone'; it has accuracy, no_number, short, wrong_length"),
+        (["{}:number"], "defines no function 'number'"),
+        (["no_such_module:f"], "module 'no_such_module' cannot be imported .*; expected a file of the current"),
+        (["accuracy", "{}:accuracy"], "shares its columns in metrics.csv with another; rename the function"),
+        (["{}:short", "{}:short"], "is named twice"),
+        (["{}:"], "is malformed; expected MODULE:FUNCTION"),
+        (["./{}.py:short"], "is malformed; expected MODULE:FUNCTION"),
+        (
+            ["acuracy", "a b:c"],
+            "reward 'acuracy' is unknown; .* did you mean 'accuracy'.\\nreward 'a b:c' is malformed",
+        ),
+    ],
+)
+def test_a_reward_that_cannot_be_had_is_refused(own_module: str, names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RewardArguments(rewards=[name.format(own_module) for name in names]).check_inputs()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("wrong_length", "returned 1 values; expected a list of 5"),
+        ("no_number", "returned nan; expected finite numbers"),
+    ],
+)
+def test_what_a_reward_of_ones_own_returns_is_checked(own_module: str, function: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rewards(load_reward(f"{own_module}:{function}").function)

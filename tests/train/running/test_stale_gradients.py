@@ -119,7 +119,7 @@ def test_under_offload_a_step_in_one_process_holds_prompts_of_one_kind(tiny_prom
     from train.freezing.freeze import FreezeArguments
     from train.running.data import DataArguments, load_prompts
     from train.running.stage import Stage, _order
-    from train.running.telemetry import TelemetryArguments
+    from train.running.telemetry_arguments import TelemetryArguments
 
     training = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_accumulation_steps=2)
     data = DataArguments(prompts=str(tiny_prompts), split="sft")

@@ -12,7 +12,8 @@ from models.layout import Layout
 from models.loading import load_model, load_processor
 from train.freezing.freeze import FreezeArguments, FreezePlan, apply_freeze, plan_freeze
 from train.running.data import DataArguments, build_dataset, load_prompts, training_order
-from train.running.telemetry import Telemetry, TelemetryArguments, block_of, is_measured
+from train.running.telemetry import Telemetry, block_of, is_measured
+from train.running.telemetry_arguments import TelemetryArguments
 from train.running.trainers import WatchedGRPOTrainer
 from train.running.validation import validation_sets
 

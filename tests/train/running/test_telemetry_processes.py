@@ -88,7 +88,8 @@ def run_case(case: str, checkpoint: Path, prompts_dir: Path, directory: Path, ev
     from models.loading import load_model, load_processor
     from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze
     from train.running.data import DataArguments, build_dataset, load_prompts, training_order
-    from train.running.telemetry import Telemetry, TelemetryArguments, block_of
+    from train.running.telemetry import Telemetry, block_of
+    from train.running.telemetry_arguments import TelemetryArguments
     from train.running.trainers import WatchedGRPOTrainer
 
     class Watched(WatchedGRPOTrainer):

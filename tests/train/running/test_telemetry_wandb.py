@@ -16,7 +16,8 @@ from models.loading import load_model, load_processor
 from train.freezing.freeze import FreezeArguments, apply_freeze, count_blocks, plan_freeze
 from train.running.data import DataArguments, build_dataset, load_prompts, training_order
 from train.running.reporting import FREEZE_TABLE, FreezeTable, wandb_run
-from train.running.telemetry import Telemetry, TelemetryArguments
+from train.running.telemetry import Telemetry
+from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import prompts_per_eval_batch, validation_sets
 
 BLOCK_BYTES = 32_768
