@@ -25,7 +25,7 @@ def cancel(study: Path) -> int:
 class CancelArguments:
     """Which study is cancelled."""
 
-    study: str = field(metadata={"help": "output_dir of the study", "positional": True})
+    study: str = field(metadata={"help": "folder of the study (its output_dir)", "positional": True})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -185,7 +185,7 @@ def _number(path: Path) -> int:
 class StatusArguments:
     """Which study is shown."""
 
-    study: str = field(metadata={"help": "output_dir of the study", "positional": True})
+    study: str = field(metadata={"help": "folder of the study (its output_dir)", "positional": True})
 
 
 def main(argv: list[str] | None = None) -> None:

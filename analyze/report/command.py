@@ -204,9 +204,13 @@ class ReportArguments:
     """What the page shows, and where it is written."""
 
     directories: list[str] = field(
-        metadata={"help": "output directories of commands, or a study's folder", "positional": True, "metavar": "DIR"}
+        metadata={
+            "help": "output directories of commands, or the folder of a study",
+            "positional": True,
+            "metavar": "DIR",
+        }
     )
-    output: str = field(metadata={"help": "the page to write"})
+    output: str = field(metadata={"help": "HTML page to write"})
 
 
 def main(argv: list[str] | None = None) -> None:
