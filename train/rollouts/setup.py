@@ -51,7 +51,7 @@ class RolloutArguments:
         if self.rollout_rounding_steps < 1:
             raise ValueError(f"rollout_rounding_steps is {self.rollout_rounding_steps}; expected a number of steps")
         if self.rollout_max_gap is not None and self.rollout_max_gap <= 0:
-            raise ValueError(f"rollout_max_gap is {self.rollout_max_gap}; expected nats a token, above 0")
+            raise ValueError(f"rollout_max_gap is {self.rollout_max_gap}; expected nats per token, above 0")
 
 
 def installed_vllm() -> tuple[str, str] | None:
