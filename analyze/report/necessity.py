@@ -72,7 +72,7 @@ def read_partial(output: Output) -> tuple[NecessityStudy, list[str]]:
     study = NecessityStudy(
         directory,
         output.run,
-        table([directory / "scores.csv", directory / "comparison" / "scores.csv"], SCORE_COLUMNS, "scores of the models"),
+        table([directory / "scores.csv", directory / "comparison" / "scores.csv"], SCORE_COLUMNS, "scores of models"),
         table(
             [directory / "comparison.csv", directory / "comparison" / "comparison.csv"], COLUMNS,
             "comparison of the arms",
