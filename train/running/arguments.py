@@ -1,4 +1,4 @@
-"""Which arguments does training take? TRL's dataclasses, by name, and ours: one dataclass per concern, in parsing order.
+"""Which arguments does training take? TRL's dataclasses, by name, and ours: one dataclass per concern.
 
 TRL takes seconds to import, so the names of its arguments are read from its source. The files named here are those of
 TRL 1.16 and Transformers 5.23. If an installed version differs, mistakes are still found, but only after the import.
