@@ -136,7 +136,7 @@ def _build(section: Section, make: PartMaker, outputs: Sequence[Output]) -> None
 
 
 def _unasked(command: str) -> str:
-    return f"not measured; {command} measures it"
+    return f"not measured ({command} measures it)"
 
 
 def render(inputs: Inputs, title: str) -> str:

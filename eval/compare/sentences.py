@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 """Of a corrected p; below it a difference is called significant."""
 METRIC_WORDS = {ACCURACY: "accuracy", ABILITY: "by the paper’s definition"}
-GAIN, LOSS, NEITHER = "significant gain", "significant loss", "no significant change"
+BETTER, WORSE, NEITHER = "significantly better", "significantly worse", "no significant difference"
 MOST_NAMED = 3
 """Models that a sentence names one by one."""
 
@@ -75,33 +75,33 @@ def answers(rows: "pd.DataFrame", against: str) -> list[str]:
     said = []
     for label, own in rows.groupby("label", sort=False):
         kinds = [kind(row) for _, row in own.iterrows()]
-        counts = f"{kinds.count(GAIN)} of {len(own)} models gain and {kinds.count(LOSS)} lose significantly"
+        counts = f"of {len(own)} models {kinds.count(BETTER)} are significantly better and {kinds.count(WORSE)} worse"
         said.append(f"{label} (n = {num_prompts(own)}), compared with {against}: {counts}.")
     return said
 
 
 def changes(rows: "pd.DataFrame", models: str) -> str:
-    """Says on which abilities one model gained, lost, or does not differ significantly from another."""
+    """Says on which abilities one model is significantly better or worse than another, or neither."""
     accuracy, defined = rows[rows["metric"] == ACCURACY], rows[rows["metric"] == ABILITY]
     kinds: dict[str, list[str]] = {}
     for _, row in accuracy.iterrows():
         kinds.setdefault(kind(row), []).append(f"{row_ability(row)} ({row_change(row)})")
-    parts = [f"{name} on {listed(kinds[name])}" for name in (GAIN, LOSS, NEITHER) if name in kinds]
+    parts = [f"{name} on {listed(kinds[name])}" for name in (BETTER, WORSE, NEITHER) if name in kinds]
     sentence = f"{models}: {'; '.join(parts)}; n = {num_prompts(accuracy)}."
     before = {(row["task"], row["ability"]): kind(row) for _, row in accuracy.iterrows()}
     differing = [
-        f"{row_ability(row)} is {row_change(row)}, {verdict(row)}"
+        f"{row_change(row)} on {row_ability(row)} ({verdict(row)})"
         for _, row in defined.iterrows()
         if kind(row) != before.get((row["task"], row["ability"]))
     ]
-    return f"{sentence} By the paper’s definition, {listed(differing)}." if differing else sentence
+    return f"{sentence} By the paper’s definition of the abilities: {listed(differing)}." if differing else sentence
 
 
 def kind(row: Any) -> str:
-    """Says whether a difference is a significant gain, a significant loss, or neither."""
+    """Says whether a model is significantly better, significantly worse, or neither."""
     if not is_significant(row):
         return NEITHER
-    return GAIN if row["difference"] > 0 else LOSS
+    return BETTER if row["difference"] > 0 else WORSE
 
 
 def draw_differences(rows: "pd.DataFrame", against: str) -> str:

@@ -97,9 +97,17 @@ def test_what_is_no_name_of_a_repository_is_refused(built: Path, name: str) -> N
         main([str(built), "--repo-id", name, "--dry-run"])
 
 
+def test_the_output_directory_of_a_build_names_its_set(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cards = []
+    for named in (built, built.parent):
+        main([str(named), "--repo-id", "a/b", "--dry-run"])
+        cards.append(capsys.readouterr().out)
+    assert cards[0] == cards[1]
+
+
 def test_what_was_not_built_is_refused(built: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="its folders data do"):
-        main([str(built.parent), "--repo-id", "a/b", "--dry-run"])
+    with pytest.raises(ValueError, match="holds no set of pairs"):
+        main([str(tmp_path), "--repo-id", "a/b", "--dry-run"])
     shutil.copytree(built, tmp_path / "set")
     (tmp_path / "set" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"holds no manifest\.json; expected a set that data_builders\.build wrote"):

@@ -164,15 +164,15 @@ def test_a_difference_that_is_not_significant_is_never_called_an_effect(tmp_path
     assert "vision (n = 500): full − sft is +1.2 points [−1.4, +3.8], corrected p = 1.000, not significant." in page
     assert "reasoning (n = 500): full − sft is +33.0 points [+28.0, +38.0], corrected p = 4.0e−04, significant." in page
     assert (
-        "full − sft: significant gain on reasoning (+33.0 points [+28.0, +38.0]); no significant change on vision "
-        "(+1.2 points [−1.4, +3.8]); n = 500."
+        "full − sft: significantly better on reasoning (+33.0 points [+28.0, +38.0]); no significant difference on "
+        "vision (+1.2 points [−1.4, +3.8]); n = 500."
     ) in page
 
 
 def test_a_significant_loss_is_called_a_loss(tmp_path: Path) -> None:
     row = {"arm": "full", "ability": "reasoning", "difference": -0.04, "low": -0.066, "high": -0.016, "p_holm": 0.025}
     page = page_of(comparison_output(tmp_path / "comparison", [row]))
-    assert "full − sft: significant loss on reasoning (−4.0 points [−6.6, −1.6]); n = 500." in page
+    assert "full − sft: significantly worse on reasoning (−4.0 points [−6.6, −1.6]); n = 500." in page
 
 
 def test_a_start_below_base_is_said_at_the_top(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_page_answers_first_with_a_sentence_and_a_figure(tmp_path: Path, pro
     assert row["metric"] == "accuracy" and row["p_holm"] < 0.05 and row["difference"] > 0
     change = f"+{100 * row['difference']:.1f} points [+{100 * row['low']:.1f}, +{100 * row['high']:.1f}]"
     said = Page(text).text.replace("\u00a0", " ")
-    assert f"b − a: significant gain on vision ({change}); n = {NUM_PROMPTS}." in said
+    assert f"b − a: significantly better on vision ({change}); n = {NUM_PROMPTS}." in said
     places = [text.index(mark) for mark in ('<p class="answer">', "<figure>", "<table>")]
     assert places == sorted(places)
 

@@ -63,8 +63,9 @@ def test_a_question_without_end_holds_up_no_other_thread(monkeypatch: pytest.Mon
         started.end()
     eval.grading.mathematics._idle.clear()
     monkeypatch.setattr(eval.grading.mathematics, "JUDGE", (sys.executable, "-c", SLEEPING_JUDGE))
-    begin = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
+        list(pool.map(equal_expressions, ["1+x"] * 30, ["x+1"] * 30))  # the judges have started
+        begin = time.monotonic()
         endless = pool.submit(equal_expressions, ENDLESS, "5")
         others = [pool.submit(equal_expressions, str(number), "5") for number in range(40)]
         assert [other.result() for other in others] == [number == 5 for number in range(40)]
