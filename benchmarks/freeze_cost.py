@@ -151,8 +151,8 @@ def train_plain(words: list[str], with_turns: Callable[[Any], None]) -> None:
 
     from models.loading import load_model, load_processor
     from tracking.command import parse_arguments
+    from train.rewards.functions import accuracy, format
     from train.running.data import DataArguments, build_dataset, load_prompts, training_order
-    from train.running.rewards import accuracy, format
 
     training, model, data = parse_arguments(words, GRPOConfig, ModelConfig, DataArguments, description=None)
     training.shuffle_dataset = False

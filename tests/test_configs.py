@@ -20,8 +20,8 @@ from train import grpo, sft
 from train.grpo import check_save_steps
 from train.necessity import check_stage_files, format_plan, plan_study
 from train.planning.study import NecessityArguments
+from train.rewards.functions import RewardArguments, bind_rewards
 from train.running.data import DataArguments
-from train.running.rewards import RewardArguments, bind_rewards
 from train.running.stage import check_windows
 
 CONFIGS_DIR = REPOSITORY_ROOT / "configs"

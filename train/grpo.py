@@ -18,12 +18,12 @@ from eval.replies.engines import check_platform
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
+from train.rewards.functions import RewardArguments, bind_rewards
 from train.rollouts.generation_defaults import describe, set_aside
 from train.rollouts.record import RolloutRecord
 from train.rollouts.setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
 from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS, GrpoArguments
 from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
-from train.running.rewards import RewardArguments, bind_rewards
 
 if TYPE_CHECKING:
     from datasets import Dataset

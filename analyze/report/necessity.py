@@ -66,18 +66,18 @@ def read_partial(output: Output) -> tuple[NecessityStudy, list[str]]:
         for path in paths:
             if path.is_file():
                 return read_table(path)
-        gaps.append(f"{what} is not there: {paths[0].name} was not written")
+        gaps.append(f"{what}: {paths[0].name} was not written")
         return pd.DataFrame(columns=list(columns))
 
     study = NecessityStudy(
         directory,
         output.run,
-        table([directory / "scores.csv", directory / "comparison" / "scores.csv"], SCORE_COLUMNS, "what models can do"),
+        table([directory / "scores.csv", directory / "comparison" / "scores.csv"], SCORE_COLUMNS, "scores of models"),
         table(
             [directory / "comparison.csv", directory / "comparison" / "comparison.csv"], COLUMNS,
-            "the comparison of the arms",
+            "comparison of the arms",
         ),
-        table([directory / "deltas" / "layers.csv"], ("phase",), "the change of the weights"),
+        table([directory / "deltas" / "layers.csv"], ("phase",), "change of the weights"),
         runs,
     )  # fmt: skip
     return study, gaps
@@ -95,8 +95,8 @@ def _read_runs(directory: Path, settings: dict[str, Any], gaps: list[str]) -> li
                 gaps.append(f"{name}: not trained")
                 continue
             if state["status"] != "finished":
-                error = state["attempts"][-1].get("error", "stopped before its end")
-                gaps.append(f"{name}: training {state['status']}: {error}")
+                error = state["attempts"][-1].get("error", "it still runs, or was killed")
+                gaps.append(f"{name}: training has not finished: {error}")
             if (path / "freeze_report.json").is_file() and (path / "metrics.csv").is_file():
                 proof = json.loads((path / "freeze_report.json").read_text(encoding="utf-8"))
                 runs.append(ArmRun(arm, seed, proof, read_table(path / "metrics.csv")))

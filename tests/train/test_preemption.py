@@ -11,9 +11,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from transformers import TrainerCallback
 
+import train.running.trainers
 from models.checkpoint import open_checkpoint
-from tracking.command import EXIT_PREEMPTED, REPOSITORY_ROOT
+from tracking.command import EXIT_PREEMPTED, REPOSITORY_ROOT, Preempted
 from train.grpo import main
 
 SETTINGS: dict[str, Any] = {
@@ -69,6 +71,29 @@ def test_a_run_stopped_by_sigterm_continues_to_the_same_weights(
     whole = [row for row in theirs.index if not step < row <= step + 4]  # the window that was cut in two
     columns = theirs.columns.drop("step_time")
     pd.testing.assert_frame_equal(ours.loc[whole, columns], theirs.loc[whole, columns])
+
+
+class SignalAt(TrainerCallback):
+    """Tells its own process to stop, at the end of step 3."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_signal_within_a_batch_of_generations_waits_for_its_end(
+    warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signalled(train.running.trainers.WatchedGRPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(SignalAt())
+
+    monkeypatch.setattr(train.running.trainers, "WatchedGRPOTrainer", Signalled)
+    with pytest.raises(Preempted, match="after step 4 of 8"):
+        main(flags(warm_checkpoint, tiny_prompts, tmp_path / "run", max_steps=8, save_steps=8))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 @pytest.mark.slow

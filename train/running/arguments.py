@@ -1,4 +1,4 @@
-"""Which arguments does training take? TRL's dataclasses, by name, and ours, in the order of parsing.
+"""Which arguments does training take? TRL's dataclasses by name, and ours: one per concern, in parsing order.
 
 TRL takes seconds to import, so the names of its arguments are read from its source. The files named here are those of
 TRL 1.16 and Transformers 5.23. If an installed version differs, mistakes are still found, but only after the import.
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from models.loading import check_checkpoint
 from tracking.fields import LibraryClass
 from train.freezing.freeze import FreezeArguments
+from train.rewards.functions import RewardArguments
 from train.rollouts.setup import RolloutArguments
 from train.running.data import DataArguments
-from train.running.rewards import RewardArguments
 from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
 

@@ -4,7 +4,7 @@
     format     1 for a reply in the form that the prompt style requires, 0 otherwise
     overlong   0 up to L - B tokens, falling to -1 at L tokens: DAPO's soft penalty (arXiv 2503.14476, eq. 13), with
                L = max_completion_length and B = overlong_buffer_tokens
-    MODULE:FUNCTION   a reward of one's own (`own_rewards.py`)
+    MODULE:FUNCTION   a reward of your own (`own.py`)
 
 TRL masks a sample only if *every* reward returns None, so an answer that cannot be judged is None in all of them. It is
 judged only once, and the share of such samples is logged as `unscored_frac`. Each question has its own time limit
@@ -20,7 +20,7 @@ from typing import Any
 
 from eval.grading import MAX_JUDGES, grade, is_well_formed, last_boxed
 from tracking.command import check_all, did_you_mean
-from train.running.own_rewards import RewardFunction, check_name, is_own, load_reward
+from train.rewards.own import RewardFunction, check_name, is_own, load_reward
 
 MAX_REMEMBERED = 65_536
 """Size of the verdict cache, above the number of replies in any generation batch."""

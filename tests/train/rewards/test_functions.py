@@ -15,8 +15,8 @@ import pytest
 import eval.grading.mathematics
 from eval.grading import grade
 from eval.replies.prompting import STYLES
-from train.running.own_rewards import load_reward
-from train.running.rewards import FORMATS, REWARDS, RewardArguments, bind_rewards, choose_rewards, length_penalty
+from train.rewards.functions import FORMATS, REWARDS, RewardArguments, bind_rewards, choose_rewards, length_penalty
+from train.rewards.own import load_reward
 
 REPLIES = (
     ("<think>2+3</think><answer>5</answer>", "5", "number", 1.0, 1.0),

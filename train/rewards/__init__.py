@@ -1,0 +1,1 @@
+"""What is rewarded? The rewards of the suite, which call its grader, and functions of your own."""
