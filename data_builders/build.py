@@ -47,7 +47,7 @@ DATA_DIR = "data"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildArguments:
-    """Where a data set is written, and from which seed."""
+    """The output directory and the seed."""
 
     output_dir: str = field(metadata={"help": "output directory; the data is written to its subfolder data/"})
     seed: int = field(default=0, metadata={"help": "seed from which all content is drawn"})

@@ -15,7 +15,7 @@ from tracking.product import partial_file
 
 @dataclass(frozen=True, kw_only=True)
 class SheetArguments:
-    """Which pairs are shown, and how."""
+    """The pairs to show, and their layout."""
 
     directory: str = field(
         metadata={"help": "a pair set: the folder with pairs.jsonl", "positional": True, "check": check_pairs}

@@ -169,7 +169,7 @@ def _in_one_line(repo_id: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class HubArguments:
-    """Which set goes to the hub, and where to."""
+    """The set to upload, and its repository."""
 
     directory: str = field(
         metadata={"help": "a pair set: the folder with pairs.jsonl", "positional": True, "check": check_pairs}

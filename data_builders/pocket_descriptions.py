@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PocketDescriptionArguments:
-    """Which pictures are described."""
+    """The pictures to describe."""
 
     data: str = field(metadata={"help": "folder of a pocket prompt set, with its manifest.json"})
     output_dir: str = field(metadata={"help": "where descriptions.jsonl is written"})

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryArguments:
-    """Which prompts are tried, how often, and which are kept."""
+    """The model, the prompts, and which of them are kept."""
 
     model: str = field(
         metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}

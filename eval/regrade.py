@@ -126,7 +126,7 @@ def summary(directory: Path, changed: Sequence[Record], *, dry_run: bool) -> lis
 
 @dataclass(frozen=True, kw_only=True)
 class RegradeArguments:
-    """Which records are graded again."""
+    """The results to grade again."""
 
     directories: list[str] = field(
         metadata={

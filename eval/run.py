@@ -84,7 +84,7 @@ ATTENTION = "sdpa"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArguments:
-    """What is scored, and how."""
+    """The model, the tasks, and how replies are generated."""
 
     model: str = field(
         metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}

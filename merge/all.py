@@ -30,7 +30,7 @@ PATTERNS = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 
 @dataclass(frozen=True, kw_only=True)
 class AllArguments:
-    """The two donors, and which patterns to write."""
+    """The two donors, and the patterns to write."""
 
     donor: list[str] = field(
         metadata={"help": "NAME=CHECKPOINT (folder or hub id), given exactly twice", "check": check_donor}

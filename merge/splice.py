@@ -59,7 +59,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeArguments:
-    """Who owns what: a recipe file, or a pattern."""
+    """The source of every part: a recipe file, or a pattern."""
 
     recipe: str | None = field(default=None, metadata={"help": "YAML file of the recipe: donors, blocks, rest"})
     pattern: str | None = field(

@@ -186,7 +186,7 @@ def _check_files(written: Checkpoint, recorded: dict[str, Any], plan: SplicePlan
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments:
-    """Which splice is compared with its recipe and donors."""
+    """The splice to compare with its recipe and donors."""
 
     splice: str = field(metadata={"help": "output directory of merge.splice, or its checkpoint/", "positional": True})
     donor: list[str] = field(

@@ -48,7 +48,7 @@ DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 
 @dataclass(frozen=True, kw_only=True)
 class FetchArguments:
-    """What is fetched."""
+    """The checkpoints and data sets to fetch."""
 
     study: str | None = field(
         default=None, metadata={"help": "YAML that names checkpoints and data sets; the same as --config"}

@@ -101,7 +101,7 @@ class PocketShape:
 
 @dataclass(frozen=True, kw_only=True)
 class PocketArguments:
-    """Where the pocket checkpoint is written, and from which seed."""
+    """The output directory and the seed."""
 
     output_dir: str = field(metadata={"help": "output directory; the model is written to its subfolder checkpoint/"})
     seed: int = field(default=0, metadata={"help": "seed of the weights"})

@@ -23,7 +23,7 @@ def cancel(study: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CancelArguments:
-    """Which study is cancelled."""
+    """The study to cancel."""
 
     study: str = field(metadata={"help": "folder of the study (its output_dir)", "positional": True})
 

@@ -103,7 +103,7 @@ def name_of(word: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class GatherArguments:
-    """Which command takes the study's outputs together."""
+    """The command that combines outputs of the study."""
 
     study: str = field(metadata={"help": "folder of the study"})
     name: str = field(metadata={"help": "name of this job in the list of what is missing"})

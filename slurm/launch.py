@@ -45,7 +45,7 @@ def run_local(study: Study) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchArguments:
-    """Which study is launched, and how; by default it is submitted to Slurm."""
+    """The study to launch, and how; by default it is submitted to Slurm."""
 
     config: str = field(metadata={"help": "YAML of the study, such as configs/pocket/study.yaml"})
     cluster: str | None = field(

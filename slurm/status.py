@@ -183,7 +183,7 @@ def _number(path: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments:
-    """Which study is shown."""
+    """The study to show."""
 
     study: str = field(metadata={"help": "folder of the study (its output_dir)", "positional": True})
 

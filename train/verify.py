@@ -36,7 +36,7 @@ NUM_NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments:
-    """Two checkpoints and what must be the same in both."""
+    """The two checkpoints, and the blocks that must be identical in both."""
 
     start: str = field(
         metadata={"help": "checkpoint that training started from: folder or hub id", "check": check_checkpoint}

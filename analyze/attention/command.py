@@ -82,7 +82,7 @@ ANSWERS_DIR = "answers"
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionArguments:
-    """Which models read which replies, and what is compared."""
+    """The models, the replies they read, and the comparisons."""
 
     models: list[str] = field(
         metadata={

@@ -73,7 +73,7 @@ def check_named(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaArguments:
-    """The checkpoints between which changes are measured, and what is measured."""
+    """The checkpoints, and what is measured between them."""
 
     checkpoints: list[str] = field(
         default_factory=list,

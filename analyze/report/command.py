@@ -201,7 +201,7 @@ def write_report(directories: Sequence[Path], output: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """What the page shows, and where it is written."""
+    """The results to show, and the page to write."""
 
     directories: list[str] = field(
         metadata={

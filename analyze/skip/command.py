@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SkipArguments:
-    """What is left out of which model, and on which problems."""
+    """The model, the problems, and what is skipped."""
 
     model: str = field(
         metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}

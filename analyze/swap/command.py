@@ -47,7 +47,7 @@ from tracking.tables import write_table
 
 @dataclass(frozen=True, kw_only=True)
 class SwapArguments:
-    """What is swapped, in which model, and how it is asked."""
+    """The model, the pairs, and the layers that are swapped."""
 
     model: str = field(
         metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}

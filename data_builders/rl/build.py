@@ -46,7 +46,7 @@ MAX_EXAMPLES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class RlArguments(RowRules):
-    """How rows become prompts."""
+    """The rows, and how they become prompts."""
 
     source: list[str] = field(metadata={"help": "one or more Parquet or JSONL files, folders of them, or hub ids"})
     ability: list[str] = field(

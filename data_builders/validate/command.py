@@ -220,7 +220,7 @@ def describe(report: Report, *, read_back: bool) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateArguments:
-    """Which sets are proved, and how."""
+    """The sets to check, and how."""
 
     directories: list[str] = field(
         metadata={

@@ -65,7 +65,7 @@ _TOKEN = re.compile(r"[^\s()\[\]{}.,;:!?\"“”„«»/—–‐-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyArguments:
-    """Which texts are read, and which of their words are kept."""
+    """The texts to read, and the words to keep."""
 
     source: list[str] = field(
         metadata={

@@ -42,7 +42,7 @@ PAGE = "claims.html.j2"
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimsArguments:
-    """What is laid beside the paper."""
+    """The scores that the paper's claims are judged by."""
 
     output_dir: str = field(metadata={"help": "where claims.csv, statements.csv and claims.html are written"})
     scores: list[str] = field(

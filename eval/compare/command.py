@@ -182,7 +182,7 @@ def judge_doubts(entries: Sequence[Entry]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonArguments:
-    """What is compared with what."""
+    """The models, and what they are compared with."""
 
     models: list[str] = field(
         metadata={

@@ -51,7 +51,7 @@ _VERDICT = re.compile(r"[\s*\"'`]*(correct|incorrect)[\s*\"'`.]*", re.IGNORECASE
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeArguments:
-    """Which language model judges what the rules leave unscored."""
+    """The language model that judges answers which the rules leave unscored."""
 
     judge_url: str | None = field(
         default=None,

@@ -329,7 +329,7 @@ def summary(changes: "pd.DataFrame", baseline: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SupportArguments:
-    """Whose draws are compared."""
+    """The models whose sampled replies are compared."""
 
     models: list[str] = field(
         metadata={

@@ -74,7 +74,7 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class TowerArguments:
-    """Whose towers are probed, and on which pictures."""
+    """The models whose towers are probed, and the pictures."""
 
     model: list[str] = field(
         metadata={

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeArguments:
-    """Which blocks are frozen. Everything else trains, including regions outside the decoder."""
+    """The frozen blocks. Everything else trains, including regions outside the decoder."""
 
     freeze: list[str] = field(
         default_factory=list,

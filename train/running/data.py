@@ -39,7 +39,7 @@ MAX_EXAMPLES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """The prompts a run trains on."""
+    """The prompts that a run trains on."""
 
     prompts: str = field(metadata={"help": "folder of a prompt set", "check": check_folder})
     split: str = field(metadata={"help": "split of the prompt set, such as sft or rl"})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryArguments:
-    """What is measured beside TRL's own metrics."""
+    """Measurements in addition to TRL's metrics."""
 
     telemetry_steps: int = field(
         default=10, metadata={"help": "steps between two measurements of gradient and update norms per block; 0: none"}
