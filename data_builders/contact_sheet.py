@@ -1,6 +1,8 @@
 """What do the pairs of a set look like? Draws targets and sources side by side, with prompt and answers below.
 
-python -m data_builders.contact_sheet FOLDER --rows 1 --output F.png
+    python -m data_builders.contact_sheet FOLDER --rows 1 --output F.png
+
+FOLDER is a pair set: the folder with pairs.jsonl.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """How is a study stopped? Cancels all its jobs; what they have done stays, and a launch continues it.
 
-python -m slurm.cancel outputs/pocket_study
+    python -m slurm.cancel outputs/pocket_study
+
+It finds the jobs by their scripts, so it also finds those of a launch that was killed.
 """
 
 from dataclasses import dataclass, field

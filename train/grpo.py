@@ -1,9 +1,18 @@
 """How is a model trained with reinforcement learning? GRPO with verifiable rewards (TRL), any blocks frozen.
 
     python -m train.grpo --config configs/pocket/grpo.yaml --freeze mid
+    python -m train.grpo --config configs/pocket/grpo.yaml --model_name_or_path outputs/pocket/sft/final \\
+        --prompts outputs/pocket/data/data --freeze mid late.attn vision --output_dir outputs/grpo
 
 The same seed gives every arm the same prompts in the same order. Checkpoints are saved only at the end of a generation
 batch, so that a resumed run does not lose part of one.
+
+OUTPUT/final/                the trained checkpoint, with rollout.json; with LoRA also OUTPUT/adapter/
+OUTPUT/freeze_report.json    sha256 of every tensor, at the start and at the end
+OUTPUT/metrics.csv           loss, rewards, gradient and update norms per step
+
+Exit status 1: a frozen tensor changed, or training failed. 75: SIGTERM stopped the run after it had saved itself; the
+same command continues it.
 """
 
 import math

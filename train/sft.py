@@ -1,6 +1,9 @@
 """How is a model trained on given responses? Supervised training (TRL), for the base model and the cold start.
 
-python -m train.sft --config configs/pocket/sft.yaml
+    python -m train.sft --config configs/pocket/sft.yaml
+
+OUTPUT/final/         the trained checkpoint
+OUTPUT/metrics.csv    loss, gradient and update norms per step
 """
 
 from dataclasses import asdict, dataclass, field

@@ -17,7 +17,7 @@ from train.running.validation import ValidationArguments
 
 BASES = (("trl/trainer/base_config.py", "_BaseConfig"), ("transformers/training_args.py", "TrainingArguments"))
 
-REQUIRED = {"output_dir": "run directory; the trained checkpoint is its final/"}
+REQUIRED = {"output_dir": "output directory; the trained checkpoint is written to its subfolder final/"}
 
 GRPO_CONFIG = LibraryClass(
     module="trl", name="GRPOConfig", sources=(("trl/trainer/grpo_config.py", "GRPOConfig"), *BASES), required=REQUIRED
