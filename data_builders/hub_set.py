@@ -186,11 +186,11 @@ class HubArguments:
     def _check_name(self) -> None:
         repository = parse_repository(self.repo_id, kind="dataset")
         if repository is None or repository.revision is not None:
-            raise ValueError(f"--repo-id {self.repo_id!r} is no name of a repository; expected OWNER/NAME")
+            raise ValueError(f"--repo-id {self.repo_id!r} is not a repository name; expected OWNER/NAME")
 
     def _check_output(self) -> None:
         if self.output is not None and not self.dry_run:
-            raise ValueError("--output goes with --dry-run; an upload writes the card into the repository")
+            raise ValueError("--output requires --dry-run; an upload writes the card into the repository")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -85,7 +85,7 @@ class RecipeArguments:
             make_recipe(self)
             return
         names = [name for name in ("donor", "rest", "partition", "cuts", "files") if getattr(self, name)]
-        raise_mistakes([f"--{name} goes with --pattern; with --recipe, say it in {self.recipe}" for name in names])
+        raise_mistakes([f"--{name} requires --pattern; with --recipe, set it in {self.recipe}" for name in names])
 
     def check_inputs(self) -> None:
         """Refuses a recipe's file that cannot be read."""
