@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
         overwrite=arguments.overwrite,
     )
     baseline = names.get(arguments.baseline, arguments.baseline)
-    print(*summary(arguments.output_dir, baseline=baseline), sep="\n")
+    print(*summary(output_dir, baseline=baseline), sep="\n")
     for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries)]:
         print(f"open to doubt: {doubt}")
     print(f"comparison: {output_dir / 'comparison.csv'}, to read: {output_dir / 'comparison.html'}")
