@@ -1,7 +1,12 @@
-# make pocket   the whole necessity experiment on the pocket model, offline, on two CPU cores
-# make study    the pocket study with every probe, splice and comparison (first version)
-# make test     the quick tests;  make test-all adds the slow ones
-# make setup-vllm, make setup-vllm-cpu   .venv-vllm: an environment with vLLM, for GPUs or for CPUs;  make test-vllm
+# make pocket          runs the whole necessity experiment on the pocket model, on two CPU cores
+# make study           runs the pocket study with every probe, splice and comparison, on one machine
+# make test            runs the quick tests; make test-all runs the slow ones too
+# make setup           creates .venv with the locked packages
+# make setup-vllm      creates .venv-vllm, an environment with vLLM for GPUs; make setup-vllm-cpu: for CPUs
+# make test-vllm       runs the tests that need vLLM, on CPUs
+# make lint, bench, lock, clean: style and types; the pocket benchmark; new lock files; delete outputs and environments
+# All targets but lock and clean run `make setup` first if .venv is missing or older than the lock. That installs about
+# 7 GB from PyPI and needs the network. After it, pocket, study and the tests run offline.
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,8 +29,8 @@ setup: .venv/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-# vLLM asks for an older Transformers than .venv has. The CPU build names a torch that no public index has
-# (2.13.0+cpu); the ordinary 2.13.0 does the same work, so what the lock says is installed as it stands.
+# vLLM requires an older Transformers than .venv has. Its CPU build requires a torch that no public index has
+# (2.13.0+cpu). The ordinary 2.13.0 works too, so the lock names that one and is installed without resolving dependencies.
 setup-vllm: .venv-vllm/installed-gpu
 
 setup-vllm-cpu: .venv-vllm/installed-cpu

@@ -1,4 +1,4 @@
-"""How fast are pairs built and validated? Pairs a second of each task, and peak memory as sets grow.
+"""How fast are pairs built and validated? Pairs per second of each task, and peak memory as sets grow.
 
     OMP_NUM_THREADS=1 python -m benchmarks.builders
     OMP_NUM_THREADS=1 python -m benchmarks.builders --tasks ocr grounding --num-rounds 1
@@ -150,11 +150,11 @@ def measure_flush(directory: Path) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=RESULT, help="the file to write")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON file to write")
     parser.add_argument("--tasks", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--num-rounds", type=int, default=3, help="runs of each")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that draw, and that check")
-    parser.add_argument("--skip-memory", action="store_true", help="leave growing sets out")
+    parser.add_argument("--num-rounds", type=int, default=3, help="number of runs of each task")
+    parser.add_argument("--num-workers", type=int, default=2, help="number of processes that build, and that validate")
+    parser.add_argument("--skip-memory", action="store_true", help="do not measure memory on sets of growing size")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -296,16 +296,25 @@ def _peak(name: str, command: list[str], num_elements: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=RESULT, help="the file to write")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON file to write")
     parser.add_argument(
         "--parts", nargs="+", choices=("energy", "spectra", "memory"), default=["energy", "spectra", "memory"]
     )
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each contender")
-    parser.add_argument("--gib", type=float, default=4.0, help="size of each checkpoint, about")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="matrices whose spectra are timed")
-    parser.add_argument("--largest-shapes", nargs="+", default=list(LARGEST_SHAPES), help="matrices for memory")
-    parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="of all contenders")
-    parser.add_argument("--work-dir", type=Path, help="a folder on the disk to be read from; emptied at the end")
+    parser.add_argument("--rounds", type=int, default=7, help="number of runs of each contender")
+    parser.add_argument("--gib", type=float, default=4.0, help="approximate size of each checkpoint, in GiB")
+    parser.add_argument(
+        "--shapes", nargs="+", default=list(SHAPES), help="shapes of the matrices whose spectra are timed"
+    )
+    parser.add_argument(
+        "--largest-shapes",
+        nargs="+",
+        default=list(LARGEST_SHAPES),
+        help="shapes of the matrices whose peak memory is measured",
+    )
+    parser.add_argument(
+        "--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of every contender"
+    )
+    parser.add_argument("--work-dir", type=Path, help="a folder on the disk to read from; emptied at the end")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--deficient", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

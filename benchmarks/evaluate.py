@@ -134,12 +134,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=RESULT, help="the file to write")
-    parser.add_argument("--model", default="outputs/pocket/sft/final", help="checkpoint")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON file to write")
+    parser.add_argument("--model", default="outputs/pocket/sft/final", help="checkpoint: folder or hub id")
     parser.add_argument("--data", default="outputs/pocket/data/data", help="folder of a prompt set")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--num-prompts", type=int, default=192, help="replies a turn")
-    parser.add_argument("--num-turns", type=int, default=5, help="of each way")
+    parser.add_argument("--num-prompts", type=int, default=192, help="replies per turn")
+    parser.add_argument("--num-turns", type=int, default=5, help="turns of each way of answering")
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")

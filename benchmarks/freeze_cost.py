@@ -252,7 +252,7 @@ def measure(directory: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--result", type=Path, default=RESULT, help="the file to write")
+    parser.add_argument("--result", type=Path, default=RESULT, help="JSON file to write")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--checkpointing", choices=list(CHECKPOINTING), default="off", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)

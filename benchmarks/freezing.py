@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--output", type=Path, help="Markdown page to write")
     parser.add_argument("--worker", choices=list(LAUNCHES), help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help="folder to work in; a temporary one by default")
+    parser.add_argument("--work", type=Path, help="folder for the runs; by default a temporary one")
     arguments = parser.parse_args()
     quiet_libraries()
     if arguments.worker:

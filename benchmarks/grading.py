@@ -147,10 +147,12 @@ def agreement(path: Path) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=RESULT, help="the file to write")
-    parser.add_argument("--data", type=Path, default=DATA, help="the JSONL file of MATH-500")
-    parser.add_argument("--num-processes", type=int, default=2, help="cores that the string and number rules run on")
-    parser.add_argument("--num-rounds", type=int, default=5, help="how often all is graded")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON file to write")
+    parser.add_argument("--data", type=Path, default=DATA, help="JSONL file of MATH-500")
+    parser.add_argument(
+        "--num-processes", type=int, default=2, help="number of processes for the string and number rules"
+    )
+    parser.add_argument("--num-rounds", type=int, default=5, help="number of times that everything is graded")
     arguments = parser.parse_args(argv)
     plainly, mathematics = read_questions(arguments.data)
     rates = {

@@ -99,9 +99,9 @@ def main(
 ) -> None:
     """Measures what the flags say, and writes it down."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
-    parser.add_argument("--config", default=config, help="the study to run")
-    parser.add_argument("--output-dir", type=Path, default=Path(output_dir), help="where it runs")
-    parser.add_argument("--result", type=Path, default=result, help="the file to write")
+    parser.add_argument("--config", default=config, help="YAML of the study to run")
+    parser.add_argument("--output-dir", type=Path, default=Path(output_dir), help="folder of the study")
+    parser.add_argument("--result", type=Path, default=result, help="JSON file to write")
     arguments = parser.parse_args()
     measured = measure(arguments.config, arguments.output_dir)
     write_text(arguments.result, json.dumps(measured, indent=1) + "\n")

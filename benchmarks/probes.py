@@ -228,12 +228,12 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=RESULT, help="the file to write")
-    parser.add_argument("--shape", choices=list(SHAPES), default="narrow", help="of the decoder")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON file to write")
+    parser.add_argument("--shape", choices=list(SHAPES), default="narrow", help="shape of the decoder")
     parser.add_argument("--probes", nargs="+", choices=list(CONTESTS), default=list(CONTESTS))
-    parser.add_argument("--num-problems", type=int, default=8, help="prompts, or pairs, in one batch")
-    parser.add_argument("--num-new-tokens", type=int, default=64, help="length of a reply")
-    parser.add_argument("--num-rounds", type=int, default=5, help="turns of each way")
+    parser.add_argument("--num-problems", type=int, default=8, help="prompts or pairs per batch")
+    parser.add_argument("--num-new-tokens", type=int, default=64, help="length of a reply, in tokens")
+    parser.add_argument("--num-rounds", type=int, default=5, help="number of turns of each way")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args(argv)
     if arguments.num_rounds < 2:

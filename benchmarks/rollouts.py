@@ -92,8 +92,8 @@ def measure(name: str, arm: str, prompts: Path, start: Path, directory: Path) ->
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work-dir", type=Path, help="folder of the runs, kept; by default a temporary one")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the figures are written")
+    parser.add_argument("--work-dir", type=Path, help="folder for the runs, which is kept; by default a temporary one")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON file to write")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         directory = (arguments.work_dir or Path(temporary)).resolve()

@@ -324,11 +324,11 @@ def _mergekit_version(python: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=RESULT, help="the file to write")
-    parser.add_argument("--gib", type=float, default=4.0, help="size of each donor, about")
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each contender")
-    parser.add_argument("--work-dir", type=Path, help="a folder on the disk to be measured; emptied at the end")
-    parser.add_argument("--mergekit-python", type=Path, help="interpreter of an environment that has mergekit")
+    parser.add_argument("--output", type=Path, default=RESULT, help="JSON file to write")
+    parser.add_argument("--gib", type=float, default=4.0, help="approximate size of each donor, in GiB")
+    parser.add_argument("--rounds", type=int, default=7, help="number of runs of each contender")
+    parser.add_argument("--work-dir", type=Path, help="a folder on the disk to measure; emptied at the end")
+    parser.add_argument("--mergekit-python", type=Path, help="Python interpreter of an environment with mergekit")
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.rounds < 2:

@@ -1,11 +1,12 @@
 """How is a data set built? Prompt sets and pair sets from a seed or from source files, byte-identical each time.
 
-python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
-python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --output-dir outputs/rl/data
-python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr
-python -m data_builders.build pocket_pairs --num-pairs 100 --seed 0 --output-dir outputs/pocket/pairs
+    python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
+    python -m data_builders.build rl --source FILE_FOLDER_OR_HUB_ID --output-dir outputs/rl/data
+    python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr
+    python -m data_builders.build pocket_pairs --num-pairs 100 --seed 0 --output-dir outputs/pocket/pairs
 
-Pair sets: ocr, counting, grounding, recognition, and pocket_pairs for the pocket model.
+Pair sets: ocr, counting, grounding, recognition, and pocket_pairs for the pocket model. `python -m
+data_builders.validate FOLDER` checks a finished pair set.
 """
 
 import hashlib
@@ -46,11 +47,13 @@ DATA_DIR = "data"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildArguments:
-    """Where a data set is written, and from which seed."""
+    """The output directory and the seed."""
 
-    output_dir: str = field(metadata={"help": "run directory; the data stands in its folder data/"})
-    seed: int = field(default=0, metadata={"help": "everything is drawn from it"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    output_dir: str = field(metadata={"help": "output directory; the data is written to its subfolder data/"})
+    seed: int = field(default=0, metadata={"help": "seed from which all content is drawn"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
 
 class Task(NamedTuple):
@@ -137,12 +140,13 @@ def describe_tasks() -> str:
             f"usage: {program_name()} TASK --output-dir DIR [--config FILE] [--NAME VALUE ...]\n",
             "TASK is one of these; TASK --help lists its arguments:\n",
             *(f"  {name:<{width}}  {task.purpose}" for name, task in TASKS.items()),
+            "\nThe data is written to DIR/data. `python -m data_builders.validate DIR` checks a finished pair set.",
         ]
     )
 
 
 def _listings(directory: Path) -> list[Path]:
-    """Returns the files with a prompt or a pair a line."""
+    """Returns the files with one prompt or pair per line."""
     return [path for path in sorted(directory.glob("*.jsonl")) if path.name != METADATA_FILE]
 
 

@@ -15,12 +15,14 @@ from tracking.product import partial_file
 
 @dataclass(frozen=True, kw_only=True)
 class SheetArguments:
-    """Which pairs are shown, and how."""
+    """The pairs to show, and their layout."""
 
-    directory: str = field(metadata={"help": "a set of pairs", "positional": True, "check": check_pairs})
-    output: str = field(metadata={"help": "the PNG to write"})
-    rows: int = field(default=4, metadata={"help": "how many rows of pairs"})
-    columns: int = field(default=COLUMNS, metadata={"help": "how many pairs stand side by side"})
+    directory: str = field(
+        metadata={"help": "a pair set: the folder with pairs.jsonl", "positional": True, "check": check_pairs}
+    )
+    output: str = field(metadata={"help": "PNG file to write"})
+    rows: int = field(default=4, metadata={"help": "number of rows of pairs"})
+    columns: int = field(default=COLUMNS, metadata={"help": "number of pairs per row"})
 
     def __post_init__(self) -> None:
         check_least(self, rows=1, columns=1)

@@ -169,16 +169,21 @@ def _in_one_line(repo_id: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class HubArguments:
-    """Which set goes to the hub, and where to."""
+    """The set to upload, and its repository."""
 
-    directory: str = field(metadata={"help": "a set of pairs", "positional": True, "check": check_pairs})
-    repo_id: str = field(metadata={"help": "where to: OWNER/NAME"})
-    license: str | None = field(
-        default=None, metadata={"help": f"of the pictures, as the hub spells it; {OUR_LICENSE} for what is drawn"}
+    directory: str = field(
+        metadata={"help": "a pair set: the folder with pairs.jsonl", "positional": True, "check": check_pairs}
     )
-    private: bool = field(default=False, metadata={"help": "a new repository is seen by its owner alone"})
-    dry_run: bool = field(default=False, metadata={"help": "upload nothing; show the card"})
-    output: str | None = field(default=None, metadata={"help": "with --dry-run: the file to write the card to"})
+    repo_id: str = field(metadata={"help": "dataset repository on the hub: OWNER/NAME"})
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": f"licence of the pictures, as the hub spells it; {OUR_LICENSE} for pictures drawn by this suite"
+        },
+    )
+    private: bool = field(default=False, metadata={"help": "create the repository as private"})
+    dry_run: bool = field(default=False, metadata={"help": "upload nothing and show the dataset card"})
+    output: str | None = field(default=None, metadata={"help": "with --dry-run: file to write the card to"})
 
     def __post_init__(self) -> None:
         check_all(self._check_name, self._check_output)

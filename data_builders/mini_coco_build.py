@@ -46,8 +46,12 @@ DATA_DIR = "data"
 class MiniCocoArguments:
     """The location of the scenes."""
 
-    output_dir: str = field(metadata={"help": "run directory; annotations and images stand in its folder data/"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    output_dir: str = field(
+        metadata={"help": "output directory; annotations and images are written to its subfolder data/"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
 
 def image_ids() -> list[int]:

@@ -1,4 +1,4 @@
-"""What do the pictures of a pocket split show, in words? One description a picture, for `eval.run --descriptions`.
+"""What do the pictures of a pocket split show, in words? One description per picture, for `eval.run --descriptions`.
 
     python -m data_builders.pocket_descriptions --data outputs/pocket/data/data --output-dir outputs/pocket/descriptions
 
@@ -29,12 +29,16 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PocketDescriptionArguments:
-    """Which pictures are described."""
+    """The pictures to describe."""
 
     data: str = field(metadata={"help": "folder of a pocket prompt set, with its manifest.json"})
     output_dir: str = field(metadata={"help": "where descriptions.jsonl is written"})
-    split: str = field(default="test", metadata={"help": f"one of {', '.join(SPLIT_ABILITIES)}"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    split: str = field(
+        default="test", metadata={"help": f"split of the prompt set: one of {', '.join(SPLIT_ABILITIES)}"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         if self.split not in SPLIT_ABILITIES:

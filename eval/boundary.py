@@ -55,30 +55,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryArguments:
-    """Which prompts are tried, how often, and which are kept."""
+    """The model, the prompts, and which of them are kept."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
-    data: str = field(metadata={"help": "folder of a prompt set", "check": check_folder})
+    model: str = field(
+        metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}
+    )
+    data: str = field(metadata={"help": "folder of the prompt set", "check": check_folder})
     output_dir: str = field(metadata={"help": "where records, rates and the new prompt set are written"})
     split: str = field(default="rl", metadata={"help": "split of the prompt set"})
-    limit: int | None = field(default=None, metadata={"help": "at most so many prompts, the first"})
-    num_samples: int = field(default=8, metadata={"help": "replies to each prompt"})
+    limit: int | None = field(default=None, metadata={"help": "use only the first N prompts"})
+    num_samples: int = field(default=8, metadata={"help": "replies per prompt"})
     band: list[float] = field(
         default_factory=list,
-        metadata={"help": "LOW HIGH: keep LOW <= pass rate < HIGH; by default 0 < pass rate < 1"},
+        metadata={
+            "help": "LOW HIGH: keep prompts with LOW <= pass rate < HIGH; by default those with 0 < pass rate < 1"
+        },
     )
-    temperature: float = field(default=1.0, metadata={"help": "of the draws, above 0; the same as in training"})
-    seed: int = field(default=0, metadata={"help": "every reply's own seed is drawn from it"})
-    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think; the same as in training"})
+    temperature: float = field(
+        default=1.0, metadata={"help": "sampling temperature, above 0; use the same as in training"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed from which each reply's seed is derived"})
+    prompt_style: str = field(
+        default="plain",
+        metadata={"help": "how a prompt asks for its answer: plain, boxed or think; use the same as in training"},
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
-    max_new_tokens: int = field(default=2048, metadata={"help": "longest reply, in tokens"})
+    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
     batch_size: int = field(default=16, metadata={"help": "replies generated together"})
-    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2"})
-    replies: str | None = field(
-        default=None, metadata={"help": "output directory of an earlier run, whose replies are taken over"}
+    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    replies: str | None = field(
+        default=None, metadata={"help": "output directory of an earlier run whose replies are reused"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(

@@ -126,12 +126,16 @@ def summary(directory: Path, changed: Sequence[Record], *, dry_run: bool) -> lis
 
 @dataclass(frozen=True, kw_only=True)
 class RegradeArguments:
-    """Which records are graded again."""
+    """The results to grade again."""
 
     directories: list[str] = field(
-        metadata={"help": "finished output folders of eval.run", "positional": True, "metavar": "DIR"}
+        metadata={
+            "help": "one or more output directories of finished eval.run commands",
+            "positional": True,
+            "metavar": "DIR",
+        }
     )
-    dry_run: bool = field(default=False, metadata={"help": "say what would change, write nothing"})
+    dry_run: bool = field(default=False, metadata={"help": "print what would change and write nothing"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -84,38 +84,58 @@ ATTENTION = "sdpa"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArguments:
-    """What is scored, and how."""
+    """The model, the tasks, and how replies are generated."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
+    model: str = field(
+        metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}
+    )
     tasks: list[str] = field(
-        metadata={"help": "benchmarks by name (or NAME:PATH), prompt sets as FOLDER:SPLIT", "check": check_task}
+        metadata={
+            "help": "one or more tasks: benchmarks as NAME or NAME:PATH, prompt sets as FOLDER:SPLIT",
+            "check": check_task,
+        }
     )
     output_dir: str = field(metadata={"help": "where records.jsonl and scores.csv are written"})
-    limit: int | None = field(default=None, metadata={"help": "at most so many prompts of each task, the first"})
+    limit: int | None = field(default=None, metadata={"help": "use only the first N prompts of each task"})
     abilities: bool = field(
-        default=False, metadata={"help": "ask under all conditions that the definition of a prompt's ability names"}
+        default=False,
+        metadata={"help": "ask each prompt under all conditions that the definition of its ability requires"},
     )
     conditions: list[str] = field(
-        default_factory=list, metadata={"help": "or under these: given, black, described; by default given alone"}
+        default_factory=list,
+        metadata={"help": "conditions to ask under: any of given, black, described; by default given"},
     )
-    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
+    prompt_style: str = field(
+        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
-    max_new_tokens: int = field(default=2048, metadata={"help": "longest reply, in tokens"})
+    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
     repetition_window: int = field(
         default=128,
-        metadata={"help": "a reply ends when its last so many tokens are four or more rounds of one cycle; 0: never"},
+        metadata={"help": "stop a reply if its last N tokens repeat one sequence four or more times; 0: never"},
     )
-    min_pixels: int | None = field(default=None, metadata={"help": "fewest pixels of an image; the processor's own"})
-    max_pixels: int | None = field(default=None, metadata={"help": "most pixels of an image; the processor's own"})
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "minimum number of pixels of an image; by default the processor's"}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "maximum number of pixels of an image; by default the processor's"}
+    )
     engine: str = field(
         default="huggingface",
-        metadata={"help": "huggingface, or vllm (make setup-vllm for GPUs, make setup-vllm-cpu for CPUs)"},
+        metadata={
+            "help": "what generates replies: huggingface, or vllm (make setup-vllm for GPUs, make setup-vllm-cpu "
+            "for CPUs)"
+        },
     )
-    batch_size: int = field(default=16, metadata={"help": "replies generated together, fewer where memory runs out"})
-    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(default=ATTENTION, metadata={"help": "sdpa, eager or flash_attention_2"})
-    cache_dir: str = field(default=CACHE_DIR, metadata={"help": "where benchmarks' images are unpacked"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    batch_size: int = field(default=16, metadata={"help": "replies generated together; fewer if memory runs out"})
+    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
+    attn_implementation: str = field(
+        default=ATTENTION, metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
+    )
+    cache_dir: str = field(default=CACHE_DIR, metadata={"help": "folder that images of benchmarks are unpacked to"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(

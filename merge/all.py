@@ -5,7 +5,7 @@
 The first donor plays the role of the paper's IN, the second that of its RL.
 
 OUTPUT/in-rl-rl/checkpoint/     and so on, each as `merge.splice` writes it
-OUTPUT/records.jsonl            a record for each finished pattern
+OUTPUT/records.jsonl            one record per finished pattern
 """
 
 from dataclasses import dataclass, field
@@ -30,24 +30,43 @@ PATTERNS = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 
 @dataclass(frozen=True, kw_only=True)
 class AllArguments:
-    """The two donors, and which patterns to write."""
+    """The two donors, and the patterns to write."""
 
-    donor: list[str] = field(metadata={"help": "NAME=CHECKPOINT, folder or hub id; exactly two", "check": check_donor})
-    rest: list[str] = field(metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"})
-    output_dir: str | None = field(default=None, metadata={"help": "a folder for each pattern is written here"})
-    patterns: str = field(default="paper", metadata={"help": "paper (six) or all (eight)"})
+    donor: list[str] = field(
+        metadata={"help": "NAME=CHECKPOINT (folder or hub id), given exactly twice", "check": check_donor}
+    )
+    rest: list[str] = field(
+        metadata={"help": "source of the regions: REGION=NAME for each region, or one donor's NAME for all of them"}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "where the splices are written, one folder per pattern"}
+    )
+    patterns: str = field(default="paper", metadata={"help": "which patterns: paper (six) or all (eight)"})
     partition: str | None = field(
-        default=None, metadata={"help": "thirds (the default) or paper", "choices": PARTITIONS}
+        default=None,
+        metadata={
+            "help": "where early, mid and late are cut: thirds (the default), or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
     )
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
     files: str | None = field(
-        default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
+        default=None,
+        metadata={"help": "donor whose configuration, tokenizer and processor are copied; the first donor by default"},
     )
-    dry_run: bool = field(default=False, metadata={"help": "print the plans, write nothing"})
+    dry_run: bool = field(default=False, metadata={"help": "print the plans and write nothing"})
     max_shard_size: str | None = field(
-        default=None, metadata={"help": "such as 5GB; by default the first donor's files are kept"}
+        default=None,
+        metadata={
+            "help": "maximum size of a shard, such as 5GB; by default the first donor's division into files is kept"
+        },
     )
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(partial(make_recipes, self), partial(parse_size, self.max_shard_size), self._check_place)

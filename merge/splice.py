@@ -6,7 +6,7 @@
 No tensor is decoded and torch is not imported, except for transplants (`merge/tensors/transplant.py`).
 
 OUTPUT/checkpoint/              loadable: the weights, one donor's other files, and
-OUTPUT/checkpoint/splice.json   owner, source and sha256 of every tensor, the recipe, the donors
+OUTPUT/checkpoint/splice.json   source and sha256 of every tensor, the recipe, the donors
 OUTPUT/checkpoint/README.md     the model card
 OUTPUT/records.jsonl            one record per finished shard
 """
@@ -59,23 +59,34 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeArguments:
-    """Who owns what: a recipe file, or a pattern."""
+    """The source of every part: a recipe file, or a pattern."""
 
-    recipe: str | None = field(default=None, metadata={"help": "YAML file with donors, blocks, rest"})
-    pattern: str | None = field(default=None, metadata={"help": "EARLY:MID:LATE instead, such as in:rl:rl"})
+    recipe: str | None = field(default=None, metadata={"help": "YAML file of the recipe: donors, blocks, rest"})
+    pattern: str | None = field(
+        default=None, metadata={"help": "EARLY:MID:LATE, such as in:rl:rl; used instead of --recipe"}
+    )
     donor: list[str] = field(
         default_factory=list,
-        metadata={"help": "NAME=CHECKPOINT, folder or hub id, for each", "check": check_donor},
+        metadata={"help": "NAME=CHECKPOINT (folder or hub id), given once per donor", "check": check_donor},
     )
     rest: list[str] = field(
-        default_factory=list, metadata={"help": "REGION=NAME for each region, or one donor's name for all of them"}
+        default_factory=list,
+        metadata={"help": "source of the regions: REGION=NAME for each region, or one donor's NAME for all of them"},
     )
     partition: str | None = field(
-        default=None, metadata={"help": "thirds (the default) or paper", "choices": PARTITIONS}
+        default=None,
+        metadata={
+            "help": "where early, mid and late are cut: thirds (the default), or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
     )
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
     files: str | None = field(
-        default=None, metadata={"help": "donor whose config, tokenizer and processor are copied; the first by default"}
+        default=None,
+        metadata={"help": "donor whose configuration, tokenizer and processor are copied; the first donor by default"},
     )
 
     def __post_init__(self) -> None:
@@ -96,12 +107,19 @@ class RecipeArguments:
 class SpliceArguments:
     """Where the splice is written, and how."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "run directory; the splice is its checkpoint/"})
-    dry_run: bool = field(default=False, metadata={"help": "print the plan, write nothing"})
-    max_shard_size: str | None = field(
-        default=None, metadata={"help": "such as 5GB; by default the first donor's files are kept"}
+    output_dir: str | None = field(
+        default=None, metadata={"help": "output directory; the splice is written to its subfolder checkpoint/"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    dry_run: bool = field(default=False, metadata={"help": "print the plan and write nothing"})
+    max_shard_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "maximum size of a shard, such as 5GB; by default the first donor's division into files is kept"
+        },
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(partial(parse_size, self.max_shard_size), self._check_place)

@@ -1,9 +1,10 @@
 """Does a splice still match its recipe? Compares every tensor and file with its donor, byte for byte.
 
-    python -m merge.verify outputs/in-rl-rl [--donor in=WHERE-IT-STANDS-NOW]
+    python -m merge.verify outputs/in-rl-rl [--donor in=NEW_PATH]
 
-The plan is recomputed from the recipe in `splice.json`, so owners are checked against the recipe and not only against
-the recorded list; transplants are computed again. Exit status 0: intact; 1: a breach, with the tensors listed.
+The plan is recomputed from the recipe in `splice.json`, so the source of each tensor is checked against the recipe and
+not only against the recorded list. Transplants are computed again. Exit status 0: intact; 1: a breach, with the tensors
+listed.
 """
 
 import hashlib
@@ -185,14 +186,12 @@ def _check_files(written: Checkpoint, recorded: dict[str, Any], plan: SplicePlan
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments:
-    """Which splice is compared with its recipe and donors."""
+    """The splice to compare with its recipe and donors."""
 
-    splice: str = field(
-        metadata={"help": "the output directory of merge.splice, or its checkpoint/", "positional": True}
-    )
+    splice: str = field(metadata={"help": "output directory of merge.splice, or its checkpoint/", "positional": True})
     donor: list[str] = field(
         default_factory=list,
-        metadata={"help": "NAME=CHECKPOINT for a donor that has moved", "check": check_donor},
+        metadata={"help": "NAME=CHECKPOINT: new location of a donor that was moved", "check": check_donor},
     )
 
 

@@ -48,18 +48,21 @@ DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 
 @dataclass(frozen=True, kw_only=True)
 class FetchArguments:
-    """What is fetched."""
+    """The checkpoints and data sets to fetch."""
 
     study: str | None = field(
-        default=None, metadata={"help": "the YAML that names what is needed; --config is the same"}
+        default=None, metadata={"help": "YAML that names checkpoints and data sets; the same as --config"}
     )
-    checkpoints: list[str] = field(default_factory=list, metadata={"help": "further checkpoints, as hub ids"})
-    datasets: list[str] = field(default_factory=list, metadata={"help": "further datasets, as hub ids"})
+    checkpoints: list[str] = field(default_factory=list, metadata={"help": "hub ids of further checkpoints"})
+    datasets: list[str] = field(default_factory=list, metadata={"help": "hub ids of further data sets"})
     output_dir: str | None = field(
-        default=None, metadata={"help": f"where {FETCHED_FILE} is written; outputs/fetched/FOLDER-NAME of the YAML"}
+        default=None,
+        metadata={"help": f"where {FETCHED_FILE} is written; by default outputs/fetched/FOLDER-NAME of the YAML"},
     )
-    dry_run: bool = field(default=False, metadata={"help": "list what would be fetched, with sizes, and stop"})
-    overwrite: bool = field(default=False, metadata={"help": "start over, with the newest revisions"})
+    dry_run: bool = field(default=False, metadata={"help": "list what would be fetched, with sizes, and fetch nothing"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results and start over, with the newest revisions"}
+    )
 
     def __post_init__(self) -> None:
         if not (self.study or self.checkpoints or self.datasets):

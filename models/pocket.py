@@ -101,11 +101,13 @@ class PocketShape:
 
 @dataclass(frozen=True, kw_only=True)
 class PocketArguments:
-    """Where the pocket checkpoint is written, and from which seed."""
+    """The output directory and the seed."""
 
-    output_dir: str = field(metadata={"help": "run directory; the model stands in its folder checkpoint/"})
+    output_dir: str = field(metadata={"help": "output directory; the model is written to its subfolder checkpoint/"})
     seed: int = field(default=0, metadata={"help": "seed of the weights"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
 
 def pocket_corpus() -> list[str]:

@@ -23,9 +23,9 @@ def cancel(study: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CancelArguments:
-    """Which study is cancelled."""
+    """The study to cancel."""
 
-    study: str = field(metadata={"help": "output_dir of the study", "positional": True})
+    study: str = field(metadata={"help": "folder of the study (its output_dir)", "positional": True})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -103,13 +103,17 @@ def name_of(word: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class GatherArguments:
-    """Which command takes the study's outputs together."""
+    """The command that combines outputs of the study."""
 
-    study: str = field(metadata={"help": "the study's folder"})
-    name: str = field(metadata={"help": "of this job, for the list of what is missing"})
+    study: str = field(metadata={"help": "folder of the study"})
+    name: str = field(metadata={"help": "name of this job in the list of what is missing"})
     command: list[str] = field(
         default_factory=list,
-        metadata={"help": "module and arguments, with --output_dir", "positional": "rest", "metavar": "COMMAND"},
+        metadata={
+            "help": "the command to run: module and arguments, including --output_dir",
+            "positional": "rest",
+            "metavar": "COMMAND",
+        },
     )
 
 

@@ -45,16 +45,20 @@ def run_local(study: Study) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchArguments:
-    """Which study is launched, and how; by default it is submitted to Slurm."""
+    """The study to launch, and how; by default it is submitted to Slurm."""
 
-    config: str = field(metadata={"help": "the study, configs/…/study.yaml"})
-    cluster: str | None = field(default=None, metadata={"help": "YAML of the cluster, instead of the configured one"})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "folder of the study, instead of the configured one"}
+    config: str = field(metadata={"help": "YAML of the study, such as configs/pocket/study.yaml"})
+    cluster: str | None = field(
+        default=None, metadata={"help": "YAML of the cluster; replaces the study's own setting"}
     )
-    dry_run: bool = field(default=False, metadata={"help": "print jobs, GPUs and GPU-hours; submit nothing"})
-    test_only: bool = field(default=False, metadata={"help": "ask sbatch whether it would take the jobs"})
-    local: bool = field(default=False, metadata={"help": "run here, without Slurm"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "folder of the study; replaces the study's own setting"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "print jobs, GPUs and GPU-hours, and submit nothing"})
+    test_only: bool = field(
+        default=False, metadata={"help": "ask sbatch whether it would accept the jobs, and submit nothing"}
+    )
+    local: bool = field(default=False, metadata={"help": "run on this machine, without Slurm"})
 
     def __post_init__(self) -> None:
         if self.dry_run + self.test_only + self.local > 1:

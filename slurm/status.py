@@ -183,9 +183,9 @@ def _number(path: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments:
-    """Which study is shown."""
+    """The study to show."""
 
-    study: str = field(metadata={"help": "output_dir of the study", "positional": True})
+    study: str = field(metadata={"help": "folder of the study (its output_dir)", "positional": True})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Reads the order of the house from docs/design.md and the imports from the source, and says what breaks the order."""
+"""Reads the order of packages and rooms from docs/design.md and the imports from the source; reports what breaks it."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ GRADING_GUESTS = ("benchmarks.grading",)
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One row of the house's table."""
+    """One row of the table of packages."""
 
     name: str
     question: str
@@ -91,8 +91,8 @@ def read_source(root: Path, packages: Iterable[str]) -> Source:
 
 
 def read_house(page: Path) -> list[Package]:
-    """Reads the table of packages under the heading "The house"."""
-    section = page.read_text(encoding="utf-8").partition("## The house\n")[2].partition("\n## ")[0]
+    """Reads the table of packages under the heading "Packages and rooms"."""
+    section = page.read_text(encoding="utf-8").partition("## Packages and rooms\n")[2].partition("\n## ")[0]
     packages = []
     for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -100,7 +100,7 @@ def read_house(page: Path) -> list[Package]:
             rooms, imports = (tuple(re.findall(r"\w+", cell)) for cell in cells[2:])
             name, question = cells[0].strip("`/"), cells[1]
             packages.append(Package(name=name, question=question, rooms=rooms, imports=imports))
-    assert packages, f"{page} has no table of packages under 'The house'"
+    assert packages, f"{page} has no table of packages under 'Packages and rooms'"
     return packages
 
 

@@ -1,4 +1,4 @@
-"""Does the house stand as docs/design.md draws it? And would each of these checks notice if it did not?"""
+"""Are packages and rooms ordered as docs/design.md says? And would each of these checks notice if they were not?"""
 
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def test_a_package_that_imports_as_it_is_imported_is_noticed(tmp_path: Path) -> 
 
 PAGE = """# Design
 
-## The house
+## Packages and rooms
 
 | package | question it answers | rooms, lowest first | imports from |
 |---|---|---|---|

@@ -1,11 +1,16 @@
-"""What does `--help` show? This suite's arguments first, then a library's; of each, the required ones first."""
+"""What does `--help` show? The module's docstring, this suite's arguments, then a library's; required ones first."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
 from typing import Any
 
 from tracking.fields import Argument
+
+EPILOG = """Dashes and underscores in names are the same. A configuration file holds the same names, without --.
+Exit status: 0 done; 1 the run itself failed; 2 wrong arguments or input; 75 stopped by SIGTERM, the same command
+continues."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,20 +23,21 @@ class Group:
 
 
 def print_help(groups: Sequence[Group], description: str | None, *, program: str) -> None:
-    """Prints what a command takes: this suite's arguments first, then a library's; required ones come first."""
+    """Prints what a command does and takes: its docstring, this suite's arguments, then a library's."""
     everything = [argument for group in groups for argument in group.arguments]
     free = [f"{argument.metavar or argument.name.upper()}{' ...' * argument.is_list}" for argument in everything
             if argument.positional]  # fmt: skip
     has_config = all(argument.name != "config" for argument in everything)
     parser = argparse.ArgumentParser(
         prog=program,
-        description=(description or "").split("\n")[0],
+        description=cleandoc(description or ""),
         usage=" ".join(["%(prog)s", *free, *(["[--config FILE]"] if has_config else []), "[--NAME VALUE ...]"]),
-        epilog="Dashes and underscores in names are the same. A configuration file holds the same names, without --.",
+        epilog=EPILOG,
         add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     shown = parser.add_argument_group("help and configuration")
-    shown.add_argument("--help", "-h", action="store_true", help="show this message and stop")
+    shown.add_argument("--help", "-h", action="store_true", help="show this message and exit")
     if has_config:
         shown.add_argument("--config", metavar="FILE", help="a YAML file with values for any of these arguments")
     for group in sorted(groups, key=lambda group: group.of_library):

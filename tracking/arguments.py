@@ -94,7 +94,7 @@ def parse_arguments(
     Args:
         argv: the words of the command line; this process's own by default.
         classes: the dataclasses, those of libraries as `LibraryClass`.
-        description: the module's docstring; its first line stands in the help.
+        description: the module's docstring; shown by --help, with its examples.
         subcommand: the word that chose the dataclasses, for the help.
         check_inputs: also refuse files, folders and checkpoints that do not exist: calls the `check` of each field that
             has one, and `check_inputs()` of each dataclass that has it.

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 class RunArguments:
     """Handling of the run directory."""
 
-    overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

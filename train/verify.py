@@ -1,9 +1,12 @@
 """Was it really frozen? Proof, or breach, for any two checkpoints, also from other tools.
 
     python -m train.verify --start SFT_CHECKPOINT --end RL_CHECKPOINT --frozen mid
+    python -m train.verify --start outputs/pocket/sft/final --end outputs/pocket/arms/freeze-mid-seed0/final \\
+        --frozen mid
 
-Every tensor of the named blocks is compared by sha256 in the start's stored dtype. Exit status 0: identical; 1: a
-breach, with the tensors named.
+Every tensor of the named blocks is compared by sha256 in the start's stored dtype. Exit status 0: all are identical;
+1: a breach, that is, at least one changed (the first ten are printed, `--report` lists all); 2: an argument is wrong or
+a checkpoint cannot be read.
 """
 
 import json
@@ -33,18 +36,33 @@ NUM_NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments:
-    """Two checkpoints and what must be the same in both."""
+    """The two checkpoints, and the blocks that must be identical in both."""
 
     start: str = field(
-        metadata={"help": "the checkpoint training started from: folder or hub id", "check": check_checkpoint}
+        metadata={"help": "checkpoint that training started from: folder or hub id", "check": check_checkpoint}
     )
-    end: str = field(metadata={"help": "the checkpoint it ended with: folder or hub id", "check": check_checkpoint})
+    end: str = field(
+        metadata={"help": "checkpoint that training ended with: folder or hub id", "check": check_checkpoint}
+    )
     frozen: list[str] = field(
-        metadata={"help": "block expressions that must be identical, such as mid", "check": check_expression}
+        metadata={
+            "help": "block expressions that must be identical, such as mid or late.attn vision (list: train.grpo "
+            "--help)",
+            "check": check_expression,
+        }
     )
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
-    report: str | None = field(default=None, metadata={"help": "write the proof per tensor to this JSON file"})
+    partition: str = field(
+        default="thirds",
+        metadata={
+            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
+    )
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
+    report: str | None = field(default=None, metadata={"help": "JSON file to write the result per tensor to"})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,30 +4,32 @@
         --output-dir outputs/attention
     accelerate launch --num_processes 8 -m analyze.attention …
 
-The paper's attention shift (Eq. 1): the attention that the tokens of a reply give to the vision tokens, per layer and
-head, averaged over the reply; and where the rest of it goes. Each model is `NAME=CHECKPOINT` or `NAME@SEED=CHECKPOINT`
+The paper's attention shift (Eq. 1): the attention from the tokens of a reply to the vision tokens, per layer and head,
+averaged over the reply; and to what else it goes. Each model is `NAME=CHECKPOINT` or `NAME@SEED=CHECKPOINT`
 (a folder, hub id, or a recipe's .yaml). Every model is measured on the same prompts in two modes:
 
-- teacher-forced: on the same text for all, so that only the models differ. `--reference` names it: a model, whose own
-  greedy answers are taken (the first one, by default), `response` for the prompts' stored ones, or a .jsonl file with
-  `id` and `response`, such as the records of `eval.run`;
-- own: on each model's own greedy answers, as in the wild. Here length and wording differ too: a longer reply has more
-  of itself to attend to. `vision_over_uniform` takes out what length alone does.
+- teacher-forced: on the same text for all, so that only the models differ. `--reference` chooses the text: a model
+  whose greedy answers are used (by default the first), `response` (the responses stored with the prompts), or a .jsonl
+  file with `id` and `response`, such as the records of `eval.run`;
+- own: on each model's own greedy answers. Here length and wording differ too: a longer reply has more text of its own
+  to attend to. `vision_over_uniform` corrects for length.
 
 D/attention.csv    means with t intervals: per model, mode, task, ability, part of the reply, layer and head
 D/shift.csv        paired differences between models per layer, with intervals and corrected p-values
 D/blocks.csv       the same, averaged over early, mid, late and all layers
 D/replies.csv      how many replies were measured, and how long they are; skipped.csv: what was not measured, and why
 D/controls.csv     see below; one that fails ends the command with exit status 1
-D/figures/; D/records.jsonl, a record a batch of replies, with every head's masses; D/answers/, greedy answers, graded
+D/records.jsonl    one record per batch of replies, with the masses of every head
+D/answers/         greedy answers, graded
+D/figures/
 
-Controls of every run: each query's masses sum to one; the same model measured twice differs by exactly nothing; its
-logits are those of plain SDPA; attention's output rebuilt from the measured weights is SDPA's; and in the
+Controls of every run: the masses of each query sum to one; two measurements of the same model are exactly equal; its
+logits equal those of plain SDPA; the attention output computed from the measured weights equals SDPA's; in the
 teacher-forced mode all models read the same tokens.
 
-Means are over prompts, intervals 95 %. Tasks are those of `analyze/probes/inputs.py`. The matrices of attention are
-never held (`mass.py`). Known limits: attention shows where a model looks, not what it uses. Greedy
-answers are tokenised anew from their text.
+Means are over prompts, intervals are 95 %. Tasks are those of `analyze/probes/inputs.py`. Attention matrices are never
+stored (`mass.py`). Known limits: attention shows where a model looks, not what it uses. Greedy answers are tokenised
+again from their text.
 """
 
 import hashlib
@@ -80,42 +82,61 @@ ANSWERS_DIR = "answers"
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionArguments:
-    """Which models read which replies, and what is compared."""
+    """The models, the replies they read, and the comparisons."""
 
     models: list[str] = field(
         metadata={
-            "help": "NAME=MODEL or NAME@SEED=MODEL: a checkpoint, hub id or recipe each",
+            "help": "one or more NAME=MODEL or NAME@SEED=MODEL; a model is a checkpoint's folder, a hub id, or a "
+            "splice's recipe",
             "check": check_contender,
         }
     )
     tasks: list[str] = field(
-        metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several", "check": check_task}
+        metadata={"help": "one or more tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …", "check": check_task}
     )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     baseline: list[str] = field(
         default_factory=list,
-        metadata={"help": "names of the models that all others are compared with; the first model by default"},
+        metadata={"help": "names of the models that all others are compared with; by default the first model"},
     )
-    modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": f"any of {', '.join(MODES)}"})
+    modes: list[str] = field(
+        default_factory=lambda: list(MODES), metadata={"help": f"modes to measure, any of {', '.join(MODES)}"}
+    )
     reference: str | None = field(
         default=None,
         metadata={
-            "help": "text of the teacher-forced mode: a model's NAME or NAME@SEED (its greedy answers; the first one's "
-            "by default), `response` (stored with the prompts), or a .jsonl file with id and response"
+            "help": "text of the teacher-forced mode: NAME or NAME@SEED of a model whose greedy answers are used (by "
+            "default the first model), `response` (the responses stored with the prompts), or a .jsonl file with "
+            "id and response"
         },
     )
     limit: int | None = field(
-        default=None, metadata={"help": "at most so many prompts of each task, the first", "formerly": ("num_prompts",)}
+        default=None, metadata={"help": "use only the first N prompts of each task", "formerly": ("num_prompts",)}
     )
-    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
+    prompt_style: str = field(
+        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
-    max_new_tokens: int = field(default=2048, metadata={"help": "longest greedy answer, in tokens"})
-    top_tokens: int = field(default=5, metadata={"help": "vision tokens that vision_top_share counts"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
-    batch_size: int = field(default=16, metadata={"help": "prompts at once; halved where memory does not hold them"})
-    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a greedy answer, in tokens"})
+    top_tokens: int = field(
+        default=5, metadata={"help": "number of vision tokens with the highest attention that vision_top_share counts"}
+    )
+    partition: str = field(
+        default="thirds",
+        metadata={
+            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
+    )
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
+    batch_size: int = field(default=16, metadata={"help": "prompts per batch; halved if memory runs out"})
+    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(

@@ -9,15 +9,15 @@ names arms. What is measured (`--measures`, all of it by default):
 
 - energy: ‖Δ‖ (Frobenius), relative to ‖W_start‖, and rms; a layer's energy is the root of the sum of its tensors'
   squares, so layers add up to the whole (paper, section on weight updates); alone it is as fast as summing the files;
-- floor: the share of changed elements, by how many ulps they moved, what rounding to the stored dtype alone would look
-  like, and a verdict per tensor (`floor.py`);
+- floor: the share of changed elements, by how many ulps they moved, what rounding to the stored dtype alone would
+  give, and a verdict per tensor (`floor.py`);
 - spectra: every singular value of every matrix, ranks, norms and decay (`spectra.py`; paper, Eq. 3);
 - null: the same for the same changes with signs and places shuffled;
 - geometry: cosine, common elements and angles between the leading subspaces of two phases' deltas.
 
 Stored values are exact in fp64, where they are subtracted and summed; spectra are those of the difference in fp32. A
-tensor that is bit-identical counts as exactly zero. A killed run goes on with the next tensor. Known limit: on two
-cores the spectra of a 7B model take about half an hour a phase, and the null as much again.
+tensor that is bit-identical counts as exactly zero. A killed run continues with the next tensor. Known limit: on two
+cores the spectra of a 7B model take about half an hour per phase, and the null as much again.
 """
 
 import os
@@ -73,12 +73,12 @@ def check_named(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaArguments:
-    """The checkpoints between which changes are measured, and what is measured."""
+    """The checkpoints, and what is measured between them."""
 
     checkpoints: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "two checkpoints, start and end; short for --sft START --rl END",
+            "help": "two checkpoints, START and END; short for --sft START --rl END",
             "positional": True,
             "metavar": "START END",
             "check": check_checkpoint,
@@ -86,32 +86,50 @@ class DeltaArguments:
     )
     output_dir: str = field(metadata={"help": "where the tables and figures are written"})
     sft: str | None = field(
-        default=None, metadata={"help": "the start of RL: folder or hub id", "check": check_checkpoint}
+        default=None, metadata={"help": "checkpoint at the start of RL: folder or hub id", "check": check_checkpoint}
     )
     rl: list[str] = field(
         default_factory=list,
-        metadata={"help": "CHECKPOINT, or NAME=CHECKPOINT or NAME@SEED=CHECKPOINT, several", "check": check_named},
+        metadata={
+            "help": "one or more checkpoints after RL: CHECKPOINT, NAME=CHECKPOINT or NAME@SEED=CHECKPOINT",
+            "check": check_named,
+        },
     )
     base: str | None = field(
-        default=None, metadata={"help": "the start of SFT; adds the phase sft - base", "check": check_checkpoint}
+        default=None,
+        metadata={
+            "help": "checkpoint at the start of SFT: folder or hub id; adds the phase sft - base",
+            "check": check_checkpoint,
+        },
     )
     measures: list[str] = field(
-        default_factory=lambda: list(MEASURES), metadata={"help": f"any of {', '.join(MEASURES)}"}
+        default_factory=lambda: list(MEASURES), metadata={"help": f"what to measure, any of {', '.join(MEASURES)}"}
     )
     top_k: int | None = field(
         default=None,
         metadata={
-            "help": "only so many leading singular values, randomised, with an error estimate; exact by default, "
-            "and for geometry always"
+            "help": "compute only the N leading singular values, by a randomised method with an error estimate; "
+            "by default all, exactly; geometry is always exact"
         },
     )
-    subspace_rank: int = field(default=16, metadata={"help": "dimensions of the leading subspaces that are compared"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
-    seed: int = field(default=0, metadata={"help": "of the shuffled null"})
-    device: str = field(default="cpu", metadata={"help": "cpu, cuda or cuda:1"})
-    num_threads: int = field(default=0, metadata={"help": "threads on the CPU; 0 for one per core"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    subspace_rank: int = field(default=16, metadata={"help": "dimension of the leading subspaces that are compared"})
+    partition: str = field(
+        default="thirds",
+        metadata={
+            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
+    )
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the shuffled null"})
+    device: str = field(default="cpu", metadata={"help": "device of the spectra: cpu, cuda or cuda:1"})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads; 0: one per core"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(

@@ -201,12 +201,16 @@ def write_report(directories: Sequence[Path], output: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """What the page shows, and where it is written."""
+    """The results to show, and the page to write."""
 
     directories: list[str] = field(
-        metadata={"help": "output directories of commands, or a study's folder", "positional": True, "metavar": "DIR"}
+        metadata={
+            "help": "output directories of commands, or the folder of a study",
+            "positional": True,
+            "metavar": "DIR",
+        }
     )
-    output: str = field(metadata={"help": "the page to write"})
+    output: str = field(metadata={"help": "HTML page to write"})
 
 
 def main(argv: list[str] | None = None) -> None:

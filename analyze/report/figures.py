@@ -21,7 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 
 def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, below: str) -> "Figure":
-    """Draws a value over the decoder's layers: a panel a name, a line a model.
+    """Draws a value over the decoder's layers: one panel per name, one line per model.
 
     Args:
         panels: title -> model -> table with the columns layer, block, value, low and high, in points.

@@ -7,19 +7,19 @@ Layer k's output is replaced by its input, in the prefill and in every step of d
 blocks, and a layer's attention or MLP alone (`plan.py`). Different problems and different skipped layers
 are rows of one batch (`layers.py`). Replies are greedy and graded by the one grader.
 
-D/records.jsonl     one record a problem and configuration, with the whole reply
-D/rates.csv         per task, ability and configuration: accuracy with Wilson's interval; the drop against the model
-                    with nothing left out, paired, with its interval; what could not be judged, ran to the limit, or was
-                    ended because it went round in circles (`eval/replies/repetition.py`), each counted apart
-D/controls.csv      with nothing left out, are the replies those of the plain model, made without this probe?
-D/skipped.csv       problems that were left out since an image cannot be read
+D/records.jsonl     one record per problem and configuration, with the whole reply
+D/rates.csv         per task, ability and configuration: accuracy with Wilson's interval; the paired drop from the model
+                    with nothing skipped, with its interval; the numbers of replies that could not be judged, that
+                    reached the token limit, and that were stopped for repetition (`eval/replies/repetition.py`)
+D/controls.csv      with nothing skipped, do the replies equal those of the plain model without this probe?
+D/skipped.csv       problems left out because an image cannot be read
 D/figures/drop.png  the drop over depth
 
 Tasks are those of `analyze/probes/inputs.py`. A killed command continues; batches are the same whether or not it was
-killed, and however many processes share them. Where memory runs out a batch is halved.
+killed, and however many processes share them. If memory runs out a batch is halved.
 
-Known limits: a batch goes on until its longest reply has ended. In lower precision than float32 a reply may hang on the
-shape of its batch; `controls.csv` says how many do.
+Known limits: a batch runs until its longest reply has ended. In lower precision than float32 a reply may depend on the
+shape of its batch; `controls.csv` has the number of such replies.
 """
 
 from dataclasses import dataclass, field, fields
@@ -59,37 +59,57 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SkipArguments:
-    """What is left out of which model, and on which problems."""
+    """The model, the problems, and what is skipped."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
+    model: str = field(
+        metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}
+    )
     tasks: list[str] = field(
-        metadata={"help": "tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …; several", "check": check_task}
+        metadata={"help": "one or more tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …", "check": check_task}
     )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     configurations: list[str] = field(
         default_factory=lambda: list(KINDS),
-        metadata={"help": f"what is left out in turn: any of {', '.join(KINDS)}, or expressions such as llm:4-7.mlp"},
+        metadata={
+            "help": f"what to skip, one after the other: any of {', '.join(KINDS)}, or block expressions such as "
+            "llm:4-7.mlp"
+        },
     )
     abilities: list[str] = field(
-        default_factory=list, metadata={"help": f"only prompts of these abilities, of {', '.join(ABILITIES)}"}
+        default_factory=list, metadata={"help": f"use only prompts of these abilities: {', '.join(ABILITIES)}"}
     )
     limit: int | None = field(
         default=None,
-        metadata={"help": "at most so many prompts of each task, the first", "formerly": ("max_problems",)},
+        metadata={"help": "use only the first N prompts of each task", "formerly": ("max_problems",)},
     )
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
-    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
+    partition: str = field(
+        default="thirds",
+        metadata={
+            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
+    )
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
+    prompt_style: str = field(
+        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
-    max_new_tokens: int = field(default=2048, metadata={"help": "longest reply, in tokens"})
+    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
     repetition_window: int = field(
         default=128,
-        metadata={"help": "a reply ends when its last so many tokens are four or more rounds of one cycle; 0: never"},
+        metadata={"help": "stop a reply if its last N tokens repeat one sequence four or more times; 0: never"},
     )
-    batch_size: int = field(default=128, metadata={"help": "rows generated together, halved where memory runs out"})
-    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    batch_size: int = field(default=128, metadata={"help": "rows generated together; halved if memory runs out"})
+    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(

@@ -8,14 +8,15 @@ pair.py`). With `--mode from` the model answers with the source's vision tokens 
 appendix D), for every k; `only` swaps layer k alone, `window` the layers k … k + w - 1. All variants of several pairs
 run as one batch over composed caches (`prefix.py`), exactly equal to replacing hidden states by hooks.
 
-    rates.csv      per set, task, mode and layer: the paper's metric and the honest ones, with Wilson intervals
+    rates.csv      per set, task, mode and layer: the paper's metric and stricter ones, with Wilson intervals
     logprobs.csv   the same for the log-probabilities of both answers, which need no decoding
     controls.csv   self-swap, full swap and no swap (`controls.py`); one that fails fails the run
-    skipped.csv    pairs that were left out, and why; defects.csv: whatever else the preflight found in the pairs
+    skipped.csv    pairs that were left out, and why
+    defects.csv    other defects that the check before the run found in the pairs
     figures/       both tables over depth
-    records.jsonl  a record per pair and mode, with every reply
+    records.jsonl  one record per pair and mode, with every reply
 
-Known limits: one picture a question, asked after it; both pictures need the same grid of vision tokens.
+Known limits: one picture per question, which precedes the question; both pictures need the same grid of vision tokens.
 """
 
 import sys
@@ -46,38 +47,67 @@ from tracking.tables import write_table
 
 @dataclass(frozen=True, kw_only=True)
 class SwapArguments:
-    """What is swapped, in which model, and how it is asked."""
+    """The model, the pairs, and the layers that are swapped."""
 
-    model: str = field(metadata={"help": "checkpoint folder, hub id, or a recipe's .yaml", "check": check_subject})
+    model: str = field(
+        metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}
+    )
     pairs: list[str] = field(
         metadata={
-            "help": "folders of pairs (pairs.jsonl, or the published data.jsonl)",
+            "help": "one or more folders of pairs (with pairs.jsonl, or the published data.jsonl)",
             "check": check_pairs,
         }
     )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
     mode: list[str] = field(
-        default_factory=lambda: ["from"], metadata={"help": "any of from (layers >= k), only (k) and window"}
+        default_factory=lambda: ["from"],
+        metadata={
+            "help": "layers that get the source's vision tokens, for every k; any of from (layers k and above), only "
+            "(layer k) and window (--window layers from k on)"
+        },
     )
-    limit: int | None = field(default=None, metadata={"help": "at most so many pairs of each set, the first"})
-    window: int = field(default=4, metadata={"help": "layers in a window"})
-    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think"})
+    limit: int | None = field(default=None, metadata={"help": "use only the first N pairs of each set"})
+    window: int = field(default=4, metadata={"help": "number of layers in a window; only with --mode window"})
+    prompt_style: str = field(
+        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
     answer_prefix: str = field(
-        default="", metadata={"help": "what a reply opens with before an answer's log-probability, such as <answer>"}
+        default="",
+        metadata={
+            "help": "text that the reply is assumed to begin with when the log-probability of an answer is "
+            "computed, such as <answer>"
+        },
     )
     box_space: str | None = field(
-        default=None, metadata={"help": f"how the model writes boxes: {', '.join(BOX_SPACES)}; its family's by default"}
+        default=None,
+        metadata={
+            "help": f"coordinates in which the model writes boxes: {', '.join(BOX_SPACES)}; by default those of "
+            "the model's family"
+        },
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "longest reply, in tokens"})
-    batch_size: int = field(
-        default=16, metadata={"help": "pairs swapped together at first; halved where memory runs out"}
+    max_new_tokens: int = field(default=64, metadata={"help": "maximum length of a reply, in tokens"})
+    batch_size: int = field(default=16, metadata={"help": "pairs per batch at first; halved if memory runs out"})
+    dtype: str = field(
+        default="float32", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"}
     )
-    dtype: str = field(default="float32", metadata={"help": "auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2"})
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers instead, such as 8 20"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
+    )
+    partition: str = field(
+        default="thirds",
+        metadata={
+            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
+    )
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(

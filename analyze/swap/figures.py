@@ -61,7 +61,7 @@ def draw_rates(rates: "pd.DataFrame", mode: str) -> "Figure":
 
 
 def draw_logprobs(logprobs: "pd.DataFrame") -> "Figure":
-    """Draws the shift of log p(source's answer) - log p(target's answer) over k, a line a mode."""
+    """Draws the shift of log p(source's answer) - log p(target's answer) over k, one line per mode."""
     with _panels(logprobs) as (figure, panels):
         for axes, table in panels:
             for mode in dict.fromkeys(table["mode"]):

@@ -203,7 +203,7 @@ class Continuation:
         """Returns log p(answer) of each row's answer as the beginning of its reply; nothing is decoded.
 
         Args:
-            answers: one a row.
+            answers: one per row.
             num_given: tokens at their beginning that are taken as said, and not scored.
         """
         longest = max(len(answer) for answer in answers)

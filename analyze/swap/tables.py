@@ -113,7 +113,7 @@ def skipped_table(defects: Mapping[str, Sequence[Defect]], records: Sequence[Rec
         if record["left_out"] is not None:
             kind, _, text = record["left_out"].partition(": ")
             rows.append((record["set"], record["id"], kind, text))
-    return pd.DataFrame(rows, columns=["set", "pair_id", "kind", "text"]).drop_duplicates()  # a record a mode
+    return pd.DataFrame(rows, columns=["set", "pair_id", "kind", "text"]).drop_duplicates()  # one record per mode
 
 
 def _cells(records: Sequence[Record], partition: Partition) -> Iterator[tuple[dict[str, Any], str, int, list[Record]]]:

@@ -186,13 +186,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=format_steps(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output-dir", type=Path, required=True, help="where gpu_STEP.json are written")
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for all steps together (10)")
-    parser.add_argument("--steps", nargs="+", default=[], metavar="NAME", help="only these")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny shapes: does all of it run?")
-    parser.add_argument("--work-dir", type=Path, help="disk for 40 GiB of checkpoints, emptied at the end")
-    parser.add_argument("--commit", help="of this source tree, where it is a copy without its git repository")
-    parser.add_argument("--overwrite", action="store_true", help="measure again what is done")
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the files gpu_STEP.json are written")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="time limit for all steps together, in minutes (default: 10)"
+    )
+    parser.add_argument("--steps", nargs="+", default=[], metavar="NAME", help="run only these steps")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run all steps on the CPU with tiny shapes, to test that they work"
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, help="folder with 40 GiB of free space for checkpoints; emptied at the end"
+    )
+    parser.add_argument("--commit", help="commit of this source tree, if it is a copy without its git repository")
+    parser.add_argument("--overwrite", action="store_true", help="measure finished steps again")
     arguments = parser.parse_args(argv)
     if arguments.minutes <= 0:
         raise ValueError(f"--minutes is {arguments.minutes}; expected more than 0")

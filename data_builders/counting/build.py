@@ -41,8 +41,10 @@ ASPECTS = (1.2, 2.0)
 class CountingArguments(Visibility, SceneSource):
     """Properties of the scenes, or their source."""
 
-    max_change: int = field(default=3, metadata={"help": "at most so many objects come or go, drawn evenly"})
-    image_size: str = field(default="480x320", metadata={"help": "WIDTHxHEIGHT in pixels; CLEVR's by default"})
+    max_change: int = field(
+        default=3, metadata={"help": "maximum number of objects added or removed, drawn uniformly from 1 to N"}
+    )
+    image_size: str = field(default="480x320", metadata={"help": "WIDTHxHEIGHT in pixels; by default that of CLEVR"})
     num_samples: int = field(default=36, metadata={"help": "rays per pixel, a square number; fewer are grainy"})
 
     def __post_init__(self) -> None:

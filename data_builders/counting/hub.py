@@ -38,13 +38,19 @@ class SceneSource:
 
     scenes: str | None = field(
         default=None,
-        metadata={"help": "hub id, or folder of Parquet or JSONL: take its scenes, for reproduction, and render none"},
+        metadata={
+            "help": "hub id, or folder of Parquet or JSONL files: use its scenes instead of rendering new ones, to "
+            "reproduce a set"
+        },
     )
     scenes_config: str | None = field(default=None, metadata={"help": "configuration of that data set"})
     scenes_split: str = field(default="train", metadata={"help": "split of that data set"})
-    image_column: str = field(default="images", metadata={"help": "its column with the picture, or a list of one"})
+    image_column: str = field(
+        default="images", metadata={"help": "column of that data set with the picture, or a list of one picture"}
+    )
     count_column: str = field(
-        default="answer", metadata={"help": "its column with the count: a number, or a text that holds just one"}
+        default="answer",
+        metadata={"help": "column of that data set with the count: a number, or a text that contains exactly one"},
     )
 
     def __post_init__(self) -> None:

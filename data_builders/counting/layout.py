@@ -39,10 +39,10 @@ class Visibility:
     """Minimum visibility of each object."""
 
     min_visible_pixels: int = field(
-        default=200, metadata={"help": "each object shows at least so many pixels of a picture of 480 x 320"}
+        default=200, metadata={"help": "minimum visible pixels of each object in a picture of 480 x 320"}
     )
     min_visible_frac: float = field(
-        default=0.35, metadata={"help": "and at least this share of what it would show if it stood alone"}
+        default=0.35, metadata={"help": "minimum visible share of each object, relative to the object standing alone"}
     )
 
     def __post_init__(self) -> None:

@@ -45,15 +45,22 @@ MAX_TRIES = 100
 class GroundingArguments:
     """The contents of a page."""
 
-    num_distractors: int = field(default=0, metadata={"help": "other objects, the same in both pictures"})
+    num_distractors: int = field(default=0, metadata={"help": "number of other objects, the same in both pictures"})
     image_size: str = field(
         default="448",
-        metadata={"help": "side of the page in pixels, or WIDTHxHEIGHT; 448 is whole cells of both 28 and 32 pixels"},
+        metadata={
+            "help": "side of the page in pixels, or WIDTHxHEIGHT; 448 is a multiple of both 28 and 32 pixels, "
+            "the sizes of a vision token"
+        },
     )
-    min_object_pixels: int = field(default=48, metadata={"help": "diameter of the circle around the smallest object"})
-    max_object_pixels: int = field(default=96, metadata={"help": "diameter of the circle around the largest object"})
+    min_object_pixels: int = field(
+        default=48, metadata={"help": "diameter in pixels of the circle around the smallest object"}
+    )
+    max_object_pixels: int = field(
+        default=96, metadata={"help": "diameter in pixels of the circle around the largest object"}
+    )
     backgrounds: list[str] = field(
-        default_factory=lambda: ["white"], metadata={"help": f"pages, drawn among these: {', '.join(BACKGROUNDS)}"}
+        default_factory=lambda: ["white"], metadata={"help": f"kinds of page to draw from: {', '.join(BACKGROUNDS)}"}
     )
 
     def __post_init__(self) -> None:

@@ -51,28 +51,40 @@ class OcrArguments:
 
     distractor: str = field(
         default="any",
-        metadata={"help": "the other word: any, of the same length, or one of the most similar by look"},
+        metadata={
+            "help": "how the other word is chosen: any, one of the same length, or one of the most similar by look"
+        },
     )
     image_size: str = field(
         default="448",
-        metadata={"help": "side of the page in pixels, or WIDTHxHEIGHT; 448 is whole cells of both 28 and 32 pixels"},
+        metadata={
+            "help": "side of the page in pixels, or WIDTHxHEIGHT; 448 is a multiple of both 28 and 32 pixels, "
+            "the sizes of a vision token"
+        },
     )
     fonts: list[str] = field(
         default_factory=lambda: ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono"],
-        metadata={"help": "fonts that Matplotlib brings, by name, or paths of any others"},
+        metadata={"help": "names of fonts that Matplotlib includes, or paths of other fonts"},
     )
-    min_font_pixels: int = field(default=28, metadata={"help": "smallest size, pixels per em"})
-    max_font_pixels: int = field(default=56, metadata={"help": "largest size; less where a word would not fit"})
-    margin_pixels: int = field(default=14, metadata={"help": "least distance from the ink to the edge of the page"})
+    min_font_pixels: int = field(default=28, metadata={"help": "smallest font size, in pixels per em"})
+    max_font_pixels: int = field(
+        default=56, metadata={"help": "largest font size, in pixels per em; less if a word would not fit"}
+    )
+    margin_pixels: int = field(
+        default=14, metadata={"help": "minimum distance from the ink to the edge of the page, in pixels"}
+    )
     palette: str = field(default="mixed", metadata={"help": "colours of page and ink: mixed or black_on_white"})
     min_contrast: float = field(
-        default=7.0, metadata={"help": "between page and ink, as WCAG 2.2 defines it (7: its level AAA); 3 to 15"}
+        default=7.0,
+        metadata={
+            "help": "minimum contrast between page and ink as defined by WCAG 2.2, from 3 to 15; 7 is its level AAA"
+        },
     )
     vocabulary: str | None = field(
-        default=None, metadata={"help": "a file with a word a line; by default a list of our own"}
+        default=None, metadata={"help": "a file with one word per line; by default the list of this suite"}
     )
-    min_letters: int = field(default=4, metadata={"help": "letters of a word, at least"})
-    max_letters: int = field(default=14, metadata={"help": "letters of a word, at most"})
+    min_letters: int = field(default=4, metadata={"help": "minimum number of letters of a word"})
+    max_letters: int = field(default=14, metadata={"help": "maximum number of letters of a word"})
 
     def __post_init__(self) -> None:
         for name, allowed in (("distractor", DISTRACTORS), ("palette", PALETTES)):

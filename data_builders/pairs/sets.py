@@ -44,21 +44,29 @@ FLAT_CHUNK = 16
 class PairSetArguments:
     """Number of pairs, target model and number of processes."""
 
-    num_pairs: int = field(default=100, metadata={"help": "pairs in the set"})
+    num_pairs: int = field(
+        default=100, metadata={"help": "number of pairs in the set; data_builders.validate checks the finished set"}
+    )
     split: str = field(
-        default="test", metadata={"help": "train, validation or test; no word or photograph stands in two of them"}
+        default="test",
+        metadata={"help": "split of the set: train, validation or test; splits share no word and no photograph"},
     )
     processor: str = field(
         default="qwen2_5_vl",
-        metadata={"help": "whose grid both pictures share: qwen2_vl, qwen2_5_vl, qwen3_vl, pocket or a checkpoint"},
+        metadata={
+            "help": "model family whose vision grid is used for both pictures: qwen2_vl, qwen2_5_vl, qwen3_vl, "
+            "pocket or a checkpoint"
+        },
     )
-    num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core. The files do not depend on it"})
+    num_workers: int = field(
+        default=0, metadata={"help": "number of processes; 0: one per core. The files do not depend on it"}
+    )
 
     def __post_init__(self) -> None:
         if self.num_pairs < 1:
             raise ValueError(f"num_pairs is {self.num_pairs}; it must be at least 1")
         if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}; it must be 0 (one a core) or more")
+            raise ValueError(f"num_workers is {self.num_workers}; expected 0 (one per core) or more")
         if self.split not in SPLITS:
             raise ValueError(f"split {self.split!r} is unknown; expected one of {', '.join(SPLITS)}")
 

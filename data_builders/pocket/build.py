@@ -56,7 +56,8 @@ class PocketPairArguments:
     """The kinds of pairs to build."""
 
     kinds: list[str] = field(
-        default_factory=lambda: ["counting"], metadata={"help": "some of counting, sum, colour, shape, place and blank"}
+        default_factory=lambda: ["counting"],
+        metadata={"help": "tasks to draw, any of counting, sum, colour, shape, place and blank"},
     )
 
     def __post_init__(self) -> None:

@@ -36,9 +36,15 @@ REFERENCE_KEYS = ("path", "image", "image_url", "url")
 class PixelLimits:
     """Size limits of stored images, and the patch size."""
 
-    min_pixels: int = field(default=4 * 28 * 28, metadata={"help": "smaller images are enlarged to it"})
-    max_pixels: int = field(default=16384 * 28 * 28, metadata={"help": "larger images are reduced to it"})
-    patch_size: int = field(default=14, metadata={"help": "the model's image patch: 14, or 16 for Qwen3-VL"})
+    min_pixels: int = field(
+        default=4 * 28 * 28, metadata={"help": "minimum number of pixels of an image; smaller ones are enlarged"}
+    )
+    max_pixels: int = field(
+        default=16384 * 28 * 28, metadata={"help": "maximum number of pixels of an image; larger ones are reduced"}
+    )
+    patch_size: int = field(
+        default=14, metadata={"help": "side of the model's image patch in pixels: 14, or 16 for Qwen3-VL"}
+    )
 
     def __post_init__(self) -> None:
         if self.patch_size < 1:

@@ -12,7 +12,7 @@ default the photographs are the rendered scenes in `mini_coco/`:
 
     python -m data_builders.build recognition --num_pairs 100 --output-dir outputs/pairs/recognition
     python -m data_builders.build recognition --annotations instances_val2017.json --images val2017 \\
-        --source_kind inpainted --output-dir outputs/pairs/painted_out
+        --source-kind inpainted --output-dir outputs/pairs/painted_out
     python -m data_builders.build recognition --hub_dataset detection-datasets/coco --output-dir outputs/pairs/hub
 """
 
@@ -54,14 +54,30 @@ class RecognitionArguments(PhotographRules):
     """The image without the object."""
 
     source_kind: str = field(
-        default="white", metadata={"help": "white, grey, black, mean (the photograph's colour) or inpainted"}
+        default="white",
+        metadata={
+            "help": "what replaces the object: white, grey, black, mean (the photograph's mean colour) or inpainted"
+        },
     )
     max_pixels: int = field(
-        default=0, metadata={"help": "larger photographs are scaled down to it, as for the pocket model; 0: never"}
+        default=0,
+        metadata={
+            "help": "maximum number of pixels of a photograph, such as for the pocket model; larger ones are "
+            "reduced; 0: no maximum"
+        },
     )
-    inpaint_method: str = field(default="telea", metadata={"help": "inpainted: telea or ns (Navier-Stokes)"})
-    inpaint_radius: float = field(default=5.0, metadata={"help": "inpainted: pixels around, from which one is painted"})
-    mask_dilation: int = field(default=4, metadata={"help": "inpainted: pixels painted around the outlines"})
+    inpaint_method: str = field(
+        default="telea", metadata={"help": "with --source-kind inpainted: method, telea or ns (Navier-Stokes)"}
+    )
+    inpaint_radius: float = field(
+        default=5.0,
+        metadata={
+            "help": "with --source-kind inpainted: radius in pixels of the neighbourhood that a pixel is painted from"
+        },
+    )
+    mask_dilation: int = field(
+        default=4, metadata={"help": "with --source-kind inpainted: pixels around the outlines that are painted too"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

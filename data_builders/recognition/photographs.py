@@ -49,21 +49,23 @@ class PhotographRules:
     """The selection of photographs."""
 
     annotations: str | None = field(
-        default=None, metadata={"help": "COCO's instances_*.json; by default the shipped mini-COCO"}
+        default=None, metadata={"help": "COCO's instances_*.json; by default the mini-COCO of this repository"}
     )
-    images: str | None = field(default=None, metadata={"help": "folder of the photographs that it names"})
+    images: str | None = field(default=None, metadata={"help": "folder of the photographs that the annotations name"})
     hub_dataset: str | None = field(
         default=None,
-        metadata={"help": "in place of a file: a hub id, such as detection-datasets/coco@COMMIT, or its folder"},
+        metadata={
+            "help": "hub id, such as detection-datasets/coco@COMMIT, or its folder; used instead of an annotation file"
+        },
     )
-    hub_split: str = field(default="val", metadata={"help": "the hub data set's own split"})
-    hub_rows: int = field(default=5000, metadata={"help": "rows of the hub data set that are read at most"})
-    categories: list[str] = field(default_factory=list, metadata={"help": "only these; by default all"})
+    hub_split: str = field(default="val", metadata={"help": "split of the hub data set"})
+    hub_rows: int = field(default=5000, metadata={"help": "maximum number of rows read from the hub data set"})
+    categories: list[str] = field(default_factory=list, metadata={"help": "categories to use; all by default"})
     min_area_frac: float = field(
-        default=0.01, metadata={"help": "of the photograph that the largest instance covers at least, 0 to 1"}
+        default=0.01, metadata={"help": "minimum share of the photograph that the largest instance covers, 0 to 1"}
     )
     max_area_frac: float = field(
-        default=0.5, metadata={"help": "of the photograph that all instances cover at most, 0 to 1"}
+        default=0.5, metadata={"help": "maximum share of the photograph that all instances cover together, 0 to 1"}
     )
 
     def __post_init__(self) -> None:

@@ -46,14 +46,14 @@ MAX_EXAMPLES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class RlArguments(RowRules):
-    """How rows become prompts."""
+    """The rows, and how they become prompts."""
 
-    source: list[str] = field(metadata={"help": "parquet or JSONL files, folders of them, or hub ids"})
+    source: list[str] = field(metadata={"help": "one or more Parquet or JSONL files, folders of them, or hub ids"})
     ability: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "ABILITY for all rows, DATA_SOURCE=ABILITY for those of one source; by default reasoning without "
-            "images and vision-to-reasoning with them"
+            "help": "ability of the prompts: ABILITY for all rows, DATA_SOURCE=ABILITY for those of one source; "
+            "by default reasoning for prompts without images and vision-to-reasoning for those with images"
         },
     )
     answer_kind: list[str] = field(
@@ -63,12 +63,12 @@ class RlArguments(RowRules):
     validation_frac: float = field(default=0.02, metadata={"help": "share of the questions held out for validation"})
     test_frac: float = field(default=0.02, metadata={"help": "share of the questions held out for the test"})
     image_root: str | None = field(
-        default=None, metadata={"help": "what paths of images are relative to; by default the folder of each file"}
+        default=None, metadata={"help": "folder that image paths are relative to; by default the folder of each file"}
     )
     hub_config: str | None = field(default=None, metadata={"help": "configuration of the hub data set"})
     hub_split: str = field(default="train", metadata={"help": "split of the hub data set"})
     hub_revision: str | None = field(
-        default=None, metadata={"help": "its commit, branch or tag; the latest by default"}
+        default=None, metadata={"help": "commit, branch or tag of the hub data set; the latest by default"}
     )
 
     def __post_init__(self) -> None:

@@ -138,10 +138,10 @@ class RowRules(PixelLimits):
     """How rows are read."""
 
     allow_missing_placeholders: bool = field(
-        default=False, metadata={"help": "keep rows with images whose text has no <image> at all"}
+        default=False, metadata={"help": "keep rows that have images although their text contains no <image>"}
     )
     keep_blank_images: bool = field(
-        default=False, metadata={"help": "keep images of one colour, which stand in for no image upstream"}
+        default=False, metadata={"help": "keep images of one colour, which upstream uses as a placeholder for no image"}
     )
 
 

@@ -3,18 +3,19 @@
     python -m data_builders.validate outputs/pairs/ocr [MORE SETS] [--words] [--num-workers 2]
     python -m data_builders.validate ../shared/data/published_pairs
 
-Each folder is a set, a run directory whose `data/` is one, or a folder of such. Checked are, of every set,
+Each folder is a pair set, the output directory of a build (its `data/` is the set), or a folder that contains several
+of them. It checks for every set
 
     files     against manifest.json, and metadata.jsonl against pairs.jsonl                `set_files.py`
     pairs     texts, boxes, sizes and the processor's grid                                 `pairs/defects.py`
-    pictures  that they differ in what is asked and in nothing else, and that answers and
-              boxes are true, by what the builder recorded of each pair                    `TASK/check.py`
-    repeats   pairs, words and photographs that stand twice, in all sets given together    `repeats.py`
+    pictures  that they differ only in what the question asks about, and that answers and
+              boxes are correct, from what the builder recorded about each pair            `TASK/check.py`
+    repeats   pairs, words and photographs that occur twice, over all sets together        `repeats.py`
 
-A set without such records, such as the published one, is measured by its pixels alone (`pairs/unproven.py`). What could
-not be checked is reported. Hidden files and the dataset card are left alone.
+A set without such records, such as the published one, is measured from its pixels only (`pairs/unproven.py`). What
+could not be checked is reported. Hidden files and the dataset card are ignored.
 
-Exit status 0: no defects; 1: defects, a line each, and how many there are of each kind; 2: no set, or one that cannot
+Exit status 0: no defects; 1: defects, one line each, and the number of each kind; 2: not a pair set, or one that cannot
 be read.
 """
 
@@ -219,13 +220,18 @@ def describe(report: Report, *, read_back: bool) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateArguments:
-    """Which sets are proved, and how."""
+    """The sets to check, and how."""
 
     directories: list[str] = field(
-        metadata={"help": "a set, a run's folder, or one of sets", "positional": True, "metavar": "DIR"}
+        metadata={
+            "help": "one or more of: a pair set, the output directory of a build, or a folder that contains "
+            "several of them",
+            "positional": True,
+            "metavar": "DIR",
+        }
     )
-    words: bool = field(default=False, metadata={"help": "let Tesseract read the words of ocr pairs (0.2 s a word)"})
-    num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core, fewer for small sets"})
+    words: bool = field(default=False, metadata={"help": "read the words of ocr pairs with Tesseract (0.2 s per word)"})
+    num_workers: int = field(default=0, metadata={"help": "number of processes; 0: one per core, fewer for small sets"})
 
     def __post_init__(self) -> None:
         check_least(self, num_workers=0)

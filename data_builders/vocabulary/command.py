@@ -3,19 +3,20 @@
     python -m data_builders.vocabulary --source arxiv-metadata.json --column abstract --output-dir outputs/words
     python -m data_builders.vocabulary --source owner/name --column title abstract --output-dir outputs/words
 
-A word counts as scientific where at least `min_documents` documents hold it, at most `max_document_frac` of them do,
-and neither it nor a form of it stands in `words/common.txt`, a list of everyday and of academic English. Names and
-abbreviations go out by their capital letters. Of the forms of one word (plural, -ed, -ing, -ly, -ic and -ics, British
-spelling) the most frequent stays.
+A word counts as scientific if at least `min_documents` documents contain it, at most `max_document_frac` of them do,
+and neither it nor a form of it is in `words/common.txt`, a list of everyday and academic English. Names and
+abbreviations are dropped by their capital letters. Of the forms of one word (plural, -ed, -ing, -ly, -ic and -ics,
+British spelling) the most frequent is kept.
 
-It writes `words.txt` (most frequent first; what `data_builders.build ocr --vocabulary` reads), `words.csv` (how many
-documents hold each) and `report.json` (every dropped word counted by reason). It starts over when it was killed.
+It writes `words.txt` (most frequent first; read by `data_builders.build ocr --vocabulary`), `words.csv` (the number of
+documents that contain each word) and `report.json` (every dropped word, counted by reason). If it was killed, it starts
+over.
 
-Memory is bounded: where more than `max_tracked` different words turn up, the rarest are forgotten (lossy counting,
-Manku and Motwani 2002), and the report says by how much a count may be too low. Known limits: misspellings that many
-documents share stay; forms beyond the rules below are taken for words of their own.
+Memory is bounded: if there are more than `max_tracked` different words, the rarest are dropped (lossy counting, Manku
+and Motwani 2002), and the report gives the maximum error of a count. Known limits: misspellings that many documents
+share are kept; forms beyond the rules below count as separate words.
 
-`words/science.txt`, a list of our own, is what is used without such a collection.
+Without such a collection, the suite's own list `words/science.txt` is used.
 """
 
 import hashlib
@@ -64,25 +65,36 @@ _TOKEN = re.compile(r"[^\s()\[\]{}.,;:!?\"“”„«»/—–‐-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyArguments:
-    """Which texts are read, and which of their words are kept."""
+    """The texts to read, and the words to keep."""
 
     source: list[str] = field(
-        metadata={"help": "files (.txt, .json or .jsonl with an object a line, .parquet; .gz too), or hub ids"}
+        metadata={
+            "help": "one or more files (.txt, .json or .jsonl with one object per line, .parquet; also .gz), or hub ids"
+        }
     )
-    output_dir: str = field(metadata={"help": "run directory"})
+    output_dir: str = field(metadata={"help": "where words.txt, words.csv and report.json are written"})
     column: list[str] = field(
-        default_factory=lambda: ["abstract"], metadata={"help": "what holds the text; a .txt file has a text a line"}
+        default_factory=lambda: ["abstract"],
+        metadata={"help": "columns that hold the text; a .txt file has one text per line"},
     )
-    min_letters: int = field(default=4, metadata={"help": "shorter words are left out"})
-    max_letters: int = field(default=14, metadata={"help": "longer words are left out"})
-    min_documents: int = field(default=5, metadata={"help": "documents that hold a word, at least"})
-    max_document_frac: float = field(default=0.2, metadata={"help": "share of the documents, at most; above 0, to 1"})
-    max_words: int = field(default=5000, metadata={"help": "words kept; 0: all"})
-    max_documents: int = field(default=0, metadata={"help": "documents read of each source; 0: all"})
-    max_tracked: int = field(default=1_000_000, metadata={"help": "different words in memory; about 150 bytes each"})
+    min_letters: int = field(default=4, metadata={"help": "minimum number of letters of a word"})
+    max_letters: int = field(default=14, metadata={"help": "maximum number of letters of a word"})
+    min_documents: int = field(default=5, metadata={"help": "minimum number of documents that contain a word"})
+    max_document_frac: float = field(
+        default=0.2, metadata={"help": "maximum share of the documents that contain a word; above 0, up to 1"}
+    )
+    max_words: int = field(default=5000, metadata={"help": "maximum number of words kept; 0: all"})
+    max_documents: int = field(
+        default=0, metadata={"help": "maximum number of documents read from each source; 0: all"}
+    )
+    max_tracked: int = field(
+        default=1_000_000, metadata={"help": "maximum number of different words in memory, at about 150 bytes each"}
+    )
     hub_config: str | None = field(default=None, metadata={"help": "configuration of the hub data set"})
     hub_split: str = field(default="train", metadata={"help": "split of the hub data set"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_letters <= self.max_letters:
@@ -99,13 +111,13 @@ class VocabularyArguments:
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Reads a list of words, one a line, in lower-case letters from a to z.
+    """Reads a list of words, one per line, in lower-case letters from a to z.
 
     Raises:
         ValueError: where the file is missing, or holds something else or a word twice; the message names the line.
     """
     if not path.is_file():
-        raise ValueError(f"vocabulary {path} is no file; expected a list of words, one a line")
+        raise ValueError(f"vocabulary {path} is no file; expected a list of words, one per line")
     words: dict[str, int] = {}
     for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), start=1):
         word = line.strip()

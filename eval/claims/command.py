@@ -4,17 +4,17 @@
     python -m eval.claims --scores outputs/comparison/scores.csv --output-dir outputs/claims
 
 Without scores the paper's own percentages are judged: which of its differences are significant at n = 100? With the
-scores of `eval.compare` (`RECIPE=FILE` where they repeat one of the paper's recipes) each claim is judged by what was
-measured:
+scores of `eval.compare` (`RECIPE=FILE` if they repeat one of the paper's recipes) each claim is judged by these
+measurements:
 
     supported                  the difference is significant (p below 5 %, Holm-corrected within its table) and has the
-                               sign of the paper's own; that two models do not differ: the 90 % interval lies
-                               within 5 points of zero (two one-sided tests: D. Schuirmann, Journal of Pharmacokinetics
-                               and Biopharmaceutics 15, 1987)
+                               sign of the paper's; for a claim that two models do not differ: the 90 % interval
+                               lies within 5 points of zero (two one-sided tests: D. Schuirmann, Journal of
+                               Pharmacokinetics and Biopharmaceutics 15, 1987)
     contradicted               it is significant and has the other sign
     not decidable at this n    neither
 
-`claims.csv` holds a row per comparison, `statements.csv` a row per sentence of the paper, `claims.html` both to read.
+`claims.csv` has one row per comparison, `statements.csv` one row per sentence of the paper, `claims.html` shows both.
 """
 
 import hashlib
@@ -42,21 +42,23 @@ PAGE = "claims.html.j2"
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimsArguments:
-    """What is laid beside the paper."""
+    """The scores that the paper's claims are judged by."""
 
     output_dir: str = field(metadata={"help": "where claims.csv, statements.csv and claims.html are written"})
     scores: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "DIR/scores.csv of eval.compare, or RECIPE=DIR/scores.csv; of a comparison that stands in several "
-            "the first counts; none: the paper's own numbers"
+            "help": "one or more DIR/scores.csv of eval.compare, or RECIPE=DIR/scores.csv; if several contain the same "
+            "comparison, the first counts; without it the paper's own numbers are judged"
         },
     )
     num_samples: int = field(
         default=ABILITY_SIZE,
-        metadata={"help": "prompts behind each ability score of the paper, which it does not state"},
+        metadata={"help": "number of prompts behind each ability score of the paper, which the paper does not state"},
     )
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:

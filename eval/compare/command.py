@@ -3,20 +3,19 @@
     python -m eval.compare sft=outputs/eval/sft full@0=… full@1=… freeze-mid@0=… --baseline sft --reference full \\
         --output-dir outputs/comparison
 
-`NAME=DIR` is a model that stands once, `NAME@SEED=DIR` one that was trained with several seeds, `DIR` alone is named
-after its folder. Every model is compared with the baseline and with the reference, per task and ability (what is
-compared: `eval/statistics/pairing.py`). Pooled rows: a bootstrap crossed over seeds and samples. Rows per seed: the
-exact McNemar test where each prompt has one answer, else the bootstrap. Prompts that belong together (a record's
-`cluster`) are drawn together and have clustered standard errors. P-values are Holm-corrected within their family (the
-pooled ones of one metric; the ones per seed). `detectable` is the smallest difference that would have been found
-(`eval/statistics/power.py`).
+`NAME=DIR` is one model, `NAME@SEED=DIR` one of several seeds of a model; `DIR` alone is named after its folder. Every
+model is compared with the baseline and with the reference, per task and ability (`eval/statistics/pairing.py`). Pooled
+rows use a bootstrap over seeds and samples. Rows per seed use the exact McNemar test if each prompt has one answer,
+else the bootstrap. Prompts that belong together (a record's `cluster`) are resampled together and have clustered
+standard errors. P-values are Holm-corrected within their family (the pooled ones of one metric; the ones per seed).
+`detectable` is the smallest difference that the test would have found (`eval/statistics/power.py`).
 
-*Gain kept* = (arm - baseline) / (reference - baseline), given only where the interval of the denominator excludes zero
-and there is a gain, not a loss.
+*Gain kept* = (arm - baseline) / (reference - baseline). It is given only if the interval of the denominator lies above
+zero.
 
-`scores.csv` and `comparison.csv` hold the numbers, `transitions.csv` every prompt that flipped, `comparison.html` the
-flipped prompts to read. Where models were trained with rollouts whose engine is known, `rollouts.csv` says which, and
-what makes their comparison open to doubt is printed and stands on the page (`eval/replies/rollouts.py`).
+`scores.csv` and `comparison.csv` have the numbers, `transitions.csv` every prompt that flipped, `comparison.html` the
+flipped prompts with their replies. If it is known which engine sampled the rollouts that a model was trained on,
+`rollouts.csv` names it. Reasons to doubt a comparison are printed and shown on the page (`eval/replies/rollouts.py`).
 """
 
 import hashlib
@@ -183,25 +182,34 @@ def judge_doubts(entries: Sequence[Entry]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonArguments:
-    """What is compared with what."""
+    """The models, and what they are compared with."""
 
     models: list[str] = field(
         metadata={
-            "help": "DIR, NAME=DIR or NAME@SEED=DIR, output directories of eval.run",
+            "help": "output directories of eval.run: DIR, NAME=DIR or NAME@SEED=DIR",
             "positional": True,
             "metavar": "NAME=DIR",
             "check": parse_entry,
         }
     )
-    baseline: str = field(metadata={"help": "the model all others are compared with, by name or DIR"})
+    baseline: str = field(metadata={"help": "model that all others are compared with: its name or DIR"})
     reference: str | None = field(
-        default=None, metadata={"help": "a second such model, and the one whose gain is to be kept"}
+        default=None,
+        metadata={
+            "help": "second model that all others are compared with; gain kept is the share of its gain over the "
+            "baseline"
+        },
     )
-    output_dir: str = field(default="outputs/comparison", metadata={"help": "where all is written"})
+    output_dir: str = field(
+        default="outputs/comparison", metadata={"help": "where tables, page and run.json are written"}
+    )
     tasks: list[str] = field(
-        default_factory=list, metadata={"help": "prompts that have moved since, named as for eval.run"}
+        default_factory=list,
+        metadata={"help": "current location of prompt sets that were moved after eval.run, named as its --tasks"},
     )
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

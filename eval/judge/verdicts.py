@@ -51,23 +51,23 @@ _VERDICT = re.compile(r"[\s*\"'`]*(correct|incorrect)[\s*\"'`.]*", re.IGNORECASE
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeArguments:
-    """Which language model judges what the rules leave unscored."""
+    """The language model that judges answers which the rules leave unscored."""
 
     judge_url: str | None = field(
         default=None,
         metadata={"help": "an OpenAI-compatible endpoint, such as http://localhost:8000/v1; none by default"},
     )
-    judge_model: str | None = field(default=None, metadata={"help": "the judge's name at the endpoint"})
+    judge_model: str | None = field(default=None, metadata={"help": "name of the judge's model at the endpoint"})
     judge_key_variable: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "environment variable with the endpoint's key"}
+        default="OPENAI_API_KEY", metadata={"help": "environment variable that holds the endpoint's key"}
     )
-    judge_timeout_s: float = field(default=60.0, metadata={"help": "longest attempt, in seconds"})
+    judge_timeout_s: float = field(default=60.0, metadata={"help": "time limit of one attempt, in seconds"})
     judge_attempts: int = field(default=4, metadata={"help": "attempts per answer"})
     judge_unanswered: str = field(
         default=FAIL,
         metadata={
-            "help": "what follows where the judge fails to answer: fail (exit status 1, and the same command asks "
-            "again), or keep (finish; those answers stay unscored, are counted, and are not asked again)"
+            "help": "what to do if the judge fails to answer: fail (exit status 1, and the same command asks "
+            "again), or keep (finish; these answers stay unscored, are counted, and are not asked again)"
         },
     )
 

@@ -46,22 +46,26 @@ class DescriptionArguments:
     """Where descriptions of images come from."""
 
     descriptions: str | None = field(
-        default=None, metadata={"help": "JSONL file of descriptions: id and description on each line"}
+        default=None, metadata={"help": "JSONL file of descriptions, with id and description on each line"}
     )
     describe_model: str | None = field(
-        default=None, metadata={"help": "who describes: a checkpoint, or with describe_url a model's name there"}
+        default=None,
+        metadata={
+            "help": "model that writes descriptions: a checkpoint, or with --describe-url the name of a model at that "
+            "endpoint"
+        },
     )
     describe_url: str | None = field(
         default=None,
         metadata={"help": "an OpenAI-compatible endpoint that takes images, such as http://localhost:8000/v1"},
     )
-    describe_instruction: str = field(default=INSTRUCTION, metadata={"help": "what the describer is told"})
-    describe_max_tokens: int = field(default=1024, metadata={"help": "longest description, in tokens"})
-    describe_batch_size: int = field(default=8, metadata={"help": "images a checkpoint describes together"})
+    describe_instruction: str = field(default=INSTRUCTION, metadata={"help": "instruction to the describing model"})
+    describe_max_tokens: int = field(default=1024, metadata={"help": "maximum length of a description, in tokens"})
+    describe_batch_size: int = field(default=8, metadata={"help": "images per batch, if a checkpoint describes them"})
     describe_key_variable: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "environment variable with the endpoint's key"}
+        default="OPENAI_API_KEY", metadata={"help": "environment variable that holds the endpoint's key"}
     )
-    describe_timeout_s: float = field(default=120.0, metadata={"help": "longest attempt, in seconds"})
+    describe_timeout_s: float = field(default=120.0, metadata={"help": "time limit of one attempt, in seconds"})
     describe_attempts: int = field(default=4, metadata={"help": "attempts per image"})
 
     def __post_init__(self) -> None:

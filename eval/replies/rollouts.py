@@ -99,7 +99,7 @@ def doubts(rollouts: Mapping[str, Rollout]) -> list[str]:
             prompts = KINDS.get(kind, f"prompts of {kind}")
             found.append(
                 f"On {prompts} the engine was farther from the trainer in {high} than in {low}: a mean gap "
-                f"of {means[high]:.3g} nats a token against {means[low]:.3g}; {CONSEQUENCE}."
+                f"of {means[high]:.3g} nats per token against {means[low]:.3g}; {CONSEQUENCE}."
             )
     return found
 

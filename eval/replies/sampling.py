@@ -21,7 +21,8 @@ class SamplingArguments:
     num_samples: int = field(default=1, metadata={"help": "replies per prompt"})
     temperature: float = field(default=0.0, metadata={"help": "sampling temperature; 0: greedy, one reply per prompt"})
     top_p: float = field(
-        default=1.0, metadata={"help": "sample from the most probable tokens whose total probability reaches it"}
+        default=1.0,
+        metadata={"help": "sample from the most probable tokens whose total probability reaches this value"},
     )
     seed: int = field(default=0, metadata={"help": "seed from which each reply's seed is derived"})
 

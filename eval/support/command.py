@@ -8,18 +8,18 @@ et al., arXiv 2107.03374, section 2.1). At k = 1 it is accuracy@1. A model that 
 worse at k = K has been *sharpened*; one that is better at k = K answers prompts that were out of the baseline's reach:
 its support is *widened*.
 
-    majority          the share of prompts whose most frequent answer is right; where several are equally frequent, a
-                      fair draw among them. Right answers are one answer, however they are written; wrong ones are the
-                      same where they are equal as numbers, or else as texts without blanks and case. Samples without an
-                      answer, and those that could not be judged, do not vote
-    sometimes right   the share of prompts with 0 < pass rate < 1, from which reinforcement learning learns
+    majority          share of prompts whose most frequent answer is right. A tie counts as a fair draw among the tied
+                      answers. All right answers count as one answer, however they are written; wrong ones are the same
+                      if they are equal as numbers, or else as texts without blanks and case. Samples without an answer,
+                      and those that could not be judged, are not counted
+    sometimes right   share of prompts with 0 < pass rate < 1, from which reinforcement learning learns
 
 O/support.csv    per task, ability and model: each metric and k with its interval
-O/changes.csv    each model less the baseline on the same prompts, at every k, and per model what is to be said
+O/changes.csv    each model minus the baseline on the same prompts, at every k, and a verdict per model
 O/figures/…      pass@k over k, and its difference to the baseline
 
-Intervals are bootstrapped over prompts (clusters of them, where records name any) and seeds, with the same draws for
-all models. A prompt counts for k only where it has at least k judged samples.
+Intervals are bootstrapped over prompts (over clusters, if records name any) and seeds, with the same draws for all
+models. A prompt counts for k only if it has at least k judged samples.
 """
 
 import re
@@ -329,19 +329,21 @@ def summary(changes: "pd.DataFrame", baseline: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SupportArguments:
-    """Whose draws are compared."""
+    """The models whose sampled replies are compared."""
 
     models: list[str] = field(
         metadata={
-            "help": "DIR, NAME=DIR or NAME@SEED=DIR, output directories of eval.run",
+            "help": "output directories of eval.run: DIR, NAME=DIR or NAME@SEED=DIR",
             "positional": True,
             "metavar": "NAME=DIR",
             "check": parse_entry,
         }
     )
-    baseline: str = field(default="sft", metadata={"help": "the model that the others started from"})
-    output_dir: str = field(default="outputs/support", metadata={"help": "where all is written"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    baseline: str = field(default="sft", metadata={"help": "model that training of the others started from"})
+    output_dir: str = field(default="outputs/support", metadata={"help": "where tables, page and run.json are written"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,21 +3,24 @@
     python -m eval.tower --model base=BASE sft=SFT rl=RL --data pocket:3000 --test-frac 0.9 --output-dir outputs/tower
     python -m eval.tower --model Qwen/Qwen2.5-VL-3B-Instruct --data pathmnist.npz --output-dir outputs/pathmnist
 
-A model is a checkpoint, a hub id or a splice's recipe, `NAME=MODEL` or named after its folder. Data: a folder of
-pictures a class, MedMNIST's `.npz`, or the pocket world's shapes (`images.py`). Two baselines of every run
-say what a probe finds without training: `random`, towers of the same configuration with weights drawn from several
-seeds, and `pixels`, the pictures themselves, reduced to 32 x 32.
+A model is a checkpoint, a hub id or a splice's recipe, `NAME=MODEL` or named after its folder. Data: a folder with one
+subfolder of pictures per class, MedMNIST's `.npz`, or the pocket world's shapes (`images.py`). Every run includes two
+baselines without training: `random`, towers of the same configuration with random weights from several seeds, and
+`pixels`, the pictures themselves, reduced to 32 x 32.
 
 D/tower.csv          accuracy on the test pictures with Wilson's interval, and macro F1, per model, layer and probe
 D/differences.csv    paired differences to both baselines and between the models, tested and Holm-corrected
-D/figures/tower.png; D/samples.csv, the pictures with class and part; D/records.jsonl, a record a probe, with what it
-predicted; D/features/, a batch of pictures a file (may be removed when the command is done)
+D/samples.csv        the pictures with class and part
+D/records.jsonl      one record per probe, with its predictions
+D/features/          one file per batch of pictures; may be removed when the command is done
+D/figures/tower.png
 
-Pictures pass through `qwen_vl_utils` between the fewest and most pixels of the first model's processor, the same for
-all, and the patches' features are averaged (`features.py`). Probes are tuned on training pictures alone
-(`probes.py`). Known limits: an average over patches forgets where a thing stands, which raw pixels keep. The
-intervals cover new test pictures and, against `random`, other random towers, but not another training part. Where a
-probe is nearly always right, no towers can be told apart: take fewer training pictures. One process.
+All models see the same pictures, resized by `qwen_vl_utils` between the minimum and maximum pixels of the first model's
+processor. Features are averaged over patches (`features.py`). Probes are tuned on training pictures only (`probes.py`).
+
+Known limits: an average over patches loses the position of objects, which raw pixels keep. The intervals cover new test
+pictures and, against `random`, other random towers, but not another training part. If a probe is nearly always right,
+towers cannot be distinguished: use fewer training pictures. One process.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -71,32 +74,47 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class TowerArguments:
-    """Whose towers are probed, and on which pictures."""
+    """The models whose towers are probed, and the pictures."""
 
     model: list[str] = field(
-        metadata={"help": "NAME=MODEL or MODEL, several: checkpoint folder, hub id or recipe", "check": check_subject}
+        metadata={
+            "help": "one or more NAME=MODEL or MODEL; a model is a checkpoint's folder, a hub id, or a splice's recipe",
+            "check": check_subject,
+        }
     )
-    data: str = field(metadata={"help": "a folder of pictures a class, MedMNIST's .npz, or pocket:NUMBER"})
+    data: str = field(
+        metadata={"help": "a folder with one subfolder of pictures per class, an .npz of MedMNIST, or pocket:NUMBER"}
+    )
     output_dir: str = field(metadata={"help": "where tables, figure, records and features are written"})
     test_frac: float = field(
-        default=0.3, metadata={"help": "share of each class that is held out, where the data has no test part; 0 to 1"}
+        default=0.3, metadata={"help": "share of each class held out for the test if the data has no test part; 0 to 1"}
     )
     limit: int | None = field(
         default=None,
         metadata={
-            "help": "at most so many training and so many test pictures, in the classes' proportions",
+            "help": "use at most N training and N test pictures, in the classes' proportions",
             "formerly": ("max_images",),
         },
     )
-    num_folds: int = field(default=5, metadata={"help": "folds of the training pictures by which C and k are chosen"})
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "smaller pictures are enlarged; the processor's own"}
+    num_folds: int = field(
+        default=5, metadata={"help": "number of folds of the training pictures for choosing C and k"}
     )
-    max_pixels: int | None = field(default=None, metadata={"help": "larger pictures are reduced; the processor's own"})
-    batch_size: int = field(default=256, metadata={"help": "pictures a file of features"})
-    seed: int = field(default=0, metadata={"help": "of the split, the folds and pocket pictures"})
-    num_random: int = field(default=5, metadata={"help": "random towers, of the seeds 0, 1, …"})
-    overwrite: bool = field(default=False, metadata={"help": "start over"})
+    min_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "minimum number of pixels of a picture; smaller ones are enlarged; by default the processor's"
+        },
+    )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={"help": "maximum number of pixels of a picture; larger ones are reduced; by default the processor's"},
+    )
+    batch_size: int = field(default=256, metadata={"help": "pictures per file of features"})
+    seed: int = field(default=0, metadata={"help": "seed of the split, the folds and the pocket pictures"})
+    num_random: int = field(default=5, metadata={"help": "number of random towers, with the seeds 0, 1, …"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(self._check_share, partial(check_least, self, limit=1, num_folds=2, batch_size=1, num_random=1))

@@ -22,35 +22,44 @@ class Cluster:
     """A cluster's settings."""
 
     time: list[str] = field(
-        metadata={"help": "KIND=[DAYS-]HH:MM[:SS], the time limit of a kind of job; `default=…` for all others"}
+        metadata={"help": "KIND=[DAYS-]HH:MM[:SS], the time limit of one kind of job; `default=…` for all others"}
     )
-    gpus_per_node: int = field(metadata={"help": "GPUs of a node; 0: everything runs on processors"})
+    gpus_per_node: int = field(metadata={"help": "GPUs per node; 0: everything runs on CPUs"})
     environment: list[str] = field(
-        default_factory=list, metadata={"help": "lines of bash before each command, such as module load cuda"}
+        default_factory=list, metadata={"help": "lines of bash to run before each command, such as module load cuda"}
     )
-    account: str | None = field(default=None, metadata={"help": "--account"})
-    partition: str | None = field(default=None, metadata={"help": "--partition of jobs with GPUs"})
-    cpu_partition: str | None = field(default=None, metadata={"help": "--partition of the others; the same by default"})
-    qos: str | None = field(default=None, metadata={"help": "--qos"})
-    constraint: str | None = field(default=None, metadata={"help": "--constraint of jobs with GPUs"})
-    gpu_type: str | None = field(default=None, metadata={"help": "as in --gres=gpu:TYPE:8"})
-    cpus_per_gpu: int = field(default=8, metadata={"help": "processor cores a GPU"})
-    memory_per_gpu: str | None = field(default=None, metadata={"help": "memory a GPU, such as 120G"})
-    cpus: int = field(default=8, metadata={"help": "processor cores of a job without GPUs"})
+    account: str | None = field(default=None, metadata={"help": "value of sbatch's --account"})
+    partition: str | None = field(default=None, metadata={"help": "value of sbatch's --partition for jobs with GPUs"})
+    cpu_partition: str | None = field(
+        default=None, metadata={"help": "value of sbatch's --partition for jobs without GPUs; by default the same"}
+    )
+    qos: str | None = field(default=None, metadata={"help": "value of sbatch's --qos"})
+    constraint: str | None = field(default=None, metadata={"help": "value of sbatch's --constraint for jobs with GPUs"})
+    gpu_type: str | None = field(default=None, metadata={"help": "GPU type, as in sbatch's --gres=gpu:TYPE:8"})
+    cpus_per_gpu: int = field(default=8, metadata={"help": "CPU cores per GPU"})
+    memory_per_gpu: str | None = field(default=None, metadata={"help": "memory per GPU, such as 120G"})
+    cpus: int = field(default=8, metadata={"help": "CPU cores of a job without GPUs"})
     memory: str | None = field(default=None, metadata={"help": "memory of a job without GPUs, such as 64G"})
     container: list[str] = field(
         default_factory=list,
-        metadata={"help": "words before each command, such as apptainer exec --nv IMAGE; none by default"},
+        metadata={"help": "words that precede each command, such as apptainer exec --nv IMAGE; none by default"},
     )
-    options: list[str] = field(default_factory=list, metadata={"help": "NAME=VALUE, further options of sbatch"})
+    options: list[str] = field(default_factory=list, metadata={"help": "further options of sbatch, as NAME=VALUE"})
     requeue: bool = field(
-        default=True, metadata={"help": "jobs may requeue themselves; else successors are submitted with them"}
+        default=True,
+        metadata={"help": "whether jobs may requeue themselves; if false, successors are submitted with them"},
     )
     signal_s: int = field(
-        default=300, metadata={"help": "how long before its time limit a job saves itself: a step and a checkpoint"}
+        default=300,
+        metadata={
+            "help": "seconds before its time limit at which a job begins to save itself; longer than a step and a "
+            "checkpoint"
+        },
     )
-    max_attempts: int = field(default=5, metadata={"help": "how often a job is started before it counts as failed"})
-    max_parallel: int = field(default=0, metadata={"help": "tasks of an array at the same time; 0: no limit"})
+    max_attempts: int = field(default=5, metadata={"help": "number of starts after which a job counts as failed"})
+    max_parallel: int = field(
+        default=0, metadata={"help": "maximum number of tasks of an array that run at the same time; 0: no limit"}
+    )
 
     def __post_init__(self) -> None:
         check_one_line(asdict(self))

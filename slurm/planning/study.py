@@ -37,63 +37,81 @@ class StudyArguments:
 
     output_dir: str = field(metadata={"help": "folder of the whole study"})
     necessity: str = field(metadata={"help": "YAML of train.necessity: models, prompts, arms and seeds"})
-    cluster: str = field(metadata={"help": "YAML of the cluster, configs/slurm/…"})
+    cluster: str = field(metadata={"help": "YAML of the cluster, in configs/slurm/"})
     prompts: str | None = field(
-        default=None, metadata={"help": "TASK:CONFIG of data_builders.build that makes the prompts `necessity` names"}
+        default=None, metadata={"help": "TASK:CONFIG of data_builders.build that builds the prompts of `necessity`"}
     )
-    arm: str = field(default="full", metadata={"help": "the arm that stands for RL in splices and probes"})
+    arm: str = field(default="full", metadata={"help": "arm used as the RL model in splices and probes"})
     probed: list[str] = field(
         default_factory=lambda: ["base", "sft", "full"],
-        metadata={"help": "models that swap, skip and attention look into: base, sft, arms (of the first seed)"},
+        metadata={"help": "models that swap, skip and attention probe: base, sft, or arms (of the first seed)"},
     )
-    pairs: list[str] = field(default_factory=list, metadata={"help": "TASK:CONFIG of pair sets, for swap"})
+    pairs: list[str] = field(
+        default_factory=list, metadata={"help": "TASK:CONFIG of data_builders.build for each pair set of the swap"}
+    )
     swap: str | None = field(default=None, metadata={"help": "YAML of analyze.swap"})
     skip: str | None = field(default=None, metadata={"help": "YAML of analyze.skip"})
     attention: str | None = field(default=None, metadata={"help": "YAML of analyze.attention"})
-    deltas: str | None = field(default=None, metadata={"help": "YAML of analyze.deltas: spectra and geometry"})
-    abilities: str | None = field(default=None, metadata={"help": "YAML of eval.run with every ability's conditions"})
-    samples: str | None = field(default=None, metadata={"help": "YAML of eval.run with many draws, for pass@k"})
+    deltas: str | None = field(default=None, metadata={"help": "YAML of analyze.deltas, for spectra and geometry"})
+    abilities: str | None = field(
+        default=None, metadata={"help": "YAML of eval.run with all conditions of the abilities"}
+    )
+    samples: str | None = field(
+        default=None, metadata={"help": "YAML of eval.run with many samples per prompt, for pass@k"}
+    )
     tasks: list[str] = field(
-        default_factory=list, metadata={"help": "tasks of `abilities`; study:SPLIT are the study's own prompts"}
+        default_factory=list, metadata={"help": "tasks of `abilities`; study:SPLIT stands for the study's own prompts"}
     )
     described: str | None = field(
         default=None,
-        metadata={"help": "split of the study's own pocket prompts whose pictures are put into words for `abilities`"},
+        metadata={
+            "help": "split of the study's own pocket prompts whose pictures are described in words for `abilities`"
+        },
     )
     datasets: list[str] = field(
-        default_factory=list, metadata={"help": "hub data sets that these tasks read, for models.fetch"}
+        default_factory=list, metadata={"help": "hub data sets that these tasks read; models.fetch fetches them"}
     )
     sample_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `samples`"})
     skip_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `skip`"})
     attention_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `attention`"})
     splices: str | None = field(default=None, metadata={"help": "patterns of merge.all: paper (six) or all (eight)"})
     splice_rest: list[str] = field(
-        default_factory=lambda: ["in"], metadata={"help": "whose regions splices have: in, rl, or REGION=NAME each"}
+        default_factory=lambda: ["in"],
+        metadata={"help": "source of the splices' regions: in, rl, or REGION=NAME for each"},
     )
     claims: str | None = field(
         default=None,
-        metadata={"help": "own: beside every recipe; or the paper's recipe that this study repeats"},
+        metadata={
+            "help": "recipe of the paper that this study repeats; own: none, its rows are shown beside every "
+            "recipe of the paper"
+        },
     )
-    arm_gpus: int | None = field(default=None, metadata={"help": "GPUs that train an arm; by default its launcher's"})
+    arm_gpus: int | None = field(
+        default=None, metadata={"help": "GPUs per arm; by default as many as its launcher names"}
+    )
     arm_nodes: int = field(
-        default=1, metadata={"help": "on a cluster without GPUs: nodes that train an arm, a process on each"}
+        default=1, metadata={"help": "nodes per arm on a cluster without GPUs, with one process per node"}
     )
-    probe_gpus: int = field(default=1, metadata={"help": "GPUs of each evaluation and probe"})
-    vllm_gpus: int = field(default=0, metadata={"help": "GPUs of a vLLM server beside each arm; 0: none"})
-    vllm_options: list[str] = field(default_factory=list, metadata={"help": "further words of vllm serve"})
+    probe_gpus: int = field(default=1, metadata={"help": "GPUs per evaluation and probe"})
+    vllm_gpus: int = field(default=0, metadata={"help": "GPUs of a vLLM server for each arm; 0: no server"})
+    vllm_options: list[str] = field(default_factory=list, metadata={"help": "further arguments of vllm serve"})
     training_tokens_per_s: float | None = field(
-        default=None, metadata={"help": "a GPU takes so many tokens through sampling and training, for GPU-hours"}
+        default=None, metadata={"help": "tokens per second and GPU through sampling and training, for GPU-hours"}
     )
     reply_tokens_per_s: float | None = field(
-        default=None, metadata={"help": "a GPU writes so many tokens of replies in evaluations and probes"}
+        default=None, metadata={"help": "reply tokens per second and GPU in evaluations and probes, for GPU-hours"}
     )
     num_prompts: list[str] = field(
-        default_factory=list, metadata={"help": "TASK=N, prompts of a task that is not there yet, for GPU-hours"}
+        default_factory=list,
+        metadata={"help": "TASK=N, the number of prompts of a task whose data does not exist yet, for GPU-hours"},
     )
     expected_s: list[str] = field(
-        default_factory=list, metadata={"help": "KIND=SECONDS of jobs without GPUs, for the remaining time"}
+        default_factory=list,
+        metadata={"help": "KIND=SECONDS, the expected time of jobs without GPUs, for the remaining time"},
     )
-    num_parallel: int = field(default=0, metadata={"help": "jobs side by side with --local; 0: one a core"})
+    num_parallel: int = field(
+        default=0, metadata={"help": "number of jobs at the same time with --local; 0: one per core"}
+    )
 
     def __post_init__(self) -> None:
         check_one_line(vars(self))

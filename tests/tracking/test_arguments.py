@@ -162,6 +162,20 @@ def test_help_says_what_is_required_and_only_defaults_that_mean_something(capsys
     assert "None" not in shown and "[]" not in shown and "at most so many --" in shown
 
 
+def test_help_shows_the_whole_docstring_line_by_line_and_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    docstring = """Does it run? Yes, in 90 % of cases.
+
+    python -m eval.run --model M
+
+Exit status 1: it did not.
+"""
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"], Arguments, description=docstring)
+    shown = capsys.readouterr().out
+    assert docstring in shown
+    assert "75 stopped by SIGTERM" in shown
+
+
 @dataclass
 class Library:
     """As TRL's: without checks of ours."""

@@ -34,32 +34,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeArguments:
-    """Which blocks are frozen. Everything else trains, including regions outside the decoder."""
+    """The frozen blocks. Everything else trains, including regions outside the decoder."""
 
     freeze: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "block expressions that may not change, such as mid or late.attn vision",
+            "help": "block expressions to freeze, such as mid or late.attn vision: early, mid, late, llm, llm:4, "
+            "llm:0-8, vision, vision:0-7, projector, embed, norm or head; .attn or .mlp narrows decoder layers",
             "check": check_expression,
         },
     )
     train_only: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "decoder layers or regions that alone may change; not together with freeze",
+            "help": "block expressions of the only parts that train; everything else is frozen, regions too; not "
+            "together with --freeze",
             "check": check_expression,
         },
     )
     always_freeze: list[str] = field(
         default_factory=list,
-        metadata={"help": "block expressions frozen in every arm, such as vision projector", "check": check_expression},
+        metadata={
+            "help": "block expressions that are frozen in every arm, such as vision projector",
+            "check": check_expression,
+        },
     )
     partition: str = field(
         default="thirds",
-        metadata={"help": "where early, mid and late are cut: thirds or paper", "choices": PARTITIONS},
+        metadata={
+            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
     )
     cuts: list[int] = field(
-        default_factory=list, metadata={"help": "two layer numbers that cut the decoder instead, such as 8 20"}
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
     )
 
     def __post_init__(self) -> None:

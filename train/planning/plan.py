@@ -48,28 +48,32 @@ A100 and H100: modal-labs/modal-client, pull request 2797; H200 and RTX 4090: li
 class PlanArguments:
     """The hardware of the run, and assumptions about its data and speed."""
 
-    num_gpus: int | None = field(default=None, metadata={"help": "GPUs in all; the launcher's by default, else 1"})
+    num_gpus: int | None = field(
+        default=None,
+        metadata={"help": "total number of GPUs; by default as many as the launcher uses, or 1 without a launcher"},
+    )
     gpu: str = field(
-        default="h100-80gb", metadata={"help": f"{', '.join(GPUS)}, or the GiB of one GPU's memory, such as 48"}
+        default="h100-80gb",
+        metadata={"help": f"GPU type: {', '.join(GPUS)}, or the memory of one GPU in GiB, such as 48"},
     )
     tokens_per_s: float | None = field(
         default=None,
         metadata={
-            "help": "prompt and reply tokens a GPU takes through sampling and training, measured; for GPU-hours, which "
-            "are else estimated from an assumed share of the GPU's peak"
+            "help": "measured speed: prompt and reply tokens per second and GPU through sampling and training, for "
+            "GPU-hours; by default it is estimated from an assumed share of the GPU's peak"
         },
     )
     prompt_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "length of a prompt at most, images included; by default max_prompt_tokens, else what vLLM's limit "
-            f"leaves, else {DEFAULT_PROMPT_TOKENS}"
+            "help": "maximum length of a prompt in tokens, images included; by default max_prompt_tokens, or "
+            f"what vLLM's limit leaves, or {DEFAULT_PROMPT_TOKENS}"
         },
     )
     image_tokens: int | None = field(
-        default=None, metadata={"help": f"of these, tokens of images; at most {DEFAULT_IMAGE_TOKENS} by default"}
+        default=None, metadata={"help": f"image tokens among them; by default at most {DEFAULT_IMAGE_TOKENS}"}
     )
-    deepspeed: str | None = field(default=None, metadata={"help": "DeepSpeed's JSON, instead of the configured one"})
+    deepspeed: str | None = field(default=None, metadata={"help": "DeepSpeed's JSON; replaces the configured one"})
     json: str | None = field(default=None, metadata={"help": "also write the plan to this JSON file"})
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class ModelArguments:
     """The model description of a single run."""
 
     layout_config: str | None = field(
-        default=None, metadata={"help": "config.json used where the checkpoint is not at hand"}
+        default=None, metadata={"help": "config.json to plan with if the checkpoint is not on this machine"}
     )
 
 

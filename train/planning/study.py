@@ -28,44 +28,73 @@ class NecessityArguments:
     output_dir: str = field(metadata={"help": "folder of the whole study"})
     grpo_config: str = field(metadata={"help": "YAML of train.grpo, the same for every arm"})
     arms: list[str] = field(
-        metadata={"help": "full, freeze-mid, only-late, freeze-random-0, NAME=EXPR+EXPR, …", "check": check_arm}
+        metadata={
+            "help": "one or more arms: full, freeze-mid, only-late, freeze-random-0, NAME=EXPRESSION+EXPRESSION, …",
+            "check": check_arm,
+        }
     )
-    seeds: list[int] = field(metadata={"help": "training seeds; each arm is trained with each"})
+    seeds: list[int] = field(metadata={"help": "training seeds; each arm is trained with each of them"})
     eval_config: str = field(metadata={"help": "YAML of eval.run, the same for every model"})
-    sft_checkpoint: str | None = field(default=None, metadata={"help": "the start of every arm: folder or hub id"})
-    sft_config: str | None = field(default=None, metadata={"help": "or the YAML of train.sft that makes it from base"})
-    base_checkpoint: str | None = field(default=None, metadata={"help": "the pretrained model: folder or hub id"})
-    base_config: str | None = field(default=None, metadata={"help": "or the YAML of train.sft that makes it from init"})
-    init_config: str | None = field(
-        default=None, metadata={"help": "YAML of models.pocket, the untrained start of base"}
+    sft_checkpoint: str | None = field(
+        default=None, metadata={"help": "checkpoint that every arm starts from: folder or hub id"}
     )
-    data_task: str | None = field(default=None, metadata={"help": "task of data_builders.build, such as pocket"})
-    data_config: str | None = field(default=None, metadata={"help": "its YAML"})
-    prompts: str | None = field(default=None, metadata={"help": "or the folder of an existing prompt set"})
-    eval_split: str = field(default="test", metadata={"help": "split of the prompt set that is scored"})
+    sft_config: str | None = field(
+        default=None,
+        metadata={"help": "YAML of train.sft that trains this checkpoint from base; used instead of --sft-checkpoint"},
+    )
+    base_checkpoint: str | None = field(default=None, metadata={"help": "the pretrained model: folder or hub id"})
+    base_config: str | None = field(
+        default=None,
+        metadata={"help": "YAML of train.sft that trains the base model from init; used instead of --base-checkpoint"},
+    )
+    init_config: str | None = field(
+        default=None, metadata={"help": "YAML of models.pocket, which builds the untrained model that base starts from"}
+    )
+    data_task: str | None = field(
+        default=None, metadata={"help": "task of data_builders.build that builds the prompts, such as pocket"}
+    )
+    data_config: str | None = field(default=None, metadata={"help": "YAML of data_builders.build for --data-task"})
+    prompts: str | None = field(
+        default=None, metadata={"help": "folder of an existing prompt set; used instead of --data-task"}
+    )
+    eval_split: str = field(
+        default="test", metadata={"help": "split of the prompt set that the models are evaluated on"}
+    )
     always_freeze: list[str] = field(
         default_factory=list,
-        metadata={"help": "block expressions frozen in every arm", "check": check_expression},
+        metadata={"help": "block expressions that are frozen in every arm", "check": check_expression},
     )
-    partition: str = field(default="thirds", metadata={"help": "thirds or paper", "choices": PARTITIONS})
-    cuts: list[int] = field(default_factory=list, metadata={"help": "two layer numbers that cut the decoder instead"})
+    partition: str = field(
+        default="thirds",
+        metadata={
+            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+            "choices": PARTITIONS,
+        },
+    )
+    cuts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+    )
     layout_config: str | None = field(
-        default=None, metadata={"help": "config.json used for the plan where the checkpoint is not at hand"}
+        default=None, metadata={"help": "config.json to plan with if the checkpoint is not on this machine"}
     )
     launcher: str | None = field(
-        default=None, metadata={"help": "what starts train.grpo, such as 'accelerate launch --num_processes 2 -m'"}
+        default=None,
+        metadata={"help": "command that starts train.grpo, such as 'accelerate launch --num_processes 2 -m'"},
     )
-    num_parallel: int = field(default=0, metadata={"help": "jobs side by side; 0: as many as there are cores"})
+    num_parallel: int = field(default=0, metadata={"help": "number of jobs at the same time; 0: one per core"})
     expected_s: list[str] = field(
         default_factory=list,
-        metadata={"help": "KIND=SECONDS of the jobs, for the first estimate of the remaining time"},
+        metadata={
+            "help": "KIND=SECONDS, the expected time of a kind of job, for the first estimate of the remaining time"
+        },
     )
-    dry_run: bool = field(default=False, metadata={"help": "print the plan and stop; no weights are read"})
-    plan_json: bool = field(default=False, metadata={"help": "print the jobs as JSON and stop, for slurm.launch"})
+    dry_run: bool = field(default=False, metadata={"help": "print the plan and exit; no weights are read"})
+    plan_json: bool = field(default=False, metadata={"help": "print the jobs as JSON and exit, for slurm.launch"})
     collect: bool = field(
-        default=False, metadata={"help": "start nothing: take together what other jobs have run, say what is missing"}
+        default=False, metadata={"help": "run nothing; combine the results of finished jobs and list what is missing"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "start the whole study over"})
+    overwrite: bool = field(default=False, metadata={"help": "discard all earlier results of the study and start over"})
 
     def __post_init__(self) -> None:
         mistakes = [text for wrong, text in self._rules() if wrong]

@@ -41,13 +41,20 @@ class RewardArguments:
 
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
-        metadata={"help": "accuracy, format, overlong, or MODULE:FUNCTION of your own; in the order of reward_weights"},
+        metadata={
+            "help": "one or more rewards, in the order of reward_weights: accuracy, format, overlong, or your "
+            "own function as MODULE:FUNCTION"
+        },
     )
     overlong_buffer_tokens: int | None = field(
         default=None,
-        metadata={"help": "the last tokens before max_completion_length, over which overlong falls from 0 to -1"},
+        metadata={
+            "help": "number of tokens before max_completion_length over which the overlong reward falls from 0 to -1"
+        },
     )
-    overwrite: bool = field(default=False, metadata={"help": "start over in the output directory"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
+    )
 
     def __post_init__(self) -> None:
         check_all(partial(check_rewards, self.rewards), self._check_buffer)

@@ -100,7 +100,7 @@ def _checked(name: str, function: Callable[..., Any]) -> RewardFunction:
         values = function(completions=completions, **columns)
         if not isinstance(values, list | tuple) or len(values) != len(completions):
             found = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
-            raise ValueError(f"reward {name!r} returned {found}; expected a list of {len(completions)}, one a reply")
+            raise ValueError(f"reward {name!r} returned {found}; expected a list of {len(completions)}, one per reply")
         for value in values:
             if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise ValueError(f"reward {name!r} returned {value!r}; expected finite numbers, or None")

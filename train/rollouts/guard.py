@@ -113,7 +113,7 @@ class RolloutGuard:
             without = "with" if kind == IMAGES else "without"
             return (
                 f"{self._engine} and the trainer compute different log-probabilities in prompts {without} pictures: "
-                f"those of the sampled tokens differ by {gap.mean:.2g} nats a token (worst reply "
+                f"those of the sampled tokens differ by {gap.mean:.2g} nats per token (worst reply "
                 f"{gap.worst_reply:.2g}), expected at most {bound}; no step was taken on them"
             )
         return None

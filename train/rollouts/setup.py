@@ -26,16 +26,20 @@ class RolloutArguments:
     )
     rollout_check_tensors: int = field(
         default=8,
-        metadata={"help": "frozen weights read back from vLLM after each sync; those that train always are"},
+        metadata={
+            "help": "number of frozen tensors read back from vLLM after each sync; tensors that train are always "
+            "read back"
+        },
     )
     rollout_rounding_steps: int = field(
-        default=50, metadata={"help": "steps between measures of what rounding explains, each a forward pass"}
+        default=50,
+        metadata={"help": "steps between two measurements of what rounding explains; each costs one forward pass"},
     )
     rollout_max_gap: float | None = field(
         default=None,
         metadata={
-            "help": "largest mean gap between vLLM's and the trainer's log-probabilities, in nats a token; by default "
-            "ten times what rounding explains, which is measured on the same batch"
+            "help": "largest mean gap between vLLM's and the trainer's log-probabilities, in nats per token; by "
+            "default ten times what rounding explains, which is measured on the same batch"
         },
     )
 
@@ -47,7 +51,7 @@ class RolloutArguments:
         if self.rollout_rounding_steps < 1:
             raise ValueError(f"rollout_rounding_steps is {self.rollout_rounding_steps}; expected a number of steps")
         if self.rollout_max_gap is not None and self.rollout_max_gap <= 0:
-            raise ValueError(f"rollout_max_gap is {self.rollout_max_gap}; expected nats a token, above 0")
+            raise ValueError(f"rollout_max_gap is {self.rollout_max_gap}; expected nats per token, above 0")
 
 
 def installed_vllm() -> tuple[str, str] | None:

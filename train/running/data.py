@@ -39,20 +39,31 @@ MAX_EXAMPLES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """The prompts a run trains on."""
+    """The prompts that a run trains on."""
 
     prompts: str = field(metadata={"help": "folder of a prompt set", "check": check_folder})
-    split: str = field(metadata={"help": "its split, such as sft or rl"})
+    split: str = field(metadata={"help": "split of the prompt set, such as sft or rl"})
     abilities: list[str] = field(
-        default_factory=list, metadata={"help": "only prompts of these abilities; all by default"}
+        default_factory=list, metadata={"help": "use only prompts of these abilities; all by default"}
     )
-    shuffle: bool = field(default=True, metadata={"help": "false: in the order of the file, such as a curriculum"})
-    prompt_style: str = field(default="plain", metadata={"help": "plain, boxed or think; the same as in evaluation"})
+    shuffle: bool = field(
+        default=True,
+        metadata={
+            "help": "whether the prompts are shuffled; false: in the order of the file, such as for a curriculum"
+        },
+    )
+    prompt_style: str = field(
+        default="plain",
+        metadata={"help": "how a prompt asks for its answer: plain, boxed or think; use the same as in evaluation"},
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
 
     max_prompt_tokens: int | None = field(
         default=None,
-        metadata={"help": "longer prompts are left out: tokens of the chat and its images; no limit by default"},
+        metadata={
+            "help": "maximum length of a prompt in tokens, images included; longer ones are left out; no limit "
+            "by default"
+        },
     )
 
     def __post_init__(self) -> None:

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryArguments:
-    """What is measured beside TRL's own metrics."""
+    """Measurements in addition to TRL's metrics."""
 
     telemetry_steps: int = field(
-        default=10, metadata={"help": "steps between measures of gradient and update per block; 0: none"}
+        default=10, metadata={"help": "steps between two measurements of gradient and update norms per block; 0: none"}
     )
     telemetry_elements: int = field(
-        default=65_536, metadata={"help": "larger tensors are measured by a sample of so many elements"}
+        default=65_536, metadata={"help": "maximum number of elements measured per tensor; larger tensors are sampled"}
     )
 
     def __post_init__(self) -> None:

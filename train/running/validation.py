@@ -24,10 +24,12 @@ ORDER_SEED = 0
 class ValidationArguments:
     """Validation during training, every `eval_steps`, with `eval_strategy: steps`."""
 
-    validation_split: str | None = field(default=None, metadata={"help": "split of the prompt set; none by default"})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "split of the prompt set for validation; none by default"}
+    )
     validation_limit: int | None = field(
         default=None,
-        metadata={"help": "at most so many prompts of each ability", "formerly": ("validation_prompts",)},
+        metadata={"help": "maximum number of prompts of each ability", "formerly": ("validation_prompts",)},
     )
 
 

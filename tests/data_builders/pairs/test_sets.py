@@ -213,7 +213,7 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"num_pairs": 0}, "num_pairs is 0; it must be at least 1"),
-        ({"num_workers": -1}, "num_workers is -1; it must be 0"),
+        ({"num_workers": -1}, "num_workers is -1; expected 0"),
         ({"split": "dev"}, "split 'dev' is unknown; expected one of train, validation, test"),
     ],
 )

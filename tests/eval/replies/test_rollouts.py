@@ -36,7 +36,7 @@ TRANSFORMERS = rollout(engine="transformers 5.23.0", engine_dtype="float32", gap
         (rollout(gap=scaled(1.4)), []),
         (rollout(gap=scaled(1.6)), ["On prompts without pictures the engine was farther from the trainer in b"]),
         (rollout(gap=scaled(0.5, "images")), ["On prompts with pictures the engine was farther from the trainer in a"]),
-        (rollout(gap=scaled(0.0)), ["in a than in b: a mean gap of 0.004 nats a token against 0;"]),
+        (rollout(gap=scaled(0.0)), ["in a than in b: a mean gap of 0.004 nats per token against 0;"]),
         (rollout(corrected=True), ["was corrected for in some models only: not corrected (a); corrected (b)"]),
         (rollout(engine_dtype="float32"), ["different engines: vllm 0.31.0 in bfloat16, trained in float32 (a)"]),
         (TRANSFORMERS, ["came from different engines"]),
@@ -102,7 +102,7 @@ def test_an_evaluation_copies_it_and_a_comparison_tells_its_reader(
     assert table["model"].tolist() == ["full@0"] * 2 + ["freeze-mid@0"] * 2
     assert table["mean"].tolist() == [0.004, 0.01, 0.008, 0.01]
     page = (tmp_path / "comparison" / "comparison.html").read_text()
-    assert "Open to doubt." in page and "0.008 nats a token against 0.004" in page
+    assert "Open to doubt." in page and "0.008 nats per token against 0.004" in page
     compare.main([*entries[:2], "--baseline", "sft", "--output-dir", str(tmp_path / "alone")])
     assert "open to doubt" not in capsys.readouterr().out
     assert "Open to doubt." not in (tmp_path / "alone" / "comparison.html").read_text()
