@@ -52,8 +52,8 @@ from eval.replies.prompting import check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
 from eval.replies.subject import Subject, check_subject, open_subject
-from eval.statistics.closing import summary
 from eval.statistics.scores import score_table
+from eval.statistics.summary import summary
 from eval.tasks import Task, check_task, open_task
 from models.loading import load_processor
 from tracking.command import (

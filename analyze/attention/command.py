@@ -40,7 +40,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.attention.closing import summary
 from analyze.attention.controls import TEACHER_FORCED, check_controls, control_table
 from analyze.attention.figures import AttentionTables, draw_all
 from analyze.attention.plan import (
@@ -55,6 +54,7 @@ from analyze.attention.plan import (
 )
 from analyze.attention.records import collect
 from analyze.attention.run import Reading, answer_jobs, measure_jobs, share_jobs
+from analyze.attention.summary import summary
 from analyze.attention.tables import attention_table, reply_table, shift_tables
 from analyze.probes.inputs import (
     SKIPPED_COLUMNS,

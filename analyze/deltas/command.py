@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from analyze.deltas.change import Comparison, measure_many
-from analyze.deltas.closing import summary
 from analyze.deltas.figures import DeltaTables, draw_all
 from analyze.deltas.floor import ULP_LABELS
 from analyze.deltas.records import SpectralOptions, batches, cost, is_matrix, matrix_shape, measure_spectra
+from analyze.deltas.summary import summary
 from analyze.deltas.tables import (
     LABELS,
     PLACE,

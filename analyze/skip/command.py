@@ -35,11 +35,11 @@ from analyze.probes.inputs import (
     leave_out_unreadable,
     load_problems,
 )
-from analyze.skip.closing import summary
 from analyze.skip.controls import check_controls, control_table
 from analyze.skip.figures import draw_all
 from analyze.skip.plan import KINDS, Asking, all_rows, make_configurations
 from analyze.skip.run import answer_all
+from analyze.skip.summary import summary
 from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
 from eval.replies.decoding import check_repetition_window

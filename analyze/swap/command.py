@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from analyze.probes.inputs import check_choices, check_loading
-from analyze.swap.closing import summary
 from analyze.swap.controls import check_controls, control_table
 from analyze.swap.plan import MODES, Asking, PairSet, load_sets, plan_units
 from analyze.swap.scores import BOX_SPACES
+from analyze.swap.summary import summary
 from analyze.swap.tables import defect_table, logprob_table, rate_table, skipped_table
 from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
 from data_builders.pairs.files import check_pairs, pairs_fingerprint

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.compare.alike import check_alike
-from eval.compare.closing import summary
 from eval.compare.page import find_tasks, render
+from eval.compare.summary import summary
 from eval.compare.transitions import transition_table
 from eval.replies.outcomes import GIVEN, outcomes
 from eval.replies.rollouts import Rollout, doubts, rollout_of, rollout_table

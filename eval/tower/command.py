@@ -34,7 +34,6 @@ import numpy as np
 from data_builders.prompt_sets.images import PixelLimits
 from eval.replies.pictures import pixel_limits
 from eval.replies.subject import Subject, check_subject, open_subject
-from eval.tower.closing import summary
 from eval.tower.features import (
     PIXELS,
     Embed,
@@ -50,6 +49,7 @@ from eval.tower.features import (
 from eval.tower.figures import draw
 from eval.tower.images import TEST, TRAIN, ImageSet, load_images
 from eval.tower.probes import PROBES, probe
+from eval.tower.summary import summary
 from eval.tower.tables import RANDOM, difference_rows, score_rows
 from models.loading import load_processor
 from tracking.command import check_all, check_least, parse_arguments

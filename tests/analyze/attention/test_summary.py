@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyze.attention.closing import summary
+from analyze.attention.summary import summary
 
 
 def test_shares_are_means_over_a_blocks_layers_and_shifts_the_pooled_ones(tmp_path: Path) -> None:

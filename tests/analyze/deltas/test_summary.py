@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyze.deltas.closing import summary
+from analyze.deltas.summary import summary
 
 
 def test_each_phase_has_its_changes_by_block_in_the_models_order_and_its_verdicts(tmp_path: Path) -> None:

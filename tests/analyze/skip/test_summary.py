@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyze.skip.closing import summary
+from analyze.skip.summary import summary
 
 
 def test_the_largest_drops_stand_beside_the_model_as_it_is(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analyze.swap.closing import moving_layers, summary
+from analyze.swap.summary import moving_layers, summary
 
 
 @pytest.mark.parametrize(

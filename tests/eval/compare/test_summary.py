@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eval.compare.closing import summary
 from eval.compare.command import COLUMNS
+from eval.compare.summary import summary
 
 
 @pytest.fixture

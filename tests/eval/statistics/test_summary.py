@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.statistics.closing import summary
 from eval.statistics.scores import score_table
+from eval.statistics.summary import summary
 from tracking.run import open_run
 from tracking.tables import format_first, write_table
 

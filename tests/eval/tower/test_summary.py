@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.tower.closing import summary
+from eval.tower.summary import summary
 
 
 def test_the_best_layer_is_chosen_on_training_pictures_and_stands_beside_the_baselines(tmp_path: Path) -> None:
