@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NUM_ROWS = 6
 METRIC, SUBSET = "moved_to_source", "right"
-"""Of pairs that the model answers rightly without a swap: does the answer become the other picture's?"""
+"""Of pairs that the model answers correctly without a swap: does the answer become the other picture's?"""
 FROM = "from"
 EDGE = 0.1
 """Answers move between the layers at which 90 % and 10 % of the largest share are left."""
@@ -37,7 +37,7 @@ def summary(output_dir: Path) -> list[str]:
         ordered = own.sort_values("layer")
         known = ordered[ordered["n"] > 0]
         if known.empty:
-            rows.append([name, task, mode, "0", "no pair is answered rightly", "", ""])
+            rows.append([name, task, mode, "0", "no pair is answered correctly", "", ""])
             continue
         moving = moving_layers(known["rate"].tolist(), known["layer"].tolist(), falls=mode == FROM)
         most = known.iloc[int(known["rate"].to_numpy().argmax())]
@@ -53,7 +53,7 @@ def summary(output_dir: Path) -> list[str]:
             ]
         )
     return [
-        "share of rightly answered pairs whose answer moves to the other picture's, with 95 % intervals",
+        "share of correctly answered pairs whose answer moves to the other picture's, with 95 % intervals",
         *format_first(rows, right=(3,), most=NUM_ROWS, table="rates.csv"),
         *control_lines(read_table(output_dir / "controls.csv")),
     ]

@@ -40,7 +40,7 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
         ValueError: where the folder is not the output directory of `eval.run`, or the run is not finished.
     """
     if not (directory / RUN_FILE).is_file():
-        what = "holds no run.json" if directory.is_dir() else "does not exist"
+        what = "has no run.json" if directory.is_dir() else "does not exist"
         near = [place for place in (*_folders(directory), directory.parent) if _is_evaluation(place)]
         meant = f"; did you mean {' or '.join(map(str, near[:3]))}?" if near else ""
         raise ValueError(f"{directory} {what}; expected an output directory of {EVALUATION}{meant}")

@@ -26,7 +26,7 @@ def test_answers_move_where_the_share_falls_or_stands_high(
 
 
 def write(directory: Path, rates: list[float], *, n: int = 50, num_differs: int = 0) -> Path:
-    """Writes the tables of a probe of one set: the rates are those of rightly answered pairs."""
+    """Writes the tables of a probe of one set: the rates are those of correctly answered pairs."""
     rows = []
     for subset, metric, values in (
         ("right", "moved_to_source", [*rates, 0.0]),
@@ -52,5 +52,5 @@ def test_the_range_of_layers_stands_with_shares_and_intervals(tmp_path: Path) ->
 
 def test_a_failed_control_and_a_model_that_is_never_right_are_said(tmp_path: Path) -> None:
     lines = summary(write(tmp_path, [0.5, 0.5], n=0, num_differs=2))
-    assert "no pair is answered rightly" in lines[2]
+    assert "no pair is answered correctly" in lines[2]
     assert lines[-1] == "controls: self-swap failed (58 of 60)"
