@@ -31,23 +31,20 @@ class Parsed:
 def read_words(words: Sequence[str], known: Mapping[str, Argument], *, is_closed: bool) -> Parsed:
     """Reads the configuration file, then the words, which override it."""
     parsed = Parsed()
-    words = list(words)
+    positional = [argument for argument in known.values() if argument.positional]
+    takes_rest = any(argument.positional == "rest" for argument in positional)
+    start = _start_of_rest(words) if takes_rest else len(words)
+    words, free = list(words[:start]), list(words[start:])
     if "config" not in known:
         for path in _take_config(words, parsed):
             _read_file(path, known, parsed, is_closed=is_closed)
-    free: list[str] = []
     given: dict[str, list[str]] = {}
     position = 0
-    positional = [argument for argument in known.values() if argument.positional]
-    takes_rest = any(argument.positional == "rest" for argument in positional)
     while position < len(words):
         word = words[position]
         position += 1
         if not _is_flag(word):
-            if takes_rest and not free:
-                free, position = words[position - 1 :], len(words)
-            else:
-                free.append(word)
+            free.append(word)
             continue
         typed, equals, joined = word.partition("=")
         name = typed[2:].replace("-", "_")
@@ -79,6 +76,14 @@ def read_words(words: Sequence[str], known: Mapping[str, Argument], *, is_closed
     for name, texts in given.items():
         _convert(known[name], texts, words, parsed)
     return parsed
+
+
+def _start_of_rest(words: Sequence[str]) -> int:
+    """Returns where another command begins: at the first word that is neither a flag nor the value of one."""
+    position = 0
+    while position < len(words) and _is_flag(words[position]):
+        position += 1 if "=" in words[position] else 2
+    return min(position, len(words))
 
 
 def _is_flag(word: str) -> bool:

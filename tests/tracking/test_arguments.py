@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 
+from slurm.gather import GatherArguments
 from tracking.command import REPOSITORY_ROOT, ArgumentsTaken, arguments_only, check_all, check_least, parse_arguments
 from tracking.fields import LibraryClass
 
@@ -371,3 +372,10 @@ def test_mistakes_at_a_command_are_told_at_once_and_quickly(command: str) -> Non
         assert any(text in line for line in lines[1:]), (text, result["said"])
     assert not result["heavy"]
     assert result["cpu_s"] < LIGHT_S
+
+
+def test_flags_of_a_command_that_is_handed_on_are_left_to_it() -> None:
+    words = ["analyze.deltas", "--config", "absent.yaml", "--study", "other", "--help", "--output_dir", "D"]
+    for own in (["--study", "S", "--name", "N"], ["--study=S", "--name=N"]):
+        (arguments,) = parse_arguments([*own, *words], GatherArguments, description=None)
+        assert (arguments.study, arguments.name, arguments.command) == ("S", "N", words)
