@@ -332,5 +332,5 @@ def test_a_folder_of_which_nothing_is_shown_is_refused(tmp_path: Path) -> None:
     finish(tmp_path / "answers", "eval.run", {})
     with pytest.raises(ValueError, match=r"answers holds eval.run; expected the output of analyze.swap"):
         read_inputs([tmp_path / "answers"])
-    with pytest.raises(ValueError, match=r"nowhere has no run\.json"):
+    with pytest.raises(ValueError, match=r"nowhere holds no run\.json"):
         read_inputs([tmp_path / "nowhere"])
