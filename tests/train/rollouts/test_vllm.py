@@ -34,6 +34,8 @@ SETTINGS: dict[str, Any] = {
     "use_vllm": True, "vllm_mode": "colocate",
 }  # fmt: skip
 
+LEFT_BEHIND = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
+
 
 def flags(start: Path, prompts: Path, output_dir: Path, **changes: Any) -> list[str]:
     values = {**SETTINGS, "model_name_or_path": start, "prompts": prompts, "output_dir": output_dir, **changes}
@@ -42,15 +44,15 @@ def flags(start: Path, prompts: Path, output_dir: Path, **changes: Any) -> list[
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TRL and vLLM leave the variables of a launcher behind, which would make the next run one of several processes.
+    """TRL and vLLM leave variables behind: a launcher's, and that engines have no processes of their own.
 
     The engines of all tests of this file live in one process: each has a small cache, and goes with its trainer.
     """
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in LEFT_BEHIND:
         monkeypatch.delenv(name, raising=False)
     yield
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in LEFT_BEHIND:
         os.environ.pop(name, None)
 
 
