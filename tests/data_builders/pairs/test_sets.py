@@ -130,6 +130,7 @@ def test_a_set_loads_as_an_image_folder_and_as_json(task: str, tmp_path: Path) -
             assert tuple(read.get("target_box") or ()) == (pair.target_box or ())
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_set_and_leaves_no_process(tmp_path: Path) -> None:
     with running(KILLED, tmp_path / "killed", num_workers=2) as parent:
         partial = partial_path(tmp_path / "killed" / "data")
