@@ -190,7 +190,7 @@ def _read_through(file: Path) -> None:
 
 
 class MemoryWatch:
-    """Samples a process's memory until it is told to stop, or the process is gone."""
+    """Samples a process's memory until `stop` is called or the process ends."""
 
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")

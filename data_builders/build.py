@@ -38,7 +38,7 @@ from data_builders.rl.build import WORK_DIR, RlArguments, build_rl, describe
 from tracking.command import did_you_mean, parse_arguments, program_name, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 
 BUILDER_VERSION = 1
 """Increased whenever the same arguments would give different files."""
@@ -51,9 +51,7 @@ class BuildArguments:
 
     output_dir: str = field(metadata={"help": "output directory; the data is written to its subfolder data/"})
     seed: int = field(default=0, metadata={"help": "seed from which all content is drawn"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
 
 class Task(NamedTuple):

@@ -28,7 +28,7 @@ from data_builders.recognition.coco import ANNOTATIONS_FILE, IMAGES_DIR, MIN_POL
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 
 NUM_PHOTOGRAPHS = {"train": 10, "validation": 10, "test": 56}
 """Number of scenes per split; each can be used for two pairs."""
@@ -49,9 +49,7 @@ class MiniCocoArguments:
     output_dir: str = field(
         metadata={"help": "output directory; annotations and images are written to its subfolder data/"}
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
 
 def image_ids() -> list[int]:

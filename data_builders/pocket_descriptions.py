@@ -21,7 +21,7 @@ from data_builders.pocket.world import SPLIT_ABILITIES, draw_split
 from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint, read_prompts
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 
 DESCRIPTIONS_FILE = "descriptions.jsonl"
 MANIFEST = "manifest.json"
@@ -36,9 +36,7 @@ class PocketDescriptionArguments:
     split: str = field(
         default="test", metadata={"help": f"split of the prompt set: one of {', '.join(SPLIT_ABILITIES)}"}
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         if self.split not in SPLIT_ABILITIES:

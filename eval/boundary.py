@@ -46,7 +46,7 @@ from tracking.command import check_all, check_least, parse_arguments, run_comman
 from tracking.product import partial_directory
 from tracking.progress import progress, say
 from tracking.records import Record, RecordLog, read_records
-from tracking.run import open_run, read_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run, read_run
 from tracking.tables import format_columns, write_table
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ class BoundaryArguments:
     replies: str | None = field(
         default=None, metadata={"help": "output directory of an earlier run whose replies are reused"}
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(

@@ -69,7 +69,7 @@ from tracking.processes import on_main_process
 from tracking.product import write_text
 from tracking.progress import progress, say
 from tracking.records import Record, encode_records
-from tracking.run import RUN_FILE, is_finished
+from tracking.run import OVERWRITE_ARGUMENT, RUN_FILE, is_finished
 from tracking.sharding import RECORDS_FILE, SharedLog, join_processes, open_shared_run
 from tracking.tables import write_table
 
@@ -133,9 +133,7 @@ class EvaluationArguments:
         default=ATTENTION, metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
     )
     cache_dir: str = field(default=CACHE_DIR, metadata={"help": "folder that images of benchmarks are unpacked to"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(

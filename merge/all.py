@@ -17,10 +17,10 @@ from merge.recipes.card import describe_plan
 from merge.recipes.plan import SplicePlan, fingerprint, make_plan
 from merge.recipes.recipe import Recipe, check_donor, parse_donors, recipe_from_pattern
 from merge.splice import check_place, check_room, parse_size, run_settings, write_splice
-from models.blocks import BLOCKS, PARTITIONS
+from models.blocks import BLOCKS, CUTS_ARGUMENT, PARTITIONS
 from tracking.command import check_all, parse_arguments, run_command
 from tracking.records import RecordLog
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 
 PAPER_PATTERNS = ("ABB", "AAB", "BBA", "BAA", "ABA", "BAB")
 """IN:RL:RL, IN:IN:RL, RL:RL:IN, RL:IN:IN, IN:RL:IN and RL:IN:RL, as in Table 2, without the two unmixed patterns."""
@@ -51,7 +51,7 @@ class AllArguments:
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
     files: str | None = field(
         default=None,
@@ -64,9 +64,7 @@ class AllArguments:
             "help": "maximum size of a shard, such as 5GB; by default the first donor's division into files is kept"
         },
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(partial(make_recipes, self), partial(parse_size, self.max_shard_size), self._check_place)

@@ -37,14 +37,14 @@ from merge.recipes.recipe import (
     recipe_from_pattern,
 )
 from merge.tensors.copying import ByteRange, Source, write_shard
-from models.blocks import PARTITIONS
+from models.blocks import CUTS_ARGUMENT, PARTITIONS
 from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, check_all, parse_arguments, raise_mistakes, run_command
 from tracking.product import partial_directory
 from tracking.progress import BYTES, Progress
 from tracking.records import RecordLog
-from tracking.run import git_state, open_run
+from tracking.run import OVERWRITE_ARGUMENT, git_state, open_run
 
 COMMAND = "merge.splice"
 CHECKPOINT_DIR = "checkpoint"
@@ -82,7 +82,7 @@ class RecipeArguments:
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
     files: str | None = field(
         default=None,
@@ -117,9 +117,7 @@ class SpliceArguments:
             "help": "maximum size of a shard, such as 5GB; by default the first donor's division into files is kept"
         },
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(partial(parse_size, self.max_shard_size), self._check_place)

@@ -23,6 +23,12 @@ BLOCKS = ("early", "mid", "late")
 REGIONS = ("vision", "projector", "embed", "norm", "head")
 PARTITIONS = ("thirds", "paper")
 """Names of ways to cut the decoder into early, mid and late."""
+PARTITION_ARGUMENT = {
+    "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
+    "choices": PARTITIONS,
+}
+CUTS_ARGUMENT = {"help": "first layers of mid and late, such as 8 20; used instead of --partition"}
+"""Metadata of the two fields with which every command's arguments choose a partition."""
 PARTS = {"attn": ATTENTION_PARTS, "mlp": MLP_PARTS}
 
 PAPER_CUTS = {28: (10, 19)}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLConfig
@@ -105,9 +105,7 @@ class PocketArguments:
 
     output_dir: str = field(metadata={"help": "output directory; the model is written to its subfolder checkpoint/"})
     seed: int = field(default=0, metadata={"help": "seed of the weights"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
 
 def pocket_corpus() -> list[str]:

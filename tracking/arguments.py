@@ -1,7 +1,7 @@
 """How does a command read its arguments? Into dataclasses declared beside the code they configure.
 
 `--config FILE` holds the same names as the flags, and flags override it. Dashes and underscores in names are the same.
-All mistakes are told at once, and before anything heavy is imported: arguments of a library's dataclass are read from
+All mistakes are reported together, before heavy imports: arguments of a library's dataclass are read from
 its source first (`LibraryClass`), and only a command line without mistakes imports the library.
 """
 

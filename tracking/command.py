@@ -58,7 +58,7 @@ MAIN_FIRST_S = 10.0
 
 
 class Preempted(SystemExit):
-    """A run that was told to stop, saved itself and stopped; the same command continues it."""
+    """A run that received SIGTERM, saved its state and stopped; the same command continues it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(EXIT_PREEMPTED)

@@ -25,6 +25,8 @@ from tracking.ownership import CLAIM_FILE, OwnedError, ownership
 from tracking.product import partial_path, write_text
 
 RUN_FILE = "run.json"
+OVERWRITE_ARGUMENT = {"help": "discard earlier results in the output directory and start over"}
+"""Metadata of the field `overwrite` in a command's arguments."""
 LOCK_FILE = ".lock"
 LOCK_PATIENCE_S = 5.0
 """Wait for the lock, since a killed holder's child may need a moment to end."""

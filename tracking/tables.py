@@ -31,7 +31,7 @@ def format_columns(rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> li
     ]
 
 
-def format_first(rows: Sequence[Sequence[str]], *, right: Sequence[int], most: int, table: str) -> list[str]:
+def format_first(rows: Sequence[Sequence[str]], *, right: Sequence[int], table: str, most: int = 6) -> list[str]:
     """Returns a head and the first so many rows lined up, and how many more the table holds."""
     more = len(rows) - 1 - most
     lines = format_columns(rows[: 1 + most], right=right)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.run import OVERWRITE_ARGUMENT
 from train.freezing.freeze import FreezeArguments
 from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.data import DataArguments, load_prompts
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 class RunArguments:
     """Handling of the run directory."""
 
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from models.blocks import PARTITIONS, check_expression
+from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, check_expression
 from models.checkpoint import check_same_tensors, open_checkpoint
 from models.completeness import check_complete
 from models.layout import layout_of
@@ -53,14 +53,11 @@ class VerifyArguments:
     )
     partition: str = field(
         default="thirds",
-        metadata={
-            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
     report: str | None = field(default=None, metadata={"help": "JSON file to write the result per tensor to"})
 

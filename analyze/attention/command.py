@@ -66,11 +66,12 @@ from analyze.probes.inputs import (
 )
 from eval.replies.prompting import check_style
 from eval.tasks import check_task
-from models.blocks import PARTITIONS, Partition, make_partition
+from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, make_partition
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.progress import say
 from tracking.records import Record
+from tracking.run import OVERWRITE_ARGUMENT
 from tracking.sharding import open_shared_run
 from tracking.tables import write_table
 
@@ -123,20 +124,15 @@ class AttentionArguments:
     )
     partition: str = field(
         default="thirds",
-        metadata={
-            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
     batch_size: int = field(default=16, metadata={"help": "prompts per batch; halved if memory runs out"})
     dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(

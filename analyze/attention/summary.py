@@ -13,7 +13,6 @@ from tracking.tables import format_first, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_ROWS = 6
 MEASURE = "vision"
 
 
@@ -36,7 +35,7 @@ def summary(output_dir: Path) -> list[str]:
     mode = attention["mode"].iloc[0]
     return [
         f"{mode}: mean over the prompts of the share of attention that a reply's tokens give to the image",
-        *format_first(rows, right=(2, 3, 4), most=NUM_ROWS, table="blocks.csv"),
+        *format_first(rows, right=(2, 3, 4), table="blocks.csv"),
         f"controls {verdict}: {num_passed} of {len(controls)} ({', '.join(dict.fromkeys(controls['control']))})",
     ]
 

@@ -44,7 +44,7 @@ from analyze.deltas.tables import (
     summarise,
     ulps_table,
 )
-from models.blocks import PARTITIONS, Partition, block_names, make_partition
+from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, block_names, make_partition
 from models.checkpoint import Checkpoint, check_same_tensors, open_checkpoint
 from models.completeness import check_against_config, check_complete
 from models.layout import Layout, Parameter, layout_of
@@ -53,7 +53,7 @@ from tracking.command import check_all, check_least, did_you_mean, parse_argumen
 from tracking.product import partial_file
 from tracking.progress import weighted_progress
 from tracking.records import Record, RecordLog
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import write_table
 
 MEASURES = ("energy", "floor", "spectra", "null", "geometry")
@@ -115,21 +115,16 @@ class DeltaArguments:
     subspace_rank: int = field(default=16, metadata={"help": "dimension of the leading subspaces that are compared"})
     partition: str = field(
         default="thirds",
-        metadata={
-            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
     seed: int = field(default=0, metadata={"help": "seed of the shuffled null"})
     device: str = field(default="cpu", metadata={"help": "device of the spectra: cpu, cuda or cuda:1"})
     num_threads: int = field(default=0, metadata={"help": "CPU threads; 0: one per core"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(

@@ -25,7 +25,7 @@ shape of its batch; `controls.csv` has the number of such replies.
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analyze.probes.inputs import (
     SKIPPED_COLUMNS,
@@ -46,15 +46,13 @@ from eval.replies.decoding import check_repetition_window
 from eval.replies.prompting import check_style
 from eval.replies.subject import check_subject, open_subject
 from eval.tasks import check_task
-from models.blocks import PARTITIONS, make_partition
+from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, make_partition
 from models.layout import layout_of
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
+from tracking.run import OVERWRITE_ARGUMENT
 from tracking.sharding import SharedLog, open_shared_run
 from tracking.tables import write_table
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +82,11 @@ class SkipArguments:
     )
     partition: str = field(
         default="thirds",
-        metadata={
-            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
     prompt_style: str = field(
         default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
@@ -107,9 +102,7 @@ class SkipArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(

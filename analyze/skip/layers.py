@@ -75,7 +75,7 @@ class Branches:
 
 
 class RowwiseSkip:
-    """Hooks on a model's decoder layers for as long as it is open; nothing is left out until it is told to."""
+    """Hooks on a model's decoder layers while the context is open; nothing is skipped before `leave_out` is called."""
 
     def __init__(self, model: Any) -> None:
         prefix = family_of(model.config.model_type).layers

@@ -143,7 +143,7 @@ def make_units(
 ) -> list[list[Row]]:
     """Returns the batches of one task, plain ones first: prompts of similar length and equally many images together.
 
-    The rows of one prompt stand beside each other, since what they share is computed once.
+    The rows of one prompt are adjacent, so that their shared prefix is computed once.
 
     Args:
         problems: of the task.

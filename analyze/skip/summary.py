@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING
 
 from analyze.skip.plan import KINDS, NONE
 from eval.display.formatting import format_difference, format_share, percent
+from eval.statistics.power import ALPHA
 from tracking.tables import format_first, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_ROWS = 6
 NUM_LAYERS = 2
 """The layers named of a task and ability, by their drop."""
-SIGNIFICANT = 0.05
 LAYERS, BLOCKS = KINDS[:2]
 
 
@@ -29,8 +28,8 @@ def summary(output_dir: Path) -> list[str]:
         drops = [_drops(own[own["kind"] == kind], NUM_LAYERS if kind == LAYERS else 1) for kind in shown]
         rows.append([str(task), str(ability), f"{whole['n']:.0f}", accuracy, *drops])
     return [
-        f"accuracy, and drops in points, with 95 % intervals; *: p < {SIGNIFICANT:g}, Holm-corrected",
-        *format_first(rows, right=(2,), most=NUM_ROWS, table="rates.csv"),
+        f"accuracy, and drops in points, with 95 % intervals; *: p < {ALPHA:g}, Holm-corrected",
+        *format_first(rows, right=(2,), table="rates.csv"),
         *closing_lines(read_table(output_dir / "controls.csv"), rates),
     ]
 
@@ -40,7 +39,7 @@ def _drops(own: "pd.DataFrame", number: int) -> str:
     largest = own.sort_values("drop", ascending=False, kind="stable").head(number)
     return ", ".join(
         f"{row['configuration']} {format_difference(row['drop'], row['drop_low'], row['drop_high'])}"
-        + (" *" if row["p_holm"] < SIGNIFICANT else "")
+        + (" *" if row["p_holm"] < ALPHA else "")
         for _, row in largest.iterrows()
     )
 

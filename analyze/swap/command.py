@@ -36,11 +36,12 @@ from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
 from data_builders.pairs.files import check_pairs, pairs_fingerprint
 from eval.replies.prompting import check_style
 from eval.replies.subject import check_subject, open_subject
-from models.blocks import PARTITIONS, Partition, make_partition
+from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, make_partition
 from models.layout import layout_of
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.records import Record
+from tracking.run import OVERWRITE_ARGUMENT
 from tracking.sharding import SharedLog, open_shared_run
 from tracking.tables import write_table
 
@@ -96,18 +97,13 @@ class SwapArguments:
     )
     partition: str = field(
         default="thirds",
-        metadata={
-            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(

@@ -35,7 +35,7 @@ from data_builders.vocabulary.forms import base_forms
 from tracking.command import parse_arguments
 from tracking.product import write_text
 from tracking.progress import progress
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import write_table
 
 WORDS_DIR = Path(__file__).parent / "words"
@@ -92,9 +92,7 @@ class VocabularyArguments:
     )
     hub_config: str | None = field(default=None, metadata={"help": "configuration of the hub data set"})
     hub_split: str = field(default="train", metadata={"help": "split of the hub data set"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_letters <= self.max_letters:

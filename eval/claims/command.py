@@ -30,7 +30,7 @@ from eval.display.formatting import interval, percent, points, probability
 from eval.display.page import page_environment
 from tracking.command import parse_arguments
 from tracking.product import write_text
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import read_table, write_table
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ class ClaimsArguments:
         default=ABILITY_SIZE,
         metadata={"help": "number of prompts behind each ability score of the paper, which the paper does not state"},
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:

@@ -38,7 +38,7 @@ from tracking.command import did_you_mean, parse_arguments
 from tracking.product import write_text
 from tracking.progress import progress
 from tracking.records import Record, read_records
-from tracking.run import open_run, read_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run, read_run
 from tracking.tables import write_table
 
 if TYPE_CHECKING:
@@ -207,9 +207,7 @@ class ComparisonArguments:
         default_factory=list,
         metadata={"help": "current location of prompt sets that were moved after eval.run, named as its --tasks"},
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
 
 def main(argv: list[str] | None = None) -> None:

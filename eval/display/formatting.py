@@ -41,7 +41,7 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def format_share(value: float, low: float, high: float) -> str:
+def format_share(value: float, low: float = float("nan"), high: float = float("nan")) -> str:
     """Formats a share with its interval as percentages: `73.2 % [71.0, 75.3]`."""
     if value != value:
         return NOTHING

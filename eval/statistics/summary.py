@@ -11,8 +11,6 @@ from tracking.tables import format_first, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_ROWS = 6
-
 
 def summary(output_dir: Path) -> list[str]:
     """Returns the lines about `scores.csv`; the definition of an ability only where it could be scored apart."""
@@ -34,7 +32,7 @@ def summary(output_dir: Path) -> list[str]:
             ]
         )
     numbers = (2, len(rows[0]) - 2, len(rows[0]) - 1)
-    return [*format_first(rows, right=numbers, most=NUM_ROWS, table="scores.csv"), *_counted_apart(scores)]
+    return [*format_first(rows, right=numbers, table="scores.csv"), *_counted_apart(scores)]
 
 
 def _counted_apart(scores: "pd.DataFrame") -> Iterator[str]:

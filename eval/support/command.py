@@ -42,7 +42,7 @@ from eval.statistics.pairing import Entry, common_seeds, parse_entry, rows_of_se
 from tracking.command import parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, read_records
-from tracking.run import open_run, read_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run, read_run
 from tracking.tables import format_first, read_table, write_table
 
 if TYPE_CHECKING:
@@ -341,9 +341,7 @@ class SupportArguments:
     )
     baseline: str = field(default="sft", metadata={"help": "model that training of the others started from"})
     output_dir: str = field(default="outputs/support", metadata={"help": "where tables, page and run.json are written"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -55,7 +55,7 @@ from models.loading import load_processor
 from tracking.command import check_all, check_least, parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, RecordLog
-from tracking.run import open_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import write_table
 
 FEATURES_DIR = "features"
@@ -112,9 +112,7 @@ class TowerArguments:
     batch_size: int = field(default=256, metadata={"help": "pictures per file of features"})
     seed: int = field(default=0, metadata={"help": "seed of the split, the folds and the pocket pictures"})
     num_random: int = field(default=5, metadata={"help": "number of random towers, with the seeds 0, 1, …"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(self._check_share, partial(check_least, self, limit=1, num_folds=2, batch_size=1, num_random=1))

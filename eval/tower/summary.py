@@ -7,8 +7,6 @@ from eval.tower.features import PIXELS
 from eval.tower.tables import RANDOM
 from tracking.tables import format_first, read_table
 
-NUM_ROWS = 6
-
 
 def summary(output_dir: Path) -> list[str]:
     """Returns the lines about `tower.csv` and `differences.csv`.
@@ -29,24 +27,23 @@ def summary(output_dir: Path) -> list[str]:
                 & (differences["layer"] == best["layer"])
                 & (differences["against"] == RANDOM)
             ].iloc[0]
-            nothing = float("nan")
             rows.append(
                 [
                     str(probe),
                     str(model),
                     str(best["layer"]),
                     format_share(best["accuracy"], best["low"], best["high"]),
-                    format_share(random, nothing, nothing),
-                    format_share(pixels["accuracy"], nothing, nothing),
+                    format_share(random),
+                    format_share(pixels["accuracy"]),
                     format_difference(against["difference"], against["low"], against["high"]),
                     probability(against["p_holm"]),
                 ]
             )
     first = scores.iloc[0]
-    lines = format_first(rows, right=(4, 5), most=NUM_ROWS, table="tower.csv")
+    lines = format_first(rows, right=(4, 5), table="tower.csv")
     lines.append(
         f"test pictures: {first['n_test']:.0f}, training pictures: {first['n_train']:.0f}; always answering the "
-        f"largest class gives {format_share(first['largest_class'], float('nan'), float('nan'))}"
+        f"largest class gives {format_share(first['largest_class'])}"
     )
     if num_unconverged := int((~scores["converged"]).sum()):
         lines.append(f"{num_unconverged} linear fits did not converge: `converged` in tower.csv")

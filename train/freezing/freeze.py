@@ -13,7 +13,8 @@ import numpy as np
 
 from models.blocks import (
     BLOCKS,
-    PARTITIONS,
+    CUTS_ARGUMENT,
+    PARTITION_ARGUMENT,
     REGIONS,
     Partition,
     block_names,
@@ -61,14 +62,11 @@ class FreezeArguments:
     )
     partition: str = field(
         default="thirds",
-        metadata={
-            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.build import DATA_DIR
-from models.blocks import PARTITIONS, check_expression
+from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, check_expression
 from models.pocket import CHECKPOINT_DIR
 from tracking.command import raise_mistakes
 from tracking.schedule import Job
@@ -66,14 +66,11 @@ class NecessityArguments:
     )
     partition: str = field(
         default="thirds",
-        metadata={
-            "help": "where early, mid and late are cut: thirds, or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
-        metadata={"help": "first layers of mid and late, such as 8 20; used instead of --partition"},
+        metadata=CUTS_ARGUMENT,
     )
     layout_config: str | None = field(
         default=None, metadata={"help": "config.json to plan with if the checkpoint is not on this machine"}

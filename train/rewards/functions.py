@@ -20,6 +20,7 @@ from typing import Any
 
 from eval.grading import MAX_JUDGES, grade, is_well_formed, last_boxed
 from tracking.command import check_all, did_you_mean
+from tracking.run import OVERWRITE_ARGUMENT
 from train.rewards.own import RewardFunction, check_name, is_own, load_reward
 
 MAX_REMEMBERED = 65_536
@@ -52,9 +53,7 @@ class RewardArguments:
             "help": "number of tokens before max_completion_length over which the overlong reward falls from 0 to -1"
         },
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard earlier results in the output directory and start over"}
-    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(partial(check_rewards, self.rewards), self._check_buffer)
@@ -139,7 +138,7 @@ REWARDS: dict[str, RewardFunction] = {"accuracy": accuracy, "format": format, "o
 
 
 def check_rewards(names: Sequence[str]) -> None:
-    """Refuses names that are unknown, malformed or stand twice, a line each; imports nothing.
+    """Refuses names that are unknown, malformed or repeated, one line per mistake; imports nothing.
 
     Raises:
         ValueError: with the mistakes.
