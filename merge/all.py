@@ -15,9 +15,17 @@ from pathlib import Path
 
 from merge.recipes.card import describe_plan
 from merge.recipes.plan import SplicePlan, fingerprint, make_plan
-from merge.recipes.recipe import Recipe, check_donor, parse_donors, recipe_from_pattern
+from merge.recipes.recipe import (
+    FILES_ARGUMENT,
+    OWN_PARTITION_ARGUMENT,
+    REST_ARGUMENT,
+    Recipe,
+    check_donor,
+    parse_donors,
+    recipe_from_pattern,
+)
 from merge.splice import check_place, check_room, parse_size, run_settings, write_splice
-from models.blocks import BLOCKS, CUTS_ARGUMENT, PARTITIONS
+from models.blocks import BLOCKS, CUTS_ARGUMENT
 from tracking.command import check_all, parse_arguments, run_command
 from tracking.records import RecordLog
 from tracking.run import OVERWRITE_ARGUMENT, open_run
@@ -35,19 +43,14 @@ class AllArguments:
     donor: list[str] = field(
         metadata={"help": "NAME=CHECKPOINT (folder or hub id), given exactly twice", "check": check_donor}
     )
-    rest: list[str] = field(
-        metadata={"help": "source of the regions: REGION=NAME for each region, or one donor's NAME for all of them"}
-    )
+    rest: list[str] = field(metadata=REST_ARGUMENT)
     output_dir: str | None = field(
         default=None, metadata={"help": "where the splices are written, one folder per pattern"}
     )
     patterns: str = field(default="paper", metadata={"help": "which patterns: paper (six) or all (eight)"})
     partition: str | None = field(
         default=None,
-        metadata={
-            "help": "where early, mid and late are cut: thirds (the default), or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=OWN_PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
@@ -55,7 +58,7 @@ class AllArguments:
     )
     files: str | None = field(
         default=None,
-        metadata={"help": "donor whose configuration, tokenizer and processor are copied; the first donor by default"},
+        metadata=FILES_ARGUMENT,
     )
     dry_run: bool = field(default=False, metadata={"help": "print the plans and write nothing"})
     max_shard_size: str | None = field(

@@ -27,6 +27,9 @@ from merge.recipes.card import describe_parts, describe_plan, render_card
 from merge.recipes.companions import CARD_FILE, SPLICE_FILE
 from merge.recipes.plan import ShardEntry, SplicePlan, make_plan
 from merge.recipes.recipe import (
+    FILES_ARGUMENT,
+    OWN_PARTITION_ARGUMENT,
+    REST_ARGUMENT,
     Blend,
     Recipe,
     check_donor,
@@ -37,7 +40,7 @@ from merge.recipes.recipe import (
     recipe_from_pattern,
 )
 from merge.tensors.copying import ByteRange, Source, write_shard
-from models.blocks import CUTS_ARGUMENT, PARTITIONS
+from models.blocks import CUTS_ARGUMENT
 from models.checkpoint import INDEX_FILE
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, check_all, parse_arguments, raise_mistakes, run_command
@@ -71,14 +74,11 @@ class RecipeArguments:
     )
     rest: list[str] = field(
         default_factory=list,
-        metadata={"help": "source of the regions: REGION=NAME for each region, or one donor's NAME for all of them"},
+        metadata=REST_ARGUMENT,
     )
     partition: str | None = field(
         default=None,
-        metadata={
-            "help": "where early, mid and late are cut: thirds (the default), or paper (10/9/9 of 28 layers)",
-            "choices": PARTITIONS,
-        },
+        metadata=OWN_PARTITION_ARGUMENT,
     )
     cuts: list[int] = field(
         default_factory=list,
@@ -86,7 +86,7 @@ class RecipeArguments:
     )
     files: str | None = field(
         default=None,
-        metadata={"help": "donor whose configuration, tokenizer and processor are copied; the first donor by default"},
+        metadata=FILES_ARGUMENT,
     )
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.argument_help import Group, print_help
-from tracking.command_line import Parsed, raise_mistakes, read_words, spelling
+from tracking.command_line import Parsed, raise_mistakes, read_words, spelling, start_of_rest
 from tracking.fields import Argument, LibraryClass, arguments_of, check_each
 
 
@@ -195,5 +195,5 @@ def _asks_for_help(words: Sequence[str], classes: Sequence[type | LibraryClass])
     own = list(words)
     sources = [kind for kind in classes if not isinstance(kind, LibraryClass)]
     if any(argument.positional == "rest" for kind in sources for argument in arguments_of(kind)):
-        own = own[:1]
+        own = own[: start_of_rest(own)]
     return any(word in ("-h", "--help") for word in own)

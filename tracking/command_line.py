@@ -33,7 +33,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Argument], *, is_closed
     parsed = Parsed()
     positional = [argument for argument in known.values() if argument.positional]
     takes_rest = any(argument.positional == "rest" for argument in positional)
-    start = _start_of_rest(words) if takes_rest else len(words)
+    start = start_of_rest(words) if takes_rest else len(words)
     words, free = list(words[:start]), list(words[start:])
     if "config" not in known:
         for path in _take_config(words, parsed):
@@ -78,7 +78,7 @@ def read_words(words: Sequence[str], known: Mapping[str, Argument], *, is_closed
     return parsed
 
 
-def _start_of_rest(words: Sequence[str]) -> int:
+def start_of_rest(words: Sequence[str]) -> int:
     """Returns where another command begins: at the first word that is neither a flag nor the value of one."""
     position = 0
     while position < len(words) and _is_flag(words[position]):

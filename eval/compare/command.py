@@ -32,7 +32,15 @@ from eval.replies.outcomes import GIVEN, outcomes
 from eval.replies.rollouts import Rollout, doubts, rollout_of, rollout_table
 from eval.statistics.differences import compare_group
 from eval.statistics.intervals import holm
-from eval.statistics.pairing import ABILITY, FLIPPING_METRICS, METRICS, Entry, collect_groups, parse_entry
+from eval.statistics.pairing import (
+    ABILITY,
+    ENTRIES_ARGUMENT,
+    FLIPPING_METRICS,
+    METRICS,
+    Entry,
+    collect_groups,
+    parse_entry,
+)
 from eval.statistics.scores import score_table
 from tracking.command import did_you_mean, parse_arguments
 from tracking.product import write_text
@@ -184,14 +192,7 @@ def judge_doubts(entries: Sequence[Entry]) -> list[str]:
 class ComparisonArguments:
     """The models, and what they are compared with."""
 
-    models: list[str] = field(
-        metadata={
-            "help": "output directories of eval.run: DIR, NAME=DIR or NAME@SEED=DIR",
-            "positional": True,
-            "metavar": "NAME=DIR",
-            "check": parse_entry,
-        }
-    )
+    models: list[str] = field(metadata=ENTRIES_ARGUMENT)
     baseline: str = field(metadata={"help": "model that all others are compared with: its name or DIR"})
     reference: str | None = field(
         default=None,

@@ -59,6 +59,15 @@ def parse_entry(text: str) -> Entry:
     return Entry(name, int(seed) if seed else None, Path(directory))
 
 
+ENTRIES_ARGUMENT = {
+    "help": "output directories of eval.run: DIR, NAME=DIR or NAME@SEED=DIR",
+    "positional": True,
+    "metavar": "NAME=DIR",
+    "check": parse_entry,
+}
+"""Metadata of the field `models` of commands that compare evaluations."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """One model's answers in one group, one row per seed; NaN if a value is undefined."""

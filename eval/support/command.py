@@ -38,7 +38,7 @@ from eval.display.formatting import format_difference
 from eval.grading import CORRECT, UNSCORED, parse_number
 from eval.replies.outcomes import GIVEN
 from eval.statistics.intervals import CrossedDraws, Estimate, draw_crossed, percentile_interval
-from eval.statistics.pairing import Entry, common_seeds, parse_entry, rows_of_seeds
+from eval.statistics.pairing import ENTRIES_ARGUMENT, Entry, common_seeds, parse_entry, rows_of_seeds
 from tracking.command import parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, read_records
@@ -331,14 +331,7 @@ def summary(changes: "pd.DataFrame", baseline: str) -> list[str]:
 class SupportArguments:
     """The models whose sampled replies are compared."""
 
-    models: list[str] = field(
-        metadata={
-            "help": "output directories of eval.run: DIR, NAME=DIR or NAME@SEED=DIR",
-            "positional": True,
-            "metavar": "NAME=DIR",
-            "check": parse_entry,
-        }
-    )
+    models: list[str] = field(metadata=ENTRIES_ARGUMENT)
     baseline: str = field(default="sft", metadata={"help": "model that training of the others started from"})
     output_dir: str = field(default="outputs/support", metadata={"help": "where tables, page and run.json are written"})
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)

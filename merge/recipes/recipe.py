@@ -19,11 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.blocks import BLOCKS, REGIONS
+from models.blocks import BLOCKS, PARTITION_ARGUMENT, REGIONS
 from models.loading import check_checkpoint
 from tracking.command import did_you_mean, read_yaml
 
 KEYS = ("donors", "partition", "cuts", "blocks", "rest", "files")
+REST_ARGUMENT = {"help": "source of the regions: REGION=NAME for each region, or one donor's NAME for all of them"}
+FILES_ARGUMENT = {"help": "donor whose configuration, tokenizer and processor are copied; the first donor by default"}
+OWN_PARTITION_ARGUMENT = {
+    **PARTITION_ARGUMENT,
+    "help": "where early, mid and late are cut: thirds (the default), or paper (10/9/9 of 28 layers)",
+}
+"""Metadata of the fields with which commands describe a splice instead of a recipe's file."""
 
 _DONOR_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
