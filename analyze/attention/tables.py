@@ -2,20 +2,22 @@
 
 A mean is over prompts, each prompt's value being the mean over the tokens of its reply (and over heads, unless a row
 names one), with a t interval. Differences are paired by prompt, which removes the variation between prompts. With one
-seed they are tested by the paired t test; over several seeds
-(`pooled`) by the bootstrap crossed over seeds and prompts of `eval/statistics/intervals.py`. P-values are
-Holm-corrected over the layers (or the blocks) of one comparison.
+seed they are tested by the paired t test, and the row is about these checkpoints. Rows of several seeds (`pooled`)
+cover new training seeds and new prompts (`eval/statistics/pooled.py`). P-values are Holm-corrected over the layers (or
+the blocks) of one comparison.
 """
 
-import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from analyze.attention.records import ALL, DERIVED, HEAD_MEASURES, MEASURES, PARTS, Group, Groups, Label
-from eval.statistics.intervals import CONFIDENCE, ROUNDING, CrossedDraws, draw_crossed, holm, mean_interval, paired_t
+from eval.statistics.intervals import holm, mean_interval, paired_t
+from eval.statistics.pairing import common_seeds, rows_of_seeds
+from eval.statistics.pooled import Term, contrast
 from models.blocks import BLOCKS, Partition
 from tracking.progress import progress
 from tracking.records import Record
@@ -27,8 +29,6 @@ PLACE_COLUMNS = ("model", "against", "mode", "task", "ability", "part")
 DIFFERENCE_COLUMNS = ("seed", "num_seeds", "n", "difference", "low", "high", "p", "p_holm")
 POOLED = "pooled"
 """Value of `seed` in rows over several seeds."""
-NUM_RESAMPLES = 10_000
-RESAMPLING_SEED = 20_260_212
 
 
 def attention_table(groups: Groups, partition: Partition) -> "pd.DataFrame":
@@ -67,21 +67,21 @@ def shift_tables(
     ranges = {block: list(partition.layers(block)) for block in BLOCKS} | {ALL: list(range(partition.num_layers))}
     for (mode, task, ability), by_label in progress(list(groups.items()), label="shifts", unit="ability"):
         for name, against in pairs_of([label.name for label in by_label], baselines):
-            found = _paired_differences(by_label, name, against)
+            found = _paired_values(by_label, name, against)
             if found is None:
                 continue
-            seeds, by_part = found
-            for part, differences in by_part.items():
+            first_seeds, second_seeds, by_part = found
+            for part, (first, second) in by_part.items():
                 head = dict(zip(PLACE_COLUMNS, (name, against, mode, task, ability, part), strict=True))
                 for number, measure in enumerate((*MEASURES, *DERIVED)):
-                    own = differences[..., number]
-                    own = own[:, np.isfinite(own).all((0, 2))]  # prompts that have the measure
-                    if not own.shape[1]:
+                    own, other = first[..., number], second[..., number]
+                    known = np.isfinite(own).all((0, 2)) & np.isfinite(other).all((0, 2))  # prompts with the measure
+                    if not known.any():
                         continue
-                    for row in compare(own, seeds):
+                    sides = Side(first_seeds, own[:, known]), Side(second_seeds, other[:, known])
+                    for row in compare(*sides):
                         layers.append(head | _where(partition, row.pop("column")) | {"measure": measure} | row)
-                    means = np.stack([own[..., chosen].mean(-1) for chosen in ranges.values()], -1)
-                    for row in compare(means, seeds):
+                    for row in compare(*(side.means_over(list(ranges.values())) for side in sides)):
                         block = list(ranges)[row.pop("column")]
                         blocks.append(head | {"block": block, "measure": measure} | row)
     return (
@@ -90,33 +90,48 @@ def shift_tables(
     )
 
 
-def compare(differences: Float[np.ndarray, "seeds n columns"], seeds: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns one row per seed and column, plus a pooled one for several seeds: difference, interval, corrected p."""
+@dataclass(frozen=True)
+class Side:
+    """The values of one model of a comparison."""
+
+    seeds: tuple[str, ...]
+    """An empty name if the model exists once."""
+    values: Float[np.ndarray, "seeds n columns"]
+
+    def means_over(self, chosen: Sequence[Sequence[int]]) -> "Side":
+        """Returns the means over groups of columns."""
+        return Side(self.seeds, np.stack([self.values[..., list(own)].mean(-1) for own in chosen], -1))
+
+
+def compare(first: Side, second: Side) -> list[dict[str, Any]]:
+    """Returns one row per common seed and column, plus a pooled one for several seeds: difference, interval, p.
+
+    P-values are corrected over the columns.
+    """
     found = []
-    for seed, own in zip(seeds, differences, strict=True):
-        columns = mean_interval(own)
-        found.append((seed, 1, columns["mean"], columns["low"], columns["high"], paired_t(own)))
-    if len(seeds) > 1:
-        found.append((POOLED, len(seeds), differences.mean((0, 1)), *_bootstrap(differences)))
+    names: list[list[str | None]] = [[seed or None for seed in side.seeds] for side in (first, second)]
+    shared = common_seeds(*names)
+    rows_of = [rows_of_seeds(own, shared) for own in names]
+    for seed, own, other in zip(shared, *rows_of, strict=True):
+        differences = first.values[own] - second.values[other]
+        columns = mean_interval(differences)
+        found.append((seed or "", 1, columns["mean"], columns["low"], columns["high"], paired_t(differences)))
+    if max(len(first.seeds), len(second.seeds)) > 1:
+        terms = [
+            Term(coefficient=sign, values=side.values, trained=side.seeds != ("",))
+            for sign, side in ((1.0, first), (-1.0, second))
+        ]
+        pooled = contrast(terms)
+        half = pooled.half_width()
+        ends = pooled.estimate - half, pooled.estimate + half
+        found.append((POOLED, len(first.seeds), pooled.estimate, *ends, pooled.p()))
     rows = []
     for seed, num_seeds, estimate, low, high, p in found:
         corrected = holm(p)
         for column, values in enumerate(zip(estimate, low, high, p, corrected, strict=True)):
-            head = {"column": column, "seed": seed, "num_seeds": num_seeds, "n": differences.shape[1]}
+            head = {"column": column, "seed": seed, "num_seeds": num_seeds, "n": first.values.shape[1]}
             rows.append(head | dict(zip(DIFFERENCE_COLUMNS[3:], values, strict=True)))
     return rows
-
-
-def _bootstrap(differences: Float[np.ndarray, "seeds n columns"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns low, high and p of each column's mean, as in `eval.statistics`, vectorised."""
-    draws = _draws(differences.shape[1], len(differences))
-    resampled = np.zeros((len(draws.seeds), differences.shape[2]))
-    for number, own in enumerate(differences):
-        resampled += draws.seeds[:, [number]] * (draws.samples @ own)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
-    rarer = np.minimum((resampled <= ROUNDING).sum(0), (resampled >= -ROUNDING).sum(0))
-    return low, high, np.minimum(1.0, 2 * (1 + rarer) / (len(resampled) + 1))
 
 
 def reply_table(records: Sequence[Record]) -> "pd.DataFrame":
@@ -147,30 +162,23 @@ def reply_table(records: Sequence[Record]) -> "pd.DataFrame":
     ).reset_index()
 
 
-def _paired_differences(
+def _paired_values(
     by_label: dict[Label, Group], name: str, against: str
-) -> tuple[list[str], dict[str, Float[np.ndarray, "seeds n layers measures"]]] | None:
-    """Returns the seeds that two models share and their differences per part, on the prompts that both answered.
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[np.ndarray, np.ndarray]]] | None:
+    """Returns the seeds of two models, and per part their values [seeds, n, layers, measures] on common prompts.
 
-    A model without seeds is paired with every seed of the other. None if they have nothing in common.
+    None if no prompt was answered by both.
     """
-    own, other = ({label.seed: group for label, group in by_label.items() if label.name == n} for n in (name, against))
-    seeds = shared_seeds(list(own), list(other))
-    pairs = [(own.get(seed) or own[""], other.get(seed) or other[""]) for seed in seeds]
-    ids = sorted(set.intersection(*(set(group.ids) for pair in pairs for group in pair))) if pairs else []
+    sides = [[(label.seed, group) for label, group in by_label.items() if label.name == n] for n in (name, against)]
+    if not all(sides):
+        return None
+    ids = sorted(set.intersection(*(set(group.ids) for side in sides for _, group in side)))
     if not ids:
         return None
-    chosen = [(first.layers_of(ids), second.layers_of(ids)) for first, second in pairs]
-    return seeds, {part: np.stack([first[part] - second[part] for first, second in chosen]) for part in PARTS}
-
-
-def shared_seeds(own: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Returns the seeds in which two models are compared; an empty seed matches all."""
-    if not own or not other:
-        return []
-    if "" in own or "" in other:
-        return list(own if "" in other else other)
-    return [seed for seed in own if seed in other]
+    own, other = ([group.layers_of(ids) for _, group in side] for side in sides)
+    seeds = [tuple(seed for seed, _ in side) for side in sides]
+    by_part = {part: (np.stack([one[part] for one in own]), np.stack([one[part] for one in other])) for part in PARTS}
+    return seeds[0], seeds[1], by_part
 
 
 def pairs_of(names: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
@@ -181,11 +189,6 @@ def pairs_of(names: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, 
         for name in dict.fromkeys(names)
         if name != against and name not in baselines[:number]
     ]
-
-
-@functools.lru_cache(maxsize=4)
-def _draws(num_prompts: int, num_seeds: int) -> CrossedDraws:
-    return draw_crossed(num_prompts, num_seeds, seed=RESAMPLING_SEED, num_resamples=NUM_RESAMPLES)
 
 
 def _where(partition: Partition, layer: int) -> dict[str, Any]:

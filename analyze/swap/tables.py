@@ -9,7 +9,7 @@ import numpy as np
 from analyze.swap.records import GROUP_COLUMNS, group_records
 from analyze.swap.scores import METRICS
 from data_builders.pairs.defects import Defect
-from eval.statistics.intervals import draw_crossed, percentile_interval, wilson
+from eval.statistics.intervals import mean_interval, wilson
 from models.blocks import Partition
 from tracking.progress import progress
 from tracking.records import Record
@@ -27,7 +27,6 @@ RATE_COLUMNS = ("metric", "subset", "n", "rate", "low", "high", "num_unscored")
 LOGPROB_COLUMNS = ("subset", "n", "logprob_target", "logprob_source", "shift", "low", "high")
 NO_LAYER = "none"
 """The block of a swap from layer L."""
-NUM_RESAMPLES = 4000
 
 
 def rate_table(records: Sequence[Record], partition: Partition) -> "pd.DataFrame":
@@ -59,7 +58,7 @@ def logprob_table(records: Sequence[Record], partition: Partition) -> "pd.DataFr
     """Returns a row per set, task, mode, layer and subset: mean log-probabilities of both answers and their shift.
 
     The shift is log p(source's answer) - log p(target's answer), less what that is without a swap, averaged over pairs
-    (bootstrap interval).
+    (t interval).
     """
     import pandas as pd
 
@@ -74,8 +73,7 @@ def logprob_table(records: Sequence[Record], partition: Partition) -> "pd.DataFr
         )  # [pairs, layers + 1]
         lead = source - target
         shift = lead[:, layer] - lead[:, -1]
-        resampled = draw_crossed(len(shift), 1, seed=0, num_resamples=NUM_RESAMPLES).samples @ shift
-        interval = percentile_interval(float(shift.mean()), resampled)
+        interval = mean_interval(shift)
         rows.append(
             {
                 **labels,
@@ -83,9 +81,9 @@ def logprob_table(records: Sequence[Record], partition: Partition) -> "pd.DataFr
                 "n": len(shift),
                 "logprob_target": float(target[:, layer].mean()),
                 "logprob_source": float(source[:, layer].mean()),
-                "shift": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
+                "shift": float(interval["mean"]),
+                "low": float(interval["low"]),
+                "high": float(interval["high"]),
             }
         )
     return pd.DataFrame(rows, columns=[*CELL_COLUMNS, *LOGPROB_COLUMNS])

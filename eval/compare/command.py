@@ -4,14 +4,16 @@
         --output-dir outputs/comparison
 
 `NAME=DIR` is one model, `NAME@SEED=DIR` one of several seeds of a model; `DIR` alone is named after its folder. Every
-model is compared with the baseline and with the reference, per task and ability (`eval/statistics/pairing.py`). Pooled
-rows use a bootstrap over seeds and samples. Rows per seed use the exact McNemar test if each prompt has one answer,
-else the bootstrap. Prompts that belong together (a record's `cluster`) are resampled together and have clustered
-standard errors. P-values are Holm-corrected within their family (the pooled ones of one metric; the ones per seed).
-`detectable` is the smallest difference that the test would have found (`eval/statistics/power.py`).
+model is compared with the baseline and with the reference, per task and ability (`eval/statistics/pairing.py`). The
+interval of a pooled row covers new training seeds and new prompts if one of the models has two seeds or more (`scope`:
+training). Otherwise the row is about the evaluated checkpoints only. Prompts that belong together (a record's
+`cluster`) have cluster-robust errors. `eval/statistics/pooled.py` has the method. P-values and the intervals `low_holm`
+and `high_holm` are Holm-corrected within their family (the pooled ones of one metric; the ones per seed). `detectable`
+is the difference that would be found with a power of 80 % before correction. The two models are equivalent within
+`equivalent_within` (two one-sided tests at 5 %).
 
-*Gain kept* = (arm - baseline) / (reference - baseline). It is given only if the interval of the denominator lies above
-zero.
+*Gain kept* = (arm - baseline) / (reference - baseline), with Fieller's interval. It is given only if the interval of
+the denominator lies above zero.
 
 `scores.csv` and `comparison.csv` have the numbers, `transitions.csv` every prompt that flipped, `comparison.html` the
 flipped prompts with their replies. If it is known which engine sampled the rollouts that a model was trained on,
@@ -30,8 +32,7 @@ from eval.compare.summary import summary
 from eval.compare.transitions import transition_table
 from eval.replies.outcomes import GIVEN, outcomes
 from eval.replies.rollouts import Rollout, doubts, rollout_of, rollout_table
-from eval.statistics.differences import compare_group
-from eval.statistics.intervals import holm
+from eval.statistics.differences import add_corrected, compare_group
 from eval.statistics.pairing import (
     ABILITY,
     ENTRIES_ARGUMENT,
@@ -55,9 +56,10 @@ if TYPE_CHECKING:
 RECORDS_FILE = "records.jsonl"
 ROLLOUTS_FILE = "rollouts.csv"
 COLUMNS = (
-    "task", "ability", "metric", "arm", "against", "seed", "n", "num_seeds", "difference", "standard_error", "low",
-    "high", "num_gained", "num_lost", "num_both_right", "num_both_wrong", "p", "p_holm", "family", "test", "detectable",
-    "num_clusters", "mean", "mean_against", "gain_kept", "gain_kept_low", "gain_kept_high",
+    "task", "ability", "metric", "arm", "against", "seed", "scope", "n", "num_seeds", "num_seeds_against", "difference",
+    "standard_error", "low", "high", "num_gained", "num_lost", "num_both_right", "num_both_wrong", "p", "p_holm",
+    "low_holm", "high_holm", "family", "test", "detectable", "equivalent_within", "num_clusters", "seed_degrees",
+    "prompt_error", "seed_error", "mean", "mean_against", "gain_kept", "gain_kept_low", "gain_kept_high",
 )  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def compare(entries: Sequence[Entry], *, baseline: str, reference: str | None) -
     return Comparison(
         records=records,
         scores=pd.concat([_scores(entry, records[entry.label]) for entry in entries], ignore_index=True),
-        differences=_corrected(pd.DataFrame(rows).reindex(columns=list(COLUMNS))),
+        differences=add_corrected(pd.DataFrame(rows).reindex(columns=list(COLUMNS))),
         transitions=transition_table(groups, flipping, baseline=baseline, reference=reference),
     )
 
@@ -117,13 +119,6 @@ def _scores(entry: Entry, records: list[Record]) -> "pd.DataFrame":
 
 def _more_than_given(records: Sequence[Record]) -> bool:
     return any(record.get("condition", GIVEN) != GIVEN for record in records)
-
-
-def _corrected(table: "pd.DataFrame") -> "pd.DataFrame":
-    for family in table["family"].unique():
-        tested = (table["family"] == family) & table["p"].notna()
-        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy(float))
-    return table
 
 
 def write_comparison(

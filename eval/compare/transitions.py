@@ -28,20 +28,20 @@ def transition_table(
     for group in groups:
         for pair in group.pairs(baseline, reference):
             for metric in metrics:
-                after, before, _ = pair.values(metric)  # prompts that are not compared are 0 in both, so not a flip
-                for index, seed in enumerate(pair.seeds):
+                first, second = pair.first.values(metric), pair.second.values(metric)
+                for seed, own, other in pair.seeds():
+                    after, before = first[own], second[other]  # NaN, in a prompt that has no value, is no flip
                     head = {"task": group.task, "ability": group.ability, "metric": metric}
                     head |= {"arm": pair.name, "against": pair.against, "seed": "" if seed is None else str(seed)}
                     for kind in FLIPS:
-                        flipped = went(before[index], after[index], kind)
                         rows.extend(
                             {
                                 **head,
                                 "id": group.ids[place],
                                 "kind": kind,
-                                "before": before[index, place],
-                                "after": after[index, place],
+                                "before": before[place],
+                                "after": after[place],
                             }
-                            for place in np.flatnonzero(flipped)
+                            for place in np.flatnonzero(went(before, after, kind))
                         )
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -1,26 +1,27 @@
-"""How much do two models differ on one ability, and is it significant? The rows of `comparison.csv`."""
+"""How much do two models differ on one ability, and is it significant? The rows of `comparison.csv`.
 
-import functools
+A pooled row has all seeds of both models. If one of them has two seeds or more, its interval covers new training seeds
+as well as new prompts, and its `scope` is `training`. Otherwise, and in every row of a single seed, the interval covers
+new prompts only, and the row is about these checkpoints (`scope` is `checkpoints`). `eval/statistics/pooled.py` has the
+method.
+"""
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from eval.statistics.intervals import (
-    CrossedDraws,
-    PairedDifference,
-    bootstrap_p,
-    clustered_mean,
-    crossed_difference,
-    draw_crossed,
-    gain_kept,
-    mcnemar,
-)
+from eval.statistics.intervals import CONFIDENCE, holm, holm_levels
 from eval.statistics.pairing import ABILITY, KINDS, Group, Pair, went
-from eval.statistics.power import detectable, mcnemar_detectable
+from eval.statistics.pooled import Contrast, Term, contrast, critical_value, ratio_of_gains
 
-RESAMPLING_SEED = 20_260_212
+if TYPE_CHECKING:
+    import pandas as pd
+
 POOLED = "pooled"
+TRAINING, CHECKPOINTS = "training", "checkpoints"
+"""What a row is about: the training procedure (several seeds), or the checkpoints that were evaluated."""
 COUNTS = dict(zip(KINDS, ("num_lost", "num_gained", "num_both_right", "num_both_wrong"), strict=True))
 """Kind of transition -> column."""
 
@@ -33,93 +34,118 @@ def compare_group(group: Group, metrics: Sequence[str], *, baseline: str, refere
     for metric in metrics:
         if metric == ABILITY and not any(np.isfinite(own.ability).any() for own in group.answers.values()):
             continue  # no definition for this ability, or its conditions were not asked
-        gains: dict[str, tuple[Row, PairedDifference]] = {}
         for pair in group.pairs(baseline, reference):
-            for row, difference in _pair_rows(group, pair, metric):
-                rows.append(row)
-                if pair.against == baseline and row["seed"] == POOLED and difference is not None:
-                    gains[pair.name] = row, difference
-        if reference in gains:
-            _add_gain_kept(gains, reference)
+            pooled, *per_seed = _pair_rows(group, pair, metric)
+            if reference is not None and pair.against == baseline and pooled["n"]:
+                pooled |= _gain_kept(group, metric, pair.name, reference, baseline)
+            rows += [pooled, *per_seed]
     return rows
 
 
-def _pair_rows(group: Group, pair: Pair, metric: str) -> Iterator[tuple[Row, PairedDifference | None]]:
-    """Yields the pooled row of a pair of models, then one row per seed."""
-    first, second, compared = pair.values(metric)
+def _pair_rows(group: Group, pair: Pair, metric: str) -> Iterator[Row]:
+    """Yields the pooled row of a pair of models, then one row per seed that both have."""
     head: Row = {
         "task": group.task, "ability": group.ability, "metric": metric, "arm": pair.name, "against": pair.against,
     }  # fmt: skip
-    if not compared.any():
-        yield {**head, "seed": POOLED, "n": 0, "family": f"{metric}, pooled"}, None
+    first, second = pair.first.values(metric), pair.second.values(metric)
+    sizes = {"num_seeds": len(first), "num_seeds_against": len(second)}
+    row = {**head, "seed": POOLED, **sizes, "family": f"{metric}, pooled"}
+    row |= _tested(group, [_term(pair.first.seeds, first, 1.0), _term(pair.second.seeds, second, -1.0)])
+    yield row
+    if not row["n"]:
         return
-    pooled = crossed_difference(first, second, compared, _draws(group, len(pair.seeds)))
-    row = {**head, "seed": POOLED, "num_seeds": len(pair.seeds), "family": f"{metric}, pooled"}
-    row |= {"mean": first[compared].mean(), "mean_against": second[compared].mean()}
-    yield row | _bootstrapped(group, pooled), pooled
-    for index, seed in enumerate(pair.seeds):
-        own = slice(index, index + 1)
-        row = {**head, "seed": "" if seed is None else seed, "num_seeds": 1, "family": f"{metric}, per seed", "n": 0}
-        if compared[index].any():
-            difference = (
-                pooled
-                if len(pair.seeds) == 1
-                else crossed_difference(first[own], second[own], compared[own], _draws(group, 1))
-            )
-            row |= _bootstrapped(group, difference)
-            row |= {"mean": first[own][compared[own]].mean(), "mean_against": second[own][compared[own]].mean()}
-            row |= _per_seed(group, first[index], second[index], compared[index])
-        yield row, None
+    for seed, own, other in pair.seeds():
+        values = first[own], second[other]
+        terms = [Term(coefficient=sign, values=one[None, :, None], trained=False)
+                 for sign, one in zip((1.0, -1.0), values, strict=True)]  # fmt: skip
+        row = {**head, "seed": "" if seed is None else seed, "num_seeds": 1, "num_seeds_against": 1}
+        yield row | {"family": f"{metric}, per seed"} | _tested(group, terms) | _counts(*values)
 
 
-def _bootstrapped(group: Group, difference: PairedDifference) -> Row:
-    interval = difference.interval
+def _term(seeds: Sequence[int | None], values: Float[np.ndarray, "seeds n"], coefficient: float) -> Term:
+    return Term(coefficient=coefficient, values=values[..., None], trained=tuple(seeds) != (None,))
+
+
+def _tested(group: Group, terms: Sequence[Term]) -> Row:
+    """Returns the numbers of a difference; only n = 0 if there is nothing to compare."""
+    found = contrast(terms, clusters=group.clusters, shares=True)
+    if not found.n[0]:
+        return {"n": 0}
+    interval = found.one()
+    means = [_mean(term, terms) for term in terms]
     return {
-        "n": difference.n,
-        "difference": difference.estimate,
-        "standard_error": interval.standard_error,
-        "low": interval.low,
-        "high": interval.high,
-        "p": bootstrap_p(difference.resampled),
-        "test": "bootstrap" if group.clusters is None else "cluster bootstrap",
-        "detectable": detectable(interval.standard_error),
-        "num_clusters": None if group.clusters is None else int(group.clusters.max()) + 1,
+        "n": int(found.n[0]),
+        "difference": interval.estimate,
+        "low": max(interval.low, -1.0),
+        "high": min(interval.high, 1.0),
+        "p": float(found.p()[0]),
+        **_variance(found),
+        "scope": TRAINING if found.num_degrees else CHECKPOINTS,
+        "test": _test(found, clustered=group.clusters is not None),
+        "detectable": float(found.detectable()[0]),
+        "equivalent_within": abs(interval.estimate) + float(found.half_width(2 * (1 - CONFIDENCE))[0]),
+        "mean": means[0],
+        "mean_against": means[1],
     }
 
 
-def _per_seed(
-    group: Group, first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], compared: Bool[np.ndarray, " n"]
-) -> Row:
-    """Returns one seed's values: counts of transitions, the closed-form error, and McNemar's test if it applies."""
+def _variance(found: Contrast) -> Row:
+    return {
+        "standard_error": float(found.standard_error[0]),
+        "prompt_error": float(np.sqrt(found.prompts[0])),
+        "seed_error": float(np.sqrt(found.seeds[0])),
+        "num_clusters": int(found.num_clusters[0]),
+        "seed_degrees": found.num_degrees,
+    }
+
+
+def _test(found: Contrast, *, clustered: bool) -> str:
+    prompts = "clusters of prompts" if clustered else "prompts"
+    return f"t, seeds and {prompts}" if found.num_degrees else f"paired t, {prompts}"
+
+
+def _mean(term: Term, terms: Sequence[Term]) -> float:
+    """Returns a model's mean over the prompts on which all models are compared."""
+    used = np.all([np.isfinite(other.values[..., 0]).any(0) for other in terms], axis=0)
+    return float(np.nanmean(np.nanmean(term.values[:, used, 0], axis=0)))
+
+
+def _counts(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> Row:
+    compared = np.isfinite(first) & np.isfinite(second)
     own, other = first[compared], second[compared]
-    clusters = np.arange(len(own)) if group.clusters is None else group.clusters[compared]
-    error = clustered_mean(own - other, clusters).standard_error
-    row: Row = {column: int(went(other, own, kind).sum()) for kind, column in COUNTS.items()}
-    row |= {"standard_error": error, "detectable": detectable(error)}
-    if group.num_samples == 1 and group.clusters is None:
-        test = mcnemar(own > 0, other > 0)
-        row |= {"p": test.p, "test": "exact McNemar"}
-        row["detectable"] = mcnemar_detectable(test.n, test.num_gained + test.num_lost)
-    return row
+    return {column: int(went(other, own, kind).sum()) for kind, column in COUNTS.items()}
 
 
-def _draws(group: Group, num_seeds: int) -> CrossedDraws:
-    clusters = None if group.clusters is None else group.clusters.tobytes()
-    return _cached_draws(len(group.ids), num_seeds, clusters)
+def _gain_kept(group: Group, metric: str, name: str, reference: str, baseline: str) -> Row:
+    arm, full, start = (
+        _term(group.answers[model].seeds, group.answers[model].values(metric), 1.0)
+        for model in (name, reference, baseline)
+    )
+    kept = ratio_of_gains(arm, full, start, clusters=group.clusters, shares=True)
+    if kept is None:
+        return {}
+    low, high = (1.0, 1.0) if name == reference else (kept.low, kept.high)
+    return {"gain_kept": kept.estimate, "gain_kept_low": low, "gain_kept_high": high}
 
 
-@functools.lru_cache(maxsize=2)
-def _cached_draws(num_prompts: int, num_seeds: int, clusters: bytes | None) -> CrossedDraws:
-    numbers = None if clusters is None else np.frombuffer(clusters, dtype=int)
-    return draw_crossed(num_prompts, num_seeds, seed=RESAMPLING_SEED, clusters=numbers)
+def add_corrected(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Adds Holm's corrected p-values and intervals within each family.
 
-
-def _add_gain_kept(gains: dict[str, tuple[Row, PairedDifference]], reference: str | None) -> None:
-    assert reference is not None
-    _, full = gains[reference]
-    for row, difference in gains.values():
-        if difference.resampled.shape != full.resampled.shape:
-            continue
-        kept = gain_kept(difference, full)
-        if kept is not None:
-            row |= {"gain_kept": kept.estimate, "gain_kept_low": kept.low, "gain_kept_high": kept.high}
+    A corrected interval has the level at which Holm's method tests its row, so it excludes zero exactly if `p_holm` is
+    below 0.05.
+    """
+    for family in table["family"].unique():
+        tested = (table["family"] == family) & table["p"].notna()
+        own = table.loc[tested]
+        p = own["p"].to_numpy(float)
+        table.loc[tested, "p_holm"] = holm(p)
+        half = own["standard_error"].to_numpy(float) * [
+            float(critical_value(level, np.array(w**2), np.array(s**2), np.array(clusters), int(degrees)))
+            for level, w, s, clusters, degrees in zip(
+                holm_levels(p), own["prompt_error"], own["seed_error"], own["num_clusters"], own["seed_degrees"],
+                strict=True,
+            )
+        ]  # fmt: skip
+        table.loc[tested, "low_holm"] = np.maximum(own["difference"].to_numpy(float) - half, -1.0)
+        table.loc[tested, "high_holm"] = np.minimum(own["difference"].to_numpy(float) + half, 1.0)
+    return table

@@ -1,8 +1,6 @@
-"""Intervals and paired tests for all tables, based on SciPy and statsmodels.
+"""Intervals and paired tests of single runs, based on SciPy and statsmodels, and Holm's correction.
 
-Differences are paired: both models answered the same samples. If models are trained with several seeds, both samples
-and seeds are resampled, so that an interval covers new seeds as well as new samples, as far as a few seeds allow (the
-crossed, or pigeonhole, bootstrap: A. Owen, Annals of Applied Statistics 1(2), 2007).
+`eval/statistics/pooled.py` has differences between models, with and without training seeds.
 """
 
 from dataclasses import dataclass
@@ -12,9 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 20_000
-ROUNDING = 1e-12
-"""Smaller resampled differences count as zero, since weights of 1/n do not cancel exactly."""
 
 
 @dataclass(frozen=True)
@@ -138,102 +133,15 @@ def holm(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     return adjusted
 
 
-@dataclass(frozen=True)
-class CrossedDraws:
-    """Bootstrap weights over samples and seeds, drawn once and shared by all models of a comparison."""
+def holm_levels(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """Returns the level at which Holm's method tests each p-value.
 
-    samples: Float[np.ndarray, "resamples n"]
-    seeds: Float[np.ndarray, "resamples seeds"]
-
-
-def draw_crossed(
-    n: int,
-    num_seeds: int,
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
-    clusters: Int[np.ndarray, " n"] | None = None,
-) -> CrossedDraws:
-    """Draws the weight of each sample and each seed in each resample; rows sum to one.
-
-    Args:
-        clusters: index from 0 of each sample's cluster; if given, whole clusters are resampled, and a row sums to one
-            only on average.
+    An interval at this level excludes zero exactly if the corrected p-value is below 0.05.
     """
-    rng = np.random.default_rng(seed)
-    drawn = n if clusters is None else int(clusters.max()) + 1
-    samples = rng.multinomial(drawn, np.full(drawn, 1 / drawn), size=num_resamples) / n
-    if clusters is not None:
-        samples = samples[:, clusters]
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples) / num_seeds
-    return CrossedDraws(samples, seeds)
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """The mean difference between two models over samples and seeds, with its resamples."""
-
-    n: int
-    """Number of distinct samples compared in at least one seed."""
-    estimate: float
-    resampled: Float[np.ndarray, " resamples"]
-
-    @property
-    def interval(self) -> Estimate:
-        return percentile_interval(self.estimate, self.resampled)
-
-
-def crossed_difference(
-    first: Float[np.ndarray, "seeds n"],
-    second: Float[np.ndarray, "seeds n"],
-    compared: Bool[np.ndarray, "seeds n"],
-    draws: CrossedDraws,
-) -> PairedDifference:
-    """Returns the mean of first - second over the compared samples of all seeds, with its resamples.
-
-    Args:
-        first, second: 1 if right, 0 if wrong; a model without seeds has equal rows.
-        compared: which samples are compared in which seed.
-        draws: shared by every comparison of one table.
-    """
-    weight = compared.astype(float)
-    difference = (first - second) * weight
-    total = float(weight.sum())
-    if total == 0:
-        raise ValueError("no sample was answered by both models in a way that can be compared")
-    numerator = np.sum((draws.samples @ difference.T) * draws.seeds, axis=1)
-    denominator = np.sum((draws.samples @ weight.T) * draws.seeds, axis=1)
-    usable = denominator > 0
-    return PairedDifference(
-        n=int(compared.any(axis=0).sum()),
-        estimate=float(difference.sum()) / total,
-        resampled=numerator[usable] / denominator[usable],
-    )
-
-
-def percentile_interval(estimate: float, resampled: Float[np.ndarray, " resamples"]) -> Estimate:
-    """Returns an estimate with its percentile interval."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimate(estimate, float(low), float(high), float(np.std(resampled, ddof=1)))
-
-
-def bootstrap_p(resampled: Float[np.ndarray, " resamples"]) -> float:
-    """Returns the two-sided bootstrap p-value: the level at which the percentile interval just excludes zero."""
-    num_resamples = len(resampled)
-    at_or_below = 1 + int(np.sum(resampled <= ROUNDING))
-    at_or_above = 1 + int(np.sum(resampled >= -ROUNDING))
-    return min(1.0, 2 * min(at_or_below, at_or_above) / (num_resamples + 1))
-
-
-def gain_kept(arm: PairedDifference, full: PairedDifference) -> Estimate | None:
-    """Returns (arm - start) / (full - start) with its interval; None unless the interval of full - start is above zero.
-
-    Args:
-        arm, full: differences to the same start, with the same draws.
-    """
-    if full.interval.low <= 0:
-        return None
+    order = np.argsort(p_values)
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        resampled = arm.resampled / full.resampled
-    return percentile_interval(arm.estimate / full.estimate, resampled[np.isfinite(resampled)])
+        factors = np.where(p_values[order] > 0, stepped / p_values[order], np.arange(len(p_values), 0, -1))
+    levels = np.empty(len(p_values))
+    levels[order] = (1 - CONFIDENCE) / factors
+    return levels

@@ -15,6 +15,7 @@ one answer per prompt these are McNemar's discordant pairs.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -26,6 +27,7 @@ METRICS = (ACCURACY, WELL_FORMED, ABILITY)
 FLIPPING_METRICS = (ACCURACY, ABILITY)
 """Metrics whose flips are listed; the flips of the second metric are a subset of the first's."""
 HALF = 0.5
+Seed = TypeVar("Seed", int, str)
 KINDS = ("right->wrong", "wrong->right", "right->right", "wrong->wrong")
 """Transitions of a prompt from the comparison model to the model; the first two are flips."""
 
@@ -77,15 +79,16 @@ class Answers:
     ability: Float[np.ndarray, "seeds n"]
     well_formed: Bool[np.ndarray, "seeds n"]
 
-    def rows_of(self, seeds: Sequence[int | None]) -> "Answers":
-        """Returns the rows of these seeds; a model without seeds repeats its single row."""
-        rows = rows_of_seeds(self.seeds, seeds)
-        return Answers(tuple(seeds), self.accuracy[rows], self.ability[rows], self.well_formed[rows])
+    def values(self, metric: str) -> Float[np.ndarray, "seeds n"]:
+        """Returns every prompt's value under a metric; NaN if it is not compared."""
+        if metric == WELL_FORMED:
+            return np.where(self.well_formed, self.accuracy, np.nan)
+        return self.ability if metric == ABILITY else self.accuracy
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and its comparison model, on the same prompts with the same seeds."""
+    """A model and its comparison model, on the same prompts."""
 
     name: str
     against: str
@@ -94,18 +97,11 @@ class Pair:
     second: Answers
     """Answers of the comparison model."""
 
-    @property
-    def seeds(self) -> tuple[int | None, ...]:
-        return self.first.seeds
-
-    def values(self, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns both models' values [seeds, n], 0 if not compared, and the mask of compared prompts."""
-        first, second = self.first, self.second
-        own, other = (first.ability, second.ability) if metric == ABILITY else (first.accuracy, second.accuracy)
-        compared = np.isfinite(own) & np.isfinite(other)
-        if metric == WELL_FORMED:
-            compared &= first.well_formed & second.well_formed
-        return np.where(compared, own, 0.0), np.where(compared, other, 0.0), compared
+    def seeds(self) -> Iterator[tuple[int | None, int, int]]:
+        """Yields each seed that both models have, with its row in either; a model without seeds has one row."""
+        shared = common_seeds(self.first.seeds, self.second.seeds)
+        rows = (rows_of_seeds(own.seeds, shared) for own in (self.first, self.second))
+        yield from zip(shared, *rows, strict=True)
 
 
 @dataclass(frozen=True)
@@ -122,20 +118,11 @@ class Group:
     answers: dict[str, Answers]
 
     def pairs(self, baseline: str, reference: str | None) -> Iterator[Pair]:
-        """Yields all models against the baseline, then all others against the reference.
-
-        Raises:
-            ValueError: if two models share no seed.
-        """
+        """Yields all models against the baseline, then all others against the reference."""
         for against in dict.fromkeys(filter(None, (baseline, reference))):
             for name, own in self.answers.items():
-                if name == against or (against != baseline and name == baseline):
-                    continue
-                other = self.answers[against]
-                seeds = common_seeds(own.seeds, other.seeds)
-                if not seeds:
-                    raise ValueError(f"{name} and {against} share no seed; train both with the same seeds")
-                yield Pair(name, against, own.rows_of(seeds), other.rows_of(seeds))
+                if name != against and (against == baseline or name != baseline):
+                    yield Pair(name, against, own, self.answers[against])
 
 
 def collect_groups(entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]]) -> list[Group]:
@@ -193,7 +180,7 @@ def _cluster_numbers(prompts: Sequence[Outcome]) -> Int[np.ndarray, " n"] | None
     return np.array(numbers) if len(places) < len(prompts) else None
 
 
-def common_seeds(first: Sequence[int | None], second: Sequence[int | None]) -> tuple[int | None, ...]:
+def common_seeds(first: Sequence[Seed | None], second: Sequence[Seed | None]) -> tuple[Seed | None, ...]:
     """Returns the seeds that two models share; a model without seeds matches each of the other's."""
     if tuple(first) == (None,):
         return tuple(second)
@@ -202,7 +189,7 @@ def common_seeds(first: Sequence[int | None], second: Sequence[int | None]) -> t
     return tuple(seed for seed in first if seed in second)
 
 
-def rows_of_seeds(own: Sequence[int | None], wanted: Sequence[int | None]) -> list[int]:
+def rows_of_seeds(own: Sequence[Seed | None], wanted: Sequence[Seed | None]) -> list[int]:
     """Returns the rows of a model's seeds; a model without seeds repeats its single row."""
     return [0 if tuple(own) == (None,) else list(own).index(seed) for seed in wanted]
 

@@ -18,8 +18,9 @@ O/support.csv    per task, ability and model: each metric and k with its interva
 O/changes.csv    each model minus the baseline on the same prompts, at every k, and a verdict per model
 O/figures/…      pass@k over k, and its difference to the baseline
 
-Intervals are bootstrapped over prompts (over clusters, if records name any) and seeds, with the same draws for all
-models. A prompt counts for k only if it has at least k judged samples.
+If a model has two seeds or more, intervals cover new training seeds as well as new prompts (`scope`: training);
+otherwise they are about the evaluated checkpoints (`eval/statistics/pooled.py`). A prompt counts for k only if it has
+at least k judged samples.
 """
 
 import re
@@ -37,8 +38,9 @@ from eval.compare.command import check_roles
 from eval.display.formatting import format_difference
 from eval.grading import CORRECT, UNSCORED, parse_number
 from eval.replies.outcomes import GIVEN
-from eval.statistics.intervals import CrossedDraws, Estimate, draw_crossed, percentile_interval
-from eval.statistics.pairing import ENTRIES_ARGUMENT, Entry, common_seeds, parse_entry, rows_of_seeds
+from eval.statistics.differences import CHECKPOINTS, TRAINING
+from eval.statistics.pairing import ENTRIES_ARGUMENT, Entry, parse_entry
+from eval.statistics.pooled import Contrast, Term, contrast
 from tracking.command import parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, read_records
@@ -48,10 +50,8 @@ from tracking.tables import format_first, read_table, write_table
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_RESAMPLES = 4000
 NUM_ROWS = 8
 """Rows of the table on the terminal."""
-SEED = 0
 PASS, MAJORITY, SOMETIMES = "pass@k", "majority", "sometimes right"
 SHARPENED, WIDENED, NARROWED, NO_CHANGE = "sharpened", "widened", "narrowed", "not decidable"
 
@@ -184,18 +184,6 @@ def _clusters(records: Sequence[Record]) -> Int[np.ndarray, " n"] | None:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def estimate(values: Float[np.ndarray, "seeds n"], draws: CrossedDraws) -> Estimate:
-    """Returns the mean over seeds and prompts that are no NaN, with its bootstrapped interval."""
-    known = np.isfinite(values)
-    if not known.any():
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    filled = np.where(known, values, 0.0)
-    numerator = np.sum((draws.samples @ filled.T) * draws.seeds, axis=1)
-    denominator = np.sum((draws.samples @ known.T) * draws.seeds, axis=1)
-    usable = denominator > 0
-    return percentile_interval(float(filled.sum() / known.sum()), numerator[usable] / denominator[usable])
-
-
 def support_table(groups: Sequence[Group]) -> "pd.DataFrame":
     """Returns a row per model and metric."""
     import pandas as pd
@@ -203,21 +191,16 @@ def support_table(groups: Sequence[Group]) -> "pd.DataFrame":
     rows: list[dict[str, object]] = []
     for group in progress(groups, label="pass@k", unit="ability"):
         for name, support in group.models.items():
-            draws = _draws(group, support)
-            for metric, k in group.metrics():
-                values = support.values(metric, k or 0)
-                rows.append(
-                    {
-                        **_head(group, name, len(support.seeds), metric, k),
-                        "n": int(np.isfinite(values).any(axis=0).sum()),
-                        **_columns(estimate(values, draws)),
-                    }
-                )
+            found = contrast([_term(group, support, 1.0)], clusters=group.clusters, shares=True)
+            rows += [
+                _head(group, name, len(support.seeds), metric, k) | _columns(found, column)
+                for column, (metric, k) in enumerate(group.metrics())
+            ]
     return pd.DataFrame(rows)
 
 
 def change_table(groups: Sequence[Group], baseline: str) -> "pd.DataFrame":
-    """Returns each model less the baseline, on the prompts that count for both, and what is to be said of it."""
+    """Returns each model minus the baseline, on the prompts that count for both, and the verdict about it."""
     import pandas as pd
 
     rows: list[dict[str, object]] = []
@@ -225,22 +208,21 @@ def change_table(groups: Sequence[Group], baseline: str) -> "pd.DataFrame":
         for name, support in group.models.items():
             if name == baseline:
                 continue
-            own, other = _paired(support, group.models[baseline], name, baseline)
-            draws = _draws(group, own)
-            found: list[dict[str, object]] = []
-            for metric, k in group.metrics():
-                difference = own.values(metric, k or 0) - other.values(metric, k or 0)
-                found.append(
-                    {
-                        **_head(group, name, len(own.seeds), metric, k),
-                        "against": baseline,
-                        "n": int(np.isfinite(difference).any(axis=0).sum()),
-                        **_columns(estimate(difference, draws)),
-                    }
-                )
+            terms = [_term(group, support, 1.0), _term(group, group.models[baseline], -1.0)]
+            difference = contrast(terms, clusters=group.clusters, shares=True)
+            found = [
+                {**_head(group, name, len(support.seeds), metric, k), "against": baseline}
+                | _columns(difference, column)
+                for column, (metric, k) in enumerate(group.metrics())
+            ]
             said = verdict(found[0], found[group.num_samples - 1])
             rows += [{**row, "verdict": said} for row in found]
     return pd.DataFrame(rows)
+
+
+def _term(group: Group, support: Support, coefficient: float) -> Term:
+    values = [support.values(metric, k or 0) for metric, k in group.metrics()]
+    return Term(coefficient=coefficient, values=np.stack(values, axis=-1), trained=support.seeds != (None,))
 
 
 def verdict(at_one: dict[str, object], at_all: dict[str, object]) -> str:
@@ -254,25 +236,6 @@ def verdict(at_one: dict[str, object], at_all: dict[str, object]) -> str:
     return f"better at k = 1, at k = {at_all['k']} {NO_CHANGE}" if low > 0 else NO_CHANGE
 
 
-def _paired(own: Support, other: Support, name: str, baseline: str) -> tuple[Support, Support]:
-    seeds = common_seeds(own.seeds, other.seeds)
-    if not seeds:
-        raise ValueError(f"{name} and {baseline} have no seed in common")
-    return _rows(own, seeds), _rows(other, seeds)
-
-
-def _rows(support: Support, seeds: Sequence[int | None]) -> Support:
-    rows = rows_of_seeds(support.seeds, seeds)
-    return Support(tuple(seeds), support.num_judged[rows], support.num_right[rows], support.majority[rows])
-
-
-def _draws(group: Group, support: Support) -> CrossedDraws:
-    num_prompts = support.num_judged.shape[1]
-    return draw_crossed(
-        num_prompts, len(support.seeds), seed=SEED, num_resamples=NUM_RESAMPLES, clusters=group.clusters
-    )
-
-
 def _head(group: Group, name: str, num_seeds: int, metric: str, k: int | None) -> dict[str, object]:
     return {
         "task": group.task, "ability": group.ability, "model": name, "num_seeds": num_seeds,
@@ -280,12 +243,15 @@ def _head(group: Group, name: str, num_seeds: int, metric: str, k: int | None) -
     }  # fmt: skip
 
 
-def _columns(found: Estimate) -> dict[str, float]:
+def _columns(found: Contrast, column: int) -> dict[str, object]:
+    own = found.one(column)
     return {
-        "value": found.estimate,
-        "standard_error": found.standard_error,
-        "low": found.low,
-        "high": found.high,
+        "n": int(found.n[column]),
+        "value": own.estimate,
+        "standard_error": own.standard_error,
+        "low": own.low,
+        "high": own.high,
+        "scope": TRAINING if found.num_degrees else CHECKPOINTS,
     }
 
 

@@ -223,9 +223,7 @@ def run_probes(
     ]
 
 
-def write_results(
-    output_dir: Path, records: Sequence[Record], images: ImageSet, models: Sequence[str], seed: int
-) -> None:
+def write_results(output_dir: Path, records: Sequence[Record], images: ImageSet, models: Sequence[str]) -> None:
     """Writes the tables and the figure."""
     import pandas as pd
 
@@ -237,7 +235,7 @@ def write_results(
     write_table(output_dir / "samples.csv", pd.DataFrame(rows))
     table = score_rows(records, gold, num_train=len(images.of(TRAIN)))
     write_table(output_dir / "tower.csv", table)
-    write_table(output_dir / "differences.csv", difference_rows(records, gold, models, seed=seed))
+    write_table(output_dir / "differences.csv", difference_rows(records, gold, models))
     draw(table, output_dir / "figures" / "tower.png")
 
 
@@ -278,7 +276,7 @@ def probe_towers(arguments: TowerArguments) -> Path:
         }
         with RecordLog(output_dir / "records.jsonl") as log:
             records = run_probes(log, stores, images, num_folds=arguments.num_folds, seed=arguments.seed)
-        write_results(output_dir, records, images, list(subjects), arguments.seed)
+        write_results(output_dir, records, images, list(subjects))
     return output_dir
 
 

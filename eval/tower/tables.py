@@ -3,9 +3,9 @@
 Every model is compared with raw pixels and, at the same layer, with every model named before it: the share of images
 that only the first gets right minus the share that only the second does, with its interval (Agresti and Min) and the
 exact McNemar test. Random towers differ among themselves, on some images by more than a trained tower differs from
-their mean; so a model is compared with all of them by a bootstrap over images and random seeds (crossed,
-`eval/statistics/intervals.py`). With few seeds, its intervals are too narrow rather than too wide. P-values are
-Holm-corrected within their family: one probe and one kind of comparison, over all layers and models.
+their mean; so a model is compared with all of them, with an interval that covers other images and other random seeds
+(`eval/statistics/pooled.py`). P-values are Holm-corrected within their family: one probe and one kind of comparison,
+over all layers and models.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int
 
-from eval.statistics.intervals import (
-    NUM_RESAMPLES,
-    Estimate,
-    PairedDifference,
-    bootstrap_p,
-    crossed_difference,
-    draw_crossed,
-    holm,
-    mcnemar,
-    paired_interval,
-    percentile_interval,
-    wilson,
-)
-from eval.statistics.power import detectable, mcnemar_detectable
+from eval.statistics.intervals import Estimate, holm, mcnemar, paired_interval, wilson
+from eval.statistics.pooled import Term, contrast
+from eval.statistics.power import mcnemar_detectable
 from eval.tower.features import PIXELS
 from tracking.progress import progress
 from tracking.records import Record
@@ -37,11 +26,9 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 DIFFERENCE_COLUMNS = (
-    "probe", "layer", "model", "against", "n", "difference", "low", "high", "standard_error", "num_gained", "num_lost",
-    "p", "p_holm", "family", "test", "detectable",
+    "probe", "layer", "model", "against", "n", "num_seeds", "difference", "low", "high", "standard_error", "num_gained",
+    "num_lost", "p", "p_holm", "family", "test", "detectable",
 )  # fmt: skip
-RESAMPLES_AT_ONCE = 1000
-"""Resamples per chunk; their weights take 8 kB per test image."""
 
 Right = dict[tuple[str, str, str], list[np.ndarray]]
 """(model, layer, probe) -> which test images are right, one entry per seed."""
@@ -74,10 +61,8 @@ def score_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], *, num
     return pd.DataFrame(rows)
 
 
-def difference_rows(
-    records: Sequence[Record], gold: Int[np.ndarray, " test"], models: Sequence[str], *, seed: int
-) -> "pd.DataFrame":
-    """Returns all paired differences, Holm-corrected within their family; `seed` is the bootstrap's."""
+def difference_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], models: Sequence[str]) -> "pd.DataFrame":
+    """Returns all paired differences, Holm-corrected within their family."""
     import pandas as pd
 
     right: Right = {}
@@ -85,7 +70,7 @@ def difference_rows(
         key = (record["model"], record["layer"], record["probe"])
         right.setdefault(key, []).append(np.array(record["predicted"]) == gold)
     compared = [key for key in right if key[0] in models]
-    rows = _against_random(right, compared, seed=seed)
+    rows = _against_random(right, compared)
     for model, layer, probe in compared:
         own = right[model, layer, probe][0]
         head = {"probe": probe, "layer": layer, "model": model}
@@ -112,23 +97,18 @@ def _paired(own: Bool[np.ndarray, " test"], other: Bool[np.ndarray, " test"]) ->
     }
 
 
-def _against_random(right: Right, compared: Sequence[tuple[str, str, str]], *, seed: int) -> list[dict[str, object]]:
-    """Compares models with all random towers, in chunks of resamples that are shared by all comparisons."""
-    pairs = []
-    for model, layer, probe in compared:
-        random = np.stack(right[RANDOM, layer, probe])  # [seeds, pictures]
-        pairs.append((np.broadcast_to(right[model, layer, probe][0], random.shape), random))
-    parts: list[list[PairedDifference]] = [[] for _ in pairs]
-    resamplings = range(NUM_RESAMPLES // RESAMPLES_AT_ONCE)
-    for part in progress(resamplings, label="bootstrap", unit="part"):
-        num_seeds, n = pairs[0][0].shape
-        draws = draw_crossed(n, num_seeds, seed=seed + part, num_resamples=RESAMPLES_AT_ONCE)
-        for found, (own, random) in zip(parts, pairs, strict=True):
-            found.append(crossed_difference(own.astype(float), random.astype(float), np.ones_like(random), draws))
+def _against_random(right: Right, compared: Sequence[tuple[str, str, str]]) -> list[dict[str, object]]:
+    """Compares models with all random towers; these are the seeds, a trained tower exists once."""
     rows = []
-    for (model, layer, probe), found in zip(compared, parts, strict=True):
-        resampled = np.concatenate([one.resampled for one in found])
-        interval = percentile_interval(found[0].estimate, resampled)
+    for model, layer, probe in progress(compared, label="differences to random towers", unit="probe"):
+        own, random = np.array(right[model, layer, probe][:1], float), np.array(right[RANDOM, layer, probe], float)
+        found = contrast(
+            [
+                Term(coefficient=1.0, values=own[..., None], trained=False),
+                Term(coefficient=-1.0, values=random[..., None], trained=True),
+            ],
+            shares=True,
+        )
         rows.append(
             {
                 "probe": probe,
@@ -136,10 +116,11 @@ def _against_random(right: Right, compared: Sequence[tuple[str, str, str]], *, s
                 "model": model,
                 "against": RANDOM,
                 "kind": RANDOM,
-                **_interval(interval, found[0].n),
-                "p": bootstrap_p(resampled),
-                "test": "crossed bootstrap",
-                "detectable": detectable(interval.standard_error),
+                "num_seeds": len(random),
+                **_interval(found.one(), int(found.n[0])),
+                "p": float(found.p()[0]),
+                "test": "t, seeds and images",
+                "detectable": float(found.detectable()[0]),
             }
         )
     return rows

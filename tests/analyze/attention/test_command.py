@@ -13,9 +13,10 @@ from scipy.stats import t, ttest_rel
 
 from analyze.attention.command import AttentionArguments, main, measure_attention
 from analyze.attention.records import MEASURES, SEGMENTS, collect
-from analyze.attention.tables import compare, pairs_of
+from analyze.attention.tables import Side, compare, pairs_of
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
-from eval.statistics.intervals import bootstrap_p, crossed_difference, draw_crossed, holm
+from eval.statistics.intervals import holm
+from eval.statistics.pooled import Term, contrast
 from models.pocket import PocketShape, write_pocket_checkpoint
 from tracking.command import run_command
 from tracking.records import read_records
@@ -128,25 +129,25 @@ def one(table: pd.DataFrame, **where: Any) -> pd.Series:
     return table.iloc[0]
 
 
-def test_pooled_rows_are_the_crossed_bootstrap_and_p_values_are_holms() -> None:
+def test_pooled_rows_cover_seeds_and_prompts_and_p_values_are_holms() -> None:
     rng = np.random.default_rng(0)
-    differences = rng.normal(0.2, 1, (3, 25, 4)) + rng.normal(0, 0.2, (3, 1, 1))
-    rows = compare(differences, ("0", "1", "2"))
+    own, start = rng.normal(0.2, 1, (3, 25, 4)) + rng.normal(0, 0.2, (3, 1, 1)), rng.normal(size=(1, 25, 4))
+    rows = compare(Side(("0", "1", "2"), own), Side(("",), start))
     pooled = [row for row in rows if row["seed"] == "pooled"]
-    draws = draw_crossed(25, 3, seed=20_260_212, num_resamples=10_000)
-    expected = [
-        crossed_difference(differences[..., k], np.zeros((3, 25)), np.ones((3, 25), bool), draws) for k in range(4)
+    terms = [
+        Term(coefficient=sign, values=values, trained=trained)
+        for sign, values, trained in ((1, own, True), (-1, start, False))
     ]
-    for row, one_column in zip(pooled, expected, strict=True):
-        interval = one_column.interval
+    expected = contrast(terms)
+    for column, row in enumerate(pooled):
+        interval = expected.one(column)
         assert (row["num_seeds"], row["n"]) == (3, 25)
-        np.testing.assert_allclose(
-            [row["low"], row["difference"], row["high"]], [interval.low, interval.estimate, interval.high]
-        )
-        assert row["p"] == pytest.approx(bootstrap_p(one_column.resampled))
+        ends = [interval.low, interval.estimate, interval.high]
+        np.testing.assert_allclose([row["low"], row["difference"], row["high"]], ends)
+        assert row["p"] == pytest.approx(expected.p()[column])
     for seed in ("0", "1", "2", "pooled"):
-        own = [row for row in rows if row["seed"] == seed]
-        np.testing.assert_allclose([row["p_holm"] for row in own], holm(np.array([row["p"] for row in own])))
+        own_rows = [row for row in rows if row["seed"] == seed]
+        np.testing.assert_allclose([row["p_holm"] for row in own_rows], holm(np.array([row["p"] for row in own_rows])))
 
 
 def test_every_model_is_compared_with_each_baseline_and_two_baselines_once() -> None:
@@ -279,7 +280,6 @@ def test_models_that_read_other_tokens_fail_the_run_after_its_tables(
         ({"models": ["base"]}, "is not NAME=MODEL"),
         ({"models": ["a={path}", "a={path}"]}, "named twice"),
         ({"models": ["a={path}", "a@0={path}"]}, "with and without a seed"),
-        ({"models": ["a@0={path}", "b@1={path}"]}, "share no seed"),
         ({"models": ["a/b={path}"]}, "no / in NAME"),
         ({"modes": []}, "no mode is named"),
         ({"modes": ["own"], "reference": "base"}, "--reference has no effect without the mode teacher-forced"),
