@@ -76,7 +76,7 @@ def judge_claims(arguments: ClaimsArguments) -> Path:
         if run.finished:
             return output_dir
         claims = claim_table(arguments.num_samples, measured)
-        statements = statement_table(claims, measured=bool(measured))
+        statements = statement_table(claims, measured=measured)
         write_table(output_dir / "claims.csv", claims)
         write_table(output_dir / "statements.csv", statements)
         write_text(output_dir / "claims.html", render(claims, statements, arguments.num_samples, bool(measured)))

@@ -8,9 +8,12 @@ reasoning both are the same.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from eval.claims.published import BENCHMARK_SIZES, BRIDGE, REASONING, VISION, Claim, Difference, separate_samples
 from eval.statistics.differences import POOLED
@@ -42,6 +45,33 @@ class Measured:
             return None
         return self._paired(claim) or self._separate(claim)
 
+    def seed_means(self, claims: Sequence[Claim]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the mean score of each seed over the abilities of several claims: of the model, and of the other.
+
+        Raises:
+            ValueError: if no seed has all of the abilities.
+        """
+        sides = []
+        for name in ("model", "against"):
+            by_seed: dict[str, list[float]] = {}
+            for claim in claims:
+                rows = _rows_of(self.scores, claim)
+                for metric in _metrics(claim):
+                    share, size = SCORE_COLUMNS[metric]
+                    if not {share, size} <= set(rows.columns):
+                        continue
+                    own = rows[(rows["model"] == getattr(claim, name)) & (rows[size] > 0)]
+                    if len(own):
+                        for seed, mean in own.groupby(own["seed"].fillna("").astype(str))[share].mean().items():
+                            by_seed.setdefault(str(seed), []).append(mean)
+                        break
+            whole = [np.mean(means) for means in by_seed.values() if len(means) == len(claims)]
+            if not whole:
+                abilities = ", ".join(claim.ability for claim in claims)
+                raise ValueError(f"no seed of {getattr(claims[0], name)} was evaluated on all of {abilities}")
+            sides.append(np.array(whole))
+        return sides[0], sides[1]
+
     def _paired(self, claim: Claim) -> Difference | None:
         if self.comparison is None:
             return None
@@ -62,7 +92,13 @@ class Measured:
                         high=ends[1],
                         standard_error=row["standard_error"],
                         p=row["p"],
-                        test=f"paired, {row['test']}",
+                        test=str(row["test"]),
+                        equivalent_within=row["equivalent_within"],
+                        prompt_error=row["prompt_error"],
+                        seed_error=row["seed_error"],
+                        seed_degrees=int(row["seed_degrees"]),
+                        num_clusters=int(row["num_clusters"]),
+                        scope=row["scope"],
                     )
         return None
 
@@ -112,7 +148,7 @@ def read_measured(text: str, recipes: list[str]) -> Measured:
         raise ValueError(f"{path} has no column {missing[0]!r}; expected the scores.csv that eval.compare writes")
     beside = path.with_name("comparison.csv")
     comparison = read_table(beside) if beside.is_file() else None
-    if comparison is not None and "mean_against" not in comparison.columns:
+    if comparison is not None and "equivalent_within" not in comparison.columns:
         raise ValueError(f"{beside} was written by an older eval.compare; run it again with --overwrite")
     return in_the_papers_words(recipe, scores, comparison)
 

@@ -9,7 +9,9 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
+from eval.statistics.differences import CHECKPOINTS
 from eval.statistics.intervals import CONFIDENCE
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -48,6 +50,15 @@ class Difference:
     standard_error: float
     p: float
     test: str
+    equivalent_within: float
+    """The two are equivalent within this difference (two one-sided tests at 5 %)."""
+    prompt_error: float
+    """Standard error from prompts alone, without training seeds."""
+    seed_error: float
+    seed_degrees: int
+    num_clusters: int
+    scope: str
+    """Whether training seeds are in the interval, as in `comparison.csv`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,21 @@ def separate_samples(share: float, share_against: float, n: int, n_against: int)
     flat = sum(counts) in (0, n + n_against)  # no right answer in either, or no wrong one
     p = 1.0 if flat else float(proportions_ztest(counts, (n, n_against))[1])
     error = (share * (1 - share) / n + share_against * (1 - share_against) / n_against) ** 0.5
+    estimate = share - share_against
     return Difference(
-        share, share_against, min(n, n_against), share - share_against, float(low), float(high), error, p,
-        "two separate samples",
-    )  # fmt: skip
+        share=share,
+        share_against=share_against,
+        n=min(n, n_against),
+        estimate=estimate,
+        low=float(low),
+        high=float(high),
+        standard_error=error,
+        p=p,
+        test="two separate samples",
+        equivalent_within=abs(estimate) + NormalDist().inv_cdf(CONFIDENCE) * error,
+        prompt_error=error,
+        seed_error=0.0,
+        seed_degrees=0,
+        num_clusters=min(n, n_against),
+        scope=CHECKPOINTS,
+    )

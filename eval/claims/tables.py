@@ -4,7 +4,6 @@ Columns without prefix are the paper's own, tested as two independent samples; `
 """
 
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from eval.claims.published import (
     sample_size,
     separate_samples,
 )
-from eval.statistics.intervals import CONFIDENCE, holm
+from eval.statistics.differences import CHECKPOINTS, TRAINING
+from eval.statistics.intervals import holm
+from eval.statistics.pooled import Contrast
 from eval.statistics.power import detectable, num_needed
 
 if TYPE_CHECKING:
@@ -33,17 +34,20 @@ KEYS = ["table", "recipe", "ability", "model", "against"]
 MEASURES = {
     "share": "share", "share_against": "share_against", "n": "n", "difference": "estimate",
     "standard_error": "standard_error", "low": "low", "high": "high", "p": "p",
+    "equivalent_within": "equivalent_within", "prompt_error": "prompt_error", "num_clusters": "num_clusters",
+    "seed_error": "seed_error", "seed_degrees": "seed_degrees", "scope": "scope",
 }  # fmt: skip
 """Column -> field of `Difference`."""
 MEASURED = "measured_"
 
 
-def verdict(expected: int, estimate: float, standard_error: float, p_corrected: float) -> str:
+def verdict(expected: int, estimate: float, equivalent_within: float, p_corrected: float) -> str:
     """Returns the verdict of a difference on a claim.
 
     Args:
         expected: sign of the claimed difference; 0 for no relevant difference.
-        estimate, standard_error: of the difference.
+        estimate: of the difference.
+        equivalent_within: difference within which the two are equivalent (two one-sided tests at 5 %).
         p_corrected: two-sided p-value of no difference, corrected within its family; NaN if not measured.
     """
     if np.isnan(p_corrected):
@@ -51,8 +55,7 @@ def verdict(expected: int, estimate: float, standard_error: float, p_corrected: 
     if p_corrected < LEVEL:
         return SUPPORTED if expected and np.sign(estimate) == expected else CONTRADICTED
     if expected == 0:
-        half = NormalDist().inv_cdf(1 - LEVEL) * standard_error
-        return SUPPORTED if abs(estimate) + half < MARGIN else UNDECIDED
+        return SUPPORTED if equivalent_within < MARGIN else UNDECIDED
     return UNDECIDED
 
 
@@ -93,9 +96,13 @@ def _measurement(claim: Claim, measured: Sequence[Measured]) -> Difference | Non
 
 def _columns(difference: Difference | None, prefix: str) -> dict[str, Any]:
     return {
-        f"{prefix}{column}": float("nan") if difference is None else getattr(difference, name)
+        f"{prefix}{column}": _absent(name) if difference is None else getattr(difference, name)
         for column, name in MEASURES.items()
     }
+
+
+def _absent(name: str) -> object:
+    return "" if name == "scope" else float("nan")
 
 
 def _correct(table: "pd.DataFrame", prefix: str, distinct: list[str]) -> None:
@@ -110,14 +117,15 @@ def _correct(table: "pd.DataFrame", prefix: str, distinct: list[str]) -> None:
 
 
 def _verdicts(table: "pd.DataFrame", expected: Sequence[float], prefix: str) -> list[str]:
-    columns = [table[f"{prefix}{name}"] for name in ("difference", "standard_error", "p_holm")]
+    columns = [table[f"{prefix}{name}"] for name in ("difference", "equivalent_within", "p_holm")]
     return [verdict(int(sign), *values) for sign, *values in zip(expected, *columns, strict=True)]
 
 
-def statement_table(claims: "pd.DataFrame", *, measured: bool) -> "pd.DataFrame":
+def statement_table(claims: "pd.DataFrame", *, measured: Sequence[Measured]) -> "pd.DataFrame":
     """Returns one row per statement: the mean difference over the comparisons it covers.
 
-    They share no model and ability within a recipe, so their errors are treated as independent (z-test).
+    The prompts of two abilities are independent. Their training runs are the same: the seeds' part of the variance is
+    that of each run's mean over the abilities (`eval/statistics/pooled.py`). Published differences have no seeds.
     """
     import pandas as pd
 
@@ -137,7 +145,8 @@ def statement_table(claims: "pd.DataFrame", *, measured: bool) -> "pd.DataFrame"
         expected = {1: "better", -1: "worse", 0: "no different"}[statement.expected]
         head = {"statement": statement.words, "model": statement.model, "against": statement.against}
         head |= {"abilities": ", ".join(statement.abilities), "expected": expected}
-        rows.append(head | _mean(covered, "") | _mean(own, MEASURED))
+        seeds = _seeds(own, measured)
+        rows.append(head | _mean(covered, "", (0.0, 0)) | _mean(own, MEASURED, seeds))
     table = pd.DataFrame(rows)
     for prefix in ("", MEASURED):
         tested = table[f"{prefix}p"].notna()
@@ -147,21 +156,52 @@ def statement_table(claims: "pd.DataFrame", *, measured: bool) -> "pd.DataFrame"
     return table
 
 
-def _mean(rows: "pd.DataFrame", prefix: str) -> dict[str, Any]:
-    from scipy.stats import norm
+def _seeds(rows: "pd.DataFrame", measured: Sequence[Measured]) -> tuple[float, int]:
+    """Returns the seeds' part of the variance of the rows' mean difference, and its degrees of freedom."""
+    variance, num_degrees = 0.0, 0
+    for recipe, own in rows.groupby("recipe", sort=False):
+        claims = [
+            Claim(row["table"], str(recipe), row["ability"], row["model"], row["against"]) for _, row in own.iterrows()
+        ]
+        if len(own) == 1:
+            row = own.iloc[0]
+            variance += (row[f"{MEASURED}seed_error"] / len(rows)) ** 2
+            num_degrees += int(row[f"{MEASURED}seed_degrees"])
+            continue
+        source = next(found for found in measured if found.difference(claims[0]) is not None)
+        sides = source.seed_means(claims)
+        degrees = sum(len(side) - 1 for side in sides)
+        if not degrees:
+            continue
+        squares = sum(float(np.sum((side - side.mean()) ** 2)) for side in sides)
+        # A model with a single score is one run of several, or exists once; then its seeds add nothing.
+        runs = [len(side) for side in sides if len(side) > 1]
+        variance += (len(own) / len(rows)) ** 2 * squares / degrees * sum(1 / number for number in runs)
+        num_degrees += degrees
+    return variance, num_degrees
 
+
+def _mean(rows: "pd.DataFrame", prefix: str, seeds: tuple[float, int]) -> dict[str, Any]:
+    names = ("difference", "standard_error", "low", "high", "p", "equivalent_within")
     if not len(rows):
-        names = ("difference", "standard_error", "low", "high", "p")
-        return {f"{prefix}num_comparisons": 0, **{f"{prefix}{name}": float("nan") for name in names}}
-    estimate = float(rows[f"{prefix}difference"].mean())
-    error = float(np.sqrt((rows[f"{prefix}standard_error"] ** 2).sum())) / len(rows)
-    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
-    p = 2 * float(norm.sf(abs(estimate) / error)) if error else float(estimate == 0)
+        empty = {f"{prefix}{name}": float("nan") for name in names}
+        return {f"{prefix}num_comparisons": 0, **empty, f"{prefix}scope": ""}
+    found = Contrast(
+        estimate=np.array([rows[f"{prefix}difference"].mean()]),
+        n=np.array([rows[f"{prefix}n"].sum()]),
+        prompts=np.array([(rows[f"{prefix}prompt_error"] ** 2).sum() / len(rows) ** 2]),
+        seeds=np.array([seeds[0]]),
+        num_clusters=np.array([rows[f"{prefix}num_clusters"].min()]),
+        num_degrees=seeds[1],
+        residual=np.zeros(1),
+    )
+    interval = found.one()
+    values = (
+        interval.estimate, interval.standard_error, interval.low, interval.high, float(found.p()[0]),
+        abs(interval.estimate) + float(found.half_width(2 * LEVEL)[0]),
+    )  # fmt: skip
     return {
         f"{prefix}num_comparisons": len(rows),
-        f"{prefix}difference": estimate,
-        f"{prefix}standard_error": error,
-        f"{prefix}low": estimate - half,
-        f"{prefix}high": estimate + half,
-        f"{prefix}p": p,
+        **{f"{prefix}{name}": value for name, value in zip(names, values, strict=True)},
+        f"{prefix}scope": TRAINING if seeds[1] else CHECKPOINTS,
     }

@@ -79,7 +79,7 @@ def test_of_the_papers_own_numbers_hardly_any_exceeds_the_noise_of_a_hundred() -
     assert (beyond["verdict"] == SUPPORTED).all()
     hybrids = table[table["model"].isin(HYBRIDS)]
     assert (hybrids["verdict"] == UNDECIDED).all() and hybrids["num_needed"].min() > 90
-    assert (statement_table(table, measured=False)["verdict"] == UNDECIDED).all()
+    assert (statement_table(table, measured=[])["verdict"] == UNDECIDED).all()
 
 
 def test_the_same_numbers_from_ten_thousand_prompts_would_have_shown_most() -> None:
@@ -88,27 +88,27 @@ def test_the_same_numbers_from_ten_thousand_prompts_would_have_shown_most() -> N
     large = abilities["difference"].abs() > 0.035
     assert abilities[large]["exceeds_noise"].all()
     assert (abilities[abilities["difference"] == 0]["verdict"] == SUPPORTED).all()
-    statements = statement_table(table, measured=False).set_index("statement")["verdict"]
+    statements = statement_table(table, measured=[]).set_index("statement")["verdict"]
     assert statements["RL improves vision-to-reasoning alignment over IN"] == SUPPORTED
     assert statements["Freezing the mid layers hurts RL"] == CONTRADICTED
     assert statements["Freezing the early layers does not hurt RL"] == CONTRADICTED
 
 
 @pytest.mark.parametrize(
-    ("expected", "estimate", "error", "p", "found"),
+    ("expected", "estimate", "within", "p", "found"),
     [
-        (1, 0.1, 0.02, 0.001, SUPPORTED),
-        (1, -0.1, 0.02, 0.001, CONTRADICTED),
-        (-1, -0.1, 0.02, 0.049, SUPPORTED),
-        (-1, -0.1, 0.02, 0.051, UNDECIDED),
-        (0, 0.1, 0.02, 0.001, CONTRADICTED),
-        (0, 0.01, 0.02, 0.6, SUPPORTED),  # 0.01 + 1.645 × 0.02 = 0.043
-        (0, 0.02, 0.02, 0.3, UNDECIDED),  # 0.053
+        (1, 0.1, 0.13, 0.001, SUPPORTED),
+        (1, -0.1, 0.13, 0.001, CONTRADICTED),
+        (-1, -0.1, 0.13, 0.049, SUPPORTED),
+        (-1, -0.1, 0.13, 0.051, UNDECIDED),
+        (0, 0.1, 0.13, 0.001, CONTRADICTED),
+        (0, 0.01, 0.043, 0.6, SUPPORTED),
+        (0, 0.02, 0.053, 0.3, UNDECIDED),
         (1, float("nan"), float("nan"), float("nan"), UNMEASURED),
     ],
 )
-def test_a_verdict_needs_more_than_a_sign(expected: int, estimate: float, error: float, p: float, found: str) -> None:
-    assert verdict(expected, estimate, error, p) == found
+def test_a_verdict_needs_more_than_a_sign(expected: int, estimate: float, within: float, p: float, found: str) -> None:
+    assert verdict(expected, estimate, within, p) == found
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,9 @@ def write_comparison(directory: Path, differences: dict[tuple[str, str, str], fl
         p = 2 * scipy.stats.norm.sf(abs(difference) / error)
         row = {"task": "test", "ability": ability, "metric": "ability", "arm": arm, "against": against, "n": 500}
         row |= {"difference": difference, "low": difference - 2 * error, "high": difference + 2 * error, "p": p}
-        row |= {"standard_error": error, "test": "bootstrap", "mean": 0.5 + difference, "mean_against": 0.5}
+        row |= {"standard_error": error, "test": "t, seeds and prompts", "mean": 0.5 + difference, "mean_against": 0.5}
+        row |= {"prompt_error": error, "num_clusters": 10_000, "equivalent_within": abs(difference) + 1.645 * error}
+        row |= {"scope": "checkpoints", "seed_error": 0.0, "seed_degrees": 0}
         rows += [{**row, "seed": "pooled"}, {**row, "seed": "0", "difference": -difference, "p": 1.0}]
     pd.DataFrame(rows).to_csv(directory / "comparison.csv", index=False)
     return directory / "scores.csv"
@@ -175,7 +177,7 @@ def test_paired_tests_beside_the_scores_are_taken_in_either_direction(tmp_path: 
     found = read_measured(str(scores), list(RECIPES)).difference(Claim("2", "MMR1", "vision", "rl", "in"))
     assert found is not None
     assert (found.estimate, found.low, found.high) == pytest.approx((-0.2, -0.22, -0.18))
-    assert (found.share, found.share_against) == pytest.approx((0.5, 0.7)) and found.test == "paired, bootstrap"
+    assert (found.share, found.share_against) == pytest.approx((0.5, 0.7)) and found.test == "t, seeds and prompts"
 
 
 def test_each_published_claim_gets_the_verdict_of_what_was_measured(tmp_path: Path) -> None:
@@ -218,6 +220,37 @@ def test_of_a_claim_measured_twice_the_first_table_counts(tmp_path: Path) -> Non
     own = table[(table["table"] == "2") & (table["ability"] == "vision") & (table["recipe"] == "MMR1")]
     found = own.set_index(["model", "against"])["measured_difference"].dropna()
     assert found["rl", "in"] == pytest.approx(0.1) and found["in-rl-rl", "in"] == pytest.approx(0.3)
+
+
+def test_a_statement_on_two_abilities_has_the_seeds_of_their_mean(tmp_path: Path) -> None:
+    """A run that is better on one ability is worse on the other, so their mean hardly differs between seeds."""
+    scores, rows = [], []
+    for ability, sign in (("vision-to-reasoning", 1), ("reasoning", -1)):
+        for model, mean in (("in-rl-rl", 0.6), ("sft", 0.5)):
+            for seed in range(3) if model != "sft" else ("",):
+                score = mean + (sign * 0.1 * (seed - 1) if model != "sft" else 0)
+                scores.append({"model": model, "seed": seed, "task": "test", "ability": ability, "n": 400})
+                scores[-1] |= {"accuracy": score, "ability_score": score, "num_ability": 400}
+        row = {"task": "test", "ability": ability, "metric": "ability", "arm": "in-rl-rl", "against": "sft", "n": 400}
+        row |= {
+            "difference": 0.1,
+            "low": -0.15,
+            "high": 0.35,
+            "p": 0.2,
+            "standard_error": 0.06,
+            "test": "t",
+            "mean": 0.6,
+        }
+        row |= {"mean_against": 0.5, "prompt_error": 0.02, "num_clusters": 400, "equivalent_within": 0.3}
+        rows.append(row | {"scope": "training", "seed_error": 0.1 / 3**0.5, "seed_degrees": 2, "seed": "pooled"})
+    pd.DataFrame(scores).to_csv(tmp_path / "scores.csv", index=False)
+    pd.DataFrame(rows).to_csv(tmp_path / "comparison.csv", index=False)
+    measured = [read_measured(str(tmp_path / "scores.csv"), list(RECIPES))]
+    table = statement_table(claim_table(100, measured), measured=measured).set_index("statement")
+    row = table.loc["RL's mid and late layers carry its gains into IN"]
+    assert row["measured_difference"] == pytest.approx(0.1) and row["measured_scope"] == "training"
+    assert row["measured_standard_error"] == pytest.approx(0.02 / 2**0.5)
+    assert row["verdict"] == SUPPORTED
 
 
 def test_an_unknown_recipe_and_other_tables_are_refused(tmp_path: Path) -> None:

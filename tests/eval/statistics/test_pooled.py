@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from eval.statistics.intervals import clustered_mean, paired_interval
-from eval.statistics.pooled import Contrast, Term, contrast, critical_value, ratio_of_gains
+from eval.statistics.pooled import EXPONENT, Contrast, Term, contrast, critical_value, ratio_of_gains
 
 
 def term(coefficient: float, values: np.ndarray, *, trained: bool = True) -> Term:
@@ -65,7 +65,21 @@ def test_the_critical_value_lies_between_those_of_its_parts() -> None:
     of_prompts, of_seeds = scipy.stats.t.ppf(0.975, 100), scipy.stats.t.ppf(0.975, 2)
     assert critical_value(0.05, ones, 0 * ones, clusters, 2)[0] == pytest.approx(of_prompts)
     assert critical_value(0.05, 0 * ones, ones, clusters, 2)[0] == pytest.approx(of_seeds)
-    assert critical_value(0.05, 3 * ones, ones, clusters, 2)[0] == pytest.approx(0.75 * of_prompts + 0.25 * of_seeds)
+    share = 0.25**EXPONENT
+    mixed = (1 - share) * of_prompts + share * of_seeds
+    assert critical_value(0.05, 3 * ones, ones, clusters, 2)[0] == pytest.approx(mixed)
+
+
+@pytest.mark.parametrize(("num_degrees", "least", "most"), [(1, 0.933, 0.975), (2, 0.948, 0.968), (6, 0.949, 0.959)])
+def test_the_critical_value_covers_at_every_ratio_of_the_parts(num_degrees: int, least: float, most: float) -> None:
+    """Exact coverage: the part of the prompts is known, that of the seeds is estimated (chi-squared)."""
+    quantiles = (np.arange(4000) + 0.5) / 4000
+    factors = scipy.stats.chi2.ppf(quantiles, num_degrees) / num_degrees
+    for share in (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1.0):
+        prompts, seeds = np.full(4000, 1 - share), share * factors
+        critical = critical_value(0.05, prompts, seeds, np.full(4000, 10**6), num_degrees)
+        covered = np.mean(2 * scipy.stats.norm.cdf(critical * np.sqrt(prompts + seeds)) - 1)
+        assert least <= covered <= most
 
 
 @pytest.mark.parametrize("shares", [False, True])

@@ -1,0 +1,429 @@
+"""Do the intervals hold what they say? Coverage, false alarms and widths of every kind of row that the suite prints.
+
+    python -m benchmarks.calibration --output benchmarks/results/calibration.json
+
+Studies are simulated whose truth is known. A prompt has a difficulty (logits, standard deviation 2), each model its own
+deviation on it (0.8), each training run a shift of all prompts, whose standard deviation between runs is the *seed
+effect* in points of accuracy. Each setting is simulated `--num-studies` times and analysed with the functions that
+write the tables:
+
+    covered       share of the 95 % intervals that contain the truth; its standard error at 4,000 studies is 0.34 points
+    false alarms  share of studies with p < 0.05 if there is no difference (the file also has p < 0.005)
+    width         median width of the intervals divided by that of the ideal one, 2 × 1.96 standard deviations of the
+                  estimates
+
+A kind of row holds if it covers between 93 and 97.5 % and raises at most 6.5 % false alarms in every setting. The exit
+status is 1 if one does not. Takes about five minutes on two cores.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.statistics.intervals import mean_interval, paired_interval, paired_t, wilson
+from eval.statistics.pooled import Contrast, Term, contrast
+from eval.support.command import pass_at_k
+from tracking.command import REPOSITORY_ROOT
+from tracking.product import write_text
+from tracking.run import git_state, hardware
+
+RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "calibration.json"
+DIFFICULTY_SD = 2.0
+MODEL_SD = 0.8
+SAMPLE_SD = 0.8
+"""Of a run's own deviation on a prompt, which its samples share."""
+CLUSTER_SHARE = 0.6
+"""Share of the difficulty's variance that the prompts of one cluster have in common."""
+LEVELS = (0.05, 0.005)
+COVERED = (0.93, 0.975)
+MOST_FALSE = 0.065
+AT_ONCE = 250
+NUM_SAMPLES = 8
+GAIN, KEPT = 0.2, 0.5
+MARGIN = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One kind of row, and the study behind it."""
+
+    kind: str
+    num_seeds: int = 1
+    num_seeds_against: int = 0
+    """0 if the other model exists once."""
+    seed_effect: float = 0.0
+    """Standard deviation of a run's accuracy between seeds."""
+    num_prompts: int = 300
+    base_rate: float = 0.5
+    cluster_size: int = 1
+    unscored: float = 0.0
+
+
+def rate(mean: float, sd: float) -> float:
+    """Returns the expected accuracy if the logits of prompts are normal."""
+    from scipy.special import expit
+
+    points, weights = np.polynomial.hermite_e.hermegauss(80)
+    return float(weights @ expit(mean + sd * points) / weights.sum())
+
+
+@cache
+def logits_of(accuracy: float, seed_effect: float) -> tuple[float, float]:
+    """Returns mean logit and standard deviation of a run's shift for an accuracy and its spread between runs."""
+    from scipy.optimize import brentq
+
+    within = float(np.hypot(DIFFICULTY_SD, MODEL_SD))
+    points, weights = np.polynomial.hermite_e.hermegauss(40)
+
+    def centre(shift: float) -> float:
+        return float(brentq(lambda mean: rate(mean, float(np.hypot(within, shift))) - accuracy, -15, 15))
+
+    def spread(shift: float) -> float:
+        means = np.array([rate(centre(shift) + shift * point, within) for point in points])
+        return float(np.sqrt(weights @ (means - accuracy) ** 2 / weights.sum())) - seed_effect
+
+    shift = 0.0 if seed_effect == 0 else float(brentq(spread, 1e-3, 6, xtol=1e-4))
+    return centre(shift), shift
+
+
+class World:
+    """Prompts of many studies, and models that answer them."""
+
+    def __init__(self, setting: Setting, rng: np.random.Generator, num_studies: int) -> None:
+        self.setting, self.rng = setting, rng
+        self.printed = np.ones(num_studies, bool)
+        n = setting.num_prompts
+        self.clusters = None if setting.cluster_size == 1 else np.arange(n) // setting.cluster_size
+        self.difficulty = self._normal(n, num_studies)
+        if self.clusters is not None:
+            common = self._normal(int(self.clusters.max()) + 1, num_studies)[self.clusters]
+            self.difficulty = CLUSTER_SHARE**0.5 * common + (1 - CLUSTER_SHARE) ** 0.5 * self.difficulty
+        self.difficulty *= DIFFICULTY_SD
+
+    def _normal(self, *shape: int) -> np.ndarray:
+        return np.asarray(self.rng.standard_normal(shape, dtype=np.float32))
+
+    def chances(self, accuracy: float, num_seeds: int) -> np.ndarray:
+        """Draws a model's chances [seeds, n, studies] to be right; one run without a shift for 0 seeds."""
+        mean, shift = logits_of(accuracy, self.setting.seed_effect if num_seeds else 0.0)
+        logits = mean + self.difficulty + MODEL_SD * self._normal(*self.difficulty.shape)
+        shifts = shift * self._normal(max(num_seeds, 1), 1, self.difficulty.shape[1])
+        return np.asarray(1 / (1 + np.exp(-(logits + shifts))), float)
+
+    def answers(self, accuracy: float, num_seeds: int) -> np.ndarray:
+        """Draws a model's answers: 1, 0, or NaN if unscored."""
+        chances = self.chances(accuracy, num_seeds)
+        found = (self.rng.random(chances.shape, dtype=np.float32) < chances).astype(float)
+        if self.setting.unscored:
+            found[self.rng.random(chances.shape) < self.setting.unscored] = np.nan
+        return found
+
+    def samples(self, accuracy: float, num_seeds: int) -> np.ndarray:
+        """Draws how many of `NUM_SAMPLES` samples are right."""
+        chances = self.chances(accuracy, num_seeds)
+        logits = np.log(chances / (1 - chances)) + SAMPLE_SD * self._normal(*chances.shape)
+        return np.asarray(self.rng.binomial(NUM_SAMPLES, 1 / (1 + np.exp(-logits))))
+
+    def compared(self, first: np.ndarray, second: np.ndarray, *, weights: tuple[float, float] = (1, -1)) -> Contrast:
+        """Compares two models as `eval.compare` does, a column a study."""
+        seeds = self.setting.num_seeds, self.setting.num_seeds_against
+        terms = [
+            Term(coefficient=weight, values=values, trained=number > 0)
+            for weight, values, number in zip(weights, (first, second), seeds, strict=True)
+        ]
+        return contrast(terms, clusters=self.clusters, shares=True)
+
+
+Outcome = tuple[np.ndarray, np.ndarray, np.ndarray | None, float]
+"""Estimates, half widths, p-values and the truth."""
+
+
+def of_contrast(found: Contrast, truth: float = 0.0) -> Outcome:
+    return found.estimate, found.half_width(), found.p() if truth == 0 else None, truth
+
+
+def difference(world: World) -> Outcome:
+    """Rows of `eval.compare` and of `eval.tower` against random towers."""
+    own = world.setting
+    first, second = (world.answers(own.base_rate, number) for number in (own.num_seeds, own.num_seeds_against))
+    return of_contrast(world.compared(first, second))
+
+
+def true_difference(world: World) -> Outcome:
+    """The same where the models differ by ten points."""
+    own = world.setting
+    first, second = (
+        world.answers(own.base_rate + 0.1, own.num_seeds),
+        world.answers(own.base_rate, own.num_seeds_against),
+    )
+    return of_contrast(world.compared(first, second), 0.1)
+
+
+def gain_kept(world: World) -> Outcome:
+    """*Gain kept*: Fieller's interval contains the truth if the contrast at the truth is not significant.
+
+    Without a significant gain of the reference the interval is unbounded, and no row is printed (`num_printed`).
+    """
+    own = world.setting
+    arm = world.answers(own.base_rate + KEPT * GAIN, own.num_seeds)
+    full, start = world.answers(own.base_rate + GAIN, own.num_seeds), world.answers(own.base_rate, 0)
+    gain = world.compared(full, start)
+    terms = zip((1.0, -KEPT, KEPT - 1), (arm, full, start), (True, True, False), strict=True)
+    found = contrast(
+        [Term(coefficient=weight, values=values, trained=trained) for weight, values, trained in terms],
+        clusters=world.clusters,
+        shares=True,
+    )
+    world.printed = gain.estimate > gain.half_width()
+    return found.estimate, found.half_width(), None, 0.0
+
+
+def equivalence(world: World) -> Outcome:
+    """*Equivalent within five points* is claimed (two one-sided tests) of models that differ by five points.
+
+    Its p is replaced by 0 where it is claimed.
+    """
+    own = world.setting
+    first = world.answers(own.base_rate + MARGIN, own.num_seeds)
+    found = world.compared(first, world.answers(own.base_rate, own.num_seeds_against))
+    claimed = np.abs(found.estimate) + found.half_width(2 * LEVELS[0]) <= MARGIN
+    return found.estimate, found.half_width(), np.where(claimed, 0.0, 1.0), MARGIN
+
+
+def family(world: World) -> Outcome:
+    """Three arms against a fourth on three abilities, corrected by Holm's method: p is the smallest of the nine."""
+    own, num_studies = world.setting, world.difficulty.shape[1]
+    found = []
+    for ability in (world, World(own, world.rng, num_studies), World(own, world.rng, num_studies)):
+        reference = ability.answers(own.base_rate, own.num_seeds_against)
+        found += [ability.compared(ability.answers(own.base_rate, own.num_seeds), reference) for _ in range(3)]
+    smallest = np.min([9 * one.p() for one in found], axis=0)
+    return found[0].estimate, found[0].half_width(), smallest, 0.0
+
+
+def pass_at(k: int) -> Callable[[World], Outcome]:
+    """Changes of pass@k in `eval.support`."""
+
+    def row(world: World) -> Outcome:
+        own = world.setting
+        values = []
+        for number in (own.num_seeds, own.num_seeds_against):
+            right = world.samples(own.base_rate, number)
+            values.append(pass_at_k(np.full(right.size, NUM_SAMPLES), right.ravel(), k).reshape(right.shape))
+        return of_contrast(world.compared(*values))
+
+    return row
+
+
+def majority(world: World) -> Outcome:
+    """Changes of the majority vote: with two possible answers, the one given by more samples."""
+    own = world.setting
+    votes = [
+        world.samples(own.base_rate, number) - NUM_SAMPLES / 2 for number in (own.num_seeds, own.num_seeds_against)
+    ]
+    return of_contrast(world.compared(*((np.sign(lead) + 1) / 2 for lead in votes)))
+
+
+def pooled_share(world: World) -> Outcome:
+    """Levels of `eval.support`: one model's mean over seeds."""
+    own = world.setting
+    terms = [Term(coefficient=1.0, values=world.answers(own.base_rate, own.num_seeds), trained=True)]
+    return of_contrast(contrast(terms, clusters=world.clusters, shares=True), own.base_rate)
+
+
+def one_run(world: World) -> Outcome:
+    """Rows about checkpoints: a difference of two single runs on new prompts."""
+    first, second = (world.answers(world.setting.base_rate, 0) for _ in range(2))
+    terms = [Term(coefficient=sign, values=own, trained=False) for sign, own in ((1.0, first), (-1.0, second))]
+    return of_contrast(contrast(terms, clusters=world.clusters, shares=True))
+
+
+def one_share(world: World) -> Outcome:
+    """Scores of one run: Wilson's interval, whose centre is not the estimate."""
+    right = world.answers(world.setting.base_rate, 0)[0]
+    found = [wilson(int(number), len(right)) for number in right.sum(0)]
+    ends = np.array([(own.low, own.high) for own in found])
+    return ends.mean(1), (ends[:, 1] - ends[:, 0]) / 2, None, world.setting.base_rate
+
+
+def drop(world: World) -> Outcome:
+    """Drops of `analyze.skip` and differences of single towers: Agresti and Min's interval."""
+    first, second = (world.answers(world.setting.base_rate, 0)[0] for _ in range(2))
+    lost, gained = (first > second).sum(0), (second > first).sum(0)
+    found = [paired_interval(int(a), int(b), len(first)) for a, b in zip(lost, gained, strict=True)]
+    ends = np.array([(own.low, own.high) for own in found])
+    return ends.mean(1), (ends[:, 1] - ends[:, 0]) / 2, None, 0.0
+
+
+def attention_shift(world: World) -> Outcome:
+    """Rows of `analyze.attention` over several seeds: masses between 0 and 1, many of them small."""
+    own = world.setting
+    masses = [0.3 * world.chances(0.15, number) ** 2 for number in (own.num_seeds, own.num_seeds)]
+    terms = [Term(coefficient=sign, values=mass, trained=True) for sign, mass in zip((1.0, -1.0), masses, strict=True)]
+    return of_contrast(contrast(terms))
+
+
+def attention_in_one_run(world: World) -> Outcome:
+    """Rows of `analyze.attention` for one seed, and shifts of log-probabilities: the paired t interval."""
+    first, second = (0.3 * world.chances(0.15, 0)[0] ** 2 for _ in range(2))
+    found = mean_interval((first - second).astype(float))
+    return found["mean"], (found["high"] - found["low"]) / 2, paired_t((first - second).astype(float)), 0.0
+
+
+KINDS: dict[str, Callable[[World], Outcome]] = {
+    "arm - arm": difference,
+    "arm - start": difference,
+    "arm - start, ten points": true_difference,
+    "arm - arm, clusters of 4": difference,
+    "arm - start, clusters of 4": difference,
+    "arm - arm, 15 % unscored": difference,
+    "arm - arm, unequal seeds": difference,
+    "gain kept": gain_kept,
+    "equivalent within 5": equivalence,
+    "9 corrected rows": family,
+    "pass@1": pass_at(1),
+    "pass@8": pass_at(NUM_SAMPLES),
+    "majority vote": majority,
+    "one arm over seeds": pooled_share,
+    "one run - one run": one_run,
+    "one run": one_share,
+    "drop (skip, tower)": drop,
+    "attention, over seeds": attention_shift,
+    "attention, one run": attention_in_one_run,
+}
+SEEDS, EFFECTS, PROMPTS, RATES = (2, 3, 4, 5, 8), (0.0, 0.02, 0.05, 0.1), (100, 300, 1000), (0.1, 0.3, 0.5, 0.9)
+
+
+def all_settings() -> Iterator[Setting]:
+    """Yields every setting."""
+    for seeds, effect, prompts, share in product(SEEDS, EFFECTS, PROMPTS, RATES):
+        own = Setting(kind="", num_seeds=seeds, seed_effect=effect, num_prompts=prompts, base_rate=share)
+        if effect < min(share, 1 - share):  # else hardly any run has the stated rate
+            yield replace(own, kind="arm - arm", num_seeds_against=seeds)
+            yield replace(own, kind="arm - start")
+            if prompts == 300:
+                yield replace(own, kind="one arm over seeds")
+    for seeds, effect in product(SEEDS, EFFECTS):
+        own = Setting(kind="", num_seeds=seeds, seed_effect=effect)
+        both = replace(own, num_seeds_against=seeds)
+        yield replace(own, kind="arm - start, ten points", base_rate=0.4)
+        yield replace(both, kind="arm - arm, clusters of 4", cluster_size=4)
+        yield replace(own, kind="arm - start, clusters of 4", cluster_size=4)
+        yield replace(both, kind="arm - arm, 15 % unscored", unscored=0.15)
+        yield replace(own, kind="gain kept", base_rate=0.4)
+        yield replace(own, kind="gain kept", base_rate=0.4, num_prompts=1000)
+        yield replace(both, kind="equivalent within 5", num_prompts=1000)
+        yield replace(both, kind="9 corrected rows")
+        yield replace(both, kind="pass@1")
+        yield replace(both, kind="pass@8", base_rate=0.3)
+        yield replace(both, kind="majority vote")
+        yield replace(both, kind="attention, over seeds", num_prompts=50)
+    for (seeds, against), effect in product(((2, 3), (2, 4), (2, 8), (3, 5), (1, 4)), EFFECTS):
+        yield Setting(kind="arm - arm, unequal seeds", num_seeds=seeds, num_seeds_against=against, seed_effect=effect)
+    for prompts, share in product((60, *PROMPTS), RATES):
+        for kind in ("one run - one run", "one run", "drop (skip, tower)"):
+            yield Setting(kind=kind, num_prompts=prompts, base_rate=share)
+    for prompts in (20, 50, 100, 300):
+        yield Setting(kind="attention, one run", num_prompts=prompts)
+
+
+def simulate(task: tuple[Setting, int, int]) -> dict[str, Any]:
+    """Returns what was measured in one setting."""
+    setting, num_studies, seed = task
+    rng = np.random.default_rng([seed, *map(ord, repr(setting))])
+    parts, printed = [], []
+    for first in range(0, num_studies, AT_ONCE):
+        world = World(setting, rng, min(AT_ONCE, num_studies - first))
+        parts.append(KINDS[setting.kind](world))
+        printed.append(world.printed)
+    estimates, halves = (np.concatenate([part[number] for part in parts]) for number in (0, 1))
+    truth = parts[0][3]
+    covered = np.abs(estimates - truth) <= halves
+    found = asdict(setting) | {"covered": float(covered.mean())}
+    shown = np.concatenate(printed)
+    if not shown.all():
+        found |= {"num_printed": int(shown.sum()), "covered_where_printed": float(covered[shown].mean())}
+    found["width"] = float(np.median(halves) / 1.96 / np.std(estimates))
+    if parts[0][2] is not None:
+        p = np.concatenate([part[2] for part in parts if part[2] is not None])
+        found |= {f"false_alarms_{level:g}": float((p < level).mean()) for level in LEVELS}
+    return found
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row per kind and number of seeds: the extremes over its settings."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["kind"], row["num_seeds"]), []).append(row)
+    found = []
+    for (kind, num_seeds), own in groups.items():
+        covered = [row["covered"] for row in own]
+        false = [row["false_alarms_0.05"] for row in own if "false_alarms_0.05" in row]
+        without = [row["width"] for row in own if row["seed_effect"] == 0]
+        found.append(
+            {
+                "kind": kind,
+                "num_seeds": num_seeds,
+                "num_settings": len(own),
+                "covered": [min(covered), max(covered)],
+                "false_alarms": [min(false), max(false)] if false else None,
+                "widest_without_seed_effect": max(without),
+                "holds": COVERED[0] <= min(covered)
+                and max(covered) <= COVERED[1]
+                and max(false, default=0.0) <= MOST_FALSE,
+            }
+        )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--num-studies", type=int, default=4000)
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    tasks = [(own, arguments.num_studies, arguments.seed) for own in all_settings() if own.kind in arguments.kinds]
+    with ProcessPoolExecutor(arguments.num_workers, mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(simulate, tasks, chunksize=4))
+    summary = summarise(rows)
+    error = (0.95 * 0.05 / arguments.num_studies) ** 0.5
+    result = {
+        "command": "python -m benchmarks.calibration",
+        "num_studies": arguments.num_studies,
+        "standard_error_of_coverage": error,
+        "git": git_state(),
+        "hardware": hardware(),
+        "summary": summary,
+        "settings": rows,
+    }
+    write_text(arguments.output, json.dumps(result, indent=1) + "\n")
+    print("kind                        seeds settings   covered, %   false alarms, %   width   holds")
+    for row in summary:
+        low, high = (100 * end for end in row["covered"])
+        false = (
+            ""
+            if row["false_alarms"] is None
+            else "{:.1f} to {:.1f}".format(*(100 * end for end in row["false_alarms"]))
+        )
+        print(
+            f"{row['kind']:27} {row['num_seeds']:5} {row['num_settings']:8} {low:5.1f} to {high:4.1f}   {false:>15} "
+            f"{row['widest_without_seed_effect']:7.2f}   {'yes' if row['holds'] else 'NO'}"
+        )
+    if not all(row["holds"] for row in summary):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
