@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics.intervals import mean_interval, paired_interval, paired_t, wilson
+from eval.statistics.intervals import mean_interval, paired_t, wilson
 from eval.statistics.pooled import Contrast, Term, contrast
 from eval.support.command import pass_at_k
 from tracking.command import REPOSITORY_ROOT
@@ -242,7 +242,7 @@ def pooled_share(world: World) -> Outcome:
 
 
 def one_run(world: World) -> Outcome:
-    """Rows about checkpoints: a difference of two single runs on new prompts."""
+    """Rows about checkpoints (also of `analyze.skip`, splices and towers): two single runs on new prompts."""
     first, second = (world.answers(world.setting.base_rate, 0) for _ in range(2))
     terms = [Term(coefficient=sign, values=own, trained=False) for sign, own in ((1.0, first), (-1.0, second))]
     return of_contrast(contrast(terms, clusters=world.clusters, shares=True))
@@ -254,15 +254,6 @@ def one_share(world: World) -> Outcome:
     found = [wilson(int(number), len(right)) for number in right.sum(0)]
     ends = np.array([(own.low, own.high) for own in found])
     return ends.mean(1), (ends[:, 1] - ends[:, 0]) / 2, None, world.setting.base_rate
-
-
-def drop(world: World) -> Outcome:
-    """Drops of `analyze.skip` and differences of single towers: Agresti and Min's interval."""
-    first, second = (world.answers(world.setting.base_rate, 0)[0] for _ in range(2))
-    lost, gained = (first > second).sum(0), (second > first).sum(0)
-    found = [paired_interval(int(a), int(b), len(first)) for a, b in zip(lost, gained, strict=True)]
-    ends = np.array([(own.low, own.high) for own in found])
-    return ends.mean(1), (ends[:, 1] - ends[:, 0]) / 2, None, 0.0
 
 
 def attention_shift(world: World) -> Outcome:
@@ -297,7 +288,6 @@ KINDS: dict[str, Callable[[World], Outcome]] = {
     "one arm over seeds": pooled_share,
     "one run - one run": one_run,
     "one run": one_share,
-    "drop (skip, tower)": drop,
     "attention, over seeds": attention_shift,
     "attention, one run": attention_in_one_run,
 }
@@ -331,7 +321,7 @@ def all_settings() -> Iterator[Setting]:
     for (seeds, against), effect in product(((2, 3), (2, 4), (2, 8), (3, 5), (1, 4)), EFFECTS):
         yield Setting(kind="arm - arm, unequal seeds", num_seeds=seeds, num_seeds_against=against, seed_effect=effect)
     for prompts, share in product((60, *PROMPTS), RATES):
-        for kind in ("one run - one run", "one run", "drop (skip, tower)"):
+        for kind in ("one run - one run", "one run"):
             yield Setting(kind=kind, num_prompts=prompts, base_rate=share)
     for prompts in (20, 50, 100, 300):
         yield Setting(kind="attention, one run", num_prompts=prompts)

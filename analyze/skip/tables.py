@@ -1,8 +1,8 @@
 """How much does each part matter? Accuracy with parts left out, against the same problems with nothing left out.
 
-A drop is a difference of paired proportions with its interval (`eval.statistics.intervals.paired_interval`): a part
-whose absence changes no answer of sixty has one too. The p-values are McNemar's exact ones, corrected (Holm) over the
-configurations of one kind.
+A drop is a difference of paired proportions with its interval (`eval/statistics/pooled.py`): a part whose absence
+changes no answer of sixty has one too. P-values are corrected (Holm) over the configurations of one kind. Rows are
+about this checkpoint.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ import numpy as np
 from analyze.skip.plan import NONE, Configuration
 from eval.grading import CORRECT, UNSCORED
 from eval.replies.decoding import REPETITION
-from eval.statistics.intervals import holm, mcnemar, paired_interval, wilson
+from eval.statistics.intervals import holm, wilson
+from eval.statistics.pooled import single_runs
 from models.blocks import Partition
 from tracking.records import Record
 
@@ -78,7 +79,10 @@ def _accuracy(group: Sequence[Record]) -> dict[str, Any]:
 def _drop(whole: dict[str, Record], own: dict[str, Record]) -> dict[str, Any]:
     both = [name for name in whole if UNSCORED not in (whole[name]["status"], own[name]["status"])]
     before, after = (np.array([answers[name]["status"] == CORRECT for name in both], bool) for answers in (whole, own))
-    test = mcnemar(before, after)
-    drop = paired_interval(test.num_gained, test.num_lost, test.n)
-    values = (test.n, test.num_gained, test.num_lost, drop.estimate, drop.low, drop.high, test.p)
+    if not both:
+        return dict.fromkeys(DROP_COLUMNS) | {"num_compared": 0, "num_lost": 0, "num_gained": 0}
+    found = single_runs(before, after)
+    drop = found.one()
+    lost, gained = int(np.sum(before & ~after)), int(np.sum(~before & after))
+    values = (len(both), lost, gained, drop.estimate, max(drop.low, -1), min(drop.high, 1), float(found.p()[0]))
     return dict(zip(DROP_COLUMNS, values, strict=True))

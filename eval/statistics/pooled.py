@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from eval.statistics.intervals import CONFIDENCE, Estimate
 
@@ -180,6 +180,15 @@ def contrast(terms: Sequence[Term], *, clusters: Int[np.ndarray, " n"] | None = 
         num_clusters=num_clusters,
         num_degrees=num_degrees,
         residual=residual,
+    )
+
+
+def single_runs(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Contrast:
+    """Returns the share right of one run minus that of another, on the same independent samples."""
+    terms = ((1.0, first), (-1.0, second))
+    return contrast(
+        [Term(coefficient=sign, values=np.asarray(own, float)[None, :, None], trained=False) for sign, own in terms],
+        shares=True,
     )
 
 

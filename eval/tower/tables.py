@@ -1,11 +1,10 @@
 """Do the towers differ? One row per model, layer and probe, and paired differences on the same test images.
 
 Every model is compared with raw pixels and, at the same layer, with every model named before it: the share of images
-that only the first gets right minus the share that only the second does, with its interval (Agresti and Min) and the
-exact McNemar test. Random towers differ among themselves, on some images by more than a trained tower differs from
-their mean; so a model is compared with all of them, with an interval that covers other images and other random seeds
-(`eval/statistics/pooled.py`). P-values are Holm-corrected within their family: one probe and one kind of comparison,
-over all layers and models.
+that only the first gets right minus the share that only the second does, on new images. Random towers differ among
+themselves, on some images by more than a trained tower differs from their mean; so a model is compared with all of
+them, with an interval that covers other images and other random seeds (`eval/statistics/pooled.py`). P-values are
+Holm-corrected within their family: one probe and one kind of comparison, over all layers and models.
 """
 
 from collections.abc import Sequence
@@ -14,9 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int
 
-from eval.statistics.intervals import Estimate, holm, mcnemar, paired_interval, wilson
-from eval.statistics.pooled import Term, contrast
-from eval.statistics.power import mcnemar_detectable
+from eval.statistics.intervals import Estimate, holm, wilson
+from eval.statistics.pooled import Term, contrast, single_runs
 from eval.tower.features import PIXELS
 from tracking.progress import progress
 from tracking.records import Record
@@ -86,14 +84,15 @@ def difference_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], m
 
 
 def _paired(own: Bool[np.ndarray, " test"], other: Bool[np.ndarray, " test"]) -> dict[str, object]:
-    test = mcnemar(own, other)
+    found = single_runs(own, other)
     return {
-        **_interval(paired_interval(test.num_gained, test.num_lost, test.n), test.n),
-        "num_gained": test.num_gained,
-        "num_lost": test.num_lost,
-        "p": test.p,
-        "test": "McNemar",
-        "detectable": mcnemar_detectable(test.n, test.num_gained + test.num_lost),
+        **_interval(found.one(), len(own)),
+        "num_seeds": 1,
+        "num_gained": int(np.sum(own & ~other)),
+        "num_lost": int(np.sum(~own & other)),
+        "p": float(found.p()[0]),
+        "test": "paired t, images",
+        "detectable": float(found.detectable()[0]),
     }
 
 

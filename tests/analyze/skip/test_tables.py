@@ -40,7 +40,7 @@ def test_rates_count_apart_what_is_unscored_cut_or_circling(pocket_layout: Layou
     assert (skipped["at_limit_frac"], skipped["repetition_frac"]) == (1 / 6, 2 / 6)
     assert (skipped["num_compared"], skipped["num_lost"], skipped["num_gained"]) == (4, 2, 1)  # scored in both
     assert skipped["drop"] == 1 / 4
-    assert skipped["p"] == skipped["p_holm"] == 1
+    assert skipped["p"] == skipped["p_holm"] > 0.5 and skipped["drop_low"] < 0 < skipped["drop_high"]
     assert np.isnan(none["drop"])
 
 
