@@ -21,8 +21,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import asdict, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,18 +31,13 @@ import numpy as np
 
 from eval.statistics.intervals import mean_interval, paired_t, wilson
 from eval.statistics.pooled import Contrast, Term, contrast
+from eval.statistics.simulation import Setting, World
 from eval.support.command import pass_at_k
 from tracking.command import REPOSITORY_ROOT
 from tracking.product import write_text
 from tracking.run import git_state, hardware
 
 RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "calibration.json"
-DIFFICULTY_SD = 2.0
-MODEL_SD = 0.8
-SAMPLE_SD = 0.8
-"""Of a run's own deviation on a prompt, which its samples share."""
-CLUSTER_SHARE = 0.6
-"""Share of the difficulty's variance that the prompts of one cluster have in common."""
 LEVELS = (0.05, 0.005)
 COVERED = (0.93, 0.975)
 MOST_FALSE = 0.065
@@ -53,99 +47,16 @@ GAIN, KEPT = 0.2, 0.5
 MARGIN = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One kind of row, and the study behind it."""
-
-    kind: str
-    num_seeds: int = 1
-    num_seeds_against: int = 0
-    """0 if the other model exists once."""
-    seed_effect: float = 0.0
-    """Standard deviation of a run's accuracy between seeds."""
-    num_prompts: int = 300
-    base_rate: float = 0.5
-    cluster_size: int = 1
-    unscored: float = 0.0
-
-
-def rate(mean: float, sd: float) -> float:
-    """Returns the expected accuracy if the logits of prompts are normal."""
-    from scipy.special import expit
-
-    points, weights = np.polynomial.hermite_e.hermegauss(80)
-    return float(weights @ expit(mean + sd * points) / weights.sum())
-
-
-@cache
-def logits_of(accuracy: float, seed_effect: float) -> tuple[float, float]:
-    """Returns mean logit and standard deviation of a run's shift for an accuracy and its spread between runs."""
-    from scipy.optimize import brentq
-
-    within = float(np.hypot(DIFFICULTY_SD, MODEL_SD))
-    points, weights = np.polynomial.hermite_e.hermegauss(40)
-
-    def centre(shift: float) -> float:
-        return float(brentq(lambda mean: rate(mean, float(np.hypot(within, shift))) - accuracy, -15, 15))
-
-    def spread(shift: float) -> float:
-        means = np.array([rate(centre(shift) + shift * point, within) for point in points])
-        return float(np.sqrt(weights @ (means - accuracy) ** 2 / weights.sum())) - seed_effect
-
-    shift = 0.0 if seed_effect == 0 else float(brentq(spread, 1e-3, 6, xtol=1e-4))
-    return centre(shift), shift
-
-
-class World:
-    """Prompts of many studies, and models that answer them."""
-
-    def __init__(self, setting: Setting, rng: np.random.Generator, num_studies: int) -> None:
-        self.setting, self.rng = setting, rng
-        self.printed = np.ones(num_studies, bool)
-        n = setting.num_prompts
-        self.clusters = None if setting.cluster_size == 1 else np.arange(n) // setting.cluster_size
-        self.difficulty = self._normal(n, num_studies)
-        if self.clusters is not None:
-            common = self._normal(int(self.clusters.max()) + 1, num_studies)[self.clusters]
-            self.difficulty = CLUSTER_SHARE**0.5 * common + (1 - CLUSTER_SHARE) ** 0.5 * self.difficulty
-        self.difficulty *= DIFFICULTY_SD
-
-    def _normal(self, *shape: int) -> np.ndarray:
-        return np.asarray(self.rng.standard_normal(shape, dtype=np.float32))
-
-    def chances(self, accuracy: float, num_seeds: int) -> np.ndarray:
-        """Draws a model's chances [seeds, n, studies] to be right; one run without a shift for 0 seeds."""
-        mean, shift = logits_of(accuracy, self.setting.seed_effect if num_seeds else 0.0)
-        logits = mean + self.difficulty + MODEL_SD * self._normal(*self.difficulty.shape)
-        shifts = shift * self._normal(max(num_seeds, 1), 1, self.difficulty.shape[1])
-        return np.asarray(1 / (1 + np.exp(-(logits + shifts))), float)
-
-    def answers(self, accuracy: float, num_seeds: int) -> np.ndarray:
-        """Draws a model's answers: 1, 0, or NaN if unscored."""
-        chances = self.chances(accuracy, num_seeds)
-        found = (self.rng.random(chances.shape, dtype=np.float32) < chances).astype(float)
-        if self.setting.unscored:
-            found[self.rng.random(chances.shape) < self.setting.unscored] = np.nan
-        return found
-
-    def samples(self, accuracy: float, num_seeds: int) -> np.ndarray:
-        """Draws how many of `NUM_SAMPLES` samples are right."""
-        chances = self.chances(accuracy, num_seeds)
-        logits = np.log(chances / (1 - chances)) + SAMPLE_SD * self._normal(*chances.shape)
-        return np.asarray(self.rng.binomial(NUM_SAMPLES, 1 / (1 + np.exp(-logits))))
-
-    def compared(self, first: np.ndarray, second: np.ndarray, *, weights: tuple[float, float] = (1, -1)) -> Contrast:
-        """Compares two models as `eval.compare` does, a column a study."""
-        seeds = self.setting.num_seeds, self.setting.num_seeds_against
-        terms = [
-            Term(coefficient=weight, values=values, trained=number > 0)
-            for weight, values, number in zip(weights, (first, second), seeds, strict=True)
-        ]
-        return contrast(terms, clusters=self.clusters, shares=True)
-
-
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray | None, float]
 """Estimates, half widths, p-values and the truth."""
+
+
+def compared(world: World, first: np.ndarray, second: np.ndarray) -> Contrast:
+    """Compares two models as `eval.compare` does, a column a study."""
+    numbers = world.setting.num_seeds, world.setting.num_seeds_against
+    sides = zip((1.0, -1.0), (first, second), numbers, strict=True)
+    terms = [Term(coefficient=sign, values=values, trained=number > 0) for sign, values, number in sides]
+    return contrast(terms, clusters=world.clusters, shares=True)
 
 
 def of_contrast(found: Contrast, truth: float = 0.0) -> Outcome:
@@ -156,7 +67,7 @@ def difference(world: World) -> Outcome:
     """Rows of `eval.compare` and of `eval.tower` against random towers."""
     own = world.setting
     first, second = (world.answers(own.base_rate, number) for number in (own.num_seeds, own.num_seeds_against))
-    return of_contrast(world.compared(first, second))
+    return of_contrast(compared(world, first, second))
 
 
 def true_difference(world: World) -> Outcome:
@@ -166,7 +77,7 @@ def true_difference(world: World) -> Outcome:
         world.answers(own.base_rate + 0.1, own.num_seeds),
         world.answers(own.base_rate, own.num_seeds_against),
     )
-    return of_contrast(world.compared(first, second), 0.1)
+    return of_contrast(compared(world, first, second), 0.1)
 
 
 def gain_kept(world: World) -> Outcome:
@@ -177,7 +88,7 @@ def gain_kept(world: World) -> Outcome:
     own = world.setting
     arm = world.answers(own.base_rate + KEPT * GAIN, own.num_seeds)
     full, start = world.answers(own.base_rate + GAIN, own.num_seeds), world.answers(own.base_rate, 0)
-    gain = world.compared(full, start)
+    gain = compared(world, full, start)
     terms = zip((1.0, -KEPT, KEPT - 1), (arm, full, start), (True, True, False), strict=True)
     found = contrast(
         [Term(coefficient=weight, values=values, trained=trained) for weight, values, trained in terms],
@@ -195,7 +106,7 @@ def equivalence(world: World) -> Outcome:
     """
     own = world.setting
     first = world.answers(own.base_rate + MARGIN, own.num_seeds)
-    found = world.compared(first, world.answers(own.base_rate, own.num_seeds_against))
+    found = compared(world, first, world.answers(own.base_rate, own.num_seeds_against))
     claimed = np.abs(found.estimate) + found.half_width(2 * LEVELS[0]) <= MARGIN
     return found.estimate, found.half_width(), np.where(claimed, 0.0, 1.0), MARGIN
 
@@ -206,7 +117,7 @@ def family(world: World) -> Outcome:
     found = []
     for ability in (world, World(own, world.rng, num_studies), World(own, world.rng, num_studies)):
         reference = ability.answers(own.base_rate, own.num_seeds_against)
-        found += [ability.compared(ability.answers(own.base_rate, own.num_seeds), reference) for _ in range(3)]
+        found += [compared(ability, ability.answers(own.base_rate, own.num_seeds), reference) for _ in range(3)]
     smallest = np.min([9 * one.p() for one in found], axis=0)
     return found[0].estimate, found[0].half_width(), smallest, 0.0
 
@@ -218,9 +129,9 @@ def pass_at(k: int) -> Callable[[World], Outcome]:
         own = world.setting
         values = []
         for number in (own.num_seeds, own.num_seeds_against):
-            right = world.samples(own.base_rate, number)
+            right = world.samples(own.base_rate, number, NUM_SAMPLES)
             values.append(pass_at_k(np.full(right.size, NUM_SAMPLES), right.ravel(), k).reshape(right.shape))
-        return of_contrast(world.compared(*values))
+        return of_contrast(compared(world, *values))
 
     return row
 
@@ -228,10 +139,8 @@ def pass_at(k: int) -> Callable[[World], Outcome]:
 def majority(world: World) -> Outcome:
     """Changes of the majority vote: with two possible answers, the one given by more samples."""
     own = world.setting
-    votes = [
-        world.samples(own.base_rate, number) - NUM_SAMPLES / 2 for number in (own.num_seeds, own.num_seeds_against)
-    ]
-    return of_contrast(world.compared(*((np.sign(lead) + 1) / 2 for lead in votes)))
+    counts = [world.samples(own.base_rate, number, NUM_SAMPLES) for number in (own.num_seeds, own.num_seeds_against)]
+    return of_contrast(compared(world, *((np.sign(right - NUM_SAMPLES / 2) + 1) / 2 for right in counts)))
 
 
 def pooled_share(world: World) -> Outcome:
@@ -294,52 +203,52 @@ KINDS: dict[str, Callable[[World], Outcome]] = {
 SEEDS, EFFECTS, PROMPTS, RATES = (2, 3, 4, 5, 8), (0.0, 0.02, 0.05, 0.1), (100, 300, 1000), (0.1, 0.3, 0.5, 0.9)
 
 
-def all_settings() -> Iterator[Setting]:
-    """Yields every setting."""
+def all_settings() -> Iterator[tuple[str, Setting]]:
+    """Yields every kind of row with every setting."""
     for seeds, effect, prompts, share in product(SEEDS, EFFECTS, PROMPTS, RATES):
-        own = Setting(kind="", num_seeds=seeds, seed_effect=effect, num_prompts=prompts, base_rate=share)
+        own = Setting(num_seeds=seeds, seed_effect=effect, num_prompts=prompts, base_rate=share)
         if effect < min(share, 1 - share):  # else hardly any run has the stated rate
-            yield replace(own, kind="arm - arm", num_seeds_against=seeds)
-            yield replace(own, kind="arm - start")
+            yield "arm - arm", replace(own, num_seeds_against=seeds)
+            yield "arm - start", own
             if prompts == 300:
-                yield replace(own, kind="one arm over seeds")
+                yield "one arm over seeds", own
     for seeds, effect in product(SEEDS, EFFECTS):
-        own = Setting(kind="", num_seeds=seeds, seed_effect=effect)
+        own = Setting(num_seeds=seeds, seed_effect=effect)
         both = replace(own, num_seeds_against=seeds)
-        yield replace(own, kind="arm - start, ten points", base_rate=0.4)
-        yield replace(both, kind="arm - arm, clusters of 4", cluster_size=4)
-        yield replace(own, kind="arm - start, clusters of 4", cluster_size=4)
-        yield replace(both, kind="arm - arm, 15 % unscored", unscored=0.15)
-        yield replace(own, kind="gain kept", base_rate=0.4)
-        yield replace(own, kind="gain kept", base_rate=0.4, num_prompts=1000)
-        yield replace(both, kind="equivalent within 5", num_prompts=1000)
-        yield replace(both, kind="9 corrected rows")
-        yield replace(both, kind="pass@1")
-        yield replace(both, kind="pass@8", base_rate=0.3)
-        yield replace(both, kind="majority vote")
-        yield replace(both, kind="attention, over seeds", num_prompts=50)
+        yield "arm - start, ten points", replace(own, base_rate=0.4)
+        yield "arm - arm, clusters of 4", replace(both, cluster_size=4)
+        yield "arm - start, clusters of 4", replace(own, cluster_size=4)
+        yield "arm - arm, 15 % unscored", replace(both, unscored=0.15)
+        yield "gain kept", replace(own, base_rate=0.4)
+        yield "gain kept", replace(own, base_rate=0.4, num_prompts=1000)
+        yield "equivalent within 5", replace(both, num_prompts=1000)
+        yield "9 corrected rows", both
+        yield "pass@1", both
+        yield "pass@8", replace(both, base_rate=0.3)
+        yield "majority vote", both
+        yield "attention, over seeds", replace(both, num_prompts=50)
     for (seeds, against), effect in product(((2, 3), (2, 4), (2, 8), (3, 5), (1, 4)), EFFECTS):
-        yield Setting(kind="arm - arm, unequal seeds", num_seeds=seeds, num_seeds_against=against, seed_effect=effect)
+        yield "arm - arm, unequal seeds", Setting(num_seeds=seeds, num_seeds_against=against, seed_effect=effect)
     for prompts, share in product((60, *PROMPTS), RATES):
         for kind in ("one run - one run", "one run"):
-            yield Setting(kind=kind, num_prompts=prompts, base_rate=share)
+            yield kind, Setting(num_prompts=prompts, base_rate=share)
     for prompts in (20, 50, 100, 300):
-        yield Setting(kind="attention, one run", num_prompts=prompts)
+        yield "attention, one run", Setting(num_prompts=prompts)
 
 
-def simulate(task: tuple[Setting, int, int]) -> dict[str, Any]:
+def simulate(task: tuple[str, Setting, int, int]) -> dict[str, Any]:
     """Returns what was measured in one setting."""
-    setting, num_studies, seed = task
-    rng = np.random.default_rng([seed, *map(ord, repr(setting))])
+    kind, setting, num_studies, seed = task
+    rng = np.random.default_rng([seed, *map(ord, f"{kind} {setting}")])
     parts, printed = [], []
     for first in range(0, num_studies, AT_ONCE):
         world = World(setting, rng, min(AT_ONCE, num_studies - first))
-        parts.append(KINDS[setting.kind](world))
+        parts.append(KINDS[kind](world))
         printed.append(world.printed)
     estimates, halves = (np.concatenate([part[number] for part in parts]) for number in (0, 1))
     truth = parts[0][3]
     covered = np.abs(estimates - truth) <= halves
-    found = asdict(setting) | {"covered": float(covered.mean())}
+    found = {"kind": kind} | asdict(setting) | {"covered": float(covered.mean())}
     shown = np.concatenate(printed)
     if not shown.all():
         found |= {"num_printed": int(shown.sum()), "covered_where_printed": float(covered[shown].mean())}
@@ -367,7 +276,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "num_settings": len(own),
                 "covered": [min(covered), max(covered)],
                 "false_alarms": [min(false), max(false)] if false else None,
-                "widest_without_seed_effect": max(without),
+                "widest_without_seed_effect": max(without, default=None),
                 "holds": COVERED[0] <= min(covered)
                 and max(covered) <= COVERED[1]
                 and max(false, default=0.0) <= MOST_FALSE,
@@ -384,7 +293,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    tasks = [(own, arguments.num_studies, arguments.seed) for own in all_settings() if own.kind in arguments.kinds]
+    tasks = [
+        (kind, own, arguments.num_studies, arguments.seed) for kind, own in all_settings() if kind in arguments.kinds
+    ]
     with ProcessPoolExecutor(arguments.num_workers, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(simulate, tasks, chunksize=4))
     summary = summarise(rows)
