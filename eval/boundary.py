@@ -38,10 +38,11 @@ from data_builders.prompt_sets.prompts import (
 )
 from eval.grading import CORRECT, UNSCORED
 from eval.replies.answering import graded
-from eval.replies.prompting import check_style
+from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.sampling import SeededSampler, reply_seed
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.intervals import wilson
+from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT
 from tracking.command import check_all, check_least, parse_arguments, run_command
 from tracking.product import partial_directory
 from tracking.progress import progress, say
@@ -77,15 +78,13 @@ class BoundaryArguments:
     seed: int = field(default=0, metadata={"help": "seed from which each reply's seed is derived"})
     prompt_style: str = field(
         default="plain",
-        metadata={"help": "how a prompt asks for its answer: plain, boxed or think; use the same as in training"},
+        metadata=STYLE_ARGUMENT,
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
     max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
     batch_size: int = field(default=16, metadata={"help": "replies generated together"})
-    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
-    )
+    dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
+    attn_implementation: str = field(default="sdpa", metadata=ATTENTION_ARGUMENT)
     replies: str | None = field(
         default=None, metadata={"help": "output directory of an earlier run whose replies are reused"}
     )

@@ -48,14 +48,14 @@ from eval.replies.descriptions import DescriptionArguments, Descriptions, open_d
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
 from eval.replies.outcomes import DESCRIBED, GIVEN
 from eval.replies.pictures import pixel_limits
-from eval.replies.prompting import check_style
+from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.scores import score_table
 from eval.statistics.summary import summary
 from eval.tasks import Task, check_task, open_task
-from models.loading import load_processor
+from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT, load_processor
 from tracking.command import (
     Preempted,
     check_all,
@@ -105,10 +105,8 @@ class EvaluationArguments:
         default_factory=list,
         metadata={"help": "conditions to ask under: any of given, black, described; by default given"},
     )
-    prompt_style: str = field(
-        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
+    system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
     max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
     repetition_window: int = field(
         default=128,
@@ -128,10 +126,8 @@ class EvaluationArguments:
         },
     )
     batch_size: int = field(default=16, metadata={"help": "replies generated together; fewer if memory runs out"})
-    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(
-        default=ATTENTION, metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
-    )
+    dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
+    attn_implementation: str = field(default=ATTENTION, metadata=ATTENTION_ARGUMENT)
     cache_dir: str = field(default=CACHE_DIR, metadata={"help": "folder that images of benchmarks are unpacked to"})
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 

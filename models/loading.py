@@ -17,6 +17,10 @@ CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 CHECKPOINT_IGNORED = [*CODE_FILES, "*/*.safetensors", "*/*.json"]
 """Files not fetched: training checkpoints that some repositories keep in folders."""
 
+DTYPE_ARGUMENT = {"help": "dtype of the model: auto (as stored), float32 or bfloat16"}
+ATTENTION_ARGUMENT = {"help": "attention implementation: sdpa, eager or flash_attention_2"}
+"""Metadata of the fields `dtype` and `attn_implementation` of all commands."""
+
 
 def local_checkpoint(name: str, *, config_only: bool = False) -> Path:
     """Returns the folder of a checkpoint: a local folder unchanged, or the cached or fetched snapshot of a hub id.

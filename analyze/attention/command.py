@@ -64,9 +64,10 @@ from analyze.probes.inputs import (
     leave_out_unreadable,
     load_problems,
 )
-from eval.replies.prompting import check_style
+from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.tasks import check_task
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, make_partition
+from models.loading import DTYPE_ARGUMENT
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.progress import say
@@ -114,10 +115,8 @@ class AttentionArguments:
     limit: int | None = field(
         default=None, metadata={"help": "use only the first N prompts of each task", "formerly": ("num_prompts",)}
     )
-    prompt_style: str = field(
-        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
+    system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
     max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a greedy answer, in tokens"})
     top_tokens: int = field(
         default=5, metadata={"help": "number of vision tokens with the highest attention that vision_top_share counts"}
@@ -131,7 +130,7 @@ class AttentionArguments:
         metadata=CUTS_ARGUMENT,
     )
     batch_size: int = field(default=16, metadata={"help": "prompts per batch; halved if memory runs out"})
-    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
+    dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:

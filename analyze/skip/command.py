@@ -43,11 +43,12 @@ from analyze.skip.summary import summary
 from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
 from eval.replies.decoding import check_repetition_window
-from eval.replies.prompting import check_style
+from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.subject import check_subject, open_subject
 from eval.tasks import check_task
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, make_partition
 from models.layout import layout_of
+from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.run import OVERWRITE_ARGUMENT
@@ -88,20 +89,16 @@ class SkipArguments:
         default_factory=list,
         metadata=CUTS_ARGUMENT,
     )
-    prompt_style: str = field(
-        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
+    system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
     max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
     repetition_window: int = field(
         default=128,
         metadata={"help": "stop a reply if its last N tokens repeat one sequence four or more times; 0: never"},
     )
     batch_size: int = field(default=128, metadata={"help": "rows generated together; halved if memory runs out"})
-    dtype: str = field(default="auto", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"})
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
-    )
+    dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
+    attn_implementation: str = field(default="sdpa", metadata=ATTENTION_ARGUMENT)
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:

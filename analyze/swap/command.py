@@ -34,10 +34,11 @@ from analyze.swap.summary import summary
 from analyze.swap.tables import defect_table, logprob_table, rate_table, skipped_table
 from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
 from data_builders.pairs.files import check_pairs, pairs_fingerprint
-from eval.replies.prompting import check_style
+from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.subject import check_subject, open_subject
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, make_partition
 from models.layout import layout_of
+from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
 from tracking.processes import on_main_process
 from tracking.records import Record
@@ -69,10 +70,8 @@ class SwapArguments:
     )
     limit: int | None = field(default=None, metadata={"help": "use only the first N pairs of each set"})
     window: int = field(default=4, metadata={"help": "number of layers in a window; only with --mode window"})
-    prompt_style: str = field(
-        default="plain", metadata={"help": "how a prompt asks for its answer: plain, boxed or think"}
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
+    system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
     answer_prefix: str = field(
         default="",
         metadata={
@@ -89,12 +88,8 @@ class SwapArguments:
     )
     max_new_tokens: int = field(default=64, metadata={"help": "maximum length of a reply, in tokens"})
     batch_size: int = field(default=16, metadata={"help": "pairs per batch at first; halved if memory runs out"})
-    dtype: str = field(
-        default="float32", metadata={"help": "dtype of the model: auto (as stored), float32 or bfloat16"}
-    )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "attention implementation: sdpa, eager or flash_attention_2"}
-    )
+    dtype: str = field(default="float32", metadata=DTYPE_ARGUMENT)
+    attn_implementation: str = field(default="sdpa", metadata=ATTENTION_ARGUMENT)
     partition: str = field(
         default="thirds",
         metadata=PARTITION_ARGUMENT,

@@ -15,6 +15,13 @@ STYLES = {
 """Style -> template of the question."""
 
 
+STYLE_ARGUMENT = {
+    "help": "how a prompt asks for its answer: plain, boxed or think; use the same in training and evaluation"
+}
+SYSTEM_ARGUMENT = {"help": "system message; none by default"}
+"""Metadata of the fields `prompt_style` and `system_prompt` of all commands."""
+
+
 def check_style(style: str) -> None:
     """Rejects an unknown style."""
     if style not in STYLES:

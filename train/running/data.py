@@ -18,7 +18,7 @@ from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, check_folder, check_split, read_prompts
 from eval.grading import is_gradable
 from eval.replies.generation import render_prompt, tokenizer_of
-from eval.replies.prompting import STYLES, check_style
+from eval.replies.prompting import STYLE_ARGUMENT, STYLES, SYSTEM_ARGUMENT, check_style
 from tracking.command import check_all, check_least
 from tracking.progress import progress
 
@@ -54,9 +54,9 @@ class DataArguments:
     )
     prompt_style: str = field(
         default="plain",
-        metadata={"help": "how a prompt asks for its answer: plain, boxed or think; use the same as in evaluation"},
+        metadata=STYLE_ARGUMENT,
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "system message; none by default"})
+    system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
 
     max_prompt_tokens: int | None = field(
         default=None,
