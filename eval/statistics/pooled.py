@@ -18,11 +18,12 @@ start checkpoint) has none. Three mean squares estimate the variance of the cont
 
 S has few degrees of freedom. The critical value lies between the t quantiles of both parts:
 
-    (1 - x) t[clusters - 1] + x t[seeds],    x = (S / (W + S)) ** 1.15
+    (1 - x) t[clusters - 1] + x t[seeds],    x = (S / (W + S)) ** k
 
-Without the exponent this is the method of W. Cochran and G. Cox (Experimental Designs, 1957, section 4.14). It covers
-up to 97.8 % at one degree of freedom, where the exponent brings it between 93.4 and 97.4 % for every ratio of W and S;
-at two degrees it covers between 94.8 and 96.7 %. Satterthwaite's degrees of freedom cover 87 and 92 % there.
+With k = 1 this is the method of W. Cochran and G. Cox (Experimental Designs, 1957, section 4.14). k was chosen so that
+the coverage is right for every ratio of W and S, at 95 % and beyond: k = 1.15 (0.85 at one degree of freedom), times
+(level / 0.05) ** 0.2 for levels below 0.05. At two degrees of freedom 95 % intervals cover between 94.8 and 96.7 %, at
+one degree between 94.3 and 98.3 %. Satterthwaite's degrees of freedom would cover as little as 92 and 87 %.
 `benchmarks/calibration.py` measures the coverage of every kind of row. If no model of the contrast has two seeds,
 nothing is known about seeds: S is 0, and the result is about these runs only (`num_degrees` is 0).
 
@@ -39,7 +40,9 @@ from jaxtyping import Bool, Float, Int
 from eval.statistics.intervals import CONFIDENCE, Estimate
 
 SMALLEST_P = 1e-300
-EXPONENT = 1.15
+EXPONENT, EXPONENT_OF_ONE_DEGREE, LEVEL_EXPONENT = 1.15, 0.85, 0.2
+NUM_SWEEPS = 25
+"""Of the fit of seeds and prompts if answers are missing."""
 NUM_HALVINGS = 60
 WIDEST_RATIO = 1e3
 """An end of a ratio's interval beyond this is infinite."""
@@ -132,7 +135,9 @@ def critical_value(
         return np.asarray(of_prompts)
     of_seeds = -stdtrit(num_degrees, tail)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(prompts + seeds > 0, seeds / (prompts + seeds), 0.0) ** EXPONENT
+        share = np.where(prompts + seeds > 0, seeds / (prompts + seeds), 0.0)
+        base = EXPONENT_OF_ONE_DEGREE if num_degrees == 1 else EXPONENT
+        share = share ** (base * np.minimum(np.asarray(level, float) / 0.05, 1.0) ** LEVEL_EXPONENT)
     return np.asarray(of_prompts + share * (of_seeds - of_prompts))
 
 
@@ -224,16 +229,29 @@ def _between_seeds(
     used: np.ndarray,
     clusters: Int[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
-    """Returns the sum of squares of a model's seed means, and the part of it that the residual explains."""
-    deviations = values - mean
-    known = np.isfinite(deviations) & used
-    kept = np.where(known, deviations, 0.0)
+    """Returns the sum of squares of a model's seed means, and the part of it that the residual explains.
+
+    If answers are missing, seeds and prompts are fitted together, so that a seed's mean does not depend on which
+    prompts it has.
+    """
+    num_seeds = len(values)
+    known = np.isfinite(values) & np.isfinite(mean) & used
+    per_prompt, per_seed = known.sum(0), known.sum(1)  # [n, columns], [seeds, columns]
+    filled = np.where(known, values, 0.0)
+    shifts = np.zeros(per_seed.shape)
+    rest = filled
     with np.errstate(divide="ignore", invalid="ignore"):
-        shifts = kept.sum(1) / known.sum(1)  # [seeds, columns]
-    shifts = np.where(np.isfinite(shifts), shifts, 0.0)
+        for _ in range(1 if known.all() else NUM_SWEEPS):
+            centre = np.nan_to_num((filled - known * shifts[:, None]).sum(0) / per_prompt)
+            rest = np.where(known, values - centre, 0.0)
+            shifts = np.nan_to_num(rest.sum(1) / per_seed)
+            shifts = shifts - shifts.mean(0)
+        rest = np.where(known, rest - shifts[:, None], 0.0)
+        # A prompt's own mean takes up a share of its residuals: all of them if it has one answer.
+        scale = np.where(per_prompt > 1, per_prompt / (per_prompt - 1.0), 0.0) * (num_seeds - 1) / num_seeds
+    kept = known & (per_prompt > 1)
     within = sum(
-        _variance_of_mean(own - shift, which, clusters)[0]
-        for own, shift, which in zip(kept, shifts, known, strict=True)
+        _variance_of_mean(own * np.sqrt(scale), which, clusters)[0] for own, which in zip(rest, kept, strict=True)
     )
     return (shifts**2).sum(0), np.nan_to_num(np.asarray(within))
 
