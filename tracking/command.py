@@ -3,7 +3,7 @@
 Its arguments are read by `tracking/arguments.py`. A mistake found by this suite (`ValueError`) ends the command with
 one line a mistake and exit status 2, a run that failed on its own terms (`RuntimeError`: a breach of freezing, a failed
 job) with exit status 1, one that SIGTERM stopped and that saved itself with 75; anything raised by a library keeps its
-traceback. A command that ends in one of these ways does not wait for threads that libraries have started.
+traceback. A command that ends in one of these ways does so within seconds (`tracking/ending.py`).
 """
 
 import dis
@@ -13,11 +13,9 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from tracking.arguments import (
     program_name,
 )
 from tracking.command_line import did_you_mean, raise_mistakes, read_config, read_yaml
+from tracking.ending import Ending
 
 __all__ = [
     "ArgumentsTaken",
@@ -59,8 +58,6 @@ EXIT_PREEMPTED = 75
 """`EX_TEMPFAIL` of sysexits.h: try again later."""
 MAIN_FIRST_S = 10.0
 """How long a process that fails leaves the word to the main one."""
-THREADS_S = 5.0
-"""Time that other threads have to end after a command has failed or was interrupted."""
 
 
 class Preempted(SystemExit):
@@ -88,50 +85,32 @@ def is_main_process() -> bool:
 
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2."""
+    is_program = sys._getframe(1).f_globals["__name__"] == "__main__"  # otherwise the process is the caller's
+    end = Ending().begin if is_program else lambda _: None
     quiet_libraries()
     try:
         main()
     except Exception as error:
         speaks = _may_speak()
         if not isinstance(error, ValueError | RuntimeError) or not raised_by_us(error):
-            _leave_threads(EXIT_FAILED)
+            end(EXIT_FAILED)
             raise
         if speaks:
             place = "" if is_main_process() else f" in process {os.environ['RANK']}"
             print(f"error{place}: {error}", file=sys.stderr)
         status = EXIT_MISTAKE if isinstance(error, ValueError) else EXIT_FAILED
-        _leave_threads(status)
+        end(status)
         raise SystemExit(status) from error
     except Preempted as stop:
         if is_main_process():
             print(f"{stop}; the same command continues from there", file=sys.stderr)
-        _leave_threads(EXIT_PREEMPTED)
+        end(EXIT_PREEMPTED)
         raise
     except KeyboardInterrupt:
         if is_main_process():
             print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        _leave_threads(EXIT_INTERRUPTED)
+        end(EXIT_INTERRUPTED)
         raise SystemExit(EXIT_INTERRUPTED) from None
-
-
-def _leave_threads(status: int) -> None:
-    """Ends this process with a status if other threads still run some seconds after the interpreter began to exit.
-
-    The interpreter waits for every thread that is no daemon, and no signal ends a thread. vLLM (0.31) prepares a large
-    image in one while its engine starts.
-    """
-
-    def leave() -> None:
-        time.sleep(THREADS_S)
-        if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
-            return  # the interpreter no longer waits for threads
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # closed
-                stream.flush()
-        os._exit(status)
-
-    # There is no public hook before the interpreter waits for threads; this one is the same in Python 3.11 to 3.14.
-    threading._register_atexit(threading.Thread(target=leave, daemon=True).start)  # type: ignore[attr-defined]
 
 
 def _may_speak() -> bool:

@@ -1,18 +1,12 @@
-import atexit
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-import tracking.command
-from tracking.command import REPOSITORY_ROOT, Preempted, parse_arguments, run_command
+from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
 from tracking.records import RecordLog
 from tracking.run import open_run
 
@@ -277,61 +271,3 @@ def test_a_lists_flag_may_be_repeated_and_overrides_the_file_as_a_whole(tmp_path
     config = write_config(tmp_path, "output_dir: out\ntasks: [read]\n")
     arguments, _ = parse("--tasks", "count", "--config", config, "--seed", "2", "--tasks=see", "--tasks", "say", "more")
     assert arguments == Arguments(output_dir="out", seed=2, tasks=["count", "see", "say", "more"])
-
-
-def raise_error(error: BaseException) -> None:
-    raise error
-
-
-ENDS: dict[str, tuple[int, str, Callable[[], object]]] = {
-    "interrupted": (130, "interrupted; the same command continues", lambda: raise_error(KeyboardInterrupt())),
-    "stopped": (75, "a signal; the same command continues", lambda: raise_error(Preempted("a signal"))),
-    "mistaken": (2, "error: a mistake", lambda: raise_error(ValueError("a mistake"))),
-    "failed": (1, "error: a failure", lambda: raise_error(RuntimeError("a failure"))),
-    "broken": (1, "json.decoder.JSONDecodeError", lambda: json.loads("{")),
-}
-"""How a command ends -> exit status, what it says, and the cause."""
-
-
-def start_with_a_thread(directory: Path, end: str, *, thread_s: float) -> "subprocess.Popen[str]":
-    """Starts this file as a command whose library works in a thread, as vLLM does while its engine starts."""
-    return subprocess.Popen(
-        [sys.executable, __file__, directory / end, end, str(thread_s)], cwd=REPOSITORY_ROOT, text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def test_a_command_that_does_not_succeed_ends_whatever_a_thread_does(tmp_path: Path) -> None:
-    processes = {end: start_with_a_thread(tmp_path, end, thread_s=300) for end in ENDS}
-    try:
-        for end, (status, said, _) in ENDS.items():
-            printed, errors = processes[end].communicate(timeout=60)
-            assert (processes[end].returncode, printed) == (status, "said before\n"), (end, errors)
-            assert said in errors
-            state = json.loads((tmp_path / end / "run.json").read_text())
-            assert state["status"] == ("interrupted" if end in ("interrupted", "stopped") else "failed")
-            assert state["attempts"][0]["end"] is not None
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
-
-
-def test_a_thread_that_ends_in_time_is_waited_for_and_what_was_registered_is_run(tmp_path: Path) -> None:
-    process = start_with_a_thread(tmp_path, "interrupted", thread_s=0.2)
-    printed, errors = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (130, "said before\ntidied up\n"), errors
-
-
-def end_with_a_thread() -> None:
-    directory, end, thread_s = sys.argv[1:]
-    with open_run(Path(directory), command="test", settings={}):
-        ThreadPoolExecutor().submit(time.sleep, float(thread_s))
-        print("said before")
-        ENDS[end][2]()
-
-
-if __name__ == "__main__":
-    atexit.register(print, "tidied up")
-    tracking.command.THREADS_S = 1.0
-    run_command(end_with_a_thread)
