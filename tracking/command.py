@@ -28,7 +28,7 @@ from tracking.arguments import (
     program_name,
 )
 from tracking.command_line import did_you_mean, raise_mistakes, read_config, read_yaml
-from tracking.ending import Ending
+from tracking.ending import end_process
 
 __all__ = [
     "ArgumentsTaken",
@@ -84,33 +84,40 @@ def is_main_process() -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2."""
+    """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2.
+
+    Called by the program's main module, it ends the process itself if the command does not succeed.
+    """
     is_program = sys._getframe(1).f_globals["__name__"] == "__main__"  # otherwise the process is the caller's
-    end = Ending().begin if is_program else lambda _: None
     quiet_libraries()
     try:
         main()
     except Exception as error:
         speaks = _may_speak()
         if not isinstance(error, ValueError | RuntimeError) or not raised_by_us(error):
-            end(EXIT_FAILED)
+            if is_program:
+                sys.excepthook(type(error), error, error.__traceback__)
+                end_process(EXIT_FAILED)
             raise
         if speaks:
             place = "" if is_main_process() else f" in process {os.environ['RANK']}"
             print(f"error{place}: {error}", file=sys.stderr)
         status = EXIT_MISTAKE if isinstance(error, ValueError) else EXIT_FAILED
-        end(status)
-        raise SystemExit(status) from error
     except Preempted as stop:
         if is_main_process():
             print(f"{stop}; the same command continues from there", file=sys.stderr)
-        end(EXIT_PREEMPTED)
-        raise
+        if not is_program:
+            raise
+        status = EXIT_PREEMPTED
     except KeyboardInterrupt:
         if is_main_process():
             print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        end(EXIT_INTERRUPTED)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        status = EXIT_INTERRUPTED
+    else:
+        return
+    if is_program:
+        end_process(status)
+    raise SystemExit(status)
 
 
 def _may_speak() -> bool:

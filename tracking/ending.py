@@ -1,13 +1,11 @@
 """How does a process end whose command failed or was interrupted? Within seconds, whatever its libraries still do.
 
-    ending = Ending()           # before the libraries are imported
-    …
-    ending.begin(130)           # the process ends with this status; then return or raise
+    end_process(130)            # does not return
 
 The interpreter, before it exits, waits for all threads that are not daemons, calls what was registered with `atexit`,
 and takes all modules down. vLLM (0.31) prepares a large image in a thread while its engine starts, which no signal
-ends; and taking it down takes seconds of processor time, minutes on a busy machine. So threads get a limited time,
-registered functions are called as usual, and the rest is left out.
+ends; and taking it down needs seconds of processor time, which are minutes on a busy machine. So threads get a limited
+time, registered functions are called as usual, and the rest is left out.
 """
 
 import atexit
@@ -16,33 +14,32 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from typing import NoReturn
 
 PATIENCE_S = 5.0
 """Time for other threads to end."""
 
 
-class Ending:
-    """The end of this process, should its command not succeed."""
+def end_process(status: int) -> NoReturn:
+    """Ends this process as the interpreter does, but for threads that run on and objects that nobody needs.
 
-    def __init__(self) -> None:
-        self._status: int | None = None
-        atexit.register(self._exit)  # the first to be registered is the last to be called
+    The two private functions are what the interpreter itself calls, in Python 3.11 to 3.14.
+    """
+    threading.Thread(target=_leave_threads, args=(status,), daemon=True).start()
+    with suppress(KeyboardInterrupt):  # whoever interrupts again does not want to wait
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    _exit(status)
 
-    def begin(self, status: int) -> None:
-        """Makes this process end with a status; the caller returns or raises next."""
-        self._status = status
-        watch = threading.Thread(target=self._watch, daemon=True)
-        # No public hook is called before the interpreter waits for threads; this one exists in Python 3.11 to 3.14.
-        threading._register_atexit(watch.start)  # type: ignore[attr-defined]
 
-    def _watch(self) -> None:
-        time.sleep(PATIENCE_S)
-        if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-            self._exit()
+def _leave_threads(status: int) -> None:
+    time.sleep(PATIENCE_S)
+    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        _exit(status)
 
-    def _exit(self) -> None:
-        if self._status is not None:
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):  # closed
-                    stream.flush()
-            os._exit(self._status)
+
+def _exit(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed
+            stream.flush()
+    os._exit(status)
