@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import tracking.ending
+import tracking.command
 from tracking.command import REPOSITORY_ROOT, Preempted, run_command
 from tracking.run import open_run
 
@@ -79,7 +79,7 @@ def test_a_thread_that_ends_in_time_is_waited_for_and_what_was_registered_is_cal
 
 def test_the_program_that_calls_a_command_goes_on() -> None:
     words = (
-        "from tests.tracking.test_ending import make_a_mistake\n"
+        "from tests.tracking.test_command_end import make_a_mistake\n"
         "try: make_a_mistake()\n"
         "except SystemExit: print('goes on')"
     )
@@ -105,5 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tracking.ending.PATIENCE_S = 1.0
+    tracking.command.THREADS_S = 1.0
     run_command(main)
