@@ -96,9 +96,10 @@ def is_main_process() -> bool:
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2.
 
-    Called by the program's main module, it ends the process itself if the command does not succeed.
+    In a program started with `python -m`, it ends the process itself if the command does not succeed.
     """
-    is_program = sys._getframe(1).f_globals["__name__"] == "__main__"  # otherwise the process is the caller's
+    caller = sys._getframe(1).f_globals
+    is_program = caller["__name__"] == "__main__" and caller["__spec__"] is not None  # python -m
     quiet_libraries()
     try:
         main()

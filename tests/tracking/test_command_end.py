@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import os
 import subprocess
 import sys
 import time
@@ -41,10 +40,10 @@ class Slow:
 
 def start(directory: Path, end: str, *, thread_s: float = 0, free_s: float = 0) -> "subprocess.Popen[str]":
     """Starts this file as a command with a thread, as vLLM has one while its engine starts, and an object to free."""
+    words = ["-m", "tests.tracking.test_command_end", str(directory / end), end, str(thread_s), str(free_s)]
     return subprocess.Popen(
-        [sys.executable, __file__, directory / end, end, str(thread_s), str(free_s)], cwd=REPOSITORY_ROOT, text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, *words], cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def check_end(process: "subprocess.Popen[str]", directory: Path, end: str, printed: str) -> None:
