@@ -192,6 +192,7 @@ def run_cases(cases: Sequence[Case], work: Path, device: str) -> None:
     """Runs cases one after the other in this process, which is one of a launch, and records what each shows."""
     from train.running.callbacks import Preemption
 
+    gc.freeze()  # the collection after each case leaves the libraries out
     resumed = False
     watch = Preemption.on_step_end
 

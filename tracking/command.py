@@ -1,11 +1,18 @@
-"""How does a command start, and how does it report a person's mistake?
+"""How does a command start, how does it report a person's mistake, and how does it end?
 
 Its arguments are read by `tracking/arguments.py`. A mistake found by this suite (`ValueError`) ends the command with
 one line a mistake and exit status 2, a run that failed on its own terms (`RuntimeError`: a breach of freezing, a failed
 job) with exit status 1, one that SIGTERM stopped and that saved itself with 75; anything raised by a library keeps its
 traceback.
+
+A command that ends in one of these ways does so within seconds, whatever its libraries still do. Before the interpreter
+exits, it waits for all threads that are not daemons, calls what was registered with `atexit`, and takes all modules
+down. vLLM (0.31) prepares a large image in a thread while its engine starts, which no signal ends; and taking it down
+needs seconds of processor time, which are minutes on a busy machine. So threads get a limited time, registered
+functions are called as usual, and the rest is left out.
 """
 
+import atexit
 import dis
 import importlib
 import importlib.util
@@ -13,11 +20,13 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tracking.arguments import (
     ArgumentsTaken,
@@ -51,8 +60,12 @@ __all__ = [
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 EXIT_MISTAKE = 2
 EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
 EXIT_PREEMPTED = 75
 """`EX_TEMPFAIL` of sysexits.h: try again later."""
+THREADS_S = 5.0
+"""Time that other threads have to end when a command ends without success."""
 MAIN_FIRST_S = 10.0
 """How long a process that fails leaves the word to the main one."""
 
@@ -81,26 +94,62 @@ def is_main_process() -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2."""
+    """Runs a command's `main`; a person's mistake becomes one line on standard error and exit status 2.
+
+    In a program started with `python -m`, it ends the process itself if the command does not succeed.
+    """
+    caller = sys._getframe(1).f_globals
+    is_program = caller["__name__"] == "__main__" and caller["__spec__"] is not None  # python -m
     quiet_libraries()
     try:
         main()
     except Exception as error:
         speaks = _may_speak()
         if not isinstance(error, ValueError | RuntimeError) or not raised_by_us(error):
+            if is_program:
+                sys.excepthook(type(error), error, error.__traceback__)
+                _end_process(EXIT_FAILED)
             raise
         if speaks:
             place = "" if is_main_process() else f" in process {os.environ['RANK']}"
             print(f"error{place}: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_MISTAKE if isinstance(error, ValueError) else EXIT_FAILED) from error
+        status = EXIT_MISTAKE if isinstance(error, ValueError) else EXIT_FAILED
     except Preempted as stop:
         if is_main_process():
             print(f"{stop}; the same command continues from there", file=sys.stderr)
-        raise
+        if not is_program:
+            raise
+        status = EXIT_PREEMPTED
     except KeyboardInterrupt:
         if is_main_process():
             print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        status = EXIT_INTERRUPTED
+    else:
+        return
+    if is_program:
+        _end_process(status)
+    raise SystemExit(status)
+
+
+def _end_process(status: int) -> NoReturn:
+    """Ends this process as the interpreter does, but for threads that run on and objects that nobody needs.
+
+    The two private functions are what the interpreter itself calls, in Python 3.11 to 3.14.
+    """
+    ended = threading.Event()
+    threading.Thread(target=lambda: ended.wait(THREADS_S) or _exit(status), daemon=True).start()
+    with suppress(KeyboardInterrupt):  # whoever interrupts again does not want to wait
+        threading._shutdown()  # type: ignore[attr-defined]
+        ended.set()
+        atexit._run_exitfuncs()
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed
+            stream.flush()
+    os._exit(status)
 
 
 def _may_speak() -> bool:

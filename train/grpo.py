@@ -32,6 +32,7 @@ from train.rollouts.generation_defaults import describe, set_aside
 from train.rollouts.record import RolloutRecord
 from train.rollouts.setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
 from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS, GrpoArguments
+from train.running.collectives import skip_shared_memory
 from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
 
 if TYPE_CHECKING:
@@ -218,6 +219,7 @@ def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    skip_shared_memory()
     training, model_config, data, freeze, rewards, telemetry, validation, rollout = parse_arguments(
         argv, GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )

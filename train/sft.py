@@ -14,6 +14,7 @@ from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.run import OVERWRITE_ARGUMENT
 from train.freezing.freeze import FreezeArguments
 from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
+from train.running.collectives import skip_shared_memory
 from train.running.data import DataArguments, load_prompts
 from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
@@ -88,6 +89,7 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
 
 
 def main(argv: list[str] | None = None) -> None:
+    skip_shared_memory()
     training, model_config, data, freeze, run, telemetry, validation = parse_arguments(
         argv, SFT_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
 from functools import partial
@@ -243,7 +242,7 @@ def test_images_that_the_describer_refuses_are_counted_by_reason_and_asked_about
 
 
 def test_the_judge_does_not_hold_up_the_model(
-    chat_server: Any, open_questions: Path, pocket_checkpoint: Path, tmp_path: Path
+    chat_server: Any, open_questions: Path, pocket_checkpoint: Path, warm_python: Path, tmp_path: Path
 ) -> None:
     """With a batch a reply, the last reply is there before the judge has answered a single question."""
     chat_server.faults, chat_server.later = ["none"], "never"
@@ -251,7 +250,7 @@ def test_the_judge_does_not_hold_up_the_model(
         pocket_checkpoint, open_questions, tmp_path / "out", "--batch-size", "1",
         *judged_by(chat_server, **{"--judge-timeout-s": "1000"}),
     )  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "eval.run", *words], cwd=REPOSITORY_ROOT)
+    process = subprocess.Popen([warm_python, "-m", "eval.run", *words], cwd=REPOSITORY_ROOT)
     try:
         written = tmp_path / "out" / "records-0.jsonl"
         while process.poll() is None and not (written.exists() and written.read_bytes().count(b"\n") == NUM_OPEN + 1):

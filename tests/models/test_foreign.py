@@ -34,7 +34,9 @@ def directory(pocket_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pocket_checkpoint, tmp_path / "my $HOME's (old) checkpoint"))
 
 
-@pytest.mark.parametrize("kind", ["file", "shards", "other name"])
+@pytest.mark.parametrize(
+    "kind", ["file", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("shards", "other name"))]
+)
 def test_the_command_for_pickled_weights_converts_them_bit_by_bit(directory: Path, kind: str) -> None:
     before = open_checkpoint(directory)
     digests = {name: before.sha256(name) for name in before.tensors}
@@ -97,6 +99,8 @@ SAVE_WITH_DEEPSPEED = """
 import sys, torch, deepspeed
 from pathlib import Path
 from models.loading import load_model
+from train.running.collectives import skip_shared_memory
+skip_shared_memory()
 deepspeed.init_distributed(
     "gloo", auto_mpi_discovery=False, init_method=f"file://{sys.argv[3]}", rank=0, world_size=1
 )
@@ -112,7 +116,7 @@ engine.save_checkpoint(sys.argv[2])
 @pytest.mark.slow
 def test_the_command_for_a_deepspeed_state_gathers_its_weights(pocket_checkpoint: Path, directory: Path) -> None:
     (directory / WEIGHTS).unlink()
-    process = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    process = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}
     meeting_point = str(directory.parent / "meeting-point")
     save = [sys.executable, "-c", SAVE_WITH_DEEPSPEED, str(pocket_checkpoint), str(directory), meeting_point]
     subprocess.run(save, check=True, cwd=REPOSITORY_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **process})

@@ -38,12 +38,12 @@ def error_of(work: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def launch(warm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Returns what each process saw, and what the launch said as both failed."""
     directory = tmp_path_factory.mktemp("launch")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(directory)],
+        [warm_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(directory)],
         cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     ended = time.time()

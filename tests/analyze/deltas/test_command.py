@@ -262,7 +262,8 @@ def test_the_number_of_threads_makes_no_difference(models: dict[str, Path], undi
         np.testing.assert_allclose(one[sigma], other[sigma], rtol=1e-6, atol=1e-6 * one["sigma"].max())
 
 
-@pytest.mark.parametrize("moment", [pytest.param("energy", marks=pytest.mark.slow), "spectra"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["energy", "spectra"])
 def test_a_killed_command_ends_as_if_it_had_not_been(
     moment: str, models: dict[str, Path], undisturbed: Path, tmp_path: Path
 ) -> None:

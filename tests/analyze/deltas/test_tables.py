@@ -296,6 +296,7 @@ def test_a_rank_one_update_below_one_ulp_looks_like_many_directions_and_is_flagg
     assert updated["rms"] > 5e-6
 
 
+@pytest.mark.slow
 def test_equal_opposite_and_orthogonal_changes_have_the_geometry_they_must(
     pocket_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def found_in(section: str) -> dict[str, set[int]]:
     return dict(numbers)
 
 
+@pytest.mark.slow
 def test_published_words_move_and_eight_pairs_hold_the_same_word(printed: Printed) -> None:
     found = found_in(printed["ocr"])
     assert found.pop("same_answer") == SAME_WORD
@@ -70,6 +71,7 @@ def test_published_words_move_and_eight_pairs_hold_the_same_word(printed: Printe
     assert found == {}
 
 
+@pytest.mark.slow
 def test_published_boxes_change_their_size_and_21_overlap(printed: Printed) -> None:
     found = found_in(printed["grounding"])
     assert found.pop("box_sizes_differ") == ALL
@@ -84,14 +86,17 @@ def test_published_boxes_change_their_size_and_21_overlap(printed: Printed) -> N
         )
 
 
+@pytest.mark.slow
 def test_published_scenes_are_unrelated_and_their_prompts_hold_a_placeholder(printed: Printed) -> None:
     assert found_in(printed["counting"]) == {"unrelated_scenes": ALL, "placeholder_in_prompt": ALL}
 
 
+@pytest.mark.slow
 def test_one_published_photograph_is_cut_short_and_the_canvases_are_blank(printed: Printed) -> None:
     assert found_in(printed["recognition"]) == {"unreadable_image": {58}}
 
 
+@pytest.mark.slow
 def test_what_could_not_be_checked_of_the_published_sets_is_said(printed: Printed) -> None:
     for section in printed.values():
         assert "  not checked: files, sizes and grids against a manifest, as there is none" in section

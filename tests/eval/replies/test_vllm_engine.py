@@ -32,8 +32,8 @@ CPU_STEP_TOKENS = 4096
 
 
 @pytest.fixture(scope="session")
-def started(trained_pocket: Path, launched_server: object) -> Iterator[VLLM]:
-    """An engine of draws; the server of other tests starts on the second core meanwhile."""
+def started(trained_pocket: Path) -> Iterator[VLLM]:
+    """An engine of draws."""
     processor = load_processor(trained_pocket)
     engine = VLLM(open_subject(str(trained_pocket)), processor, options(trained_pocket, temperature=1.0))
     assert engine._offspring.alive()

@@ -27,6 +27,7 @@ from models.layout import layout_of  # noqa: E402
 from models.loading import load_model, load_processor  # noqa: E402
 from train.freezing.adapters import add_adapters, plan_adapters  # noqa: E402
 from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze  # noqa: E402
+from train.running.collectives import skip_shared_memory  # noqa: E402
 
 
 @dataclass
@@ -113,7 +114,9 @@ def run_case(case: dict[str, Any], checkpoint: Path, inputs: dict[str, torch.Ten
 def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     output_dir = Path(sys.argv[2])
+    skip_shared_memory()
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+    gc.freeze()  # the collection after each case leaves the libraries out
     counted = {}
     for case in cases:
         checkpoint = Path(case["checkpoint"])

@@ -57,7 +57,7 @@ def work(
     for engine, zero in ENGINES.items():
         (directory / f"{engine}.json").write_text(json.dumps(deepspeed_settings(zero)))
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY_ROOT), "OMP_NUM_THREADS": "1",
-                   "ACCELERATE_USE_DEEPSPEED": "true"}  # fmt: skip
+                   "ACCELERATE_USE_DEEPSPEED": "true", "TORCH_EXTENSIONS_DIR": str(directory / "compiled")}  # fmt: skip
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(
@@ -101,6 +101,12 @@ def test_every_engine_ends_with_the_same_weights(engine: str, work: Path, warm_c
         seeing(path) for path in (warm_checkpoint, work / "ZeRO-1/final", work / engine / "final")
     )
     assert np.linalg.norm(found - expected) < SAME * np.linalg.norm(expected - start)
+
+
+@pytest.mark.slow
+def test_no_operator_is_compiled_for_training_on_cpus(work: Path) -> None:
+    """It would take a minute on two cores, and a compiler."""
+    assert (work / "ZeRO-1" / "final").exists() and not list((work / "compiled").rglob("*.*"))
 
 
 @pytest.mark.slow

@@ -233,6 +233,7 @@ def test_adapters_are_measured_in_the_block_of_their_module(
         assert norm_over_blocks(row) == pytest.approx(row["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_each_ability_is_evaluated_apart_and_alike_and_training_goes_on_as_without(
     trained: Callable[..., tuple[Watched, Compare]], measured: tuple[Watched, Compare], tiny_prompts: Path
 ) -> None:

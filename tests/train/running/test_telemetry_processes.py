@@ -187,8 +187,11 @@ def main() -> None:
     import deepspeed
 
     from tracking.command import quiet_libraries
+    from train.running.collectives import skip_shared_memory
 
     quiet_libraries()
+    skip_shared_memory()
+    gc.freeze()  # the collection after each case leaves the libraries out
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     places = [Path(argument) for argument in sys.argv[1:]]
     for case in CASES:

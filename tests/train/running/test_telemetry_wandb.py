@@ -66,6 +66,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, str(tmp_path / "home"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clean_environment")
 def test_wandb_holds_every_row_in_the_run_directory_and_a_continued_run_keeps_its_id(
     pocket_checkpoint: Path, pocket_layout: Layout, tiny_prompts: Path, tmp_path: Path
