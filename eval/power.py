@@ -11,8 +11,8 @@ finds this difference. It is not reachable if the prompts alone hide it, however
 The variances are given or measured:
 
     --seed-sd          how far the accuracies of training runs of one arm lie apart beyond chance in the prompts
-    --base-rate        share of right replies; with it, correlations between replies measured in the pocket study give
-                       the other standard deviations, unless --residual-sd, --prompt-sd and --start-prompt-sd do
+    --base-rate        share of right replies; the other standard deviations follow from it and from assumed
+                       correlations between replies, unless --residual-sd, --prompt-sd and --start-prompt-sd are given
     --measured         comparison.csv of an earlier study or a pilot study: every variance, ability by ability
 
 A measured standard deviation between runs is uncertain if few seeds were trained. Its interval is printed; plan with
@@ -110,8 +110,8 @@ class PowerArguments:
         return [
             (
                 self.seed_sd is None and self.measured is None,
-                "expected seed_sd, the standard deviation between training runs in points (the pocket study has "
-                "about 1, a run that learns nothing 10), or measured, a comparison.csv",
+                "expected seed_sd, the standard deviation between training runs in points (about 1 in the pocket "
+                "study), or measured, a comparison.csv",
             ),
             (
                 self.measured is not None and self.base_rate is not None,
@@ -152,7 +152,7 @@ class PowerArguments:
 def variations(arguments: PowerArguments) -> list[Variation]:
     """Returns the variances of every ability that is planned for, as measured or assumed, with what is given."""
     if arguments.measured is not None:
-        table = read_table(Path(arguments.measured))
+        table = _read_comparison(Path(arguments.measured))
         try:
             found = measured_variations(table, metric=arguments.metric, ability=arguments.ability)
         except ValueError as error:
@@ -164,6 +164,15 @@ def variations(arguments: PowerArguments) -> list[Variation]:
     names = ("seed_sd", "residual_sd", "prompt_sd", "start_prompt_sd")
     sds = {name: getattr(arguments, name) for name in names}
     return [own.given(**{name: None if sd is None else sd / 100 for name, sd in sds.items()}) for own in found]
+
+
+def _read_comparison(path: Path) -> "pd.DataFrame":
+    from pandas.errors import EmptyDataError, ParserError
+
+    try:
+        return read_table(path)
+    except (EmptyDataError, ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV table; expected comparison.csv of eval.compare") from error
 
 
 def power_table(planned: Sequence[Variation], arguments: PowerArguments) -> "pd.DataFrame":

@@ -125,3 +125,7 @@ def test_a_table_that_is_not_a_comparison_is_named(tmp_path: Path) -> None:
     path.write_text("model,accuracy\nsft,0.5\n")
     with pytest.raises(ValueError, match=r"scores\.csv: no column task"):
         main(["--measured", str(path)])
+    for content in (b"", b"a,b\n1,2\n1,2,3\n", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"scores\.csv is not a CSV table; expected comparison\.csv"):
+            main(["--measured", str(path)])
