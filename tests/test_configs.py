@@ -13,6 +13,8 @@ import yaml
 from analyze.deltas.command import DeltaArguments
 from data_builders.build import TASKS, BuildArguments
 from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
+from eval.statistics.components import ARMS, START, assumed_variation
+from eval.statistics.design import Size, detectable_difference
 from merge.recipes.recipe import read_recipe
 from models.pocket import PocketArguments, PocketShape
 from tracking.command import REPOSITORY_ROOT, parse_arguments
@@ -27,6 +29,8 @@ from train.running.stage import check_windows
 CONFIGS_DIR = REPOSITORY_ROOT / "configs"
 CONFIGS = sorted(CONFIGS_DIR.rglob("*.yaml"))
 STUDIES = [path for path in CONFIGS if path.stem.startswith("necessity")]
+ASKED = [path for path in STUDIES if path.stem == "necessity" and path.parent.stem != "calibration"]
+"""Studies with a question about arms; the others test the path, or have a known answer."""
 RECIPES = [path for path in CONFIGS if path.stem in ("grpo", "grpo_vllm", "gspo")]
 PAIR_SETS = [path for path in CONFIGS if path.parent.stem == "pairs" or path.stem == "pairs"]
 LAUNCHERS = sorted((CONFIGS_DIR / "accelerate").glob("*.yaml"))
@@ -86,6 +90,23 @@ def test_models_of_a_study_are_asked_as_they_are_trained(path: Path) -> None:
     trained, asked = (values_of(Path(study[name])) for name in ("grpo_config", "eval_config"))
     for name in ("prompt_style", "system_prompt"):
         assert trained.get(name) == asked.get(name), name
+
+
+@pytest.mark.parametrize("path", ASKED, ids=ids)
+def test_the_header_of_a_study_says_what_its_seeds_find(path: Path) -> None:
+    text = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    found = re.search(
+        r"Seeds: +(\d+) seeds an arm and ([\d,]+) prompts .*? ([\d.]+) points between two arms and ([\d.]+) against "
+        r"\w+(?: start)?, assuming (\d) points? between training runs",
+        text,
+    )
+    assert found, f"{path}: expected what `python -m eval.power` says of the study's seeds"
+    num_seeds, num_prompts, seed_sd = int(found[1]), int(found[2].replace(",", "")), int(found[5]) / 100
+    assert num_seeds == len(values_of(path)["seeds"])
+    for kind, printed in ((ARMS, found[3]), (START, found[4])):
+        size = Size(num_prompts=num_prompts, num_seeds=num_seeds, num_seeds_against=num_seeds if kind == ARMS else 0)
+        components = assumed_variation(seed_sd=seed_sd, base_rate=0.5).kinds[kind]
+        assert printed == f"{100 * detectable_difference(components, size):.1f}"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=ids)

@@ -59,7 +59,8 @@ COLUMNS = (
     "task", "ability", "metric", "arm", "against", "seed", "scope", "n", "num_seeds", "num_seeds_against", "difference",
     "standard_error", "low", "high", "num_gained", "num_lost", "num_both_right", "num_both_wrong", "p", "p_holm",
     "low_holm", "high_holm", "family", "test", "detectable", "equivalent_within", "num_clusters", "seed_degrees",
-    "prompt_error", "seed_error", "mean", "mean_against", "gain_kept", "gain_kept_low", "gain_kept_high",
+    "prompt_error", "seed_error", "residual_error", "seed_weight", "mean", "mean_against", "gain_kept", "gain_kept_low",
+    "gain_kept_high",
 )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def _tested(group: Group, terms: Sequence[Term]) -> Row:
         "low": max(interval.low, -1.0),
         "high": min(interval.high, 1.0),
         "p": float(found.p()[0]),
-        **_variance(found),
+        **_variance(found, terms),
         "scope": TRAINING if found.num_degrees else CHECKPOINTS,
         "test": _test(found, clustered=group.clusters is not None),
         "detectable": float(found.detectable()[0]),
@@ -89,13 +89,16 @@ def _tested(group: Group, terms: Sequence[Term]) -> Row:
     }
 
 
-def _variance(found: Contrast) -> Row:
+def _variance(found: Contrast, terms: Sequence[Term]) -> Row:
+    """Returns the parts of the variance; `eval/statistics/components.py` reads them for the plan of a larger study."""
     return {
         "standard_error": float(found.standard_error[0]),
         "prompt_error": float(np.sqrt(found.prompts[0])),
         "seed_error": float(np.sqrt(found.seeds[0])),
+        "residual_error": float(np.sqrt(found.residual[0])),
         "num_clusters": int(found.num_clusters[0]),
         "seed_degrees": found.num_degrees,
+        "seed_weight": float(sum(term.coefficient**2 / len(term.values) for term in terms if term.trained)),
     }
 
 

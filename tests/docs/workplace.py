@@ -30,7 +30,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "grpo": {"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 16, "logging_steps": 1},
     "samples": {"num_samples": 2},
     "pairs": {"num_pairs": 6},
-    "necessity": {"num_parallel": 1},
+    "necessity": {"num_parallel": 1, "seeds": [0, 1]},  # the pages name runs of these two
 }
 """What each configuration of `configs/pocket` says in place of its own values."""
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from eval.statistics.components import ARMS, ASSUMED_SEED_SD, assumed_variation
+from eval.statistics.design import Size, detectable_difference
 from tracking.tables import format_columns
 from train.freezing.freeze import count_blocks, format_freeze_table
 from train.planning.forecast import GIB, MIB, Forecast, weight_width
@@ -12,6 +14,9 @@ from train.rollouts.setup import known_pairs
 
 if TYPE_CHECKING:
     from train.planning.plan import Plan
+
+NUM_PROMPTS = (500, 1000)
+"""Prompts of one ability for which the detectable difference is given; the plan does not read the prompt set."""
 
 
 def format_plan(plan: "Plan") -> str:
@@ -24,7 +29,7 @@ def format_plan(plan: "Plan") -> str:
                 f"LoRA: {needs.num_adapter_elements:,} parameters train, in adapters on the weights that train"
             )
         lines += ["", *_memory_table(plan, needs)]
-    lines += ["", *_summary_table(plan), *_totals(plan)]
+    lines += ["", *_summary_table(plan), *_totals(plan), *_detectable(plan)]
     return "\n".join(lines)
 
 
@@ -133,6 +138,25 @@ def _totals(plan: "Plan") -> list[str]:
                 "--tokens_per_s sets it"
             )
     return lines
+
+
+def _detectable(plan: "Plan") -> list[str]:
+    """Returns the line about what a study of so many seeds could find; none for a single run."""
+    if plan.num_seeds == 1:
+        several = len(plan.forecasts) > 1
+        return ["detectable with 1 seed an arm: nothing about training, only about these runs"] if several else []
+    components = assumed_variation(seed_sd=ASSUMED_SEED_SD, base_rate=0.5).kinds[ARMS]
+    sizes = [
+        Size(num_prompts=number, num_seeds=plan.num_seeds, num_seeds_against=plan.num_seeds) for number in NUM_PROMPTS
+    ]
+    found = ", ".join(
+        f"{100 * detectable_difference(components, size):.1f} points on {size.num_prompts:,} prompts" for size in sizes
+    )
+    return [
+        f"detectable between two arms with {plan.num_seeds} seeds each (power 80 %, level 5 % before correction): "
+        f"{found}, assuming a standard deviation of {100 * ASSUMED_SEED_SD:g} points between training runs; "
+        "python -m eval.power takes other assumptions"
+    ]
 
 
 def _hours(plan: "Plan", needs: Forecast) -> str:

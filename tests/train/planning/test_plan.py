@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from eval.statistics.components import ARMS as ARM_AGAINST_ARM
+from eval.statistics.components import ASSUMED_SEED_SD, assumed_variation
+from eval.statistics.design import Size, detectable_difference
 from models.layout import Layout, layout_of
 from tracking.command import REPOSITORY_ROOT
 from train.plan import main
@@ -281,3 +284,20 @@ def test_gpu_hours_are_assumed_where_no_speed_is_given_and_said_to_be(capsys: py
     assert "assumed, not measured" not in capsys.readouterr().out
     main([*argv, "--gpu", "48"])
     assert "the peak of this GPU is not known: give --tokens_per_s" in capsys.readouterr().out
+
+
+def test_the_plan_of_a_study_says_which_difference_its_seeds_find(
+    study: Path, grpo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    components = assumed_variation(seed_sd=ASSUMED_SEED_SD, base_rate=0.5).kinds[ARM_AGAINST_ARM]
+    for num_seeds in (2, 5):
+        main(["--config", str(study), "--seeds", *map(str, range(num_seeds))])
+        printed = capsys.readouterr().out
+        for num_prompts in (500, 1000):
+            size = Size(num_prompts=num_prompts, num_seeds=num_seeds, num_seeds_against=num_seeds)
+            assert f"{100 * detectable_difference(components, size):.1f} points on {num_prompts:,} prompts" in printed
+        assert f"with {num_seeds} seeds each" in printed and "python -m eval.power" in printed
+    main(["--config", str(study), "--seeds", "0"])
+    assert "detectable with 1 seed an arm: nothing about training" in capsys.readouterr().out
+    main(["--config", str(grpo), "--layout_config", CONFIG_3B])
+    assert "detectable" not in capsys.readouterr().out
