@@ -2,9 +2,9 @@
 
 A model is recognised by its name: `sft` and `in` are the paper's IN, `rl` and `full` its RL, `in-rl-rl` or
 `sft:full:full` its IN:RL:RL, `freeze-mid` or `frozen-mid` its run with frozen mid layers. If there is a
-`comparison.csv` in the same folder as the scores, its paired test is used; otherwise the scores are compared as two
-independent samples. The two vision abilities are used only by the paper's definition, never as plain accuracy; for
-reasoning both are the same.
+`comparison.csv` in the same folder as the scores, its paired test is quoted with its corrected p-value, so that a
+difference has the same one everywhere. Otherwise the scores are compared as two independent samples. The two vision
+abilities are used only by the paper's definition, never as plain accuracy; for reasoning both are the same.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.claims.published import BENCHMARK_SIZES, BRIDGE, REASONING, VISION, Claim, Difference, separate_samples
+from eval.compare.scope import read_comparison
 from eval.statistics.differences import POOLED
 from eval.statistics.pairing import ABILITY, ACCURACY
 from tracking.tables import read_table
@@ -63,6 +64,15 @@ class Measured:
                         standard_error=row["standard_error"],
                         p=row["p"],
                         test=f"paired, {row['test']}",
+                        scope=row["scope"],
+                        num_seeds=int(row[["num_seeds", "num_seeds_against"]].max()),
+                        p_holm=row["p_holm"],
+                        num_tests=int(row["num_tests"]),
+                        equivalent_within=row["equivalent_within"],
+                        prompt_error=row["prompt_error"],
+                        seed_error=row["seed_error"],
+                        num_clusters=int(row["num_clusters"]),
+                        seed_degrees=int(row["seed_degrees"]),
                     )
         return None
 
@@ -111,9 +121,7 @@ def read_measured(text: str, recipes: list[str]) -> Measured:
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; expected the scores.csv that eval.compare writes")
     beside = path.with_name("comparison.csv")
-    comparison = read_table(beside) if beside.is_file() else None
-    if comparison is not None and "mean_against" not in comparison.columns:
-        raise ValueError(f"{beside} was written by an older eval.compare; run it again with --overwrite")
+    comparison = read_comparison(beside) if beside.is_file() else None
     return in_the_papers_words(recipe, scores, comparison)
 
 
@@ -142,4 +150,4 @@ def _rows_of(table: "pd.DataFrame", claim: Claim) -> "pd.DataFrame":
 def _metrics(claim: Claim) -> tuple[str, ...]:
     if claim.ability in BENCHMARK_SIZES:
         return (ACCURACY,)
-    return (ABILITY, ACCURACY) if claim.ability == REASONING else (ABILITY,)
+    return (ACCURACY, ABILITY) if claim.ability == REASONING else (ABILITY,)

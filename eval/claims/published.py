@@ -9,7 +9,9 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
+from eval.statistics.differences import CHECKPOINTS
 from eval.statistics.intervals import CONFIDENCE
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -48,6 +50,19 @@ class Difference:
     standard_error: float
     p: float
     test: str
+    scope: str = CHECKPOINTS
+    """What it is about: training, or the checkpoints that were evaluated."""
+    num_seeds: int = 1
+    p_holm: float = float("nan")
+    """As its comparison corrected it; NaN if that is still to be done."""
+    num_tests: int = 1
+    """Number of tests that `p_holm` is corrected for."""
+    equivalent_within: float = float("nan")
+    """The two models are equal within this (two one-sided tests at 5 %)."""
+    prompt_error: float = float("nan")
+    seed_error: float = 0.0
+    num_clusters: int = 0
+    seed_degrees: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,8 @@ def separate_samples(share: float, share_against: float, n: int, n_against: int)
     flat = sum(counts) in (0, n + n_against)  # no right answer in either, or no wrong one
     p = 1.0 if flat else float(proportions_ztest(counts, (n, n_against))[1])
     error = (share * (1 - share) / n + share_against * (1 - share_against) / n_against) ** 0.5
+    within = abs(share - share_against) + NormalDist().inv_cdf(CONFIDENCE) * error
     return Difference(
         share, share_against, min(n, n_against), share - share_against, float(low), float(high), error, p,
-        "two separate samples",
+        "two separate samples", equivalent_within=within, prompt_error=error, num_clusters=min(n, n_against),
     )  # fmt: skip

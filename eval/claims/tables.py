@@ -1,6 +1,9 @@
 """What does each difference imply for its claim? The rows of `claims.csv` and `statements.csv`, with verdicts.
 
-Columns without prefix are the paper's own, tested as two independent samples; `measured_…` are measured here.
+Columns without prefix are the paper's own, tested as two independent samples; `measured_…` are measured here. A
+measured difference that `comparison.csv` holds keeps the corrected p-value that it has there, also as a statement of
+its own. Only what is tested here is corrected here: the paper's differences, differences of scores alone, and
+statements that are means of several differences.
 """
 
 from collections.abc import Sequence
@@ -19,15 +22,15 @@ from eval.claims.published import (
     sample_size,
     separate_samples,
 )
+from eval.compare.scope import LEVEL, MARGIN
+from eval.statistics.differences import CHECKPOINTS, TRAINING
 from eval.statistics.intervals import CONFIDENCE, holm
+from eval.statistics.pooled import Contrast
 from eval.statistics.power import detectable, num_needed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVEL = 0.05
-MARGIN = 0.05
-"""Differences within five points count as equivalent."""
 SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED = "supported", "contradicted", "not decidable at this n", "not measured"
 KEYS = ["table", "recipe", "ability", "model", "against"]
 MEASURES = {
@@ -36,24 +39,27 @@ MEASURES = {
 }  # fmt: skip
 """Column -> field of `Difference`."""
 MEASURED = "measured_"
+PARTS = (
+    "scope", "num_seeds", "p_holm", "num_tests", "equivalent_within", "prompt_error", "seed_error", "num_clusters",
+    "seed_degrees",
+)  # fmt: skip
+"""Columns of measured differences only, and fields of `Difference`."""
 
 
-def verdict(expected: int, estimate: float, standard_error: float, p_corrected: float) -> str:
+def verdict(expected: int, estimate: float, equivalent_within: float, p_corrected: float) -> str:
     """Returns the verdict of a difference on a claim.
 
     Args:
         expected: sign of the claimed difference; 0 for no relevant difference.
-        estimate, standard_error: of the difference.
+        estimate: of the difference.
+        equivalent_within: the two models are equal within this, by two one-sided tests.
         p_corrected: two-sided p-value of no difference, corrected within its family; NaN if not measured.
     """
     if np.isnan(p_corrected):
         return UNMEASURED
     if p_corrected < LEVEL:
         return SUPPORTED if expected and np.sign(estimate) == expected else CONTRADICTED
-    if expected == 0:
-        half = NormalDist().inv_cdf(1 - LEVEL) * standard_error
-        return SUPPORTED if abs(estimate) + half < MARGIN else UNDECIDED
-    return UNDECIDED
+    return SUPPORTED if expected == 0 and equivalent_within < MARGIN else UNDECIDED
 
 
 def claim_table(num_samples: int, measured: Sequence[Measured]) -> "pd.DataFrame":
@@ -75,9 +81,14 @@ def claim_table(num_samples: int, measured: Sequence[Measured]) -> "pd.DataFrame
         place = claim.table, claim.recipe, claim.ability
         own = separate_samples(shares[*place, claim.model], shares[*place, claim.against], n, n)
         row = {name: getattr(claim, name) for name in KEYS} | _columns(own, "")
-        row |= {"detectable": detectable(own.standard_error), "num_needed": num_needed(own.share, own.share_against)}
+        row |= {
+            "equivalent_within": own.equivalent_within,
+            "detectable": detectable(own.standard_error),
+            "num_needed": num_needed(own.share, own.share_against),
+        }
         found = _measurement(claim, measured)
-        rows.append(row | _columns(found, MEASURED) | {"measured_test": found.test if found else ""})
+        parts = {f"{MEASURED}{name}": getattr(found, name) if found else None for name in PARTS}
+        rows.append(row | _columns(found, MEASURED) | parts | {"measured_test": found.test if found else ""})
     table = pd.DataFrame(rows)
     _correct(table, "", [*KEYS])
     _correct(table, MEASURED, ["table", "ability", "model", "against", "measured_share", "measured_share_against"])
@@ -99,25 +110,35 @@ def _columns(difference: Difference | None, prefix: str) -> dict[str, Any]:
 
 
 def _correct(table: "pd.DataFrame", prefix: str, distinct: list[str]) -> None:
-    """Adds Holm's p-values within each of the paper's tables; tests that agree in these columns count once."""
-    tests = table.dropna(subset=[f"{prefix}p"]).drop_duplicates(distinct)
-    corrected: dict[tuple[object, ...], float] = {}
+    """Adds Holm's p-values to tests without one, within each of the paper's tables.
+
+    Tests that agree in these columns count once.
+    """
+    p_holm, num_tests = f"{prefix}p_holm", f"{prefix}num_tests"
+    if p_holm not in table:
+        table[p_holm] = float("nan")
+    table[p_holm] = table[p_holm].astype(float)
+    new = table[f"{prefix}p"].notna() & table[p_holm].isna()
+    tests = table[new].drop_duplicates(distinct)
+    corrected: dict[tuple[object, ...], tuple[float, int]] = {}
     for _, family in tests.groupby("table"):
         values = holm(family[f"{prefix}p"].to_numpy(float))
-        corrected |= dict(zip(family[distinct].itertuples(index=False, name=None), values, strict=True))
-    keys = table[distinct].itertuples(index=False, name=None)
-    table[f"{prefix}p_holm"] = [corrected.get(key, float("nan")) for key in keys]
+        keys = family[distinct].itertuples(index=False, name=None)
+        corrected |= {key: (float(value), len(family)) for key, value in zip(keys, values, strict=True)}
+    for place, key in zip(table.index[new], table.loc[new, distinct].itertuples(index=False, name=None), strict=True):
+        table.loc[place, p_holm], table.loc[place, num_tests] = corrected[key]
 
 
 def _verdicts(table: "pd.DataFrame", expected: Sequence[float], prefix: str) -> list[str]:
-    columns = [table[f"{prefix}{name}"] for name in ("difference", "standard_error", "p_holm")]
+    columns = [table[f"{prefix}{name}"] for name in ("difference", "equivalent_within", "p_holm")]
     return [verdict(int(sign), *values) for sign, *values in zip(expected, *columns, strict=True)]
 
 
 def statement_table(claims: "pd.DataFrame", *, measured: bool) -> "pd.DataFrame":
     """Returns one row per statement: the mean difference over the comparisons it covers.
 
-    They share no model and ability within a recipe, so their errors are treated as independent (z-test).
+    The paper's share no model and ability within a recipe, so their errors are treated as independent (z-test).
+    Measured ones share the training runs: the errors of their seeds are added as if they were always equal.
     """
     import pandas as pd
 
@@ -137,31 +158,68 @@ def statement_table(claims: "pd.DataFrame", *, measured: bool) -> "pd.DataFrame"
         expected = {1: "better", -1: "worse", 0: "no different"}[statement.expected]
         head = {"statement": statement.words, "model": statement.model, "against": statement.against}
         head |= {"abilities": ", ".join(statement.abilities), "expected": expected}
-        rows.append(head | _mean(covered, "") | _mean(own, MEASURED))
+        found = {f"{MEASURED}{name}": value for name, value in _measured_mean(own).items()}
+        rows.append(head | _mean(covered) | found)
     table = pd.DataFrame(rows)
     for prefix in ("", MEASURED):
-        tested = table[f"{prefix}p"].notna()
-        table[f"{prefix}p_holm"] = float("nan")
-        table.loc[tested, f"{prefix}p_holm"] = holm(table.loc[tested, f"{prefix}p"].to_numpy(float))
+        new = table[f"{prefix}p"].notna() & table[f"{prefix}p_holm"].isna()
+        table.loc[new, f"{prefix}p_holm"] = holm(table.loc[new, f"{prefix}p"].to_numpy(float))
+        table.loc[new, f"{prefix}num_tests"] = int(new.sum())
     table["verdict"] = _verdicts(table, [statement.expected for statement in STATEMENTS], MEASURED if measured else "")
     return table
 
 
-def _mean(rows: "pd.DataFrame", prefix: str) -> dict[str, Any]:
+def _mean(rows: "pd.DataFrame") -> dict[str, Any]:
+    """Returns the mean of the paper's differences."""
     from scipy.stats import norm
 
-    if not len(rows):
-        names = ("difference", "standard_error", "low", "high", "p")
-        return {f"{prefix}num_comparisons": 0, **{f"{prefix}{name}": float("nan") for name in names}}
-    estimate = float(rows[f"{prefix}difference"].mean())
-    error = float(np.sqrt((rows[f"{prefix}standard_error"] ** 2).sum())) / len(rows)
+    estimate = float(rows["difference"].mean())
+    error = float(np.sqrt((rows["standard_error"] ** 2).sum())) / len(rows)
     half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
     p = 2 * float(norm.sf(abs(estimate) / error)) if error else float(estimate == 0)
     return {
-        f"{prefix}num_comparisons": len(rows),
-        f"{prefix}difference": estimate,
-        f"{prefix}standard_error": error,
-        f"{prefix}low": estimate - half,
-        f"{prefix}high": estimate + half,
-        f"{prefix}p": p,
+        "num_comparisons": len(rows),
+        "difference": estimate,
+        "standard_error": error,
+        "low": estimate - half,
+        "high": estimate + half,
+        "p": p,
+        "p_holm": float("nan"),
+        "num_tests": float("nan"),
+        "equivalent_within": abs(estimate) + NormalDist().inv_cdf(CONFIDENCE) * error,
+    }
+
+
+def _measured_mean(rows: "pd.DataFrame") -> dict[str, Any]:
+    """Returns the mean of measured differences; of a single one its own numbers."""
+    names = ("difference", "standard_error", "low", "high", "p", "p_holm", "num_tests", "equivalent_within")
+    if len(rows) < 2:
+        values = [rows.iloc[0][f"{MEASURED}{name}"] if len(rows) else float("nan") for name in names]
+        about = [rows.iloc[0][f"{MEASURED}{name}"] if len(rows) else None for name in ("scope", "num_seeds")]
+        return {"num_comparisons": len(rows), **dict(zip((*names, "scope", "num_seeds"), values + about, strict=True))}
+    degrees = int(rows["measured_seed_degrees"].min())
+    seeds = float(rows["measured_seed_error"].mean()) ** 2 if degrees else 0.0
+    prompts = float((rows["measured_prompt_error"].astype(float) ** 2).sum()) / len(rows) ** 2
+    found = Contrast(
+        estimate=np.array([rows["measured_difference"].mean()]),
+        n=np.array([int(rows["measured_n"].sum())]),
+        prompts=np.array([prompts]),
+        seeds=np.array([seeds]),
+        num_clusters=np.array([int(rows["measured_num_clusters"].min())]),
+        num_degrees=degrees,
+        residual=np.zeros(1),
+    )
+    own = found.one()
+    return {
+        "num_comparisons": len(rows),
+        "difference": own.estimate,
+        "standard_error": own.standard_error,
+        "low": own.low,
+        "high": own.high,
+        "p": float(found.p()[0]),
+        "p_holm": float("nan"),
+        "num_tests": float("nan"),
+        "equivalent_within": abs(own.estimate) + float(found.half_width(2 * (1 - CONFIDENCE))[0]),
+        "scope": TRAINING if degrees else CHECKPOINTS,
+        "num_seeds": int(rows["measured_num_seeds"].min()),
     }

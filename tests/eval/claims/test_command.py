@@ -4,7 +4,6 @@ import itertools
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
@@ -108,7 +107,7 @@ def test_the_same_numbers_from_ten_thousand_prompts_would_have_shown_most() -> N
     ],
 )
 def test_a_verdict_needs_more_than_a_sign(expected: int, estimate: float, error: float, p: float, found: str) -> None:
-    assert verdict(expected, estimate, error, p) == found
+    assert verdict(expected, estimate, abs(estimate) + 1.645 * error, p) == found
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,9 @@ def test_of_several_tasks_the_papers_own_is_taken() -> None:
     assert found == separate_samples(0.7, 0.5, 500, 500)
 
 
-def write_comparison(directory: Path, differences: dict[tuple[str, str, str], float], *, error: float = 0.01) -> Path:
+def write_comparison(
+    directory: Path, differences: dict[tuple[str, str, str], float], *, error: float = 0.01, metric: str = "ability"
+) -> Path:
     """Writes the tables that eval.compare leaves: (ability, arm, against) -> difference."""
     directory.mkdir()
     scores = [
@@ -162,10 +163,13 @@ def write_comparison(directory: Path, differences: dict[tuple[str, str, str], fl
     rows = []
     for (ability, arm, against), difference in differences.items():
         p = 2 * scipy.stats.norm.sf(abs(difference) / error)
-        row = {"task": "test", "ability": ability, "metric": "ability", "arm": arm, "against": against, "n": 500}
+        row = {"task": "test", "ability": ability, "metric": metric, "arm": arm, "against": against, "n": 500}
         row |= {"difference": difference, "low": difference - 2 * error, "high": difference + 2 * error, "p": p}
-        row |= {"standard_error": error, "test": "bootstrap", "mean": 0.5 + difference, "mean_against": 0.5}
-        rows += [{**row, "seed": "pooled"}, {**row, "seed": "0", "difference": -difference, "p": 1.0}]
+        row |= {"standard_error": error, "test": "t, seeds and prompts", "mean": 0.5 + difference, "mean_against": 0.5}
+        row |= {"p_holm": min(1.0, 7 * p), "family": f"{metric}, pooled", "scope": "training", "num_seeds": 4}
+        row |= {"num_seeds_against": 1, "equivalent_within": abs(difference) + 1.645 * error, "num_clusters": 500}
+        row |= {"prompt_error": error, "seed_error": 0.0, "seed_degrees": 3}
+        rows += [{**row, "seed": "pooled"}, {**row, "seed": "0", "family": "per seed", "difference": -difference}]
     pd.DataFrame(rows).to_csv(directory / "comparison.csv", index=False)
     return directory / "scores.csv"
 
@@ -175,7 +179,9 @@ def test_paired_tests_beside_the_scores_are_taken_in_either_direction(tmp_path: 
     found = read_measured(str(scores), list(RECIPES)).difference(Claim("2", "MMR1", "vision", "rl", "in"))
     assert found is not None
     assert (found.estimate, found.low, found.high) == pytest.approx((-0.2, -0.22, -0.18))
-    assert (found.share, found.share_against) == pytest.approx((0.5, 0.7)) and found.test == "paired, bootstrap"
+    assert (found.share, found.share_against) == pytest.approx(
+        (0.5, 0.7)
+    ) and found.test == "paired, t, seeds and prompts"
 
 
 def test_each_published_claim_gets_the_verdict_of_what_was_measured(tmp_path: Path) -> None:
@@ -200,15 +206,59 @@ def test_each_published_claim_gets_the_verdict_of_what_was_measured(tmp_path: Pa
     assert half["verdict"] == UNMEASURED, "only one of its two abilities was measured"
 
 
-def test_models_of_ones_own_stand_beside_every_recipe_and_are_corrected_for_once(tmp_path: Path) -> None:
+def test_models_of_ones_own_stand_beside_every_recipe_with_the_p_values_of_their_comparison(tmp_path: Path) -> None:
     measured = {("vision", "rl", "sft"): 0.03, ("vision", "in-rl-rl", "sft"): 0.02, ("vision", "rl", "base"): 0.01}
     scores = write_comparison(tmp_path / "c", measured)
     table = claim_table(100, [read_measured(str(scores), list(RECIPES))])
     own = table[(table["ability"] == "vision") & (table["table"] == "2")].dropna(subset=["measured_p"])
-    assert len(own) == 3 * 3 and own.groupby(["model", "against"])["measured_p_holm"].nunique().max() == 1
-    one = own[own["recipe"] == "MMR1"]
-    everything = [*one["measured_p"], separate_samples(0.6, 0.5, 1000, 1000).p]  # reasoning, by the scores alone
-    assert sorted(one["measured_p_holm"]) == pytest.approx(sorted(holm(np.array(everything))[:3]))
+    assert len(own) == 3 * 3
+    for (model, against), rows in own.groupby(["model", "against"]):
+        source = pd.read_csv(tmp_path / "c" / "comparison.csv").query("seed == 'pooled'")
+        source = source[(source["arm"] == model) & (source["against"] == against.replace("in", "sft"))].iloc[0]
+        assert list(rows["measured_p_holm"]) == pytest.approx([source["p_holm"]] * 3)
+        assert set(rows["measured_num_tests"]) == {3} and set(rows["measured_scope"]) == {"training"}
+    alone = table[(table["ability"] == "reasoning") & (table["table"] == "2")].dropna(subset=["measured_p"])
+    assert list(alone["measured_p_holm"]) == pytest.approx([separate_samples(0.6, 0.5, 1000, 1000).p] * 3)
+    assert set(alone["measured_num_tests"]) == {1}, "what only the scores hold is corrected here"
+
+
+def test_a_statement_about_one_difference_has_the_numbers_of_its_comparison(tmp_path: Path) -> None:
+    measured = {("vision-to-reasoning", "rl", "sft"): 0.03, ("reasoning", "rl", "sft"): 0.02}
+    scores = write_comparison(tmp_path / "c", measured)
+    statements = statement_table(claim_table(100, [read_measured(str(scores), list(RECIPES))]), measured=True)
+    row = statements.set_index("statement").loc["RL improves vision-to-reasoning alignment over IN"]
+    source = pd.read_csv(tmp_path / "c" / "comparison.csv").iloc[0]
+    for name in ("difference", "low", "high", "p", "p_holm", "scope"):
+        assert row[f"measured_{name}"] == source[name], name
+    assert row["verdict"] == SUPPORTED and row["measured_num_tests"] == 2
+
+
+def test_a_mean_of_several_differences_keeps_the_errors_of_the_runs_that_they_share(tmp_path: Path) -> None:
+    measured = {(ability, "freeze-mid", "rl"): -0.1 for ability in ("vision-to-reasoning", "reasoning")}
+    scores = write_comparison(tmp_path / "c", measured)
+    path = tmp_path / "c" / "comparison.csv"
+    seed_error = 0.02
+    pd.read_csv(path).assign(seed_error=seed_error).to_csv(path, index=False)
+    statements = statement_table(claim_table(100, [read_measured(str(scores), list(RECIPES))]), measured=True)
+    row = statements.set_index("statement").loc["Freezing the mid layers hurts RL"]
+    prompts, seeds = 0.01**2 / 2, seed_error**2
+    assert row["measured_standard_error"] == pytest.approx((prompts + seeds) ** 0.5)
+    t_prompts, t_seeds = scipy.stats.t.ppf(0.975, [499, 3])
+    half = (prompts * t_prompts + seeds * t_seeds) / (prompts + seeds) * (prompts + seeds) ** 0.5
+    assert row["measured_high"] == pytest.approx(-0.1 + half)
+    assert (row["measured_scope"], row["measured_num_seeds"]) == ("training", 4)
+    pd.read_csv(path).assign(seed_error=0.0, seed_degrees=0, scope="checkpoints").to_csv(path, index=False)
+    statements = statement_table(claim_table(100, [read_measured(str(scores), list(RECIPES))]), measured=True)
+    assert statements.set_index("statement").loc["Freezing the mid layers hurts RL", "measured_scope"] == "checkpoints"
+
+
+def test_the_same_difference_under_both_metrics_is_taken_as_accuracy(tmp_path: Path) -> None:
+    scores = write_comparison(tmp_path / "c", {("reasoning", "rl", "sft"): 0.02})
+    again = write_comparison(tmp_path / "d", {("reasoning", "rl", "sft"): 0.02}, metric="accuracy")
+    both = [pd.read_csv(path.with_name("comparison.csv")) for path in (scores, again)]
+    pd.concat([both[0], both[1].assign(p_holm=0.9)]).to_csv(tmp_path / "c" / "comparison.csv", index=False)
+    found = read_measured(str(scores), list(RECIPES)).difference(Claim("2", "MMR1", "reasoning", "rl", "in"))
+    assert found is not None and found.p_holm == 0.9
 
 
 def test_of_a_claim_measured_twice_the_first_table_counts(tmp_path: Path) -> None:
