@@ -17,8 +17,9 @@ from analyze.report.parts import (
     share,
 )
 from analyze.report.probes import FAILED
-from eval.compare.sentences import LEVEL
+from eval.compare.scope import LEVEL, about, counted_tests, in_this_run, verdict_of
 from eval.display.formatting import MINUS, change, interval, listed, percent, points, probability
+from eval.statistics.differences import CHECKPOINTS, POOLED, TRAINING
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 
@@ -56,12 +57,14 @@ def attention_part(outputs: Sequence[Output]) -> Part:
         for head, models in peaks.items():
             places = [f"in {where} for {listed(said)}" for where, said in models.items()]
             findings.append(f"{head}: highest {', '.join(places)}.")
-        caption = "Share of a reply’s attention that goes to the vision tokens, per layer, with 95 % intervals."
+        caption = (
+            "Share of a reply’s attention that goes to the vision tokens, per layer; 95 % intervals over new prompts."
+        )
         figures += files_as_figures(output.directory, {"vision": caption})
         controls += attention_controls(output)
     return Part(
         title="Attention to the picture",
-        answer=(FAILED if failed else "") + _peak_answer(cases),
+        answer=(FAILED if failed else "") + (in_this_run(_peak_answer(cases)) if cases else ""),
         what="For every layer, the share of the attention of the reply’s tokens that falls on vision tokens, averaged "
         "over heads and tokens (the paper’s Eq. 1). Teacher-forced: all models read the same reply, so that only their "
         "weights differ.",
@@ -70,7 +73,7 @@ def attention_part(outputs: Sequence[Output]) -> Part:
         tables=[
             Table(
                 caption="Attention to vision tokens, percent: mean over each block’s layers, and the layer with the "
-                "highest share.",
+                "highest share with its 95 % interval over new prompts only.",
                 columns=("ability", "model", "n", *BLOCKS, "highest"),
                 rows=rows,
                 num_words=2,
@@ -104,13 +107,14 @@ def attention_controls(output: Output) -> list[str]:
     return [f"{names}: {state}; {skipped} prompts skipped."]
 
 
-def _no_change(blocks: "pd.DataFrame") -> str:
+def _no_change(blocks: "pd.DataFrame", num_tests: int) -> str:
     """Says that no block changed significantly, with the largest difference."""
     own = blocks[blocks["block"] != "all"]
     own = own if len(own) else blocks
     row = own.iloc[int(own["difference"].abs().to_numpy().argmax())]
     largest = change(row["difference"], row["low"], row["high"])
-    return f"no significant change in any block; the largest is {largest} in {row['block']}"
+    words = f"no significant change in any block after correction for {counted_tests(num_tests)}"
+    return f"{words}; the largest is {largest} in {row['block']}"
 
 
 def attention_shift_part(outputs: Sequence[Output]) -> Part | None:
@@ -118,6 +122,7 @@ def attention_shift_part(outputs: Sequence[Output]) -> Part | None:
     findings, rows, figures = [], [], []
     baselines: list[str] = []
     answers: list[str] = []
+    scopes: list[str] = []
     for output in outputs:
         table = read_table(output.directory / "blocks.csv")
         own = table[
@@ -125,22 +130,28 @@ def attention_shift_part(outputs: Sequence[Output]) -> Part | None:
             & (table["ability"] != "all")
         ]  # fmt: skip
         for (ability, model, against), group in own.groupby(["ability", "model", "against"], sort=False):
-            pooled = group[group["seed"].astype(str) == "pooled"]
+            pooled = group[group["seed"].astype(str) == POOLED]
             chosen = pooled if not pooled.empty else group[group["seed"] == group["seed"].iloc[0]]
             chosen = chosen if not chosen.empty else group
+            scopes.append(CHECKPOINTS if pooled.empty else TRAINING)
+            num_seeds = int(chosen["num_seeds"].max())
+            where = "in this run" if pooled.empty else f"over {num_seeds} training seeds"
             beyond = chosen[(chosen["p_holm"] < LEVEL) & (chosen["block"] != "all")]
             places = [
                 f"{row['block']} {change(row['difference'], row['low'], row['high'])}, {corrected(row['p_holm'])}"
                 for _, row in beyond.iterrows()
             ]
-            said = f"significant change in {listed(places)}" if places else _no_change(chosen)
-            findings.append(f"{model} {MINUS} {against}, {ability} (n = {int(chosen['n'].max())}): {said}.")
+            num_tests = int(chosen["p_holm"].notna().sum())
+            said = f"significant change in {listed(places)}" if places else _no_change(chosen, num_tests)
+            n = int(chosen["n"].max())
+            findings.append(f"{model} {MINUS} {against}, {ability} {where} (n = {n}): {said}.")
             if against == START and model in REWARDED:
                 answers.append(findings[-1])
             for _, row in chosen.iterrows():
-                rows.append([str(ability), f"{model} {MINUS} {against}", str(row["block"]), str(int(row["n"])),
-                             points(row["difference"]), interval(row["low"], row["high"]),
-                             probability(row["p_holm"])])  # fmt: skip
+                rows.append([str(ability), f"{model} {MINUS} {against}", str(row["block"]),
+                             "checkpoints" if pooled.empty else f"training, {num_seeds} seeds", str(int(row["n"])),
+                             points(row["difference"]), interval(row["low"], row["high"]), probability(row["p_holm"]),
+                             verdict_of(row["p_holm"], row["low"], row["high"], num_tests)])  # fmt: skip
         baselines += list(dict.fromkeys(own["against"]))
         captions = {
             f"vision-shift-from-{name}": f"Change in the attention to vision tokens from {name}, per layer."
@@ -154,22 +165,34 @@ def attention_shift_part(outputs: Sequence[Output]) -> Part | None:
     ]
     if START not in baselines:
         limits.append(
-            f"Models were compared only with {listed(baselines)}, so the change by RL alone is unknown: "
+            f"Models were compared only with {listed(baselines)}, so the change from the start of RL is unknown: "
             "analyze.attention --baseline sft measures it."
         )
     return Part(
         title="Change in attention",
         answer=" ".join(answers or findings[:1]),
+        about=about(scopes),
         what="Attention to the picture, one model minus another, paired on the same prompts and the same text; in "
         "points of all attention, averaged over the layers of a block.",
         findings=findings,
         figures=figures,
         tables=[
             Table(
-                caption="Change in the attention to vision tokens; p-values corrected over blocks (Holm).",
-                columns=("ability", "models", "block", "n", "difference", "95 % interval", "p, corrected"),
+                caption="Change in the attention to vision tokens; p-values corrected over the blocks of a "
+                "comparison (Holm).",
+                columns=(
+                    "ability",
+                    "models",
+                    "block",
+                    "about",
+                    "n",
+                    "difference",
+                    "95 % interval",
+                    "p, corrected",
+                    "verdict",
+                ),
                 rows=rows,
-                num_words=3,
+                num_words=4,
             )
         ],
         limits=limits,

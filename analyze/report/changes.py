@@ -1,25 +1,30 @@
-"""What can the models do, and by how much do they differ? Parts drawn from the tables of `eval.compare`."""
+"""What can the models do, and by how much do they differ? Parts drawn from the tables of `eval.compare`.
 
-from collections.abc import Sequence
+Splices are made of one training run. Where another comparison has more runs of the same arm, `same.py` finds it, and
+the part says so beside its numbers.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyze.report.inputs import Output
 from analyze.report.parts import Figure, Part, Table, corrected, model_name, share
+from analyze.report.same import Shared, shared_start
 from analyze.report.start import BASE, weaker_start
 from eval.claims.published import HYBRIDS
+from eval.compare.scope import ABOUT, LEVEL, about, covers, is_significant, read_comparison, row_about, runs, verdict
+from eval.compare.sentences import answers as sentences
 from eval.compare.sentences import (
-    LEVEL,
-    METRIC_WORDS,
+    describe_figure,
     draw_differences,
     num_prompts,
     row_ability,
     row_change,
-    verdict,
     with_labels,
 )
-from eval.compare.sentences import answers as sentences
 from eval.display.formatting import MINUS, NOTHING, interval, listed, percent, points, probability
-from eval.statistics.pairing import ACCURACY
+from eval.statistics.differences import CHECKPOINTS, POOLED
+from eval.statistics.pairing import ABILITY, ACCURACY
 from tracking.tables import read_table
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ def ability_part(outputs: Sequence[Output]) -> Part:
     """What models can do, compared with the model that they started from."""
     return _comparison_part(
         outputs,
+        {},
         title="Change in abilities",
         what="Every model answers the same held-out prompts greedily. Accuracy is the share of right answers. The "
         "paper defines two abilities differently: vision is right with the picture and wrong with a black one, "
@@ -44,32 +50,49 @@ def ability_part(outputs: Sequence[Output]) -> Part:
     )
 
 
-def splice_part(outputs: Sequence[Output]) -> Part:
-    """What splices of two models can do."""
+def splice_part(outputs: Sequence[Output], compared: Sequence[Output] = ()) -> Part:
+    """What splices of two models can do.
+
+    Args:
+        compared: comparisons of trained models on the same page.
+    """
     return _comparison_part(
         outputs,
+        {output.name: shared for output in outputs if (shared := shared_start(output, compared)) is not None},
         title="Splices",
-        what="A splice combines decoder blocks of the model before RL (in, the paper’s IN) and after RL (rl), without "
-        "further training: in-rl-rl has the early layers of in and the mid and late layers of rl. Where a splice gains "
-        "over in, RL’s layers carried the gain with them. Gain kept is the splice’s gain as a share of RL’s own; it is "
-        "given only where the interval of RL’s gain lies above zero.",
+        what="A splice combines decoder blocks of the model before RL (in, the paper’s IN) and of one model after RL "
+        "(rl), without further training: in-rl-rl has the early layers of in and the mid and late layers of rl. Where "
+        "a splice gains over in, rl’s layers carried the gain with them. Gain kept is the splice’s gain as a share of "
+        "rl’s own; it is given only where the interval of rl’s gain lies above zero.",
         limits=(
-            "All parts outside the decoder (vision tower, embeddings, norm and head) come from one donor; what RL "
-            "changed there is not tested.",
-            "A splice may lose because its parts do not fit together, even where they carry what RL learned.",
+            "One training run gave rl. The intervals cover new prompts, not another training run.",
+            "All parts outside the decoder (vision tower, embeddings, norm and head) come from one donor; what "
+            "training changed there is not tested.",
+            "A splice may lose because its parts do not fit together, even where they carry what was learned.",
         ),
     )
 
 
-def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits: Sequence[str] = ()) -> Part:
+def _comparison_part(
+    outputs: Sequence[Output], shared: Mapping[str, Shared], *, title: str, what: str, limits: Sequence[str] = ()
+) -> Part:
     findings, answers, rows, figures, score_rows, warnings = [], [], [], [], [], []
+    scopes: list[str] = []
+    answered: list[str] = []
     for output in outputs:
         directory = output.directory
-        comparison, scores = read_table(directory / "comparison.csv"), read_table(directory / "scores.csv")
+        comparison, scores = read_comparison(directory / "comparison.csv"), read_table(directory / "scores.csv")
         baseline, reference = output.settings["baseline"], output.settings.get("reference")
-        chosen = with_labels(comparison[comparison["seed"].astype(str) == "pooled"])
+        chosen = with_labels(comparison[comparison["seed"].astype(str) == POOLED])
+        if output.name in shared:
+            chosen = shared[output.name].quoted_in(chosen)
+        scopes += list(chosen["scope"])
         against = chosen[chosen["against"] == baseline]
-        answers.append(_answer(against, baseline, reference))
+        told = _told(against, reference)
+        answered += list(told["scope"])
+        answers.append(_answer(told, baseline, reference))
+        if output.name in shared:
+            answers.append(shared[output.name].short)
         warnings.append(weaker_start(chosen, baseline, reference))
         findings += [
             _finding(str(label), own.set_index("arm"), baseline, reference)
@@ -78,66 +101,74 @@ def _comparison_part(outputs: Sequence[Output], *, title: str, what: str, limits
         rows += [_difference_row(row, reference) for _, row in chosen.iterrows()]
         score_rows += _score_rows(scores)
         figures += [
-            _draw(own, str(metric), baseline) for metric, own in against.groupby("metric", sort=False) if len(own)
+            Figure(drawing=draw_differences(own, baseline), caption=describe_figure(own, baseline))
+            for _, own in against.groupby("metric", sort=False)
+            if len(own)
         ]
     return Part(
         title=title,
         answer=" ".join(filter(None, answers)),
+        about=about(scopes),
+        answer_about=about(answered),
+        note=" ".join(each.sentence for each in shared.values()),
         warning=" ".join(filter(None, warnings)),
         what=what,
         findings=findings,
         figures=figures,
         tables=[
             Table(
-                caption="What each model can do: percent right with Wilson’s interval, the share of well-formed "
-                "answers, and the mean number of tokens in a reply.",
+                caption="What each model can do: percent right with Wilson’s interval over new prompts, the share of "
+                "well-formed answers, and the mean number of tokens in a reply.",
                 columns=("model", "ability", "n", "accuracy", "ability score", "well-formed", "tokens"),
                 rows=score_rows,
                 num_words=2,
+                about=ABOUT[CHECKPOINTS],
             ),
             Table(
-                caption="Differences, paired on the same prompts (bootstrap crossed over seeds and prompts; p "
-                "corrected by Holm). Detectable: the smallest difference that would be found four times in five.",
-                columns=("ability", "metric", "models", "n", "difference", "95 % interval", "p, corrected",
-                         "detectable", "gain kept"),
+                caption=f"Differences, paired on the same prompts, with 95 % intervals over {covers(scopes)}; p "
+                "corrected for all tests of one metric (Holm). Detectable: the smallest difference that would be found "
+                "four times in five, before correction.",
+                columns=("ability", "metric", "models", "about", "n", "difference", "95 % interval", "p, corrected",
+                         "detectable", "gain kept", "verdict"),
                 rows=rows,
-                num_words=3,
+                num_words=4,
             ),
         ],
         limits=limits or ("Greedy answers to prompts of one source; other kinds of tasks may give other results.",),
     )  # fmt: skip
 
 
-def _draw(own: "pd.DataFrame", metric: str, baseline: str) -> Figure:
-    return Figure(
-        drawing=draw_differences(own, baseline),
-        caption=f"{METRIC_WORDS[metric].capitalize()}: each model minus {baseline} on the same prompts, with 95 % "
-        "intervals over prompts and training seeds. Filled marks are significant, hollow ones are not.",
-    )
-
-
-def _answer(against: "pd.DataFrame", baseline: str, reference: str | None) -> str:
-    """Says in a sentence what the comparison found: the splices' where it has any, else the reference's."""
+def _told(against: "pd.DataFrame", reference: str | None) -> "pd.DataFrame":
+    """Returns the rows that the answer speaks of: of splices all, else those of the reference."""
     others = against[against["arm"] != BASE]
-    if others.empty:
-        return ""
-    if set(others["arm"]) & set(HYBRIDS):
-        return _transfer(others[others["metric"] == ACCURACY], baseline, reference)
-    chosen = others[others["arm"] == reference] if reference in set(others["arm"]) else others
-    return " ".join(sentences(chosen, baseline))
+    has_reference = reference in set(others["arm"]) and not set(others["arm"]) & set(HYBRIDS)
+    return others[others["arm"] == reference] if has_reference else others
+
+
+def _answer(rows: "pd.DataFrame", baseline: str, reference: str | None) -> str:
+    """Says in a sentence what the comparison found: of splices whether a gain transfers."""
+    if not set(rows["arm"]) & set(HYBRIDS):
+        return " ".join(sentences(rows, baseline))
+    own = rows[(rows["arm"] == reference) & (rows["metric"] == ABILITY)]
+    said = [f"{row_change(row)} on {row_ability(row)} ({verdict(row)})" for _, row in own.iterrows()]
+    defined = f" By the paper’s definition, {reference} {MINUS} {baseline} is {listed(said)}." if said else ""
+    return _transfer(rows[rows["metric"] == ACCURACY], baseline, reference) + defined
 
 
 def _transfer(rows: "pd.DataFrame", baseline: str, reference: str | None) -> str:
-    """Says how many splices gain where RL gains."""
+    """Says how many splices gain where the model after RL gains."""
     own = rows[rows["arm"] == reference]
     if own.empty:
-        return f"Undecided: RL itself was not compared with {baseline}, so it is unknown what there is to transfer."
+        return (
+            f"Undecided, in this run: the model after RL was not compared with {baseline}, so it is unknown what there "
+            "is to transfer."
+        )
     gained = own[(own["p_holm"] < LEVEL) & (own["difference"] > 0)]
-    found = [f"{row_ability(row)} {row_change(row)}" for _, row in own.iterrows()]
+    found = [f"{row_ability(row)} {row_change(row)}, {verdict(row)}" for _, row in own.iterrows()]
     if gained.empty:
         return (
-            f"Undecided: {reference} has no significant gain over {baseline} on any ability ({'; '.join(found)}; n = "
-            f"{num_prompts(own)}), so it cannot be seen whether a gain transfers."
+            f"Undecided, {runs(own.iloc[0])}: {reference} has no significant gain over {baseline} on any ability "
+            f"({'; '.join(found)}; n = {num_prompts(own)}), so it cannot be seen whether a gain transfers."
         )
     return " ".join(_transferred(row, rows[rows["label"] == row["label"]], baseline) for _, row in gained.iterrows())
 
@@ -149,9 +180,9 @@ def _transferred(gain: Any, rows: "pd.DataFrame", baseline: str) -> str:
     ends = [above.iloc[end] for end in ([0, -1] if len(above) > 1 else [0] if len(above) else [])]
     said = " to ".join(f"{row['arm']} {row_change(row)}" for row in ends)
     return (
-        f"{head}: RL gains {row_change(gain)} on {row_ability(gain)} ({gain['arm']} "
-        f"{MINUS} {baseline}, n = {int(gain['n'])}), and {len(above)} of {len(splices)} splices that put its layers "
-        f"into the start ({baseline}) also gain significantly{f' ({said})' if said else ''}."
+        f"{head}, {runs(gain)}: {gain['arm']} gains {row_change(gain)} on {row_ability(gain)} over {baseline} (n = "
+        f"{int(gain['n'])}), and {len(above)} of {len(splices)} splices that put its layers into {baseline} also gain "
+        f"significantly{f' ({said})' if said else ''}."
     )
 
 
@@ -159,11 +190,14 @@ def _finding(ability: str, own: "pd.DataFrame", baseline: str, reference: str | 
     """Says all differences of an ability from the baseline."""
     parts = []
     if reference in own.index:
-        parts.append(f"{reference} {MINUS} {baseline} is {_difference_words(own.loc[reference])}")
+        row = own.loc[reference]
+        parts.append(f"{reference} {MINUS} {baseline} {runs(row)} is {_difference_words(row)}")
     others = own.drop(index=[name for name in (reference, BASE) if name in own.index])
-    beyond = others[others["p_holm"] < LEVEL]
+    beyond = others[[is_significant(row) for _, row in others.iterrows()]]
     if len(others):
-        said = f"{_counted(len(beyond), others)} differ significantly from {baseline}"
+        words = {runs(row) for _, row in others.iterrows()}
+        which = f" {words.pop()}" if len(words) == 1 else ""
+        said = f"{_counted(len(beyond), others)}{which} differ significantly from {baseline}"
         largest = others["detectable"].max()
         named = [f"{arm} {row_change(row)}" for arm, row in beyond.iterrows()]
         if named:
@@ -172,7 +206,8 @@ def _finding(ability: str, own: "pd.DataFrame", baseline: str, reference: str | 
             said += f" (a difference of {points(largest, sign=False)} points would be found four times in five)"
         parts.append(said)
     if BASE in own.index and reference != BASE:
-        parts.append(f"base {MINUS} {baseline} is {_difference_words(own.loc[BASE])}")
+        row = own.loc[BASE]
+        parts.append(f"base {MINUS} {baseline} {runs(row)} is {_difference_words(row)}")
     return f"{ability} (n = {int(own['n'].max())}): {'; '.join(parts)}."
 
 
@@ -189,9 +224,9 @@ def _difference_words(row: Any) -> str:
 
 def _difference_row(row: Any, reference: str | None) -> list[str]:
     return [
-        row["ability"], row["metric"], f"{row['arm']} {MINUS} {row['against']}", str(int(row["n"])),
+        row["ability"], row["metric"], f"{row['arm']} {MINUS} {row['against']}", row_about(row), str(int(row["n"])),
         points(row["difference"]), interval(row["low"], row["high"]), probability(row["p_holm"]),
-        points(row["detectable"], sign=False), "" if row["arm"] in (reference, BASE) else _kept(row),
+        points(row["detectable"], sign=False), "" if row["arm"] in (reference, BASE) else _kept(row), verdict(row),
     ]  # fmt: skip
 
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 from analyze.report.inputs import Output
 from analyze.report.parts import REWARDED, Figure, Part, Table, corrected, inline_file
 from eval.claims.command import display_model
-from eval.claims.page import answer, draw_statements
+from eval.claims.page import answer, draw_statements, measured_runs, measured_verdict
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED
+from eval.compare.scope import IN_THIS_RUN, about, covers, read_current
 from eval.display.formatting import MINUS, NOTHING, change, interval, listed, points, probability
+from eval.statistics.differences import TRAINING
 from eval.support.command import MAJORITY, NARROWED, NO_CHANGE, PASS, SHARPENED, WIDENED
 from tracking.tables import read_table
 
@@ -26,9 +28,9 @@ SUPPORT_WORDS = {
 def support_part(outputs: Sequence[Output]) -> Part:
     """What many samples show."""
     findings: list[str] = []
-    answers, rows, figures, baselines = [], [], [], []
+    answers, rows, figures, baselines, scopes = [], [], [], [], []
     for output in outputs:
-        changes = read_table(output.directory / "changes.csv")
+        changes = read_current(output.directory / "changes.csv", "eval.support", ("scope",))
         baselines += [name for name in dict.fromkeys(map(str, changes["against"])) if name not in baselines]
         answers += _support_answers(changes)
         for ability, per_ability in changes.groupby("ability", sort=False):
@@ -38,10 +40,11 @@ def support_part(outputs: Sequence[Output]) -> Part:
                 curve = own[own["metric"] == PASS].sort_values("k")
                 one, last = curve.iloc[0], curve.iloc[-1]
                 verdict, against = str(one["verdict"]), one["against"]
+                scopes.append(str(one["scope"]))
                 words = SUPPORT_WORDS.get(verdict, verdict)
                 if model in REWARDED or per_ability["model"].nunique() == 1:
                     findings.append(
-                        f"{ability} (n = {int(one['n'])}): {model} {MINUS} {against} is "
+                        f"{ability} (n = {int(one['n'])}): {model} {MINUS} {against} {_runs(one)} is "
                         f"{change(one['value'], one['low'], one['high'])} at k = {int(one['k'])}, "
                         f"{change(last['value'], last['low'], last['high'])} at k = {int(last['k'])}; {words}."
                     )
@@ -49,8 +52,8 @@ def support_part(outputs: Sequence[Output]) -> Part:
                     others.setdefault(words, []).append(model)
                 votes = own[own["metric"] == MAJORITY]
                 rows.append([
-                    str(ability), model, verdict, f"{int(one['n'])} × {int(one['num_seeds'])}", _cell(one),
-                    _cell(last), NOTHING if votes.empty else _cell(votes.iloc[0]),
+                    str(ability), model, verdict, _about(one), str(int(one["n"])), _cell(one), _cell(last),
+                    NOTHING if votes.empty else _cell(votes.iloc[0]),
                 ])  # fmt: skip
             if others:
                 said = [f"{listed(models)}: {words}" for words, models in others.items()]
@@ -58,7 +61,7 @@ def support_part(outputs: Sequence[Output]) -> Part:
         figures += [
             Figure(
                 source=inline_file(path),
-                caption="pass@k over k, and the difference from the start; 95 % intervals.",
+                caption=f"pass@k over k, and the difference from the start; 95 % intervals over {covers(scopes)}.",
                 alt="pass@k over the number of samples k, per model and ability",
             )
             for path in sorted((output.directory / "figures").glob("support*.png"))
@@ -66,6 +69,7 @@ def support_part(outputs: Sequence[Output]) -> Part:
     return Part(
         title="pass@k",
         answer=" ".join(answers),
+        about=about(scopes),
         what="Each prompt is answered many times by sampling. pass@k is the chance that at least one of k samples is "
         "right. Better only at k = 1: the model finds more surely what was already in reach. Better at the largest k: "
         "more is in reach, the support is widened.",
@@ -73,12 +77,13 @@ def support_part(outputs: Sequence[Output]) -> Part:
         figures=figures,
         tables=[
             Table(
-                caption=f"Differences from {listed(baselines)} in points with 95 % intervals over prompts and seeds: "
+                caption=f"Differences from {listed(baselines)} in points with 95 % intervals over {covers(scopes)}: "
                 "with one sample, with all samples, and of the majority vote. The verdicts follow from the intervals "
-                "and are not corrected for their number.",
-                columns=("ability", "model", "verdict", "n × seeds", "k = 1", "largest k", "majority"),
+                "and are not corrected for their number. Sampled replies are other replies than the greedy ones of "
+                "the sections above, so the differences at k = 1 are other differences than there.",
+                columns=("ability", "model", "verdict", "about", "n", "k = 1", "largest k", "majority"),
                 rows=rows,
-                num_words=3,
+                num_words=4,
             )
         ],
         limits=(
@@ -117,8 +122,18 @@ def _support_answer(own: "pd.DataFrame") -> str:
     ]
     numbers = sorted({int(row["n"]) for row in last})
     n = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    one = f"; with one sample it gains {listed(better)}" if better else ""
-    return f"{head}: with {int(last[0]['k'])} samples a prompt, {models} is {listed(said)} (n = {n}){one}."
+    one = f"; with one sample it is {listed(better)}" if better else ""
+    head += f", {IN_THIS_RUN}" if last[0]["scope"] != TRAINING else ""
+    seeds = f" {_runs(last[0])}" if last[0]["scope"] == TRAINING else ""
+    return f"{head}: with {int(last[0]['k'])} samples a prompt, {models}{seeds} is {listed(said)} (n = {n}){one}."
+
+
+def _runs(row: Any) -> str:
+    return f"over {int(row['num_seeds'])} training seeds" if row["scope"] == TRAINING else IN_THIS_RUN
+
+
+def _about(row: Any) -> str:
+    return f"training, {int(row['num_seeds'])} seeds" if row["scope"] == TRAINING else "checkpoints"
 
 
 def _cell(row: Any) -> str:
@@ -127,9 +142,9 @@ def _cell(row: Any) -> str:
 
 def claims_part(outputs: Sequence[Output]) -> Part:
     """Which of the paper's claims hold here."""
-    findings, rows, counts, figures, answers = [], [], [], [], []
+    findings, rows, counts, figures, answers, scopes = [], [], [], [], [], []
     for output in outputs:
-        statements = read_table(output.directory / "statements.csv")
+        statements = read_current(output.directory / "statements.csv", "eval.claims", ("measured_scope",))
         claims = read_table(output.directory / "claims.csv")
         measured = bool(statements["measured_difference"].notna().any())
         answers.append(answer(statements, claims, measured=measured))
@@ -141,15 +156,18 @@ def claims_part(outputs: Sequence[Output]) -> Part:
             )
         )
         for _, row in statements.iterrows():
+            known = row["measured_p"] == row["measured_p"]
+            scopes += [row["measured_scope"]] if known else []
             rows.append([
                 row["statement"], f"{display_model(row['model'])} {MINUS} {display_model(row['against'])}",
                 row["verdict"], _difference(row, ""), _difference(row, "measured_"),
-                probability(row["measured_p_holm"]),
+                measured_runs(row) if known else NOTHING, probability(row["measured_p_holm"]),
+                measured_verdict(row) or NOTHING,
             ])  # fmt: skip
             if row["verdict"] in (SUPPORTED, CONTRADICTED) and measured:
                 found = change(row["measured_difference"], row["measured_low"], row["measured_high"])
                 findings.append(
-                    f"“{row['statement']}”: {row['verdict']}; measured here {found}, "
+                    f"“{row['statement']}”: {row['verdict']}; measured here {measured_runs(row)}: {found}, "
                     f"{corrected(row['measured_p_holm'])}."
                 )
         unmeasured = statements[statements["verdict"] == UNMEASURED]
@@ -164,15 +182,20 @@ def claims_part(outputs: Sequence[Output]) -> Part:
     return Part(
         title="Statements",
         answer=" ".join(answers),
+        about=about(scopes),
         what="Each statement of the paper is compared with what was measured. Supported: the difference is significant "
-        "in the claimed direction, or, where no difference is claimed, lies within 5 points of none. Contradicted: it "
-        "is significant in the other direction. Otherwise it is not decidable at this n, which does not mean wrong.",
+        "in the claimed direction, or, where no difference is claimed, the two models are shown to be equal within 5 "
+        "points (two one-sided tests at 5 %). Contradicted: it is significant in another direction. Otherwise it is "
+        "not decidable at this n, which does not mean wrong. A statement about one difference has the numbers and the "
+        "corrected p-value of that difference in the sections above; a mean of several is corrected for all such "
+        "means.",
         findings=[*findings, *counts],
         figures=figures,
         tables=[
             Table(
-                caption="Differences in points with 95 % intervals: the paper’s own, from its percentages, and ours.",
-                columns=("statement", "models", "verdict", "paper", "measured here", "p, corrected"),
+                caption="Differences in points with 95 % intervals: the paper’s own, from its percentages (over new "
+                f"prompts only), and ours (over {covers(scopes)}).",
+                columns=("statement", "models", "verdict", "paper", "measured here", "about", "p, corrected", "test"),
                 rows=rows,
                 num_words=3,
             )

@@ -12,6 +12,7 @@ what failed or was not run is listed as missing.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from analyze.report.parts import REWARDED, Figure, Part, Section
 from analyze.report.probes import skip_part, swap_part
 from analyze.report.start import BASE, draw_levels
 from analyze.report.weights import delta_part
+from eval.compare.scope import read_comparison
+from eval.compare.sentences import could_find
 from eval.display.page import page_environment
+from eval.statistics.differences import POOLED
 from tracking.command import parse_arguments
 from tracking.product import write_text
 from tracking.tables import read_table
@@ -61,10 +65,10 @@ def make_sections(inputs: Inputs) -> list[Section]:
     transfer = Section(
         anchor="transfer",
         question="Does RL’s gain transfer with its layers?",
-        lead="Decoder blocks of the model after RL are put into the model before RL. If they carry what RL learned, "
-        "the model gains without training.",
+        lead="Decoder blocks of one model after RL are put into the model before RL. If they carry what this training "
+        "run learned, the model gains without training.",
     )
-    _build(transfer, splice_part, spliced)
+    _build(transfer, partial(splice_part, compared=plain), spliced)
     transfer.gaps += inputs.gaps_of("splices", "splice_comparison")
     if not spliced and not transfer.gaps:
         transfer.gaps.append(_unasked("merge.all, eval.run on its splices and eval.compare"))
@@ -72,11 +76,11 @@ def make_sections(inputs: Inputs) -> list[Section]:
     necessary = Section(
         anchor="necessary",
         question="Was the change of each block necessary?",
-        lead="RL is repeated from the same start, each time with other decoder layers frozen. If a block’s change was "
-        "necessary, RL gains less where that block is frozen.",
+        lead="Training is repeated from the same start, each time with other decoder layers frozen. If a block’s "
+        "change was necessary, the arm that freezes it gains less.",
     )
     for output in inputs.of(NECESSITY):
-        necessary.necessity.append(necessity_values(output))
+        necessary.necessity.append(necessity_values(output, plain))
     if not necessary.necessity:
         necessary.gaps += inputs.gaps_of("necessity", NECESSITY) or [_unasked(NECESSITY)]
 
@@ -155,6 +159,7 @@ def render(inputs: Inputs, title: str) -> str:
             only_necessity=only_necessity,
             failed=[part.title for section in sections for part in section.parts if part.failed],
             warning=warnings[0] if warnings else "",
+            could_find=_could_find(inputs, sections),
             levels=None if only_necessity else _levels(inputs),
             gaps=inputs.gaps,
             runs=[_run_row(output) for output in inputs.outputs],
@@ -164,6 +169,23 @@ def render(inputs: Inputs, title: str) -> str:
             pocket=any(each["settings"].get("init_config") for section in sections for each in section.necessity),
         )
     )
+
+
+def _could_find(inputs: Inputs, sections: Sequence[Section]) -> list[str]:
+    """Says which differences the study could have found: of its arms, else of the models of its first comparison."""
+    for each in (values for section in sections for values in section.necessity):
+        if each["could_find"]:
+            return list(each["could_find"])
+    for output in inputs.of(COMPARE):
+        baseline = output.settings["baseline"]
+        try:
+            table = read_comparison(output.directory / "comparison.csv")
+        except ValueError:
+            continue  # the section of this comparison names what is wrong with it
+        own = table[(table["seed"].astype(str) == POOLED) & (table["against"] == baseline) & (table["arm"] != BASE)]
+        if said := could_find(own[own["n"] > 0], baseline):
+            return [said]
+    return []
 
 
 def _levels(inputs: Inputs) -> Figure | None:

@@ -1,10 +1,13 @@
-"""How do several models compare over the decoder's depth? A figure of the tables of several runs."""
+"""How are tables drawn? Models over the decoder's depth, and one function a figure of a necessity study."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from analyze.probes.figures import LABEL_SIZE, blocks_of, common_legend, mark_depth
-from eval.display.colours import model_colour
+from analyze.report.study import NecessityStudy
+from eval.compare.scope import LEVEL
+from eval.display.axes import REGION_LABELS, plain
+from eval.display.colours import LINES, model_colour
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,3 +71,148 @@ def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, b
     figure.supxlabel(below, fontsize=LABEL_SIZE)
     common_legend(figure, used)
     return figure
+
+
+def draw_gains(study: NecessityStudy) -> "Figure":
+    """Draws the pooled difference to SFT in points, per ability and arm, with 95 % intervals."""
+
+    def values(ability: str) -> "pd.DataFrame":
+        rows = study.pooled(ability, "accuracy", "sft").set_index("arm").reindex(study.arms)
+        return (rows[["difference", "low", "high"]] * 100).assign(filled=rows["p_holm"] < LEVEL)
+
+    figure = _forest(study, study.arms, values, "change from SFT, points")
+    for axes, ability in zip(figure.axes, study.abilities, strict=True):
+        axes.axvline(0, color="#666666", linewidth=1.0, zorder=1)
+        full = values(ability)["difference"].get("full", float("nan"))
+        if full == full:
+            axes.axvline(full, color="#666666", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+    return figure
+
+
+def draw_gain_kept(study: NecessityStudy) -> "Figure":
+    """Draws the share of full training's gain that each arm keeps, where the interval of that gain lies above zero."""
+    arms = [arm for arm in study.arms if arm != "full"]
+
+    def values(ability: str) -> "pd.DataFrame":
+        rows = study.pooled(ability, "accuracy", "sft").set_index("arm").reindex(arms)
+        return (rows[["gain_kept", "gain_kept_low", "gain_kept_high"]] * 100).assign(filled=True)
+
+    figure = _forest(study, arms, values, "gain kept, % of full's")
+    for axes in figure.axes:
+        for mark, line in ((0, ":"), (50, "--"), (100, "-")):
+            axes.axvline(mark, color="#999999", linewidth=0.8, linestyle=line, zorder=0)
+    return figure
+
+
+def _forest(study: NecessityStudy, arms: list[str], values: Callable[[str], "pd.DataFrame"], label: str) -> "Figure":
+    """Draws one panel an ability: a point and an interval a row."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        1,
+        len(study.abilities),
+        figsize=(9.2, 0.9 + 0.36 * len(arms)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, ability in zip(panels[0], study.abilities, strict=True):
+        table = values(ability)
+        for position, (arm, row) in enumerate(zip(arms, table.itertuples(index=False), strict=True)):
+            middle, low, high, filled = row
+            if middle != middle:
+                axes.text(0.5, position, "not given: no certain gain", transform=axes.get_yaxis_transform(),
+                          ha="center", va="center", fontsize=7.5, color="#777777", style="italic")  # fmt: skip
+                continue
+            colour = model_colour(arm, study.arms)
+            axes.plot([low, high], [position, position], color=colour, linewidth=2.2, solid_capstyle="round")
+            face = colour if filled else "white"
+            axes.plot(middle, position, "o", color=colour, markerfacecolor=face, markersize=6.5)
+        axes.set_title(ability, fontsize=10.5, fontweight="bold")
+        axes.set_xlabel(label)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.margins(x=0.12)
+        plain(axes)
+    return figure
+
+
+def draw_rewards(study: NecessityStudy) -> "Figure":
+    """Draws the accuracy reward over the steps: the mean over seeds, and the band from the lowest to the highest."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    figure, axes = plt.subplots(figsize=(9.2, 3.3), layout="constrained")
+    column = "rewards/accuracy/mean"
+    for number, arm in enumerate(study.arms):
+        curves = pd.concat(
+            [run.metrics.set_index("step")[column].dropna() for run in study.runs if run.arm == arm], axis=1
+        )
+        smooth = curves.rolling(3, min_periods=1, center=True).mean()
+        colour = model_colour(arm, study.arms)
+        axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+        axes.plot(smooth.index, smooth.mean(axis=1), LINES[number % len(LINES)], color=colour, linewidth=1.8, label=arm)
+    axes.set_xlabel("GRPO step")
+    axes.set_ylabel("share of sampled answers right")
+    axes.legend(frameon=False, ncols=2, fontsize=9, loc="lower right")
+    plain(axes)
+    return figure
+
+
+def draw_deltas(study: NecessityStudy) -> "Figure":
+    """Draws the relative size of RL's change per region and decoder layer, a panel an arm; frozen is exactly zero."""
+    import matplotlib.pyplot as plt
+
+    grouped = study.layers.groupby(["phase", "region", "layer"], dropna=False, sort=False)
+    table = grouped["relative_energy"].mean().reset_index()
+    num_layers = sum(len(layers) for layers in study.partition.values())
+    outside = [region for region in REGION_LABELS if region in set(table["region"])]
+    places = [*outside, *range(num_layers)]
+    labels = [*(REGION_LABELS[region] for region in outside), *map(str, range(num_layers))]
+    num_rows = -(-len(study.arms) // 2)
+    figure, panels = plt.subplots(
+        num_rows, min(2, len(study.arms)), figsize=(9.2, 0.6 + 1.75 * num_rows), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for axes, arm in zip(panels.flat, study.arms, strict=False):
+        own = table[table["phase"] == arm]
+        tower = own[own["region"].isin(["vision"])]["relative_energy"]
+        heights = []
+        for place in places:
+            if isinstance(place, int):
+                heights.append(
+                    float(own[(own["region"] == "llm") & (own["layer"] == place)]["relative_energy"].iloc[0])
+                )
+            elif place == "vision":
+                heights.append(float((tower**2).mean() ** 0.5))
+            else:
+                heights.append(float(own[own["region"] == place]["relative_energy"].iloc[0]))
+        positions = list(range(len(places)))
+        axes.bar(positions, [100 * height for height in heights], color=model_colour(arm, study.arms), width=0.72)
+        for position, height in zip(positions, heights, strict=True):
+            if height == 0:
+                axes.axvspan(position - 0.5, position + 0.5, color="#e6e6e6", zorder=0, linewidth=0)
+                axes.text(position, 0, "0", ha="center", va="bottom", fontsize=8, color="#555555")
+        for block, layers in study.partition.items():
+            axes.axvline(len(outside) + layers[0] - 0.5, color="#aaaaaa", linewidth=0.7, linestyle=":")
+            axes.text(len(outside) + sum(layers) / len(layers), 0.985, block, ha="center", va="top", fontsize=7.5,
+                      color="#777777", transform=axes.get_xaxis_transform())  # fmt: skip
+        axes.set_title(arm, fontsize=10, fontweight="bold")
+        step = 1 if num_layers <= 14 else 4
+        shown = [i for i, place in enumerate(places) if not isinstance(place, int) or place % step == 0]
+        axes.set_xticks(shown, [labels[i] for i in shown], fontsize=8)
+        axes.margins(x=0.01, y=0.18)
+        plain(axes)
+    for axes in panels.flat[len(study.arms) :]:
+        axes.set_visible(False)
+    figure.supylabel("‖RL − SFT‖ / ‖SFT‖, %", fontsize=9.5)
+    return figure
+
+
+FIGURES: dict[str, Callable[[NecessityStudy], "Figure"]] = {
+    "gains": draw_gains,
+    "gain_kept": draw_gain_kept,
+    "rewards": draw_rewards,
+    "deltas": draw_deltas,
+}

@@ -1,7 +1,14 @@
-"""How much of RL's gain does each arm keep, and so which change was necessary? The sentences of a necessity study.
+"""How much of the gain does each arm keep, and so which change was necessary? The sentences of a necessity study.
 
-The share kept is (arm − sft) / (full − sft). It is given only where the interval of full − sft lies above zero.
-An arm that keeps more than half of the gain, by its whole interval, did not need what it froze for most of the gain.
+The share kept is (arm − sft) / (full − sft), with Fieller's interval. It is judged only if full − sft is a significant
+gain. Two margins, which the page names, decide what is said of an arm:
+
+    kept most      the interval lies above one half: what the arm froze was not necessary for most of the gain
+    lost most      the interval lies below one half: it was necessary for most of the gain
+    undecided      the interval includes one half
+    equal to full  two one-sided tests at 5 % show that arm and full differ by less than five points
+
+That no difference from full was found shows neither of them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,19 +16,27 @@ from typing import TYPE_CHECKING, Any
 from analyze.report.parts import corrected
 from analyze.report.start import BASE
 from analyze.report.study import NecessityStudy
-from eval.compare.sentences import LEVEL
+from eval.compare.scope import IN_THIS_RUN, MARGIN, equality, is_significant, num_seeds, runs, verdict
+from eval.compare.sentences import METRIC_WORDS, row_change
 from eval.display.formatting import MINUS, change, listed, percent, points, probability
+from eval.statistics.differences import TRAINING
+from eval.statistics.pairing import ABILITY, ACCURACY
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ACCURACY = "accuracy"
 START, FULL = "sft", "full"
 NOT_ARMS = (FULL, BASE)
 """Models of a comparison that keep no share of a gain: the gain is full's, and base comes before SFT."""
 CONTROLS = ("only-", "freeze-random")
 """Arms that freeze more than one block, or layers drawn at random: they do not judge a block."""
 MOST = 0.5
+MARGINS = (
+    f"Margins: an arm keeps most of the gain if the 95 % interval of the share that it keeps lies above "
+    f"{100 * MOST:.0f} %; it equals full if two one-sided tests at 5 % show a difference below {100 * MARGIN:.0f} "
+    "points. Neither follows from the absence of a significant difference. The intervals are not corrected for the "
+    "number of arms."
+)
 
 
 def gain_kept(row: Any) -> str:
@@ -37,43 +52,65 @@ def answer(study: NecessityStudy) -> str:
     rows = {ability: study.pooled(ability, ACCURACY, START).set_index("arm") for ability in study.abilities}
     rows = {ability: own for ability, own in rows.items() if FULL in own.index}
     if not rows:
-        return f"Not answered: there is no comparison of an arm {FULL} with {START}, so RL’s gain is unknown."
-    gained = {ability: own for ability, own in rows.items() if own["gain_kept"].notna()[FULL]}
+        return f"Not answered: there is no comparison of an arm {FULL} with {START}, so its gain is unknown."
+    gained = {ability: own for ability, own in rows.items() if _has_gained(own.loc[FULL])}
     if not gained:
-        found = [f"{ability} {_full(own)}" for ability, own in rows.items()]
+        found = [f"{ability} {_full(own)}, {verdict(own.loc[FULL])}" for ability, own in rows.items()]
+        where = f", {IN_THIS_RUN}" if next(iter(rows.values())).loc[FULL, "scope"] != TRAINING else ""
         return (
-            f"Undecided: {FULL} has no certain gain over {START} on any ability ({'; '.join(found)}), so it "
+            f"Undecided{where}: {FULL} has no significant gain over {START} on any ability ({'; '.join(found)}), so it "
             "cannot be seen whether freezing a block costs any."
         )
-    return " ".join(_judge(ability, own) for ability, own in gained.items())
+    return " ".join(_judge(ability, own) + _defined(study, ability) for ability, own in gained.items())
+
+
+def _has_gained(row: Any) -> bool:
+    return bool(is_significant(row) and row["difference"] > 0 and row["gain_kept"] == row["gain_kept"])
 
 
 def _full(own: "pd.DataFrame") -> str:
     row: Any = own.loc[FULL]
-    return f"{change(row['difference'], row['low'], row['high'])}, n = {int(row['n'])}"
+    return f"{row_change(row)}, n = {int(row['n'])}"
+
+
+def _defined(study: NecessityStudy, ability: str) -> str:
+    """Gives the gain by the paper's definition of the ability, where that was measured and has another number."""
+    own = study.pooled(ability, ABILITY, START).set_index("arm")
+    if FULL not in own.index or own.loc[FULL, "n"] == 0:
+        return ""
+    row: Any = own.loc[FULL]
+    if row["difference"] == study.pooled(ability, ACCURACY, START).set_index("arm").loc[FULL, "difference"]:
+        return ""
+    definition = METRIC_WORDS[ABILITY].capitalize()
+    return f" {definition} of {ability}, {FULL} {MINUS} {START} is {row_change(row)}, {verdict(row)}."
 
 
 def _judge(ability: str, own: "pd.DataFrame") -> str:
     arms = own.drop(index=[name for name in NOT_ARMS if name in own.index])
     arms = arms[arms["gain_kept"].notna()]
-    gain = f"RL’s gain on {ability} ({FULL} {MINUS} {START}: {_full(own)})"
+    row: Any = own.loc[FULL]
+    where = "" if row["scope"] == TRAINING else f", {IN_THIS_RUN}"
+    seeds = f", {num_seeds(row)} training seeds" if row["scope"] == TRAINING else ""
+    gain = f"the gain in accuracy on {ability} ({FULL} {MINUS} {START}: {_full(own)}{seeds})"
     if arms.empty:
-        return f"Undecided: no arm with frozen layers was compared, so it is unknown what is left of {gain}."
+        return f"Undecided{where}: no arm with frozen layers was compared, so it is unknown what is left of {gain}."
     is_control = arms.index.astype(str).str.startswith(CONTROLS)
     judged = arms if is_control.all() else arms[~is_control]
     lost = list(judged.index[judged["gain_kept_high"] < MOST])
-    unclear = list(judged.index[(judged["gain_kept_low"] <= MOST) & (judged["gain_kept_high"] >= MOST)])
-    partly = list(judged.index[(judged["gain_kept_low"] > MOST) & (judged["gain_kept_high"] < 1)])
-    every = judged.index[0] if len(judged) == 1 else f"each of {listed(list(judged.index))}"
+    kept = list(judged.index[judged["gain_kept_low"] > MOST])
+    unclear = [arm for arm in judged.index if arm not in (*lost, *kept)]
+    partly = [arm for arm in kept if judged.loc[arm, "gain_kept_high"] < 1]
     if lost:
-        head = f"Yes: {listed(lost)} {_verb(lost)} less than half of {gain}"
+        head = f"Yes{where}: {listed(lost)} {_verb(lost)} less than half of {gain}"
     elif unclear:
-        head = f"Undecided: the intervals of {listed(unclear)} allow more and less than half of {gain}"
-    elif partly:
-        head = f"In part: {every} keeps more than half of {gain}, but {listed(partly)} less than all of it"
+        head = f"Undecided{where}: the intervals of {listed(unclear)} allow more and less than half of {gain}"
     else:
-        head = f"No: {every} keeps more than half of {gain}, and none is shown to lose any of it"
-    return f"{head}. Kept: {'; '.join(f'{arm} {gain_kept(row)}' for arm, row in arms.iterrows())}."
+        every = kept[0] if len(kept) == 1 else f"each of {listed(kept)}"
+        short = "In part" if partly else "No, not for most of it"
+        head = f"{short}{where}: {every} keeps more than half of {gain}"
+        head += f", but {listed(partly)} less than all of it" if partly else ""
+    shares = "; ".join(f"{arm} {gain_kept(row)}" for arm, row in arms.iterrows())
+    return f"{head}. Kept, with 95 % intervals: {shares}."
 
 
 def _verb(arms: list[Any]) -> str:
@@ -101,7 +138,8 @@ def gain_rows(study: NecessityStudy) -> list[dict[str, Any]]:
                 "change": change(row["difference"], row["low"], row["high"]),
                 "p_holm": probability(row["p_holm"]),
                 "verdict": _verdict(row),
-                "significant": bool(row["p_holm"] < LEVEL),
+                "significant": is_significant(row),
+                "about": runs(row),
                 "tokens": f"{means['mean_tokens'][START]:.1f} → {means['mean_tokens'][FULL]:.1f}",
                 "kept": {str(arm): gain_kept(each) or "–" for arm, each in own.iterrows() if arm not in NOT_ARMS},
             }
@@ -110,29 +148,36 @@ def gain_rows(study: NecessityStudy) -> list[dict[str, Any]]:
 
 
 def _verdict(row: Any) -> str:
-    if row["p_holm"] >= LEVEL:
-        return "not significant"
+    if not is_significant(row):
+        return verdict(row)
     return "gain" if row["difference"] > 0 else "loss"
 
 
 def beside_full(study: NecessityStudy) -> list[str]:
-    """Returns a sentence per ability: which arms differ significantly from full RL."""
+    """Returns a sentence per ability: which arms differ significantly from full, and which are shown to equal it."""
     sentences = []
     for ability in study.abilities:
         own = study.pooled(ability, ACCURACY, FULL)
         own = own[~own["arm"].isin([BASE, START]) & (own["n"] > 0)]
         if own.empty:
             continue
-        beyond = own[own["p_holm"] < LEVEL]
+        beyond = own[[is_significant(row) for _, row in own.iterrows()]]
         said = [
             f"{row['arm']} {MINUS} {FULL} is {change(row['difference'], row['low'], row['high'])}, "
             f"{corrected(row['p_holm'])}"
             for _, row in beyond.iterrows()
         ]
         largest = own["detectable"].max()
-        detectable = f"; a difference of {points(largest, sign=False)} points would be found four times in five"
-        nothing = f"no arm differs significantly from {FULL}{detectable if largest == largest else ''}"
-        sentences.append(f"{ability} (n = {int(own['n'].max())}): {listed(said) or nothing}.")
+        detectable = f" (a difference of {points(largest, sign=False)} points would be found four times in five)"
+        nothing = f"no significant difference from {FULL} was found{detectable if largest == largest else ''}"
+        equal: dict[str, list[str]] = {}
+        for _, row in own.drop(index=beyond.index).iterrows():
+            equal.setdefault(equality(row), []).append(str(row["arm"]))
+        shown = [f"{listed(arms)}: {words}" for words, arms in equal.items()]
+        sentences.append(
+            f"{ability} (n = {int(own['n'].max())}, {runs(own.iloc[0])}): "
+            f"{'; '.join([listed(said) or nothing, *shown])}."
+        )
     return sentences
 
 

@@ -1,8 +1,12 @@
-"""What did the necessity study find? Rows and figures of the arms that were trained, and what is missing."""
+"""What did the necessity study find? Rows and figures of the arms that were trained, and what is missing.
+
+If a comparison elsewhere on the page holds the same differences (`same.py`), scores and differences are taken from it,
+so that one difference has one p-value on a page.
+"""
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from analyze.probes.figures import save_figures
 from analyze.report import parts
+from analyze.report.figures import FIGURES
 from analyze.report.inputs import Output
 from analyze.report.kept import (
-    ACCURACY,
     FULL,
+    MARGINS,
     NOT_ARMS,
     START,
     answer,
@@ -22,14 +27,17 @@ from analyze.report.kept import (
     gain_rows,
     proof_sentence,
 )
-from analyze.report.parts import inline_file
+from analyze.report.parts import inline_drawing, inline_file
+from analyze.report.same import source_of
 from analyze.report.start import BASE, draw_levels, weaker_start
 from analyze.report.study import ArmRun, NecessityStudy
-from analyze.report.study_figures import FIGURES
 from eval.compare.command import COLUMNS
-from eval.compare.sentences import LEVEL
+from eval.compare.scope import about, counted_tests, covers, is_significant, read_comparison, row_about, verdict
+from eval.compare.sentences import could_find
 from eval.display.colours import model_colour
 from eval.display.formatting import MINUS, interval, percent, points, probability
+from eval.statistics.differences import POOLED
+from eval.statistics.pairing import ACCURACY, WELL_FORMED
 from tracking.run import read_run
 from tracking.tables import read_table
 
@@ -37,20 +45,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-WELL_FORMED = "accuracy where both are well-formed"
 TITLES = {
-    "gained": "What RL gained, and what each arm kept",
+    "gained": "The gain, and what each arm kept",
     "arms": "What was trained",
     "proof": "Proof of freezing",
     "scores": "What every model can do",
     "rewards": "Reward during training",
-    "weights": "Where RL changed the weights",
+    "weights": "Where the weights changed",
     "rollouts": "What vLLM sampled and what the trainer scored",
     "comparisons": "All comparisons",
     "limits": "Limits",
     "repeat": "How to repeat it",
 }
 """Key -> heading, in the page's order."""
+COMPARISON = "comparison.csv"
 SCORE_COLUMNS = ("model", "seed", "task", "ability", "accuracy", "n")
 
 
@@ -63,9 +71,12 @@ def read_partial(output: Output) -> tuple[NecessityStudy, list[str]]:
     runs = _read_runs(directory, settings, gaps)
 
     def table(paths: list[Path], columns: tuple[str, ...], what: str) -> "pd.DataFrame":
-        for path in paths:
-            if path.is_file():
-                return read_table(path)
+        for path in filter(Path.is_file, paths):
+            try:
+                return read_comparison(path) if path.name == COMPARISON else read_table(path)
+            except ValueError as error:
+                gaps.append(str(error))
+                return pd.DataFrame(columns=list(columns))
         gaps.append(f"{what}: {paths[0].name} was not written")
         return pd.DataFrame(columns=list(columns))
 
@@ -73,14 +84,21 @@ def read_partial(output: Output) -> tuple[NecessityStudy, list[str]]:
         directory,
         output.run,
         table([directory / "scores.csv", directory / "comparison" / "scores.csv"], SCORE_COLUMNS, "scores of models"),
-        table(
-            [directory / "comparison.csv", directory / "comparison" / "comparison.csv"], COLUMNS,
-            "comparison of the arms",
-        ),
+        table([directory / COMPARISON, directory / "comparison" / COMPARISON], COLUMNS, "comparison of the arms"),
         table([directory / "deltas" / "layers.csv"], ("phase",), "change of the weights"),
         runs,
-    )  # fmt: skip
+    )
     return study, gaps
+
+
+def quote(study: NecessityStudy, source: Output) -> NecessityStudy:
+    """Returns the study with the scores and differences of another comparison of the same models and prompts."""
+    scores = read_table(source.directory / "scores.csv")
+    comparison = read_comparison(source.directory / COMPARISON)
+    tasks = set(study.scores["task"])
+    return replace(
+        study, scores=scores[scores["task"].isin(tasks)], comparison=comparison[comparison["task"].isin(tasks)]
+    )
 
 
 def _read_runs(directory: Path, settings: dict[str, Any], gaps: list[str]) -> list[ArmRun]:
@@ -131,7 +149,7 @@ def score_rows(study: NecessityStudy) -> list[dict[str, Any]]:
 def comparison_rows(study: NecessityStudy, *, pooled: bool, metric: str) -> list[dict[str, Any]]:
     """Returns the comparison table's rows as text."""
     table = study.comparison[study.comparison["metric"] == metric]
-    table = table[(table["seed"].astype(str) == "pooled") == pooled]
+    table = table[(table["seed"].astype(str) == POOLED) == pooled]
     rows = []
     for _, row in table.iterrows():
         rows.append(
@@ -140,15 +158,16 @@ def comparison_rows(study: NecessityStudy, *, pooled: bool, metric: str) -> list
                 "arm": row["arm"],
                 "against": row["against"],
                 "seed": _seed(row["seed"]),
+                "about": row_about(row) if row["n"] else "",
                 "n": int(row["n"]),
                 "difference": points(row["difference"]),
                 "interval": interval(row["low"], row["high"]),
                 "flips": ""
                 if row["num_gained"] != row["num_gained"]
                 else f"+{int(row['num_gained'])} / {MINUS}{int(row['num_lost'])}",
-                "p": probability(row["p"]),
                 "p_holm": probability(row["p_holm"]),
-                "significant": bool(row["p_holm"] < LEVEL),
+                "significant": is_significant(row),
+                "verdict": verdict(row) if row["n"] else "nothing to compare",
                 "kept": "" if row["arm"] in NOT_ARMS else gain_kept(row),
             }
         )
@@ -215,8 +234,12 @@ def arm_rows(study: NecessityStudy) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(study: NecessityStudy) -> dict[str, str]:
-    """Draws the figures that the tables allow beside them, and returns them by name, inlined."""
+def draw(study: NecessityStudy, *, own_tables: bool = True) -> dict[str, str]:
+    """Draws the figures that the tables allow, and returns them by name, inlined.
+
+    Args:
+        own_tables: the tables are those in the study's folder; then the figures are written beside them.
+    """
     in_deltas = set(study.layers["phase"])
     drawn = replace(study, runs=[run for run in study.runs if run.arm in in_deltas])
     allowed = {
@@ -230,6 +253,9 @@ def draw(study: NecessityStudy) -> dict[str, str]:
         for name, function in FIGURES.items()
         if allowed[name]
     }
+    if not own_tables:
+        drawings = {name: function() for name, function in draws.items()}
+        return {name: inline_drawing(drawing) for name, drawing in drawings.items() if drawing is not None}
     folder = study.directory / "figures"
     save_figures(folder, draws)
     return {name: inline_file(folder / f"{name}.png") for name in draws}
@@ -245,13 +271,21 @@ def _lead_figure(study: NecessityStudy, images: dict[str, str]) -> parts.Figure 
         return None
     num_prompts = [f"{ability}: n = {n}" for ability, n in _num_prompts(study).items()]
     seeds = len({run.seed for run in study.runs})
+    scopes = _scopes(study)
+    num_tests = _against_sft(study)["num_tests"].max()
     return parts.Figure(
         source=images["gains"],
         alt="Change in accuracy from SFT, per arm and ability",
         caption=f"Accuracy of each arm minus that of SFT on the same held-out prompts ({'; '.join(num_prompts)}; "
-        f"{seeds} training seed{'' if seeds == 1 else 's'}), with 95 % intervals. Dashed: the change of {FULL}, with "
-        "nothing frozen. A block’s change was necessary where freezing the block loses that gain.",
+        f"{seeds} training seed{'' if seeds == 1 else 's'}), with 95 % intervals over {covers(scopes)}. Dashed: the "
+        f"change of {FULL}, with nothing frozen. Marks are filled if the change is significant after correction for "
+        f"{counted_tests(num_tests)}, hollow if not. A block’s change was necessary where freezing the block loses "
+        "that gain.",
     )
+
+
+def _arms(rows: "pd.DataFrame") -> "pd.DataFrame":
+    return rows[~rows["arm"].isin([BASE, START]) & (rows["n"] > 0)]
 
 
 def _num_prompts(study: NecessityStudy) -> dict[str, int]:
@@ -259,21 +293,45 @@ def _num_prompts(study: NecessityStudy) -> dict[str, int]:
     return {ability: int(own["n"].max()) for ability, own in rows.items() if not own.empty}
 
 
-def necessity_values(output: Output) -> dict[str, Any]:
-    """Returns what the template shows of a study."""
+def _scopes(study: NecessityStudy) -> list[str]:
+    """Returns what the differences of the arms from the start are about."""
+    rows = _against_sft(study)
+    rows = rows[(rows["seed"].astype(str) == POOLED) & (rows["n"] > 0) & (rows["arm"] != BASE)]
+    return list(rows["scope"])
+
+
+def necessity_values(output: Output, compared: Sequence[Output] = ()) -> dict[str, Any]:
+    """Returns what the template shows of a study.
+
+    Args:
+        compared: comparisons of trained models on the same page; one with the same differences is quoted.
+    """
     import yaml
 
     study, gaps = read_partial(output)
+    source = source_of(output, compared)
+    if source is not None:
+        study = quote(study, source)
     attempt = study.run["attempts"][-1]
     whole = bool(study.runs)
-    images = draw(study)
+    images = draw(study, own_tables=source is None)
     proofs = proof_rows(study)
-    pooled = study.comparison[study.comparison["seed"].astype(str) == "pooled"]
+    pooled = study.comparison[study.comparison["seed"].astype(str) == POOLED]
     accuracy = pooled[pooled["metric"] == ACCURACY]
     values = {
         "name": study.directory.resolve().name,
         "gaps": gaps,
         "answer": answer(study),
+        "about": about(_scopes(study)),
+        "covers": covers(_scopes(study)),
+        "could_find": [
+            sentence
+            for against in (START, FULL)
+            if (sentence := could_find(_arms(accuracy[accuracy["against"] == against]), against))
+        ],
+        "margins": MARGINS,
+        "source": "" if source is None else source.name,
+        "num_tests": int(accuracy["num_tests"].max()) if len(accuracy) else 0,
         "warning": weaker_start(accuracy.assign(label=accuracy["ability"]), START, FULL),
         "lead_figure": _lead_figure(study, images),
         "gains": gain_rows(study),

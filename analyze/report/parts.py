@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.compare.scope import ABOUT
 from eval.display.formatting import percent, probability
+from eval.statistics.differences import CHECKPOINTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -38,6 +40,8 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     num_words: int = 1
+    about: str = ""
+    """What the rows are about, if it is not what their part is about."""
 
     @property
     def folded(self) -> bool:
@@ -54,6 +58,12 @@ class Part:
     """One sentence: the main number with its interval and n, or that the data cannot decide."""
     what: str
     """What was measured, and what the words mean."""
+    about: str = ABOUT[CHECKPOINTS]
+    """Whether the statements are about training or about these checkpoints, as `eval.compare.scope.about` says it."""
+    answer_about: str = ""
+    """The same of the answer, if it is not about all of it."""
+    note: str = ""
+    """How the answer fits to other sections."""
     warning: str = ""
     """What a reader must know before the answer is used."""
     findings: Sequence[str] = ()
@@ -91,6 +101,18 @@ class Section:
         """Returns the answer in one sentence, of the first part that has one; empty where nothing answers it."""
         answers = [each["answer"] for each in self.necessity] + [part.answer for part in self.parts]
         return next(filter(None, answers), "")
+
+    @property
+    def about(self) -> str:
+        """Returns what the answer is about: training, or these checkpoints."""
+        found = [(each["answer"], each["about"]) for each in self.necessity]
+        found += [(part.answer, part.answer_about or part.about) for part in self.parts]
+        return next((label for said, label in found if said), "")
+
+    @property
+    def note(self) -> str:
+        """Returns how the answer fits to other sections."""
+        return next((part.note for part in self.parts if part.answer and part.answer == self.answer), "")
 
     @property
     def warning(self) -> str:

@@ -8,7 +8,7 @@ from analyze.report.figures import draw_depth
 from analyze.report.inputs import Output
 from analyze.report.parts import Figure, Part, Table, inline_drawing, main_model, model_name, same_elsewhere, share
 from analyze.swap.scores import PAPER_METRICS
-from eval.compare.sentences import LEVEL
+from eval.compare.scope import LEVEL, counted_tests, in_this_run, verdict_of
 from eval.display.formatting import NOTHING, change, interval, percent, points, probability
 from models.blocks import BLOCKS
 from tracking.tables import read_table
@@ -57,8 +57,8 @@ def swap_part(outputs: Sequence[Output]) -> Part:
     if panels:
         caption = (
             "Share of pairs whose answer changes to the source picture’s, of those answered correctly without a swap, "
-            "by the layer k where the swap begins; 95 % Wilson intervals. The larger k is, the fewer layers see the "
-            "source picture."
+            "by the layer k where the swap begins; 95 % Wilson intervals over new pairs. The larger k is, the fewer "
+            "layers see the source picture."
         )
         figures.append(
             Figure(
@@ -69,7 +69,7 @@ def swap_part(outputs: Sequence[Output]) -> Part:
         )
     return Part(
         title="Vision swap",
-        answer=(FAILED if failed else "") + _swap_answer(cases),
+        answer=(FAILED if failed else "") + in_this_run(_swap_answer(cases)),
         what="A question about a target picture is asked, and from some layer on its vision tokens are replaced by "
         "those of a source picture, for which the answer is different. Where the answer follows the source, the layers "
         "after the swap still read the picture; where the answer stays, the picture had been read before.",
@@ -78,8 +78,8 @@ def swap_part(outputs: Sequence[Output]) -> Part:
         tables=[
             Table(
                 caption="Share of pairs whose answer changes to the source’s, where the swap begins at the first layer "
-                "of each block (pairs answered correctly without a swap); last, the paper’s own metric at k = 0 on all "
-                "pairs.",
+                "of each block (pairs answered correctly without a swap), with 95 % intervals over new pairs only; "
+                "last, the paper’s own metric at k = 0 on all pairs.",
                 columns=("task", "mode", "model", "n", *(f"k at {block}" for block in BLOCKS), "paper’s metric"),
                 rows=rows,
                 num_words=3,
@@ -239,13 +239,13 @@ def skip_part(outputs: Sequence[Output]) -> Part:
             Figure(
                 source=inline_drawing(draw_depth(panels, "change in accuracy, points", "decoder layer left out")),
                 caption="Change in accuracy when one layer’s output is replaced by its input, against the same "
-                "problems with nothing left out; 95 % intervals of the paired difference.",
+                "problems with nothing left out; 95 % intervals of the paired difference over new problems.",
                 alt="Change in accuracy without each decoder layer",
             )
         )
     return Part(
         title="Layer skip",
-        answer=(FAILED if failed else "") + _skip_answer(cases),
+        answer=(FAILED if failed else "") + (in_this_run(_skip_answer(cases)) if cases else ""),
         what="One decoder layer, or a whole block, is left out (its residual connection stays) while the model "
         "answers. The change in accuracy shows how much the answers depend on that layer.",
         findings=findings,
@@ -253,15 +253,26 @@ def skip_part(outputs: Sequence[Output]) -> Part:
         tables=[
             Table(
                 caption="Percent right with nothing left out, and the change in points without a whole block, paired "
-                "on the same problems, with 95 % intervals; *: significant (McNemar, corrected).",
+                "on the same problems, with 95 % intervals over new problems only; *: significant, without *: not "
+                f"significant after correction for {counted_tests(len(BLOCKS))} (McNemar, Holm).",
                 columns=("ability", "model", "n", "accuracy", *BLOCKS),
                 rows=block_rows,
                 num_words=2,
             ),
             Table(
-                caption="Change in accuracy without a layer or block, paired on the same problems; p-values exact "
-                "(McNemar), corrected over the rows of a kind (Holm).",
-                columns=("ability", "model", "left out", "n", "accuracy", "change", "95 % interval", "p, corrected"),
+                caption="Change in accuracy without a layer or block, paired on the same problems, with 95 % intervals "
+                "over new problems only; p-values exact (McNemar), corrected over the rows of a kind (Holm).",
+                columns=(
+                    "ability",
+                    "model",
+                    "left out",
+                    "n",
+                    "accuracy",
+                    "change",
+                    "95 % interval",
+                    "p, corrected",
+                    "verdict",
+                ),
                 rows=rows,
                 num_words=3,
             ),
@@ -319,10 +330,13 @@ def _drop(row: Any) -> str:
 
 
 def _skip_rows(ability: str, name: str, own: "pd.DataFrame") -> Iterator[list[str]]:
+    num_tests = own[own["p_holm"].notna()]["kind"].value_counts()
     for _, row in own[own["kind"] != "none"].iterrows():
+        low, high = -row["drop_high"], -row["drop_low"]
         yield [
             ability, name, str(row["configuration"]), str(int(row["num_compared"])), percent(row["accuracy"]),
-            points(-row["drop"]), interval(-row["drop_high"], -row["drop_low"]), probability(row["p_holm"]),
+            points(-row["drop"]), interval(low, high), probability(row["p_holm"]),
+            verdict_of(row["p_holm"], low, high, num_tests.get(row["kind"], 0)),
         ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyze.report.parts import Figure
 from eval.claims.published import BRIDGE, REASONING, VISION
+from eval.compare.scope import is_significant, runs, verdict
 from eval.display.colours import model_colour
 from eval.display.forest import Mark, Panel, draw_forest
 from eval.display.formatting import MINUS, change, listed
@@ -31,14 +32,18 @@ def weaker_start(comparison: "pd.DataFrame", baseline: str, reference: str | Non
     after = rows[rows["against"] == reference].set_index(["ability", "metric"])
     said = []
     for _, row in below.iterrows():
-        sentence = f"{baseline} {MINUS} base is {_reversed(row)} on {row['label']} (n = {int(row['n'])})"
+        sentence = (
+            f"{baseline} {MINUS} base {runs(row)} is {_reversed(row)} on {row['label']} (n = {int(row['n'])}, "
+            f"{verdict(row)})"
+        )
         if (row["ability"], row["metric"]) in after.index:
             end = after.loc[(row["ability"], row["metric"])]
-            sentence += f", {reference} {MINUS} base {_reversed(end)}"
+            sentence += f", {reference} {MINUS} base {runs(end)} {_reversed(end)}"
         said.append(sentence)
+    verb = "is" if any(is_significant(row) for _, row in below.iterrows()) else "may be"
     return (
-        f"The start is weaker than base: {'; '.join(said)}. What RL gains there over {baseline} may in part restore "
-        "what was lost before RL."
+        f"The start {verb} weaker than base: {'; '.join(said)}. What {reference or 'RL'} gains there over {baseline} "
+        "may in part restore what was lost before."
     )
 
 
@@ -79,6 +84,6 @@ def draw_levels(scores: "pd.DataFrame", models: Sequence[str]) -> Figure | None:
     n = f"n = {num_prompts[0]}" if len(num_prompts) == 1 else f"n = {num_prompts[0]} to {num_prompts[-1]}"
     return Figure(
         drawing=draw_forest(panels, label="accuracy, %", alt=f"Accuracy of {listed(shown)} per ability", signed=False),
-        caption=f"Accuracy of {listed(shown)} on the same held-out prompts ({n} an ability), with 95 % intervals; "
-        "a mark a training seed, and at the right their mean.",
+        caption=f"Accuracy of {listed(shown)} on the same held-out prompts ({n} an ability); a mark a training "
+        "seed with its 95 % interval over new prompts only, and at the right their mean.",
     )

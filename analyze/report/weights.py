@@ -5,6 +5,7 @@ from typing import Any
 
 from analyze.report.inputs import Output
 from analyze.report.parts import REWARDED, Part, Table, files_as_figures, model_name
+from eval.compare.scope import in_this_run
 from eval.display.formatting import MINUS, NOTHING, listed, percent
 from models.blocks import BLOCKS
 from tracking.tables import read_table
@@ -65,7 +66,8 @@ def delta_part(outputs: Sequence[Output]) -> Part:
 def _answer(sizes: dict[str, str]) -> str:
     """Returns the sentence of full RL; without it of another phase of RL, or of SFT."""
     after = [phase for phase in sizes if phase != START_PHASE]
-    return next((sizes[phase] for phase in (*REWARDED, *after, START_PHASE) if phase in sizes), "")
+    said = next((sizes[phase] for phase in (*REWARDED, *after, START_PHASE) if phase in sizes), "")
+    return in_this_run(said) if said else ""
 
 
 def _sizes(name: str, by_block: Any) -> str:

@@ -7,12 +7,15 @@ Without scores the paper's own percentages are judged: which of its differences 
 scores of `eval.compare` (`RECIPE=FILE` if they repeat one of the paper's recipes) each claim is judged by these
 measurements:
 
-    supported                  the difference is significant (p below 5 %, Holm-corrected within its table) and has the
+    supported                  the difference is significant (p below 5 %, as `eval.compare` corrected it) and has the
                                sign of the paper's; for a claim that two models do not differ: the 90 % interval
                                lies within 5 points of zero (two one-sided tests: D. Schuirmann, Journal of
                                Pharmacokinetics and Biopharmaceutics 15, 1987)
     contradicted               it is significant and has the other sign
     not decidable at this n    neither
+
+A verdict is about training if the comparison has several seeds, otherwise about the evaluated checkpoints
+(`measured_scope`). What has no corrected p-value in a `comparison.csv` is Holm-corrected within its table.
 
 `claims.csv` has one row per comparison, `statements.csv` one row per sentence of the paper, `claims.html` shows both.
 """
@@ -23,9 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.claims.measured import read_measured, split_recipe
-from eval.claims.page import answer, draw_statements
+from eval.claims.page import answer, draw_statements, measured_runs, measured_verdict
 from eval.claims.published import ABILITY_SIZE, BENCHMARK_SIZES, read_published
-from eval.claims.tables import CONTRADICTED, MARGIN, SUPPORTED, UNMEASURED, claim_table, statement_table
+from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED, claim_table, statement_table
+from eval.compare.scope import MARGIN
 from eval.display.formatting import interval, percent, points, probability
 from eval.display.page import page_environment
 from tracking.command import parse_arguments
@@ -150,6 +154,8 @@ def _statement_row(row: dict[str, Any]) -> dict[str, Any]:
         "model": display_model(row["model"]),
         "against": display_model(row["against"]),
         "css": css_class(row["verdict"]),
+        "about": measured_runs(row) if row["measured_p"] == row["measured_p"] else "",
+        "test": measured_verdict(row),
         **{
             f"{prefix}{name}": text
             for prefix in ("", "measured_")

@@ -2,9 +2,9 @@
 
 A model is recognised by its name: `sft` and `in` are the paper's IN, `rl` and `full` its RL, `in-rl-rl` or
 `sft:full:full` its IN:RL:RL, `freeze-mid` or `frozen-mid` its run with frozen mid layers. If there is a
-`comparison.csv` in the same folder as the scores, its paired test is used; otherwise the scores are compared as two
-independent samples. The two vision abilities are used only by the paper's definition, never as plain accuracy; for
-reasoning both are the same.
+`comparison.csv` in the same folder as the scores, its paired test is quoted with its corrected p-value, so that a
+difference has the same one everywhere. Otherwise the scores are compared as two independent samples. The two vision
+abilities are used only by the paper's definition, never as plain accuracy; for reasoning both are the same.
 """
 
 import re
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval.claims.published import BENCHMARK_SIZES, BRIDGE, REASONING, VISION, Claim, Difference, separate_samples
+from eval.compare.scope import read_comparison
 from eval.statistics.differences import POOLED
 from eval.statistics.pairing import ABILITY, ACCURACY
 from tracking.tables import read_table
@@ -45,32 +46,36 @@ class Measured:
             return None
         return self._paired(claim) or self._separate(claim)
 
-    def seed_means(self, claims: Sequence[Claim]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the mean score of each seed over the abilities of several claims: of the model, and of the other.
+    def seed_squares(self, claims: Sequence[Claim]) -> tuple[float, int, list[int]]:
+        """Returns how the runs' mean scores over the abilities of several claims differ between seeds.
 
-        Raises:
-            ValueError: if no seed has all of the abilities.
+        Returns:
+            The sum of squares of both models, its degrees of freedom, and the number of runs of each model that has
+            several; no degree of freedom if there is no score of each seed on each ability.
         """
-        sides = []
+        squares, degrees, runs = 0.0, 0, []
         for name in ("model", "against"):
             by_seed: dict[str, list[float]] = {}
             for claim in claims:
-                rows = _rows_of(self.scores, claim)
-                for metric in _metrics(claim):
-                    share, size = SCORE_COLUMNS[metric]
-                    if not {share, size} <= set(rows.columns):
-                        continue
-                    own = rows[(rows["model"] == getattr(claim, name)) & (rows[size] > 0)]
-                    if len(own):
-                        for seed, mean in own.groupby(own["seed"].fillna("").astype(str))[share].mean().items():
-                            by_seed.setdefault(str(seed), []).append(mean)
-                        break
-            whole = [np.mean(means) for means in by_seed.values() if len(means) == len(claims)]
-            if not whole:
-                abilities = ", ".join(claim.ability for claim in claims)
-                raise ValueError(f"no seed of {getattr(claims[0], name)} was evaluated on all of {abilities}")
-            sides.append(np.array(whole))
-        return sides[0], sides[1]
+                for seed, score in self._scores_by_seed(claim, getattr(claim, name)):
+                    by_seed.setdefault(seed, []).append(score)
+            means = np.array([np.mean(own) for own in by_seed.values() if len(own) == len(claims)])
+            if len(means) > 1:
+                squares += float(np.sum((means - means.mean()) ** 2))
+                degrees += len(means) - 1
+                runs.append(len(means))
+        return squares, degrees, runs
+
+    def _scores_by_seed(self, claim: Claim, model: str) -> list[tuple[str, float]]:
+        rows = _rows_of(self.scores, claim)
+        for metric in _metrics(claim):
+            share, size = SCORE_COLUMNS[metric]
+            if {share, size} <= set(rows.columns):
+                own = rows[(rows["model"] == model) & (rows[size] > 0)]
+                if len(own):
+                    means = own.groupby(own["seed"].fillna("").astype(str))[share].mean()
+                    return [(str(seed), float(mean)) for seed, mean in means.items()]
+        return []
 
     def _paired(self, claim: Claim) -> Difference | None:
         if self.comparison is None:
@@ -93,12 +98,15 @@ class Measured:
                         standard_error=row["standard_error"],
                         p=row["p"],
                         test=str(row["test"]),
+                        scope=row["scope"],
+                        num_seeds=int(row[["num_seeds", "num_seeds_against"]].max()),
+                        p_holm=row["p_holm"],
+                        num_tests=int(row["num_tests"]),
                         equivalent_within=row["equivalent_within"],
                         prompt_error=row["prompt_error"],
                         seed_error=row["seed_error"],
-                        seed_degrees=int(row["seed_degrees"]),
                         num_clusters=int(row["num_clusters"]),
-                        scope=row["scope"],
+                        seed_degrees=int(row["seed_degrees"]),
                     )
         return None
 
@@ -147,9 +155,7 @@ def read_measured(text: str, recipes: list[str]) -> Measured:
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; expected the scores.csv that eval.compare writes")
     beside = path.with_name("comparison.csv")
-    comparison = read_table(beside) if beside.is_file() else None
-    if comparison is not None and "equivalent_within" not in comparison.columns:
-        raise ValueError(f"{beside} was written by an older eval.compare; run it again with --overwrite")
+    comparison = read_comparison(beside) if beside.is_file() else None
     return in_the_papers_words(recipe, scores, comparison)
 
 
@@ -178,4 +184,4 @@ def _rows_of(table: "pd.DataFrame", claim: Claim) -> "pd.DataFrame":
 def _metrics(claim: Claim) -> tuple[str, ...]:
     if claim.ability in BENCHMARK_SIZES:
         return (ACCURACY,)
-    return (ABILITY, ACCURACY) if claim.ability == REASONING else (ABILITY,)
+    return (ACCURACY, ABILITY) if claim.ability == REASONING else (ABILITY,)

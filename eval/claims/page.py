@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from eval.claims.tables import CONTRADICTED, LEVEL, MEASURED, SUPPORTED
+from eval.claims.tables import CONTRADICTED, MEASURED, SUPPORTED
+from eval.compare.scope import IN_THIS_RUN, LEVEL, verdict_of
 from eval.display.forest import Mark, Panel, draw_forest
 from eval.display.formatting import interval, points
+from eval.statistics.differences import TRAINING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,10 @@ def answer(statements: "pd.DataFrame", claims: "pd.DataFrame", *, measured: bool
     for verdict in DECIDED:
         rows = statements[statements["verdict"] == verdict]
         if 0 < len(rows) <= MOST_NAMED:
-            said = [f"“{row['statement']}” ({_difference(row, prefix)})" for _, row in rows.iterrows()]
+            said = [
+                f"“{row['statement']}” ({_difference(row, prefix)}{f', {measured_runs(row)}' if measured else ''})"
+                for _, row in rows.iterrows()
+            ]
             named.append(f"{verdict}: {', '.join(said)}")
     by = "the measurements" if measured else "the paper’s own percentages"
     head = f"Of {len(verdicts)} statements, judged by {by}: {', '.join(counts)}."
@@ -40,6 +45,19 @@ def answer(statements: "pd.DataFrame", claims: "pd.DataFrame", *, measured: bool
         verb = "is" if num_significant == 1 else "are"
         head = f"{num_significant} of {len(claims)} published differences {verb} significant. {head}"
     return head + "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in named)
+
+
+def measured_runs(row: Any) -> str:
+    """Returns what a measured statement's interval covers besides prompts: training seeds, or nothing."""
+    if row["measured_scope"] == TRAINING:
+        return f"over {int(row['measured_num_seeds'])} training seeds"
+    return IN_THIS_RUN
+
+
+def measured_verdict(row: Any) -> str:
+    """Says whether a measured difference is significant, and names the correction if its interval excludes zero."""
+    p_holm, low, high, number = (row[f"{MEASURED}{name}"] for name in ("p_holm", "low", "high", "num_tests"))
+    return "" if p_holm != p_holm else verdict_of(p_holm, low, high, number)
 
 
 def _difference(row: Any, prefix: str) -> str:

@@ -50,15 +50,19 @@ class Difference:
     standard_error: float
     p: float
     test: str
-    equivalent_within: float
-    """The two are equivalent within this difference (two one-sided tests at 5 %)."""
-    prompt_error: float
-    """Standard error from prompts alone, without training seeds."""
-    seed_error: float
-    seed_degrees: int
-    num_clusters: int
-    scope: str
-    """Whether training seeds are in the interval, as in `comparison.csv`."""
+    scope: str = CHECKPOINTS
+    """What it is about: training, or the checkpoints that were evaluated."""
+    num_seeds: int = 1
+    p_holm: float = float("nan")
+    """As its comparison corrected it; NaN if that is still to be done."""
+    num_tests: int = 1
+    """Number of tests that `p_holm` is corrected for."""
+    equivalent_within: float = float("nan")
+    """The two models are equal within this (two one-sided tests at 5 %)."""
+    prompt_error: float = float("nan")
+    seed_error: float = 0.0
+    num_clusters: int = 0
+    seed_degrees: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,21 +131,8 @@ def separate_samples(share: float, share_against: float, n: int, n_against: int)
     flat = sum(counts) in (0, n + n_against)  # no right answer in either, or no wrong one
     p = 1.0 if flat else float(proportions_ztest(counts, (n, n_against))[1])
     error = (share * (1 - share) / n + share_against * (1 - share_against) / n_against) ** 0.5
-    estimate = share - share_against
+    within = abs(share - share_against) + NormalDist().inv_cdf(CONFIDENCE) * error
     return Difference(
-        share=share,
-        share_against=share_against,
-        n=min(n, n_against),
-        estimate=estimate,
-        low=float(low),
-        high=float(high),
-        standard_error=error,
-        p=p,
-        test="two separate samples",
-        equivalent_within=abs(estimate) + NormalDist().inv_cdf(CONFIDENCE) * error,
-        prompt_error=error,
-        seed_error=0.0,
-        seed_degrees=0,
-        num_clusters=min(n, n_against),
-        scope=CHECKPOINTS,
-    )
+        share, share_against, min(n, n_against), share - share_against, float(low), float(high), error, p,
+        "two separate samples", equivalent_within=within, prompt_error=error, num_clusters=min(n, n_against),
+    )  # fmt: skip

@@ -1,9 +1,13 @@
 """What does each difference imply for its claim? The rows of `claims.csv` and `statements.csv`, with verdicts.
 
-Columns without prefix are the paper's own, tested as two independent samples; `measured_…` are measured here.
+Columns without prefix are the paper's own, tested as two independent samples; `measured_…` are measured here. A
+measured difference that `comparison.csv` holds keeps the corrected p-value that it has there, also as a statement of
+its own. Only what is tested here is corrected here: the paper's differences, differences of scores alone, and
+statements that are means of several differences.
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,27 +22,28 @@ from eval.claims.published import (
     sample_size,
     separate_samples,
 )
+from eval.compare.scope import LEVEL, MARGIN
 from eval.statistics.differences import CHECKPOINTS, TRAINING
-from eval.statistics.intervals import holm
+from eval.statistics.intervals import CONFIDENCE, holm
 from eval.statistics.pooled import Contrast
 from eval.statistics.power import detectable, num_needed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVEL = 0.05
-MARGIN = 0.05
-"""Differences within five points count as equivalent."""
 SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED = "supported", "contradicted", "not decidable at this n", "not measured"
 KEYS = ["table", "recipe", "ability", "model", "against"]
 MEASURES = {
     "share": "share", "share_against": "share_against", "n": "n", "difference": "estimate",
     "standard_error": "standard_error", "low": "low", "high": "high", "p": "p",
-    "equivalent_within": "equivalent_within", "prompt_error": "prompt_error", "num_clusters": "num_clusters",
-    "seed_error": "seed_error", "seed_degrees": "seed_degrees", "scope": "scope",
 }  # fmt: skip
 """Column -> field of `Difference`."""
 MEASURED = "measured_"
+PARTS = (
+    "scope", "num_seeds", "p_holm", "num_tests", "equivalent_within", "prompt_error", "seed_error", "num_clusters",
+    "seed_degrees",
+)  # fmt: skip
+"""Columns of measured differences only, and fields of `Difference`."""
 
 
 def verdict(expected: int, estimate: float, equivalent_within: float, p_corrected: float) -> str:
@@ -47,16 +52,14 @@ def verdict(expected: int, estimate: float, equivalent_within: float, p_correcte
     Args:
         expected: sign of the claimed difference; 0 for no relevant difference.
         estimate: of the difference.
-        equivalent_within: difference within which the two are equivalent (two one-sided tests at 5 %).
+        equivalent_within: the two models are equal within this, by two one-sided tests.
         p_corrected: two-sided p-value of no difference, corrected within its family; NaN if not measured.
     """
     if np.isnan(p_corrected):
         return UNMEASURED
     if p_corrected < LEVEL:
         return SUPPORTED if expected and np.sign(estimate) == expected else CONTRADICTED
-    if expected == 0:
-        return SUPPORTED if equivalent_within < MARGIN else UNDECIDED
-    return UNDECIDED
+    return SUPPORTED if expected == 0 and equivalent_within < MARGIN else UNDECIDED
 
 
 def claim_table(num_samples: int, measured: Sequence[Measured]) -> "pd.DataFrame":
@@ -78,9 +81,14 @@ def claim_table(num_samples: int, measured: Sequence[Measured]) -> "pd.DataFrame
         place = claim.table, claim.recipe, claim.ability
         own = separate_samples(shares[*place, claim.model], shares[*place, claim.against], n, n)
         row = {name: getattr(claim, name) for name in KEYS} | _columns(own, "")
-        row |= {"detectable": detectable(own.standard_error), "num_needed": num_needed(own.share, own.share_against)}
+        row |= {
+            "equivalent_within": own.equivalent_within,
+            "detectable": detectable(own.standard_error),
+            "num_needed": num_needed(own.share, own.share_against),
+        }
         found = _measurement(claim, measured)
-        rows.append(row | _columns(found, MEASURED) | {"measured_test": found.test if found else ""})
+        parts = {f"{MEASURED}{name}": getattr(found, name) if found else None for name in PARTS}
+        rows.append(row | _columns(found, MEASURED) | parts | {"measured_test": found.test if found else ""})
     table = pd.DataFrame(rows)
     _correct(table, "", [*KEYS])
     _correct(table, MEASURED, ["table", "ability", "model", "against", "measured_share", "measured_share_against"])
@@ -96,24 +104,29 @@ def _measurement(claim: Claim, measured: Sequence[Measured]) -> Difference | Non
 
 def _columns(difference: Difference | None, prefix: str) -> dict[str, Any]:
     return {
-        f"{prefix}{column}": _absent(name) if difference is None else getattr(difference, name)
+        f"{prefix}{column}": float("nan") if difference is None else getattr(difference, name)
         for column, name in MEASURES.items()
     }
 
 
-def _absent(name: str) -> object:
-    return "" if name == "scope" else float("nan")
-
-
 def _correct(table: "pd.DataFrame", prefix: str, distinct: list[str]) -> None:
-    """Adds Holm's p-values within each of the paper's tables; tests that agree in these columns count once."""
-    tests = table.dropna(subset=[f"{prefix}p"]).drop_duplicates(distinct)
-    corrected: dict[tuple[object, ...], float] = {}
+    """Adds Holm's p-values to tests without one, within each of the paper's tables.
+
+    Tests that agree in these columns count once.
+    """
+    p_holm, num_tests = f"{prefix}p_holm", f"{prefix}num_tests"
+    if p_holm not in table:
+        table[p_holm] = float("nan")
+    table[p_holm] = table[p_holm].astype(float)
+    new = table[f"{prefix}p"].notna() & table[p_holm].isna()
+    tests = table[new].drop_duplicates(distinct)
+    corrected: dict[tuple[object, ...], tuple[float, int]] = {}
     for _, family in tests.groupby("table"):
         values = holm(family[f"{prefix}p"].to_numpy(float))
-        corrected |= dict(zip(family[distinct].itertuples(index=False, name=None), values, strict=True))
-    keys = table[distinct].itertuples(index=False, name=None)
-    table[f"{prefix}p_holm"] = [corrected.get(key, float("nan")) for key in keys]
+        keys = family[distinct].itertuples(index=False, name=None)
+        corrected |= {key: (float(value), len(family)) for key, value in zip(keys, values, strict=True)}
+    for place, key in zip(table.index[new], table.loc[new, distinct].itertuples(index=False, name=None), strict=True):
+        table.loc[place, p_holm], table.loc[place, num_tests] = corrected[key]
 
 
 def _verdicts(table: "pd.DataFrame", expected: Sequence[float], prefix: str) -> list[str]:
@@ -145,63 +158,90 @@ def statement_table(claims: "pd.DataFrame", *, measured: Sequence[Measured]) -> 
         expected = {1: "better", -1: "worse", 0: "no different"}[statement.expected]
         head = {"statement": statement.words, "model": statement.model, "against": statement.against}
         head |= {"abilities": ", ".join(statement.abilities), "expected": expected}
-        seeds = _seeds(own, measured)
-        rows.append(head | _mean(covered, "", (0.0, 0)) | _mean(own, MEASURED, seeds))
+        found = {f"{MEASURED}{name}": value for name, value in _measured_mean(own, measured).items()}
+        rows.append(head | _mean(covered) | found)
     table = pd.DataFrame(rows)
     for prefix in ("", MEASURED):
-        tested = table[f"{prefix}p"].notna()
-        table[f"{prefix}p_holm"] = float("nan")
-        table.loc[tested, f"{prefix}p_holm"] = holm(table.loc[tested, f"{prefix}p"].to_numpy(float))
+        new = table[f"{prefix}p"].notna() & table[f"{prefix}p_holm"].isna()
+        table.loc[new, f"{prefix}p_holm"] = holm(table.loc[new, f"{prefix}p"].to_numpy(float))
+        table.loc[new, f"{prefix}num_tests"] = int(new.sum())
     table["verdict"] = _verdicts(table, [statement.expected for statement in STATEMENTS], MEASURED if measured else "")
     return table
 
 
+def _mean(rows: "pd.DataFrame") -> dict[str, Any]:
+    """Returns the mean of the paper's differences."""
+    from scipy.stats import norm
+
+    estimate = float(rows["difference"].mean())
+    error = float(np.sqrt((rows["standard_error"] ** 2).sum())) / len(rows)
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
+    p = 2 * float(norm.sf(abs(estimate) / error)) if error else float(estimate == 0)
+    return {
+        "num_comparisons": len(rows),
+        "difference": estimate,
+        "standard_error": error,
+        "low": estimate - half,
+        "high": estimate + half,
+        "p": p,
+        "p_holm": float("nan"),
+        "num_tests": float("nan"),
+        "equivalent_within": abs(estimate) + NormalDist().inv_cdf(CONFIDENCE) * error,
+    }
+
+
 def _seeds(rows: "pd.DataFrame", measured: Sequence[Measured]) -> tuple[float, int]:
-    """Returns the seeds' part of the variance of the rows' mean difference, and its degrees of freedom."""
+    """Returns the seeds' part of the variance of the rows' mean difference, and its degrees of freedom.
+
+    It comes from each seed's mean over the abilities. Without a score of each seed, the seeds' errors of the abilities
+    are added as if they were always equal, which makes the interval too wide.
+    """
     variance, num_degrees = 0.0, 0
     for recipe, own in rows.groupby("recipe", sort=False):
         claims = [
             Claim(row["table"], str(recipe), row["ability"], row["model"], row["against"]) for _, row in own.iterrows()
         ]
-        if len(own) == 1:
-            row = own.iloc[0]
-            variance += (row[f"{MEASURED}seed_error"] / len(rows)) ** 2
-            num_degrees += int(row[f"{MEASURED}seed_degrees"])
-            continue
         source = next(found for found in measured if found.difference(claims[0]) is not None)
-        sides = source.seed_means(claims)
-        degrees = sum(len(side) - 1 for side in sides)
-        if not degrees:
-            continue
-        squares = sum(float(np.sum((side - side.mean()) ** 2)) for side in sides)
-        # A model with a single score is one run of several, or exists once; then its seeds add nothing.
-        runs = [len(side) for side in sides if len(side) > 1]
-        variance += (len(own) / len(rows)) ** 2 * squares / degrees * sum(1 / number for number in runs)
+        squares, degrees, runs = source.seed_squares(claims)
+        if degrees:
+            own_variance = squares / degrees * sum(1 / number for number in runs)
+        else:
+            degrees = int(own[f"{MEASURED}seed_degrees"].min())
+            own_variance = float(own[f"{MEASURED}seed_error"].mean()) ** 2 if degrees else 0.0
+        variance += (len(own) / len(rows)) ** 2 * own_variance
         num_degrees += degrees
     return variance, num_degrees
 
 
-def _mean(rows: "pd.DataFrame", prefix: str, seeds: tuple[float, int]) -> dict[str, Any]:
-    names = ("difference", "standard_error", "low", "high", "p", "equivalent_within")
-    if not len(rows):
-        empty = {f"{prefix}{name}": float("nan") for name in names}
-        return {f"{prefix}num_comparisons": 0, **empty, f"{prefix}scope": ""}
+def _measured_mean(rows: "pd.DataFrame", measured: Sequence[Measured]) -> dict[str, Any]:
+    """Returns the mean of measured differences; of a single one its own numbers."""
+    names = ("difference", "standard_error", "low", "high", "p", "p_holm", "num_tests", "equivalent_within")
+    if len(rows) < 2:
+        values = [rows.iloc[0][f"{MEASURED}{name}"] if len(rows) else float("nan") for name in names]
+        about = [rows.iloc[0][f"{MEASURED}{name}"] if len(rows) else None for name in ("scope", "num_seeds")]
+        return {"num_comparisons": len(rows), **dict(zip((*names, "scope", "num_seeds"), values + about, strict=True))}
+    seeds, degrees = _seeds(rows, measured)
+    prompts = float((rows["measured_prompt_error"].astype(float) ** 2).sum()) / len(rows) ** 2
     found = Contrast(
-        estimate=np.array([rows[f"{prefix}difference"].mean()]),
-        n=np.array([rows[f"{prefix}n"].sum()]),
-        prompts=np.array([(rows[f"{prefix}prompt_error"] ** 2).sum() / len(rows) ** 2]),
-        seeds=np.array([seeds[0]]),
-        num_clusters=np.array([rows[f"{prefix}num_clusters"].min()]),
-        num_degrees=seeds[1],
+        estimate=np.array([rows["measured_difference"].mean()]),
+        n=np.array([int(rows["measured_n"].sum())]),
+        prompts=np.array([prompts]),
+        seeds=np.array([seeds]),
+        num_clusters=np.array([int(rows["measured_num_clusters"].min())]),
+        num_degrees=degrees,
         residual=np.zeros(1),
     )
-    interval = found.one()
-    values = (
-        interval.estimate, interval.standard_error, interval.low, interval.high, float(found.p()[0]),
-        abs(interval.estimate) + float(found.half_width(2 * LEVEL)[0]),
-    )  # fmt: skip
+    own = found.one()
     return {
-        f"{prefix}num_comparisons": len(rows),
-        **{f"{prefix}{name}": value for name, value in zip(names, values, strict=True)},
-        f"{prefix}scope": TRAINING if seeds[1] else CHECKPOINTS,
+        "num_comparisons": len(rows),
+        "difference": own.estimate,
+        "standard_error": own.standard_error,
+        "low": own.low,
+        "high": own.high,
+        "p": float(found.p()[0]),
+        "p_holm": float("nan"),
+        "num_tests": float("nan"),
+        "equivalent_within": abs(own.estimate) + float(found.half_width(2 * (1 - CONFIDENCE))[0]),
+        "scope": TRAINING if degrees else CHECKPOINTS,
+        "num_seeds": int(rows["measured_num_seeds"].min()),
     }

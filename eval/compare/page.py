@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_builders.prompt_sets.prompts import Prompt
-from eval.compare.sentences import METRIC_WORDS, answers, draw_differences, is_significant, with_labels
+from eval.compare.scope import about, covers, is_significant, row_about, verdict, with_num_tests
+from eval.compare.sentences import answers, could_find, describe_figure, draw_differences, with_labels
 from eval.compare.transitions import FLIPS
 from eval.display.formatting import interval, points, probability
 from eval.display.page import page_environment
@@ -108,7 +109,7 @@ def render(
         {"arm": arm, "against": against, "number": number, "blocks": cards.blocks(own)}
         for number, ((arm, against), own) in enumerate(transitions.groupby(["arm", "against"], sort=False))
     ]
-    pooled = differences[differences["seed"].astype(str) == "pooled"]
+    pooled = with_num_tests(differences[differences["seed"].astype(str) == "pooled"])
     counts = count_rows(differences[differences["metric"].isin(FLIPPING_METRICS)])
     return template.render(
         sections=sections,
@@ -118,11 +119,12 @@ def render(
                 "name": metric,
                 "rows": difference_rows(pooled[pooled["metric"] == metric]),
                 "opened": metric in FLIPPING_METRICS,
+                "num_tests": int(pooled.loc[pooled["metric"] == metric, "num_tests"].max()),
             }
             for metric in dict.fromkeys(pooled["metric"])
         ],
+        covers=covers(pooled.loc[pooled["n"] > 0, "scope"]),
         counts=counts,
-        tests=list(dict.fromkeys(row["test"] for row in counts)),
         several_metrics=len({row["metric"] for row in counts}) > 1,
         pictures=pictures.css,
         missing=tasks.missing,
@@ -137,14 +139,12 @@ def _found(rows: "pd.DataFrame", against: str) -> dict[str, Any]:
     """Returns what was found of all models compared with one: sentences, and a figure a metric."""
     return {
         "against": against,
+        "about": about(rows["scope"]),
         "answers": answers(rows, against),
+        "could_find": could_find(rows, against),
         "figures": [
-            {
-                "drawing": draw_differences(own, against),
-                "caption": f"{METRIC_WORDS[str(metric)].capitalize()}: each model minus {against} on the "
-                "same prompts, with 95 % intervals. Filled marks are significant, hollow ones are not.",
-            }
-            for metric, own in rows.groupby("metric", sort=False)
+            {"drawing": draw_differences(own, against), "caption": describe_figure(own, against)}
+            for _, own in rows.groupby("metric", sort=False)
         ],
     }
 
@@ -155,11 +155,11 @@ def difference_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
     for row in table.to_dict("records"):
         significant = is_significant(row)
         if not row["n"]:
-            verdict = "nothing to compare"
+            said = "nothing to compare"
         elif significant:
-            verdict = "better" if row["difference"] > 0 else "worse"
+            said = "better" if row["difference"] > 0 else "worse"
         else:
-            verdict = "not significant"
+            said = verdict(row)
         rows.append(
             {name: row[name] for name in ("task", "ability", "arm", "against")}
             | {
@@ -168,7 +168,8 @@ def difference_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
                 "interval": interval(row["low"], row["high"]),
                 "p_holm": probability(row["p_holm"]),
                 "detectable": points(row["detectable"], sign=False),
-                "verdict": verdict,
+                "verdict": said,
+                "about": row_about(row) if row["n"] else "",
                 "significant": significant,
             }
         )
@@ -181,9 +182,9 @@ def count_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
     rows = []
     for row in own.to_dict("records"):
         rows.append(
-            {name: row[name] for name in ("task", "ability", "metric", "arm", "against", "test")}
+            {name: row[name] for name in ("task", "ability", "metric", "arm", "against")}
             | {name: int(row[name]) for name in ("n", "num_gained", "num_lost", "num_both_right", "num_both_wrong")}
-            | {"seed": str(row["seed"]), "p": probability(row["p"]), "p_holm": probability(row["p_holm"])}
+            | {"seed": str(row["seed"])}
         )
     return rows
 

@@ -3,38 +3,52 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.compare.scope import LEVEL, counted_tests, covers, is_significant, read_comparison, row_about
+from eval.compare.sentences import with_labels
 from eval.display.formatting import NOTHING, format_difference, format_share
 from eval.statistics.differences import POOLED
 from eval.statistics.pairing import ABILITY, ACCURACY
-from eval.statistics.power import ALPHA
-from tracking.tables import format_first, read_table
+from tracking.tables import format_first
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NUM_ABILITIES = 3
 """As many fit beside each other."""
+NAMES = {ACCURACY: "accuracy", ABILITY: "ability by the paper's definition"}
 
 
 def summary(output_dir: Path, *, baseline: str) -> list[str]:
     """Returns the lines about `comparison.csv`: pooled differences in points, and the share of the gain that is kept.
 
-    Differences of the paper's abilities where their conditions were asked, else of the accuracy.
+    Accuracy first; then the paper's abilities, if their conditions were asked, where they have other numbers.
     """
-    table = read_table(output_dir / "comparison.csv")
-    pooled = table[table["seed"].astype(str) == POOLED]
-    metric = ABILITY if (pooled["metric"] == ABILITY).any() else ACCURACY
-    own = pooled[(pooled["against"] == baseline) & (pooled["metric"] == metric)]
+    pooled = read_comparison(output_dir / "comparison.csv")
+    pooled = pooled[pooled["seed"].astype(str) == POOLED]
+    own = with_labels(pooled[pooled["against"] == baseline])
+    lines: list[str] = []
+    for metric in (ACCURACY, ABILITY):
+        rows = own[own["metric"] == metric]
+        if not rows.empty:
+            lines += [*_table(rows, metric, baseline), *_kept(rows)]
+    return lines
+
+
+def _table(own: "pd.DataFrame", metric: str, baseline: str) -> list[str]:
     groups = list(dict.fromkeys(zip(own["task"], own["ability"], strict=True)))
     several = len({task for task, _ in groups}) > 1
-    lines = [f"{metric}, less {baseline}, in points with 95 % intervals; *: p < {ALPHA:g}, Holm-corrected"]
+    lines = [
+        f"{NAMES[metric]} less {baseline}, in points, with 95 % intervals over {covers(own['scope'])}",
+        f"*: significant, p < {LEVEL:g} after Holm's correction for {counted_tests(own['num_tests'].max())}",
+    ]
     for first in range(0, len(groups), NUM_ABILITIES):
         shown = groups[first : first + NUM_ABILITIES]
-        rows = [["model", *(f"{task} {ability}" if several else ability for task, ability in shown)]]
+        rows = [["model", "about", *(f"{task} {ability}" if several else ability for task, ability in shown)]]
         for model in dict.fromkeys(own["arm"]):
-            rows.append([model, *(_cell(own, model, *group) for group in shown)])
+            about = row_about(own[own["arm"] == model].iloc[0])
+            rows.append([model, about, *(_cell(own, model, *group) for group in shown)])
         lines += format_first(rows, right=(), table="comparison.csv")
-    return [*lines, *_kept(own)]
+    return lines
 
 
 def _cell(table: "pd.DataFrame", model: str, task: str, ability: str) -> str:
@@ -42,7 +56,7 @@ def _cell(table: "pd.DataFrame", model: str, task: str, ability: str) -> str:
     if found.empty:
         return NOTHING
     row = found.iloc[0]
-    return format_difference(row["difference"], row["low"], row["high"]) + (" *" if row["p_holm"] < ALPHA else "")
+    return format_difference(row["difference"], row["low"], row["high"]) + (" *" if is_significant(row) else "")
 
 
 def _kept(table: "pd.DataFrame") -> list[str]:

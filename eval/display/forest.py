@@ -36,6 +36,8 @@ class Mark:
     high: float
     filled: bool = True
     colour: str = INK
+    corrected: tuple[float, float] = (float("nan"), float("nan"))
+    """The interval corrected for the number of tests; drawn as a thin line, as far as the panel reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +140,11 @@ def _row(
     parts = []
     for number, mark in enumerate(drawn):
         y = box[2] + middle + (number - (len(drawn) - 1) / 2) * spread
+        if not math.isnan(mark.corrected[0]):
+            first, last = (_place(min(max(x, limits[0]), limits[1]), box, limits) for x in mark.corrected)
+            parts.append(_line(first, y, last, y, mark.colour, 0.8))
         if not math.isnan(mark.low):
-            parts.append(_line(_place(mark.low, box, limits), y, _place(mark.high, box, limits), y, mark.colour, 2))
+            parts.append(_line(_place(mark.low, box, limits), y, _place(mark.high, box, limits), y, mark.colour, 2.6))
         fill = mark.colour if mark.filled else "#fff"
         parts.append(
             f'<circle cx="{_place(mark.value, box, limits):.1f}" cy="{y:.1f}" r="4.2" fill="{fill}" '

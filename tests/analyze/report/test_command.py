@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tracking.tables import write_table
 
 LAYERS = {0: "early", 1: "mid", 2: "late", 3: "none"}
 COMPARED = {
-    "task": "test", "metric": "accuracy", "against": "sft", "seed": "pooled", "n": 500, "num_seeds": 1, "mean": 0.5,
-    "mean_against": 0.5, "detectable": 0.048,
+    "task": "test", "metric": "accuracy", "against": "sft", "seed": "pooled", "n": 500, "num_seeds": 4, "mean": 0.5,
+    "mean_against": 0.5, "detectable": 0.048, "scope": "training", "num_seeds_against": 1, "seed_degrees": 3,
+    "family": "accuracy, pooled", "equivalent_within": 0.07, "p": 0.01, "standard_error": 0.03,
+    "low_holm": -0.2, "high_holm": 0.4,
 }  # fmt: skip
 
 
@@ -77,9 +80,10 @@ def skip_output(directory: Path, num_lost: int, p_holm: float) -> Path:
 def comparison_output(directory: Path, rows: list[dict[str, Any]]) -> Path:
     """Leaves a comparison of these rows against sft."""
     score = {
-        "model": "sft", "seed": "", "ability": "vision", "n": 500, "accuracy": 0.5, "low": 0.456, "high": 0.544,
+        "model": "sft", "seed": "", "task": "test", "ability": "vision", "n": 500, "accuracy": 0.5,
+        "low": 0.456, "high": 0.544,
         "ability_score": float("nan"), "ability_low": float("nan"), "ability_high": float("nan"),
-        "well_formed_frac": 1, "mean_tokens": 9,
+        "well_formed_frac": 1, "mean_tokens": 9, "num_unscored": 0,
     }  # fmt: skip
     return finish(
         directory, "eval.compare",
@@ -104,8 +108,8 @@ def page_of(*directories: Path) -> str:
 def test_a_swap_is_reported_with_its_rates_intervals_and_controls(tmp_path: Path) -> None:
     page = page_of(swap_output(tmp_path / "sft", {0: 99, 1: 60, 2: 4, 3: 0}))
     assert (
-        "The picture is read mostly in layers 0–1: with the source picture in all layers 99.0 % [94.6, 99.8] of "
-        "answers follow it, but 4.0 % [1.6, 9.8] where layers 0–1 see the target (counting, sft, n = 100)."
+        "In this run, the picture is read mostly in layers 0–1: with the source picture in all layers 99.0 % [94.6, "
+        "99.8] of answers follow it, but 4.0 % [1.6, 9.8] where layers 0–1 see the target (counting, sft, n = 100)."
     ) in page
     assert "counting: more than half of what changes the answer is read in layers 0–1." in page
     assert "once layers 0–1 see the target: sft 99.0 % [94.6, 99.8], then 4.0 %" in page and "(n = 100)" in page
@@ -119,7 +123,7 @@ def test_models_that_agree_share_a_sentence(tmp_path: Path) -> None:
         "full-seed0": {0: 97, 1: 2, 2: 0, 3: 0},
     }
     page = page_of(*(swap_output(tmp_path / name, rates) for name, rates in moved.items()))
-    assert "The picture is read mostly in layer 0:" in page
+    assert "In this run, the picture is read mostly in layer 0:" in page
     assert "(counting, full (seed 0), n = 100); the same in 1 of 2 other cases (models and tasks)." in page
     assert "once layer 0 sees the target: base 99.0 %" in page and "; full (seed 0) 97.0 %" in page
     assert "once layers 0–1 see the target: sft 98.0 %" in page
@@ -128,7 +132,10 @@ def test_models_that_agree_share_a_sentence(tmp_path: Path) -> None:
 def test_a_swap_that_moves_few_answers_decides_nothing(tmp_path: Path) -> None:
     page = page_of(swap_output(tmp_path / "sft", {0: 20, 1: 3, 2: 0, 3: 0}))
     assert "is read" not in page and "or too few follow it to tell" in page
-    assert "Undecided: with the source picture in all layers at most 20.0 % [13.3, 28.9] of answers follow it" in page
+    assert (
+        "Undecided, in this run: with the source picture in all layers at most 20.0 % [13.3, 28.9] of answers follow it"
+        in page
+    )
 
 
 def test_an_answer_whose_control_failed_says_so_first(tmp_path: Path) -> None:
@@ -137,14 +144,14 @@ def test_an_answer_whose_control_failed_says_so_first(tmp_path: Path) -> None:
     write_table(directory / "controls.csv", controls)
     page = page_of(directory)
     assert "Note. A control failed in: Vision swap. Do not rely on these numbers." in page
-    assert "A control failed, so this is not to be relied on. The picture is read mostly in" in page
+    assert "A control failed, so this is not to be relied on. In this run, the picture is read mostly in" in page
 
 
 def test_a_loss_without_a_layer_has_a_minus_sign_and_its_interval(tmp_path: Path) -> None:
     page = page_of(skip_output(tmp_path / "sft", 10, 0.004))
     drop = paired_interval(10, 0, 50)
     said = f"−20.0 points [−{100 * drop.high:.1f}, −{100 * drop.low:.1f}]"
-    assert f"Leaving out layer 0 (early) costs most: {said} on vision (sft, n = 50)." in page
+    assert f"In this run, leaving out layer 0 (early) costs most: {said} on vision (sft, n = 50)." in page
     assert f"the costliest single layer is 0 (early): sft {said}, 3 of 3 layers with a significant loss." in page
     assert "20.0 points" not in page.replace("−20.0 points", "")
 
@@ -152,7 +159,10 @@ def test_a_loss_without_a_layer_has_a_minus_sign_and_its_interval(tmp_path: Path
 def test_layers_without_a_significant_loss_are_undecided(tmp_path: Path) -> None:
     page = page_of(skip_output(tmp_path / "rl", 2, 0.9))
     assert "0 of 3 layers with a significant loss" in page
-    assert "Undecided: no single layer costs accuracy significantly; the largest change is −4.0 points [" in page
+    assert (
+        "Undecided, in this run: no single layer costs accuracy significantly; the largest change is −4.0 points ["
+        in page
+    )
 
 
 def test_a_difference_that_is_not_significant_is_never_called_an_effect(tmp_path: Path) -> None:
@@ -161,34 +171,43 @@ def test_a_difference_that_is_not_significant_is_never_called_an_effect(tmp_path
         {"arm": "full", "ability": "reasoning", "difference": 0.33, "low": 0.28, "high": 0.38, "p_holm": 4e-4},
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
-    assert "vision (n = 500): full − sft is +1.2 points [−1.4, +3.8], corrected p = 1.000, not significant." in page
-    assert "reasoning (n = 500): full − sft is +33.0 points [+28.0, +38.0], corrected p = 4.0e−04, significant." in page
+    numbers = "+1.2 points [−1.4, +3.8], corrected p = 1.000, not significant."
+    assert f"vision (n = 500): full − sft over 4 training seeds is {numbers}" in page
+    numbers = "+33.0 points [+28.0, +38.0], corrected p = 4.0e−04, significant."
+    assert f"reasoning (n = 500): full − sft over 4 training seeds is {numbers}" in page
     assert (
-        "full − sft: significantly better on reasoning (+33.0 points [+28.0, +38.0]); no significant difference on "
-        "vision (+1.2 points [−1.4, +3.8]); n = 500."
+        "full − sft over 4 training seeds: significantly better on reasoning (+33.0 points [+28.0, +38.0]); no "
+        "significant difference on vision (+1.2 points [−1.4, +3.8]); n = 500."
     ) in page
 
 
 def test_a_significant_loss_is_called_a_loss(tmp_path: Path) -> None:
     row = {"arm": "full", "ability": "reasoning", "difference": -0.04, "low": -0.066, "high": -0.016, "p_holm": 0.025}
     page = page_of(comparison_output(tmp_path / "comparison", [row]))
-    assert "full − sft: significantly worse on reasoning (−4.0 points [−6.6, −1.6]); n = 500." in page
+    assert (
+        "full − sft over 4 training seeds: significantly worse on reasoning (−4.0 points [−6.6, −1.6]); n = 500."
+        in page
+    )
 
 
 def test_a_start_below_base_is_said_at_the_top(tmp_path: Path) -> None:
     base = {"arm": "base", "ability": "vision-to-reasoning", "difference": 0.2, "low": 0.15, "high": 0.25, "p_holm": 0}
+    base |= {"scope": "checkpoints"}
     rows = [
         base,
-        {**base, "against": "full", "difference": -0.09, "low": -0.14, "high": -0.04},
+        {**base, "against": "full", "difference": -0.09, "low": -0.14, "high": -0.04, "scope": "training"},
         {**base, "arm": "full", "difference": 0.29, "low": 0.24, "high": 0.34},
         {**base, "ability": "vision", "difference": 0.03, "low": -0.01, "high": 0.07, "p_holm": 1},
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
     said = (
-        "The start is weaker than base: sft − base is −20.0 points [−25.0, −15.0] on vision-to-reasoning (n = 500), "
-        "full − base +9.0 points [+4.0, +14.0]."
+        "The start is weaker than base: sft − base in this run is −20.0 points [−25.0, −15.0] on vision-to-reasoning "
+        "(n = 500, significant), full − base over 4 training seeds +9.0 points [+4.0, +14.0]."
     )
     assert page.index(said) < page.index("How to read the numbers")
+    rows[0] |= {"p_holm": 0.06}
+    unsure = page_of(comparison_output(tmp_path / "unsure", rows))
+    assert "The start may be weaker than base" in unsure and "not significant after correction for 4 tests" in unsure
     rows[0] |= {"low": -0.01}
     assert "weaker than base" not in page_of(comparison_output(tmp_path / "another", rows))
 
@@ -219,28 +238,33 @@ def test_accuracy_stands_beside_the_papers_definition_where_they_differ(tmp_path
         for metric, difference in (("accuracy", difference), ("ability", defined))
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
-    assert "vision, accuracy (n = 500): full − sft is +4.0 points" in page
-    assert "vision, by the paper’s definition (n = 500): full − sft is +3.0 points" in page
-    assert "reasoning (n = 500): full − sft is +2.0 points" in page and "reasoning, by the paper" not in page
+    assert "vision, accuracy (n = 500): full − sft over 4 training seeds is +4.0 points" in page
+    assert "vision, by the paper’s definition (n = 500): full − sft over 4 training seeds is +3.0 points" in page
+    assert (
+        "reasoning (n = 500): full − sft over 4 training seeds is +2.0 points" in page
+        and "reasoning, by the paper" not in page
+    )
 
 
 def test_splices_answer_whether_the_gain_transfers(tmp_path: Path) -> None:
+    one = {"ability": "vision", "difference": 0.05, "low": 0.01, "high": 0.09, "scope": "checkpoints", "num_seeds": 1}
     rows = [
-        {"arm": arm, "ability": "vision", "difference": 0.05, "low": 0.01, "high": 0.09, "p": p, "p_holm": p}
-        for arm, p in (("full", 0.01), ("in-rl-rl", 0.02), ("rl-in-in", 0.5))
+        {**one, "arm": arm, "p": p, "p_holm": p} for arm, p in (("full", 0.01), ("in-rl-rl", 0.02), ("rl-in-in", 0.5))
     ]
     page = page_of(comparison_output(tmp_path / "comparison", rows))
-    assert "1 of 2 splices differ significantly from sft: in-rl-rl +5.0 points [+1.0, +9.0]." in page
+    assert "1 of 2 splices in this run differ significantly from sft: in-rl-rl +5.0 points [+1.0, +9.0]." in page
     assert (
-        "In part: RL gains +5.0 points [+1.0, +9.0] on vision (full − sft, n = 500), and 1 of 2 splices that put its "
-        "layers into the start (sft) also gain significantly (in-rl-rl +5.0 points [+1.0, +9.0])."
+        "In part, in this run: full gains +5.0 points [+1.0, +9.0] on vision over sft (n = 500), and 1 of 2 splices "
+        "that put its layers into sft also gain significantly (in-rl-rl +5.0 points [+1.0, +9.0])."
     ) in page
 
 
 def test_without_a_gain_there_is_nothing_to_transfer(tmp_path: Path) -> None:
-    same = {"ability": "vision", "difference": 0.01, "low": -0.03, "high": 0.05, "p_holm": 1}
+    same = {"ability": "vision", "difference": 0.01, "low": -0.03, "high": 0.05, "p_holm": 1, "scope": "checkpoints"}
     page = page_of(comparison_output(tmp_path / "comparison", [{**same, "arm": arm} for arm in ("full", "in-rl-rl")]))
-    assert "Undecided: full has no significant gain over sft on any ability (vision +1.0 points [−3.0, +5.0]" in page
+    assert (
+        "Undecided, in this run: full has no significant gain over sft on any ability (vision +1.0 points [−3.0, +5.0]"
+    ) in page
     assert "so it cannot be seen whether a gain transfers" in page
 
 
@@ -314,17 +338,17 @@ def test_a_support_that_was_narrowed_is_reported(tmp_path: Path) -> None:
     head = {"task": "v", "ability": "vision", "model": "full", "num_seeds": 2, "num_samples": 16, "metric": "pass@k"}
     rows = [
         {**head, "k": k, "against": "sft", "n": 100, "value": value, "low": value - 0.02, "high": value + 0.02,
-         "verdict": "sharpened"}
+         "verdict": "sharpened", "scope": "training"}
         for k, value in ((1, 0.1), (16, -0.05))
     ]  # fmt: skip
     page = page_of(finish(tmp_path / "support", "eval.support", {"changes.csv": pd.DataFrame(rows)}))
     assert (
-        "vision (n = 100): full − sft is +10.0 points [+8.0, +12.0] at k = 1, −5.0 points [−7.0, −3.0] at k = 16; "
-        "sharpened (better with one sample, worse with all)" in page
+        "vision (n = 100): full − sft over 2 training seeds is +10.0 points [+8.0, +12.0] at k = 1, −5.0 points "
+        "[−7.0, −3.0] at k = 16; sharpened (better with one sample, worse with all)" in page
     )
     assert (
-        "No, on vision it reaches less: with 16 samples a prompt, full − sft is −5.0 points [−7.0, −3.0] on vision "
-        "(n = 100); with one sample it gains +10.0 points [+8.0, +12.0] on vision."
+        "No, on vision it reaches less: with 16 samples a prompt, full − sft over 2 training seeds is −5.0 points "
+        "[−7.0, −3.0] on vision (n = 100); with one sample it is +10.0 points [+8.0, +12.0] on vision."
     ) in page
 
 
@@ -334,3 +358,130 @@ def test_a_folder_of_which_nothing_is_shown_is_refused(tmp_path: Path) -> None:
         read_inputs([tmp_path / "answers"])
     with pytest.raises(ValueError, match=r"nowhere holds no run\.json"):
         read_inputs([tmp_path / "nowhere"])
+
+
+FINGERPRINTS = {
+    "sft": "start",
+    "full@0": "first",
+    "full@1": "second",
+    "freeze-mid@0": "third",
+    "freeze-mid@1": "fourth",
+}
+GAIN = {"ability": "vision", "difference": 0.02, "low": -0.05, "high": 0.09, "p": 0.4, "p_holm": 0.8}
+
+
+def evaluated(fingerprints: dict[str, str], **changes: Any) -> dict[str, Any]:
+    """Returns the settings of a comparison of models with these checkpoints."""
+    shared = {"tasks": {"test": "prompts"}, "max_new_tokens": 32, "conditions": None, "batch_size": 8} | changes
+    roles = {"baseline": next(iter(fingerprints)), "reference": [*fingerprints][1].partition("@")[0]}
+    return roles | {
+        "models": {name: {"model": name, "model_fingerprint": own, **shared} for name, own in fingerprints.items()}
+    }
+
+
+def compared(directory: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Path:
+    """Leaves a comparison of these rows with settings that name its checkpoints."""
+    plain = comparison_output(directory.parent / f"{directory.name}-tables", rows)
+    tables = {name: pd.read_csv(plain / name) for name in ("comparison.csv", "scores.csv")}
+    names = dict.fromkeys(label.partition("@")[0] for label in settings["models"])
+    tables["scores.csv"] = pd.concat([tables["scores.csv"].assign(model=name) for name in names])
+    shutil.rmtree(plain)
+    return finish(directory, "eval.compare", tables, settings)
+
+
+def splices(directory: Path, **changes: Any) -> Path:
+    """Leaves a comparison of splices of sft and the first seed of full, in which rl gains."""
+    one = {**GAIN, "against": "in", "scope": "checkpoints", "num_seeds": 1, "low": 0.04, "p_holm": 0.011}
+    rows = [{**one, "arm": arm} for arm in ("rl", "in-rl-rl")]
+    return compared(directory, rows, evaluated({"in": "start", "rl": "first", "in-rl-rl": "mixed"}, **changes))
+
+
+def test_splices_of_one_of_several_runs_say_what_all_runs_show(tmp_path: Path) -> None:
+    row = {**GAIN, "arm": "full", "num_seeds": 2}
+    page = page_of(compared(tmp_path / "plain", [row], evaluated(FINGERPRINTS)), splices(tmp_path / "spliced"))
+    assert "rl gains +2.0 points [+4.0, +9.0] on vision over in" in page and "rl is seed 0 of full alone." in page
+    assert (
+        "All numbers here are of this one run. Over 2 training seeds, full − sft in accuracy is +2.0 points [−5.0, "
+        "+9.0] on vision (not significant): see “What did RL change?”."
+    ) in page
+
+
+def test_splices_quote_a_difference_that_another_comparison_has(tmp_path: Path) -> None:
+    row = {**GAIN, "arm": "full", "scope": "checkpoints", "num_seeds": 1}
+    alone = {"sft": "start", "full@0": "first"}
+    page = page_of(compared(tmp_path / "plain", [row], evaluated(alone)), splices(tmp_path / "spliced"))
+    assert "rl − in in this run is +2.0 points [−5.0, +9.0], corrected p = 0.800, not significant" in page
+    assert "full − sft in this run is +2.0 points [−5.0, +9.0], corrected p = 0.800, not significant" in page
+    assert "0.011" in page.split("Splices")[-1], "the splice itself keeps its own numbers"
+
+
+def test_other_prompts_are_another_difference(tmp_path: Path) -> None:
+    row = {**GAIN, "arm": "full", "num_seeds": 2}
+    spliced = splices(tmp_path / "spliced", tasks={"test": "other prompts"})
+    page = page_of(compared(tmp_path / "plain", [row], evaluated(FINGERPRINTS)), spliced)
+    assert "rl gains +2.0 points" in page and "rl is seed 0" not in page
+
+
+UNSEEN = dict.fromkeys(("num_gained", "num_lost", "gain_kept", "gain_kept_low", "gain_kept_high"), float("nan"))
+
+
+def necessity_output(directory: Path, rows: list[dict[str, Any]], **changes: Any) -> Path:
+    """Leaves a necessity study without training runs, with its own comparison."""
+    settings = {"arms": [], "seeds": [0, 1], "always_freeze": [], "data_task": None, "init_config": None}
+    with open_run(directory, command="train.necessity", settings=settings):
+        inner = compared(
+            directory / "comparison",
+            [UNSEEN | row for row in rows],
+            evaluated(FINGERPRINTS, conditions=["given"], **changes),
+        )
+        for name in ("comparison.csv", "scores.csv"):
+            shutil.copy(inner / name, directory / name)
+    return directory
+
+
+def test_a_difference_has_one_p_value_on_the_page(tmp_path: Path) -> None:
+    numbers = {**GAIN, "arm": "full", "num_seeds": 2}
+    own = [UNSEEN | numbers | {"p_holm": 0.123}]
+    plain = compared(tmp_path / "plain", own, evaluated(FINGERPRINTS, batch_size=128))
+    study = necessity_output(tmp_path / "necessity", [{**numbers, "p_holm": 0.456}])
+    page = page_of(plain, study)
+    assert "0.123" in page and "0.456" not in page
+    assert "Scores and differences are those of plain , which asked the same models the same prompts" in page
+    assert "0.456" in page_of(study) and "0.456" in (study / "comparison.csv").read_text()
+
+
+def test_a_study_that_was_asked_otherwise_keeps_its_own_numbers(tmp_path: Path) -> None:
+    numbers = {**GAIN, "arm": "full", "num_seeds": 2}
+    plain = compared(tmp_path / "plain", [{**numbers, "p_holm": 0.123}], evaluated(FINGERPRINTS))
+    page = page_of(plain, necessity_output(tmp_path / "necessity", [{**numbers, "p_holm": 0.456}], max_new_tokens=99))
+    assert "0.123" in page and "0.456" in page and "which asked the same models" not in page
+
+
+def test_the_page_says_what_the_study_could_have_found(tmp_path: Path) -> None:
+    rows = [{**GAIN, "arm": "full", "num_seeds": 2, "detectable": 0.08}]
+    page = page_of(compared(tmp_path / "plain", rows, evaluated(FINGERPRINTS)))
+    said = "With 2 training seeds a model and 500 prompts an ability, a true difference from sft of at least 8.0 points"
+    assert "What this study could have found." in page and said in page
+
+
+def test_every_part_says_what_it_is_about(tmp_path: Path) -> None:
+    rows = [{**GAIN, "arm": "full", "num_seeds": 2}]
+    plain = compared(tmp_path / "plain", rows, evaluated(FINGERPRINTS))
+    page = page_of(
+        plain, skip_output(tmp_path / "skip", 10, 0.004), swap_output(tmp_path / "swap", {0: 9, 1: 0, 2: 0, 3: 0})
+    )
+    for title, label in (("Vision swap", "these checkpoints"), ("Layer skip", "these checkpoints"),
+                         ("Change in abilities", "training")):  # fmt: skip
+        assert re.search(rf" {title} +About {label} ", page.replace("\n", " ")), title
+
+
+def test_a_row_whose_interval_excludes_zero_names_the_correction(tmp_path: Path) -> None:
+    page = page_of(skip_output(tmp_path / "skip", 10, 0.06))
+    assert "0.060 not significant after correction for 3 tests" in page
+
+
+def test_tables_of_an_older_version_are_a_gap_that_names_the_way_out(tmp_path: Path) -> None:
+    directory = comparison_output(tmp_path / "comparison", [{**GAIN, "arm": "full"}])
+    table = pd.read_csv(directory / "comparison.csv").drop(columns="scope")
+    write_table(directory / "comparison.csv", table)
+    assert "an older eval.compare wrote it; run that command again with --overwrite" in page_of(directory)

@@ -9,7 +9,8 @@ from analyze.report.start import draw_levels, weaker_start
 
 BASE = {
     "arm": "base", "against": "sft", "ability": "vision", "label": "vision", "metric": "accuracy", "n": 500,
-    "difference": 0.1, "low": 0.05, "high": 0.15,
+    "difference": 0.1, "low": 0.05, "high": 0.15, "p_holm": 0.01, "num_tests": 9, "scope": "checkpoints",
+    "num_seeds": 1, "num_seeds_against": 1,
 }  # fmt: skip
 
 
@@ -18,15 +19,18 @@ BASE = {
 )
 def test_a_start_is_weaker_only_where_the_interval_of_base_lies_above_it(change: dict[str, Any]) -> None:
     assert weaker_start(pd.DataFrame([BASE]), "sft", "full").startswith(
-        "The start is weaker than base: sft − base is −10"
+        "The start is weaker than base: sft − base in this run is −10"
     )
     assert weaker_start(pd.DataFrame([{**BASE, **change}]), "sft", "full") == ""
 
 
 def test_rl_is_compared_with_base_where_the_table_has_it() -> None:
-    after = {**BASE, "against": "full", "difference": 0.02, "low": -0.03, "high": 0.07}
+    after = {**BASE, "against": "full", "difference": 0.02, "low": -0.03, "high": 0.07, "scope": "training"}
+    after["num_seeds_against"] = 4
     said = weaker_start(pd.DataFrame([BASE, after]), "sft", "full")
-    assert "vision (n = 500), full − base −2.0 points [−7.0, +3.0]. What RL gains" in said
+    assert (
+        "vision (n = 500, significant), full − base over 4 training seeds −2.0 points [−7.0, +3.0]. What full" in said
+    )
 
 
 def test_levels_have_a_mark_a_seed_and_the_paper_order_of_abilities() -> None:

@@ -14,6 +14,7 @@ from eval.claims.measured import canonical_model, in_the_papers_words, read_meas
 from eval.claims.published import HYBRIDS, Claim, list_claims, read_published, separate_samples
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNDECIDED, UNMEASURED, claim_table, statement_table, verdict
 from eval.statistics.intervals import holm
+from eval.statistics.pooled import critical_value
 from tracking.command import REPOSITORY_ROOT
 
 PAPER = REPOSITORY_ROOT.parent / "shared" / "reference" / "paper.md"
@@ -95,20 +96,20 @@ def test_the_same_numbers_from_ten_thousand_prompts_would_have_shown_most() -> N
 
 
 @pytest.mark.parametrize(
-    ("expected", "estimate", "within", "p", "found"),
+    ("expected", "estimate", "error", "p", "found"),
     [
-        (1, 0.1, 0.13, 0.001, SUPPORTED),
-        (1, -0.1, 0.13, 0.001, CONTRADICTED),
-        (-1, -0.1, 0.13, 0.049, SUPPORTED),
-        (-1, -0.1, 0.13, 0.051, UNDECIDED),
-        (0, 0.1, 0.13, 0.001, CONTRADICTED),
-        (0, 0.01, 0.043, 0.6, SUPPORTED),
-        (0, 0.02, 0.053, 0.3, UNDECIDED),
+        (1, 0.1, 0.02, 0.001, SUPPORTED),
+        (1, -0.1, 0.02, 0.001, CONTRADICTED),
+        (-1, -0.1, 0.02, 0.049, SUPPORTED),
+        (-1, -0.1, 0.02, 0.051, UNDECIDED),
+        (0, 0.1, 0.02, 0.001, CONTRADICTED),
+        (0, 0.01, 0.02, 0.6, SUPPORTED),  # 0.01 + 1.645 × 0.02 = 0.043
+        (0, 0.02, 0.02, 0.3, UNDECIDED),  # 0.053
         (1, float("nan"), float("nan"), float("nan"), UNMEASURED),
     ],
 )
-def test_a_verdict_needs_more_than_a_sign(expected: int, estimate: float, within: float, p: float, found: str) -> None:
-    assert verdict(expected, estimate, within, p) == found
+def test_a_verdict_needs_more_than_a_sign(expected: int, estimate: float, error: float, p: float, found: str) -> None:
+    assert verdict(expected, estimate, abs(estimate) + 1.645 * error, p) == found
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,9 @@ def test_of_several_tasks_the_papers_own_is_taken() -> None:
     assert found == separate_samples(0.7, 0.5, 500, 500)
 
 
-def write_comparison(directory: Path, differences: dict[tuple[str, str, str], float], *, error: float = 0.01) -> Path:
+def write_comparison(
+    directory: Path, differences: dict[tuple[str, str, str], float], *, error: float = 0.01, metric: str = "ability"
+) -> Path:
     """Writes the tables that eval.compare leaves: (ability, arm, against) -> difference."""
     directory.mkdir()
     scores = [
@@ -162,12 +165,13 @@ def write_comparison(directory: Path, differences: dict[tuple[str, str, str], fl
     rows = []
     for (ability, arm, against), difference in differences.items():
         p = 2 * scipy.stats.norm.sf(abs(difference) / error)
-        row = {"task": "test", "ability": ability, "metric": "ability", "arm": arm, "against": against, "n": 500}
+        row = {"task": "test", "ability": ability, "metric": metric, "arm": arm, "against": against, "n": 500}
         row |= {"difference": difference, "low": difference - 2 * error, "high": difference + 2 * error, "p": p}
         row |= {"standard_error": error, "test": "t, seeds and prompts", "mean": 0.5 + difference, "mean_against": 0.5}
-        row |= {"prompt_error": error, "num_clusters": 10_000, "equivalent_within": abs(difference) + 1.645 * error}
-        row |= {"scope": "checkpoints", "seed_error": 0.0, "seed_degrees": 0}
-        rows += [{**row, "seed": "pooled"}, {**row, "seed": "0", "difference": -difference, "p": 1.0}]
+        row |= {"p_holm": min(1.0, 7 * p), "family": f"{metric}, pooled", "scope": "training", "num_seeds": 4}
+        row |= {"num_seeds_against": 1, "equivalent_within": abs(difference) + 1.645 * error, "num_clusters": 500}
+        row |= {"prompt_error": error, "seed_error": 0.0, "seed_degrees": 3}
+        rows += [{**row, "seed": "pooled"}, {**row, "seed": "0", "family": "per seed", "difference": -difference}]
     pd.DataFrame(rows).to_csv(directory / "comparison.csv", index=False)
     return directory / "scores.csv"
 
@@ -202,15 +206,63 @@ def test_each_published_claim_gets_the_verdict_of_what_was_measured(tmp_path: Pa
     assert half["verdict"] == UNMEASURED, "only one of its two abilities was measured"
 
 
-def test_models_of_ones_own_stand_beside_every_recipe_and_are_corrected_for_once(tmp_path: Path) -> None:
+def test_models_of_ones_own_stand_beside_every_recipe_with_the_p_values_of_their_comparison(tmp_path: Path) -> None:
     measured = {("vision", "rl", "sft"): 0.03, ("vision", "in-rl-rl", "sft"): 0.02, ("vision", "rl", "base"): 0.01}
     scores = write_comparison(tmp_path / "c", measured)
     table = claim_table(100, [read_measured(str(scores), list(RECIPES))])
     own = table[(table["ability"] == "vision") & (table["table"] == "2")].dropna(subset=["measured_p"])
-    assert len(own) == 3 * 3 and own.groupby(["model", "against"])["measured_p_holm"].nunique().max() == 1
-    one = own[own["recipe"] == "MMR1"]
-    everything = [*one["measured_p"], separate_samples(0.6, 0.5, 1000, 1000).p]  # reasoning, by the scores alone
-    assert sorted(one["measured_p_holm"]) == pytest.approx(sorted(holm(np.array(everything))[:3]))
+    assert len(own) == 3 * 3
+    for (model, against), rows in own.groupby(["model", "against"]):
+        source = pd.read_csv(tmp_path / "c" / "comparison.csv").query("seed == 'pooled'")
+        source = source[(source["arm"] == model) & (source["against"] == against.replace("in", "sft"))].iloc[0]
+        assert list(rows["measured_p_holm"]) == pytest.approx([source["p_holm"]] * 3)
+        assert set(rows["measured_num_tests"]) == {3} and set(rows["measured_scope"]) == {"training"}
+    alone = table[(table["ability"] == "reasoning") & (table["table"] == "2")].dropna(subset=["measured_p"])
+    assert list(alone["measured_p_holm"]) == pytest.approx([separate_samples(0.6, 0.5, 1000, 1000).p] * 3)
+    assert set(alone["measured_num_tests"]) == {1}, "what only the scores hold is corrected here"
+
+
+def measured_statements(scores: Path) -> pd.DataFrame:
+    found = [read_measured(str(scores), list(RECIPES))]
+    return statement_table(claim_table(100, found), measured=found)
+
+
+def test_a_statement_about_one_difference_has_the_numbers_of_its_comparison(tmp_path: Path) -> None:
+    measured = {("vision-to-reasoning", "rl", "sft"): 0.03, ("reasoning", "rl", "sft"): 0.02}
+    scores = write_comparison(tmp_path / "c", measured)
+    statements = measured_statements(scores)
+    row = statements.set_index("statement").loc["RL improves vision-to-reasoning alignment over IN"]
+    source = pd.read_csv(tmp_path / "c" / "comparison.csv").iloc[0]
+    for name in ("difference", "low", "high", "p", "p_holm", "scope"):
+        assert row[f"measured_{name}"] == source[name], name
+    assert row["verdict"] == SUPPORTED and row["measured_num_tests"] == 2
+
+
+def test_a_mean_of_several_differences_keeps_the_errors_of_the_runs_that_they_share(tmp_path: Path) -> None:
+    measured = {(ability, "freeze-mid", "rl"): -0.1 for ability in ("vision-to-reasoning", "reasoning")}
+    scores = write_comparison(tmp_path / "c", measured)
+    path = tmp_path / "c" / "comparison.csv"
+    seed_error = 0.02
+    pd.read_csv(path).assign(seed_error=seed_error).to_csv(path, index=False)
+    statements = measured_statements(scores)
+    row = statements.set_index("statement").loc["Freezing the mid layers hurts RL"]
+    prompts, seeds = 0.01**2 / 2, seed_error**2
+    assert row["measured_standard_error"] == pytest.approx((prompts + seeds) ** 0.5)
+    critical = critical_value(0.05, np.array(prompts), np.array(seeds), np.array(500), 3)
+    assert row["measured_high"] == pytest.approx(-0.1 + critical * (prompts + seeds) ** 0.5)
+    assert (row["measured_scope"], row["measured_num_seeds"]) == ("training", 4)
+    pd.read_csv(path).assign(seed_error=0.0, seed_degrees=0, scope="checkpoints").to_csv(path, index=False)
+    statements = measured_statements(scores)
+    assert statements.set_index("statement").loc["Freezing the mid layers hurts RL", "measured_scope"] == "checkpoints"
+
+
+def test_the_same_difference_under_both_metrics_is_taken_as_accuracy(tmp_path: Path) -> None:
+    scores = write_comparison(tmp_path / "c", {("reasoning", "rl", "sft"): 0.02})
+    again = write_comparison(tmp_path / "d", {("reasoning", "rl", "sft"): 0.02}, metric="accuracy")
+    both = [pd.read_csv(path.with_name("comparison.csv")) for path in (scores, again)]
+    pd.concat([both[0], both[1].assign(p_holm=0.9)]).to_csv(tmp_path / "c" / "comparison.csv", index=False)
+    found = read_measured(str(scores), list(RECIPES)).difference(Claim("2", "MMR1", "reasoning", "rl", "in"))
+    assert found is not None and found.p_holm == 0.9
 
 
 def test_of_a_claim_measured_twice_the_first_table_counts(tmp_path: Path) -> None:
@@ -223,33 +275,23 @@ def test_of_a_claim_measured_twice_the_first_table_counts(tmp_path: Path) -> Non
 
 
 def test_a_statement_on_two_abilities_has_the_seeds_of_their_mean(tmp_path: Path) -> None:
-    """A run that is better on one ability is worse on the other, so their mean hardly differs between seeds."""
-    scores, rows = [], []
+    """A run that is better on one ability is worse on the other, so their mean does not differ between seeds."""
+    differences = {(ability, "in-rl-rl", "sft"): 0.1 for ability in ("vision-to-reasoning", "reasoning")}
+    path = write_comparison(tmp_path / "c", differences)
+    scores = []
     for ability, sign in (("vision-to-reasoning", 1), ("reasoning", -1)):
-        for model, mean in (("in-rl-rl", 0.6), ("sft", 0.5)):
-            for seed in range(3) if model != "sft" else ("",):
-                score = mean + (sign * 0.1 * (seed - 1) if model != "sft" else 0)
-                scores.append({"model": model, "seed": seed, "task": "test", "ability": ability, "n": 400})
-                scores[-1] |= {"accuracy": score, "ability_score": score, "num_ability": 400}
-        row = {"task": "test", "ability": ability, "metric": "ability", "arm": "in-rl-rl", "against": "sft", "n": 400}
-        row |= {
-            "difference": 0.1,
-            "low": -0.15,
-            "high": 0.35,
-            "p": 0.2,
-            "standard_error": 0.06,
-            "test": "t",
-            "mean": 0.6,
-        }
-        row |= {"mean_against": 0.5, "prompt_error": 0.02, "num_clusters": 400, "equivalent_within": 0.3}
-        rows.append(row | {"scope": "training", "seed_error": 0.1 / 3**0.5, "seed_degrees": 2, "seed": "pooled"})
-    pd.DataFrame(scores).to_csv(tmp_path / "scores.csv", index=False)
-    pd.DataFrame(rows).to_csv(tmp_path / "comparison.csv", index=False)
-    measured = [read_measured(str(tmp_path / "scores.csv"), list(RECIPES))]
-    table = statement_table(claim_table(100, measured), measured=measured).set_index("statement")
-    row = table.loc["RL's mid and late layers carry its gains into IN"]
+        scores += score_rows({"sft": 0.5}, ability=ability)
+        for seed in range(3):
+            scores += [
+                row | {"seed": seed} for row in score_rows({"in-rl-rl": 0.6 + sign * 0.1 * (seed - 1)}, ability=ability)
+            ]
+    table = pd.DataFrame(scores)
+    table.assign(ability_score=table["accuracy"], num_ability=table["n"]).to_csv(path, index=False)
+    comparison = tmp_path / "c" / "comparison.csv"
+    pd.read_csv(comparison).assign(seed_error=0.06, seed_degrees=2).to_csv(comparison, index=False)
+    row = measured_statements(path).set_index("statement").loc["RL's mid and late layers carry its gains into IN"]
     assert row["measured_difference"] == pytest.approx(0.1) and row["measured_scope"] == "training"
-    assert row["measured_standard_error"] == pytest.approx(0.02 / 2**0.5)
+    assert row["measured_standard_error"] == pytest.approx(0.01 / 2**0.5)
     assert row["verdict"] == SUPPORTED
 
 

@@ -133,7 +133,7 @@ def test_the_page_answers_first_with_a_sentence_and_a_figure(tmp_path: Path, pro
     assert row["metric"] == "accuracy" and row["p_holm"] < 0.05 and row["difference"] > 0
     change = f"+{100 * row['difference']:.1f} points [+{100 * row['low']:.1f}, +{100 * row['high']:.1f}]"
     said = Page(text).text.replace("\u00a0", " ")
-    assert f"b − a: significantly better on vision ({change}); n = {NUM_PROMPTS}." in said
+    assert f"b − a in this run: significantly better on vision ({change}); n = {NUM_PROMPTS}." in said
     places = [text.index(mark) for mark in ('<p class="answer">', "<figure>", "<table>")]
     assert places == sorted(places)
 
@@ -176,8 +176,8 @@ def test_of_several_samples_one_is_shown_that_is_as_the_flip_says(tmp_path: Path
 def test_the_page_shows_question_pictures_gold_and_both_replies(tmp_path: Path, prompt_set: Path) -> None:
     first, second = draw(0), draw(1)
     models = [
-        evaluate(tmp_path / "a", first, prompt_set, response="from a"),
-        evaluate(tmp_path / "b", second, prompt_set, response="from b"),
+        evaluate(tmp_path / "a", first, prompt_set, response="reply of a"),
+        evaluate(tmp_path / "b", second, prompt_set, response="reply of b"),
     ]
     main([*models, "--baseline", "a", "--output-dir", str(tmp_path / "out")])
     text = (tmp_path / "out" / "comparison.html").read_text()
@@ -185,7 +185,7 @@ def test_the_page_shows_question_pictures_gold_and_both_replies(tmp_path: Path, 
     flips = [(first & ~second).sum(), (~first & second).sum()]
     shown = sum(min(NUM_SHOWN, count) for count in flips)
     assert page.count["article"] == page.count[".picture"] == shown
-    assert page.text.count("from a") == page.text.count("from b") == shown
+    assert page.text.count("reply of a") == page.text.count("reply of b") == shown
     assert page.text.count("✓ right") == page.text.count("✗ wrong") == shown
     assert "Is <b>" in page.text and "(B) no" in page.text
     assert text.count("data:image/jpeg") == 3, "each picture stands once on the page"
