@@ -259,7 +259,7 @@ def _variances(own: Variation, arguments: PowerArguments) -> Iterator[str]:
     between = f"between training runs {100 * first.seed**0.5:.1f}"
     if own.seed_sd is not None:
         low, high = 100 * own.seed_sd.low, 100 * own.seed_sd.high
-        between += f" [{low:.1f}, {high:.1f}], {own.seed_degrees} degrees of freedom"
+        between += f" [{low:.1f}, {high:.1f}] (95 % interval, {own.seed_degrees} degrees of freedom)"
     yield f"  {between}"
     yield f"  residual of a reply {100 * first.residual**0.5:.1f}"
     yield f"  between prompts {prompts}"
