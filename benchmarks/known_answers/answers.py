@@ -65,7 +65,7 @@ def answer_table(answers: Sequence[Answer]) -> "pd.DataFrame":
 def describe(answer: Answer) -> str:
     """Returns one line on an answer: what was planted, and what was found."""
     interval = "" if math.isnan(answer.low) else f" [{answer.low:.6g}, {answer.high:.6g}]"
-    where = f" at {answer.place}" if answer.place else ""
+    where = f", {answer.place}" if answer.place else ""
     return (
         f"{answer.instrument}: {answer.case}: {answer.quantity}{where}: planted {answer.truth:.6g}, found "
         f"{answer.estimate:.6g}{interval}"

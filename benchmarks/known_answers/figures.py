@@ -50,7 +50,7 @@ def draw_swaps(answers: "pd.DataFrame") -> "Figure":
         own = points[points["quantity"] == quantity]
         cases = list(dict.fromkeys(own["case"]))
         rows = own["case"].map(cases.index)
-        layers = own["place"].astype(int)
+        layers = own["place"].str.extract(r"(\d+)$", expand=False).astype(int)
         axes.grid(visible=False)
         for x, y, truth in zip(layers, rows, own["truth"], strict=True):
             if truth:

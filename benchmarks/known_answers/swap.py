@@ -22,7 +22,6 @@ NAME = "swap"
 WINDOW = 2
 SCORE = 4.0
 """The picture's nine tokens then get 94 % of the attention of the last head, and 20 % of that of the first."""
-MOVED = "answers moved, "
 
 
 def measure(work: Workplace) -> list[Answer]:
@@ -59,7 +58,7 @@ def read_curves(output_dir: Path, reading: int, num_pairs: int) -> list[Answer]:
             Answer(
                 instrument=NAME,
                 case=case,
-                quantity=f"pairs answered correctly, {mode}",
+                quantity=f"pairs answered correctly, mode {mode}",
                 truth=num_pairs,
                 estimate=float(own["n"].max()),
             )
@@ -69,8 +68,8 @@ def read_curves(output_dir: Path, reading: int, num_pairs: int) -> list[Answer]:
                 Answer(
                     instrument=NAME,
                     case=case,
-                    quantity=f"{MOVED}{mode}",
-                    place=str(row["layer"]),
+                    quantity=f"answers moved, mode {mode}",
+                    place=f"layer {row['layer']}",
                     truth=float(reads_within(str(mode), int(row["layer"]), reading)),
                     estimate=float(row["rate"]),
                     low=float(row["low"]),

@@ -79,9 +79,14 @@ def share(holds: Sequence[bool]) -> float:
 
 
 def prepare(work: Workplace) -> None:
-    """Builds the pairs and the prompts, unless they are there."""
+    """Builds the pairs and the prompts, unless they are there, and proves the pairs from their pixels.
+
+    Raises:
+        RuntimeError: if a pair has a defect.
+    """
     words = ("pocket_pairs", "--num-pairs", str(work.num_pairs), "--seed", str(work.seed))
     work.run("data_builders.build", *words, "--output-dir", work.pairs.parent)
+    work.run("data_builders.validate", work.pairs)
     if not work.prompts.exists():
         with partial_directory(work.prompts) as partial:
             write_prompts(partial, SPLIT, draw_prompts(partial, work.num_prompts, work.seed))

@@ -13,8 +13,8 @@ def answer(
     truth: float, estimate: float, low: float = math.nan, high: float = math.nan, tolerance: float = 0
 ) -> Answer:
     return Answer(
-        instrument="swap", case="picture read in layer 2", quantity="answers moved, from", place="3", truth=truth,
-        estimate=estimate, low=low, high=high, tolerance=tolerance,
+        instrument="swap", case="picture read in layer 2", quantity="answers moved, mode from", place="layer 3",
+        truth=truth, estimate=estimate, low=low, high=high, tolerance=tolerance,
     )  # fmt: skip
 
 
@@ -48,5 +48,5 @@ def test_the_first_sentence_counts_what_was_found() -> None:
 
 def test_a_wrong_answer_is_described_with_its_place_and_both_numbers() -> None:
     assert describe(answer(1, 0, 0, 0.2)) == (
-        "swap: picture read in layer 2: answers moved, from at 3: planted 1, found 0 [0, 0.2]"
+        "swap: picture read in layer 2: answers moved, mode from, layer 3: planted 1, found 0 [0, 0.2]"
     )

@@ -96,11 +96,19 @@ def one_layer_from_the_other_donor(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("instrument", "break_it", "message"),
     [
-        ("swap", swap_one_layer_too_late, "picture read in layer 0: answers moved, from at 0: planted 1, found 0"),
-        ("skip", skip_one_layer_too_late, "accuracy at llm:0: planted 1, found 0"),
-        ("attention", one_vision_token_counted_as_template, "uniform attention: mass on the picture"),
-        ("deltas", steps_of_two_ulps_at_the_floor, "judged above floor at layer 1, gate: planted 1, found 0"),
-        ("splices", one_layer_from_the_other_donor, "gain in mid: gain in accuracy at"),
+        (
+            "swap",
+            swap_one_layer_too_late,
+            "picture read in layer 0: answers moved, mode from, layer 0: planted 1, found 0",
+        ),
+        ("skip", skip_one_layer_too_late, "accuracy, llm:0: planted 1, found 0"),
+        (
+            "attention",
+            one_vision_token_counted_as_template,
+            "uniform attention, teacher-forced replies: mass on the picture",
+        ),
+        ("deltas", steps_of_two_ulps_at_the_floor, "judged above floor, layer 1, gate: planted 1, found 0"),
+        ("splices", one_layer_from_the_other_donor, "gain in mid: gain in accuracy, in-rl-in: planted"),
     ],
     ids=("swap", "skip", "attention", "deltas", "splices"),
 )
@@ -117,4 +125,4 @@ def test_an_instrument_that_is_broken_on_purpose_fails_the_calibration(
     assert message in str(failure.value)
     assert not is_finished(tmp_path / "out")
     assert "wrong" in set(read_table(tmp_path / "out" / "answers.csv")["verdict"])
-    assert "found wrong" in (tmp_path / "out" / "calibration.html").read_text()
+    assert "<b>Not found: " in (tmp_path / "out" / "calibration.html").read_text()
