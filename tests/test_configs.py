@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from analyze.deltas.command import DeltaArguments
+from benchmarks.known_answers.command import CalibrationArguments
+from benchmarks.known_answers.instruments import INSTRUMENTS
 from data_builders.build import TASKS, BuildArguments
 from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
 from eval.statistics.components import ARMS, START, assumed_variation
@@ -27,6 +29,7 @@ from train.running.data import DataArguments
 from train.running.stage import check_windows
 
 CONFIGS_DIR = REPOSITORY_ROOT / "configs"
+CALIBRATION = CONFIGS_DIR / "calibration"
 CONFIGS = sorted(CONFIGS_DIR.rglob("*.yaml"))
 STUDIES = [path for path in CONFIGS if path.stem.startswith("necessity")]
 ASKED = [path for path in STUDIES if path.stem == "necessity" and path.parent.stem != "calibration"]
@@ -220,12 +223,18 @@ def test_splice_recipes_are_read(path: Path) -> None:
     assert set(recipe.blocks) == {"early", "mid", "late"}
 
 
+def test_the_calibration_and_its_instruments_parse() -> None:
+    parse_arguments(["--config", str(CALIBRATION / "known_answers.yaml")], CalibrationArguments, description=None)
+    instruments = {f"{name}.yaml" for instrument in INSTRUMENTS.values() for name in instrument.configs}
+    assert {"known_answers.yaml"} | instruments <= {path.name for path in CALIBRATION.iterdir()}
+
+
 def _clusters() -> set[str]:
     return {path.stem for path in (CONFIGS_DIR / "slurm").glob("*.yaml")}
 
 
 def test_every_configuration_is_covered_by_a_test() -> None:
-    covered = {"base", "sft", "data", "init", "init_vllm", "eval", "deltas", "splice"}
+    covered = {"base", "sft", "data", "init", "init_vllm", "eval", "deltas", "splice", "known_answers"}
     of_studies = {"study", "abilities", "samples", "swap", "skip", "attention", "all_deltas", *_clusters()}
     others = set(CONFIGS) - set(STUDIES) - set(RECIPES) - set(LAUNCHERS) - set(PAIR_SETS)
     assert {path.stem for path in others} <= covered | of_studies, (
