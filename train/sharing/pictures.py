@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from train.sharing.batch import Picture, join_pictures, split_pictures
@@ -17,8 +18,18 @@ from train.sharing.batch import Picture, join_pictures, split_pictures
 NUM_SAMPLES = 32
 """Values of a picture that are looked at before two pictures are compared in full."""
 
-Features = dict[str, Any]
-"""One picture's part of the tower's output, by the field's name."""
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """One picture's part of the tower's output."""
+
+    pooled: Float[Tensor, "tokens hidden"]
+    levels: tuple[Float[Tensor, "tokens hidden"], ...] | None
+    """What Qwen3-VL adds to the first decoder layers (deepstack); None in other families."""
+    kind: type
+    """Class of the output."""
+    levels_are_split: bool
+    """Whether the output has each level by picture (Transformers 5.23) or as one tensor (5.17)."""
 
 
 @dataclass
@@ -74,12 +85,16 @@ class PictureReader:
 
 @contextmanager
 def instead(owner: Any, name: str, method: Any) -> Iterator[None]:
-    """Temporarily puts a function in front of a method of one object."""
+    """Temporarily puts a function in the place of a method of one object."""
+    before = vars(owner).get(name)
     setattr(owner, name, method)
     try:
         yield
     finally:
-        delattr(owner, name)
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def _key(backbone: Any, picture: Picture) -> tuple[Any, ...]:
@@ -96,16 +111,20 @@ def _find(store: dict[Any, list[tuple[Picture, Features]]], key: Any, picture: P
 
 
 def _taken(output: Any, index: int) -> Features:
-    """Returns one picture's features: per picture, and per picture and level for Qwen3-VL's deepstack."""
-    features: Features = {"type": type(output), "pooler_output": output.pooler_output[index]}
-    if "deepstack_features" in output:
-        features["deepstack_features"] = [level[index] for level in output.deepstack_features]
-    return features
+    """Returns one picture's features."""
+    levels, split = output.get("deepstack_features"), True
+    if levels is not None:
+        split = not isinstance(levels[0], Tensor)
+        sizes = [len(pooled) for pooled in output.pooler_output]
+        levels = tuple((level if split else torch.split(level, sizes))[index] for level in levels)
+    return Features(pooled=output.pooler_output[index], levels=levels, kind=type(output), levels_are_split=split)
 
 
 def _joined(parts: list[Features]) -> Any:
-    fields: dict[str, Any] = {"pooler_output": tuple(part["pooler_output"] for part in parts)}
-    if "deepstack_features" in parts[0]:
-        levels = zip(*(part["deepstack_features"] for part in parts), strict=True)
-        fields["deepstack_features"] = [tuple(level) for level in levels]
-    return parts[0]["type"](**fields)
+    """Returns the features of several pictures as the tower's output."""
+    fields: dict[str, Any] = {"pooler_output": tuple(part.pooled for part in parts)}
+    if parts[0].levels is not None:
+        levels = zip(*(part.levels or () for part in parts), strict=True)
+        join = tuple if parts[0].levels_are_split else torch.cat
+        fields["deepstack_features"] = [join(level) for level in levels]
+    return parts[0].kind(**fields)
