@@ -66,7 +66,7 @@ def make_trainer(
         "max_completion_length": 12, "report_to": "none", "use_cpu": True, "bf16": False, "seed": 5,
         "gradient_checkpointing": False, "loss_type": "dapo", "beta": 0.0, "shuffle_dataset": False,
     }  # fmt: skip
-    attention = changes.pop("attn_implementation", None)
+    attention, share = changes.pop("attn_implementation", None), changes.pop("share_prompts", True)
     model = load_model(checkpoint, dtype="float32", attn_implementation=attention)
     plan = plan_freeze(layout_of(checkpoint), freeze or FreezeArguments())
     stop_backward_early(model, plan)
@@ -81,8 +81,8 @@ def make_trainer(
         train_dataset=data,
         processing_class=load_processor(checkpoint),
         peft_config=peft,
+        share_prompts=share,
     )
-    assert trainer.not_shared is None
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer.model.train()
     return trainer
@@ -145,6 +145,7 @@ def run(trainer: Any, batch: dict[str, Any], *, shared: bool) -> Pass:
 
 
 def assert_same(trainer: Any, batch: dict[str, Any]) -> None:
+    assert trainer.not_shared is None
     plain, shared = run(trainer, batch, shared=False), run(trainer, batch, shared=True)
     assert shared.num_tokens < 0.75 * plain.num_tokens
     if plain.num_pictures:
@@ -373,3 +374,19 @@ def test_only_groups_with_equal_rewards_are_silenced(pocket_checkpoint: Path, tm
     assert silent.tolist() == [True] * 4 + [False] * 4 + [True] * 4
     assert batch["advantages"][4:8].sign().tolist() == [1, 1, -1, -1]
     assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(2 / 3)]
+
+
+def test_the_run_says_whether_prompts_are_shared_and_computes_as_trl_does_otherwise(
+    pocket_checkpoint: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(pocket_checkpoint, tmp_path, share_prompts=False)
+    assert trainer.describe_sharing().startswith("no, share_prompts is false;")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1)
+    dropped = make_trainer(pocket_checkpoint, tmp_path, peft=lora, disable_dropout=False)
+    assert dropped.describe_sharing().startswith("no, dropout differs between replies (")
+    for one in (trainer, dropped):
+        batch = replies(one, PROMPTS)
+        _, seen = one.compute_loss(one.model, batch), one._reader.num_read
+        assert seen == 0
+    shared = make_trainer(pocket_checkpoint, tmp_path)
+    assert shared.describe_sharing().startswith("yes, ")
