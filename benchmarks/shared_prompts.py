@@ -3,10 +3,13 @@
     python -m benchmarks.shared_prompts
 
 One model, one batch: a prompt with one picture, eight replies of 64 tokens. Every round takes one step of each kind on
-the same weights with the same seed: replies by Transformers, rewards, forward and backward pass, optimizer. Ratios are
-taken within a round; their median is given with a 95 % bootstrap interval. `full` trains everything; the other arms are
-compared with themselves without sharing. Before the rounds the loss and the gradients of both kinds are compared on the
-same replies. Peak memory is that of a process of its own that takes one step.
+the same weights with the same seed: replies by Transformers, rewards, forward and backward pass, optimizer. Times are
+CPU seconds. Ratios are taken within a round; their median is given with a 95 % bootstrap interval. `full` trains
+everything; the other arms are compared with themselves without sharing. Before the rounds the loss and the gradients of
+both kinds are compared on the same replies; this also warms up. Peak memory is that of a process of its own that takes
+one step.
+
+    python -m benchmarks.shared_prompts --case "train-only late"   # one case; the results of the others are kept
 
 Writes `benchmarks/results/shared_prompts.json`.
 """
@@ -14,7 +17,6 @@ Writes `benchmarks/results/shared_prompts.json`.
 import argparse
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -36,6 +38,8 @@ HIDDEN_SIZE = 512
 MLP_SIZE = 1408
 NUM_GENERATIONS = 8
 REPLY_TOKENS = 64
+NUM_VISION_BLOCKS = 4
+"""Of the decoder's width. A tower as deep as the decoder, as published models have it, would save more."""
 CELL = 28
 """Side length in pixels of one vision token."""
 PLAIN, SHARED = "plain TRL", "shared prompts"
@@ -53,6 +57,7 @@ class Case:
     """Width and height of the picture in cells; their product is its number of tokens."""
     freeze: tuple[str, ...] = ()
     train_only: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
     num_rounds: int
     with_memory: bool = False
 
@@ -62,10 +67,10 @@ class Case:
 
 
 CASES = (
-    Case(name="full", picture_cells=(16, 16), num_rounds=7, with_memory=True),
-    Case(name="freeze vision+projector", picture_cells=(16, 16), freeze=("vision", "projector"), num_rounds=5),
-    Case(name="train-only late", picture_cells=(16, 16), train_only=("late",), num_rounds=5),
-    Case(name="full, large picture", picture_cells=(32, 32), num_rounds=3, with_memory=True),
+    Case(name="full", picture_cells=(16, 16), num_rounds=5, with_memory=True),
+    Case(name="freeze vision+projector", picture_cells=(16, 16), freeze=("vision", "projector"), num_rounds=3),
+    Case(name="train-only late", picture_cells=(16, 16), train_only=("late",), num_rounds=3),
+    Case(name="full, large picture", picture_cells=(32, 32), gradient_checkpointing=True, num_rounds=3),
 )
 
 
@@ -75,7 +80,7 @@ def differing(completions: list[Any], **_: Any) -> list[float]:
 
 
 def make_model(case: Case) -> tuple[Any, Any]:
-    """Returns a random Qwen2.5-VL whose tower is as wide and deep as its decoder, and its processor."""
+    """Returns a random Qwen2.5-VL whose tower is as wide as its decoder, and its processor."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -83,7 +88,7 @@ def make_model(case: Case) -> tuple[Any, Any]:
 
     tokenizer = build_tokenizer()
     shape = PocketShape(
-        num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE, mlp_size=MLP_SIZE, num_vision_blocks=NUM_LAYERS,
+        num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE, mlp_size=MLP_SIZE, num_vision_blocks=NUM_VISION_BLOCKS,
         vision_hidden_size=HIDDEN_SIZE, vision_mlp_size=MLP_SIZE,
     )  # fmt: skip
     config = build_config(shape, tokenizer)
@@ -127,7 +132,7 @@ def make_trainer(model: Any, processor: Any, case: Case, directory: Path, **sett
         "output_dir": str(directory), "per_device_train_batch_size": NUM_GENERATIONS,
         "num_generations": NUM_GENERATIONS,
         "max_completion_length": REPLY_TOKENS, "generation_kwargs": {"min_new_tokens": REPLY_TOKENS}, "beta": 0.0,
-        "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "loss_type": "dapo",
+        "use_cpu": True, "bf16": False, "gradient_checkpointing": case.gradient_checkpointing, "report_to": "none", "loss_type": "dapo",
     }  # fmt: skip
     trainer: Any = WatchedGRPOTrainer(
         model,
@@ -160,27 +165,21 @@ def choose(trainer: Any, contender: str) -> None:
 
 
 def take_step(trainer: Any, rows: list[dict[str, Any]], optimizer: Any, seed: int) -> dict[str, float]:
-    """Takes one optimizer step and returns the seconds of its parts."""
+    """Takes one optimizer step and returns the CPU seconds of its parts."""
     import torch
 
-    from benchmarks.gpu.shapes import synchronise
-
     torch.manual_seed(seed)
-    synchronise()
-    begin = time.perf_counter()
+    begin = time.process_time()
     inputs = trainer._generate_and_score_completions(rows)
-    synchronise()
-    replied = time.perf_counter()
+    replied = time.process_time()
     trainer.compute_loss(trainer.model, inputs).backward()
-    synchronise()
-    passed = time.perf_counter()
+    passed = time.process_time()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    synchronise()
     return {
         "generate_s": replied - begin,
         "passes_s": passed - replied,
-        "step_s": time.perf_counter() - begin,
+        "step_s": time.process_time() - begin,
     }
 
 
@@ -206,19 +205,17 @@ def compare_results(trainer: Any, rows: list[dict[str, Any]]) -> dict[str, float
 
 
 def compare(trainer: Any, rows: list[dict[str, Any]], num_rounds: int, learning_rate: float = 1e-6) -> dict[str, Any]:
-    """Takes steps of both kinds in turn, after one of each that does not count."""
+    """Takes steps of both kinds in turn."""
     import numpy as np
     import torch
 
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate)
     measured: dict[str, list[dict[str, float]]] = {PLAIN: [], SHARED: []}
-    for number in range(1 + num_rounds):
+    for number in range(num_rounds):
         for contender in (PLAIN, SHARED) if number % 2 else (SHARED, PLAIN):
             choose(trainer, contender)
-            step = take_step(trainer, rows, optimizer, seed=number)
-            if number:
-                measured[contender].append(step)
+            measured[contender].append(take_step(trainer, rows, optimizer, seed=number))
     result: dict[str, Any] = {"num_rounds": num_rounds}
     for measure in MEASURES:
         times = {contender: [step[measure] for step in steps] for contender, steps in measured.items()}
@@ -228,10 +225,21 @@ def compare(trainer: Any, rows: list[dict[str, Any]], num_rounds: int, learning_
 
 
 def measure_case(case: Case, directory: Path) -> dict[str, Any]:
+    """Measures one case."""
+    import torch
+
     model, processor = make_model(case)
     trainer = make_trainer(model, processor, case, directory)
     rows = make_rows(case)
-    found = {"case": case.name, "num_picture_tokens": case.num_picture_tokens, **compare_results(trainer, rows)}
+    found: dict[str, Any] = {
+        "case": case.name,
+        "git": git_state(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "num_threads": torch.get_num_threads(),
+        "num_picture_tokens": case.num_picture_tokens,
+        "gradient_checkpointing": case.gradient_checkpointing,
+        **compare_results(trainer, rows),
+    }
     found |= compare(trainer, rows, case.num_rounds)
     if case.with_memory:
         found["peak_memory_mib"] = {contender: peak_of(case, contender) for contender in (PLAIN, SHARED)}
@@ -270,22 +278,27 @@ def main() -> None:
         if arguments.worker:
             print(take_one_step(cases[0], arguments.worker, Path(directory)))
             return
-        rows = []
+        rows = {} if arguments.case is None else read_rows(arguments.result)
         for case in cases:
-            rows.append(measure_case(case, Path(directory)))
-            print(format_row(rows[-1]), flush=True)
+            rows[case.name] = measure_case(case, Path(directory))
+            print(format_row(rows[case.name]), flush=True)
     result = {
         "command": "python -m benchmarks.shared_prompts",
-        "git": git_state(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
-        "num_threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
-        "model": f"random Qwen2.5-VL, decoder and tower of {NUM_LAYERS} layers and width {HIDDEN_SIZE}, fp32",
+        "model": f"random Qwen2.5-VL, {NUM_LAYERS} decoder layers and {NUM_VISION_BLOCKS} vision blocks of width "
+        f"{HIDDEN_SIZE}, fp32",
         "num_generations": NUM_GENERATIONS,
         "reply_tokens": REPLY_TOKENS,
-        "rows": rows,
+        "rows": [rows[case.name] for case in CASES if case.name in rows],
     }
     write_text(arguments.result, json.dumps(result, indent=1) + "\n")
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the rows of a result file by case; none without a file."""
+    if not path.is_file():
+        return {}
+    return {row["case"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
 
 def format_row(row: dict[str, Any]) -> str:
