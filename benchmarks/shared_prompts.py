@@ -132,7 +132,8 @@ def make_trainer(model: Any, processor: Any, case: Case, directory: Path, **sett
         "output_dir": str(directory), "per_device_train_batch_size": NUM_GENERATIONS,
         "num_generations": NUM_GENERATIONS,
         "max_completion_length": REPLY_TOKENS, "generation_kwargs": {"min_new_tokens": REPLY_TOKENS}, "beta": 0.0,
-        "use_cpu": True, "bf16": False, "gradient_checkpointing": case.gradient_checkpointing, "report_to": "none", "loss_type": "dapo",
+        "use_cpu": True, "bf16": False, "gradient_checkpointing": case.gradient_checkpointing,
+        "report_to": "none", "loss_type": "dapo",
     }  # fmt: skip
     trainer: Any = WatchedGRPOTrainer(
         model,
