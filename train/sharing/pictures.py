@@ -5,7 +5,7 @@ Pictures are compared value by value. While the tower cannot change, their featu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,9 @@ class PictureReader:
         if len(missing) == len(pictures) and not keep:
             return output
         for index, picture in enumerate(missing):
-            store.setdefault(_key(backbone, picture), []).append((picture, _taken(output, index)))
+            # A copy, since the picture is a part of a tensor with one picture per reply.
+            own = replace(picture, pixels=picture.pixels.clone()) if keep else picture
+            store.setdefault(_key(backbone, picture), []).append((own, _taken(output, index)))
         found = [_find(store, _key(backbone, picture), picture) for picture in pictures]
         return _joined([features for features in found if features is not None])
 

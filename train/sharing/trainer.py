@@ -40,6 +40,9 @@ class SharingGRPOTrainer(GRPOTrainer):
         """Returns whether prompts are shared, or why not, in one line."""
         if self.not_shared is not None:
             return f"no, {self.not_shared}; each reply is computed with a prompt of its own"
+        if self.args.per_device_train_batch_size == 1:
+            where = "in rollouts only" if self._cache_can_be_given else "nowhere"
+            return f"{where}, because a pass has a single reply (per_device_train_batch_size 1)"
         return "yes, each prompt is read once for all its replies in a pass, and each distinct picture once"
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
