@@ -17,7 +17,6 @@ Writes `benchmarks/results/shared_prompts.json`.
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -44,6 +43,7 @@ CELL = 28
 """Side length in pixels of one vision token."""
 PLAIN, SHARED = "plain TRL", "shared prompts"
 NOT_SHARED = "the benchmark's contender"
+MEMORY = "peak memory"
 MEASURES = ("generate_s", "passes_s", "step_s")
 """Replies with rewards, forward and backward pass, and the whole step."""
 
@@ -242,8 +242,6 @@ def measure_case(case: Case, directory: Path) -> dict[str, Any]:
         **compare_results(trainer, rows),
     }
     found |= compare(trainer, rows, case.num_rounds)
-    if case.with_memory:
-        found["peak_memory_mib"] = {contender: peak_of(case, contender) for contender in (PLAIN, SHARED)}
     return found
 
 
@@ -257,6 +255,7 @@ def peak_of(case: Case, contender: str) -> float:
 
 
 def take_one_step(case: Case, contender: str, directory: Path) -> float:
+    """Returns the peak memory in MiB of this process (Linux), which has done nothing else."""
     import torch
 
     model, processor = make_model(case)
@@ -264,13 +263,16 @@ def take_one_step(case: Case, contender: str, directory: Path) -> float:
     choose(trainer, contender)
     optimizer = torch.optim.AdamW([parameter for parameter in trainer.model.parameters() if parameter.requires_grad])
     take_step(trainer, make_rows(case), optimizer, seed=0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage, whose maximum a child takes over from its parent.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(status["VmHWM"].split()[0]) / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--result", type=Path, default=RESULT, help="JSON file to write")
-    parser.add_argument("--case", choices=[case.name for case in CASES], help="measure only this case")
+    names = [*(case.name for case in CASES), MEMORY]
+    parser.add_argument("--case", choices=names, help="measure only this case, or only the peak memory")
     parser.add_argument("--worker", choices=[PLAIN, SHARED], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
@@ -279,10 +281,16 @@ def main() -> None:
         if arguments.worker:
             print(take_one_step(cases[0], arguments.worker, Path(directory)))
             return
-        rows = {} if arguments.case is None else read_rows(arguments.result)
+        rows, memory = ({}, {}) if arguments.case is None else read_result(arguments.result)
         for case in cases:
             rows[case.name] = measure_case(case, Path(directory))
             print(format_row(rows[case.name]), flush=True)
+    for case in CASES:
+        if case.with_memory and arguments.case in (None, MEMORY):
+            memory[case.name] = {contender: peak_of(case, contender) for contender in (PLAIN, SHARED)}
+            print(
+                f"{case.name}: peak {memory[case.name][SHARED]:.0f} of {memory[case.name][PLAIN]:.0f} MiB", flush=True
+            )
     result = {
         "command": "python -m benchmarks.shared_prompts",
         "hardware": hardware(),
@@ -291,15 +299,17 @@ def main() -> None:
         "num_generations": NUM_GENERATIONS,
         "reply_tokens": REPLY_TOKENS,
         "rows": [rows[case.name] for case in CASES if case.name in rows],
+        "peak_memory_mib": memory,
     }
     write_text(arguments.result, json.dumps(result, indent=1) + "\n")
 
 
-def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns the rows of a result file by case; none without a file."""
+def read_result(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """Returns the rows of a result file by case, and the peaks of memory; nothing without a file."""
     if not path.is_file():
-        return {}
-    return {row["case"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        return {}, {}
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return {row["case"]: row for row in result["rows"]}, result["peak_memory_mib"]
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -311,8 +321,6 @@ def format_row(row: dict[str, Any]) -> str:
             f"{words} {seconds[SHARED]:.2f} s of {seconds[PLAIN]:.2f} s, {found['median']:.2f} "
             f"[{found['low']:.2f}, {found['high']:.2f}];"
         )
-    if "peak_memory_mib" in row:
-        parts.append(f"peak {row['peak_memory_mib'][SHARED]:.0f} of {row['peak_memory_mib'][PLAIN]:.0f} MiB;")
     parts.append(f"gradients differ by {row['gradient_difference']:.1e}")
     return " ".join(parts)
 
