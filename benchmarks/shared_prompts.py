@@ -281,16 +281,18 @@ def main() -> None:
         if arguments.worker:
             print(take_one_step(cases[0], arguments.worker, Path(directory)))
             return
-        rows, memory = ({}, {}) if arguments.case is None else read_result(arguments.result)
+        rows = {}
         for case in cases:
             rows[case.name] = measure_case(case, Path(directory))
             print(format_row(rows[case.name]), flush=True)
+    memory = {}
     for case in CASES:
         if case.with_memory and arguments.case in (None, MEMORY):
-            memory[case.name] = {contender: peak_of(case, contender) for contender in (PLAIN, SHARED)}
-            print(
-                f"{case.name}: peak {memory[case.name][SHARED]:.0f} of {memory[case.name][PLAIN]:.0f} MiB", flush=True
-            )
+            peaks = memory[case.name] = {contender: peak_of(case, contender) for contender in (PLAIN, SHARED)}
+            print(f"{case.name}: peak {peaks[SHARED]:.0f} of {peaks[PLAIN]:.0f} MiB", flush=True)
+    if arguments.case is not None:
+        kept_rows, kept_memory = read_result(arguments.result)
+        rows, memory = kept_rows | rows, kept_memory | memory
     result = {
         "command": "python -m benchmarks.shared_prompts",
         "hardware": hardware(),
