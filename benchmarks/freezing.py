@@ -333,7 +333,8 @@ Written by `python -m benchmarks.freezing --output docs/freezing.md` at commit {
 
 Each row is a GRPO run of {NUM_STEPS} steps of a small Qwen2.5-VL (weight decay 0.1) through `train.grpo`; DDP and
 ZeRO run on {num_processes("zero", device)} processes with the real engines. {identical:,} of {num_frozen:,} frozen
-tensors are bit-identical to the start checkpoint in every saved checkpoint and in `final/`.
+tensors are bit-identical to the start checkpoint in every saved checkpoint and in `final/`. Prompts are shared: each
+is read once for all its replies in a pass ([design.md](design.md#how-a-group-shares-its-prompt)).
 
 - *weights*: bf16 is autocast over fp32 weights, and under ZeRO the bf16 engine with fp32 masters.
 - *resumed*: one process got SIGTERM in the first step; the run saved itself, stopped, and was continued.

@@ -122,7 +122,10 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         given = common_arguments(
             training, processor, dataset, ours.data, ours.validation, num_generations=num_generations
         )
-        trainer: WatchedTrainer = WatchedGRPOTrainer(model, reward_funcs=reward_functions, **given, **rollout)
+        share = ours.sharing.share_prompts
+        trainer = WatchedGRPOTrainer(model, reward_funcs=reward_functions, share_prompts=share, **given, **rollout)
+        if is_main_process():
+            print(f"shared prompts: {trainer.describe_sharing()}", flush=True)
         return trainer
 
     stage = Stage(
@@ -145,6 +148,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
             **_without_overwrite(ours.rewards),
             **({"reward_sources": digests} if (digests := ours.rewards.source_digests()) else {}),
             **asdict(ours.validation),
+            **asdict(ours.sharing),
             **(asdict(ours.rollout) if training.use_vllm else {}),
         },
     )
@@ -220,11 +224,17 @@ def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     skip_shared_memory()
-    training, model_config, data, freeze, rewards, telemetry, validation, rollout = parse_arguments(
+    training, model_config, data, freeze, rewards, telemetry, validation, rollout, sharing = parse_arguments(
         argv, GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )
     ours = GrpoArguments(
-        data=data, freeze=freeze, rewards=rewards, telemetry=telemetry, validation=validation, rollout=rollout
+        data=data,
+        freeze=freeze,
+        rewards=rewards,
+        telemetry=telemetry,
+        validation=validation,
+        rollout=rollout,
+        sharing=sharing,
     )
     directory = train(training, model_config, ours)
     if is_main_process():

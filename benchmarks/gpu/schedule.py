@@ -68,6 +68,11 @@ STEPS = (
         expected_s=90, limit_s=240, needs=(),
     ),
     Step(
+        name="sharing",
+        question="what does reading each prompt once save at 3B and 7B, with pictures of 1,280 tokens?",
+        expected_s=150, limit_s=270, needs=(),
+    ),
+    Step(
         name="shapes_7b",
         question="what do forward, backward and the swap cost at 7B?",
         expected_s=50, limit_s=110, needs=(),

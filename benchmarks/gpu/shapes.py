@@ -43,6 +43,9 @@ class Shapes:
     picture_cells: int
     """Cells per side of an image; the square is its number of tokens."""
     reply_tokens: int
+    shared_picture_cells: tuple[int, int]
+    """Width and height of the picture in the step `sharing`, in cells."""
+    shared_reply_tokens: int
     num_warm_up: int
     num_steps: int
     """Measured steps per visit of a contender."""
@@ -66,13 +69,15 @@ class Shapes:
 
 
 REAL = Shapes(
-    device="cuda", small=False, picture_cells=32, reply_tokens=32, num_warm_up=1, num_steps=2, attention_tokens=8000,
+    device="cuda", small=False, picture_cells=32, reply_tokens=32, shared_picture_cells=(40, 32),
+    shared_reply_tokens=512, num_warm_up=1, num_steps=2, attention_tokens=8000,
     attention_reply_tokens=1000, spectra=("2048x2048", "2048x11008", "3584x18944"), compared_with_fp64=("2048x2048",),
     num_rounds=2, probe_shape="3b", probe_shape_7b="7b", probe_dtype="bfloat16", num_problems=2, num_new_tokens=12,
     length_7b=1152,
 )  # fmt: skip
 TINY = Shapes(
-    device="cpu", small=True, picture_cells=4, reply_tokens=4, num_warm_up=1, num_steps=2, attention_tokens=200,
+    device="cpu", small=True, picture_cells=4, reply_tokens=4, shared_picture_cells=(5, 4), shared_reply_tokens=4,
+    num_warm_up=1, num_steps=2, attention_tokens=200,
     attention_reply_tokens=40, spectra=("48x48", "48x96"), compared_with_fp64=("48x48",), num_rounds=2,
     probe_shape="tiny", probe_shape_7b="tiny", probe_dtype="float32", num_problems=2, num_new_tokens=4, length_7b=48,
 )  # fmt: skip

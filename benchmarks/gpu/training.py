@@ -166,7 +166,8 @@ class StepClock:
             return run
 
         trainer.accelerator.backward = timed(trainer.accelerator.backward, "backward_s", None)
-        trainer.model.generate = timed(trainer.model.generate, "generate_s", "rollout_peak_bytes")
+        turn = trainer._generate_single_turn  # TRL 1.16: with the reading of the prompts
+        trainer._generate_single_turn = timed(turn, "generate_s", "rollout_peak_bytes")
         trainer.add_callback(Parts())
 
 

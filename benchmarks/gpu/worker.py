@@ -18,6 +18,7 @@ RUNS = {
     "splice": "splice.run",
     "probes": "probes.run",
     "rollouts": "rollouts.run",
+    "sharing": "sharing.run",
     "shapes_7b": "shapes_7b.run",
     "modes": "testing.run_modes",
 }

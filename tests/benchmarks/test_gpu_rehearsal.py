@@ -60,6 +60,9 @@ def test_rehearsal_goes_through_every_step_and_leaves_a_file_of_each(warm_python
     trained = figures["rollouts"]["transformers"]
     assert trained["num_frozen_tensors_changed"] == 0 < trained["num_trained_tensors_changed"]
     assert figures["rollouts"]["vllm"] == "skipped: vllm is not installed" or figures["rollouts"]["vllm"]["steps"]
+    for row in figures["sharing"]["models"]:
+        assert row["out_of_memory"] is None and row["largest_logp_difference"] < 0.1
+        assert row["passes_s"].keys() == row["generate_s"].keys() == {"plain TRL", "shared prompts"}
     assert [row["contender"] for row in figures["shapes_7b"]["passes"]] == ["only-late", "full"]
 
 

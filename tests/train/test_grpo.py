@@ -405,3 +405,27 @@ def test_a_reward_of_ones_own_trains_and_a_resumed_run_refuses_another(
     source.write_text(source.read_text().replace("-float", "float"))
     with pytest.raises(ValueError, match="reward_sources"):
         main(argv)
+
+
+@pytest.mark.slow
+def test_a_run_that_shares_prompts_ends_like_one_that_does_not(
+    warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"max_steps": 2, "save_strategy": "no", "per_device_train_batch_size": 8, "steps_per_generation": 2,
+                "abilities": "vision"}  # fmt: skip
+    for name, share in (("shared", "true"), ("plain", "false")):
+        main(flags(warm_checkpoint, tiny_prompts, tmp_path / name, share_prompts=share, **settings))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("shared prompts: ")]
+    assert [line.split()[2] for line in said] == ["yes,", "no,"]
+    shared, plain = metrics(tmp_path / "shared"), metrics(tmp_path / "plain")
+    assert shared["reward"].tolist() == plain["reward"].tolist() and plain["reward_std"].max() > 0
+    assert shared["loss"].tolist() == pytest.approx(plain["loss"].tolist(), rel=1e-3, abs=1e-6)
+    moved, apart = 0.0, 0.0
+    places = (warm_checkpoint, tmp_path / "shared" / "final", tmp_path / "plain" / "final")
+    checkpoints = [open_checkpoint(place) for place in places]
+    for name in checkpoints[0].tensors:
+        contents = [bytearray(checkpoint.data(name)) for checkpoint in checkpoints]
+        before, one, other = (torch.frombuffer(content, dtype=torch.float32) for content in contents)
+        moved += float((other - before).square().sum())
+        apart += float((one - other).square().sum())
+    assert 0 < apart < 1e-4 * moved  # Adam turns rounding in tiny gradients into steps, in few elements

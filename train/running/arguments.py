@@ -14,6 +14,7 @@ from train.rollouts.setup import RolloutArguments
 from train.running.data import DataArguments
 from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
+from train.sharing.arguments import SharingArguments
 
 BASES = (("trl/trainer/base_config.py", "_BaseConfig"), ("transformers/training_args.py", "TrainingArguments"))
 
@@ -40,6 +41,7 @@ OUR_ARGUMENTS = (
     TelemetryArguments,
     ValidationArguments,
     RolloutArguments,
+    SharingArguments,
 )
 """Parsed along with TRL's `GRPOConfig` and `ModelConfig`."""
 
@@ -54,3 +56,4 @@ class GrpoArguments:
     telemetry: TelemetryArguments
     validation: ValidationArguments
     rollout: RolloutArguments
+    sharing: SharingArguments

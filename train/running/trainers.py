@@ -4,11 +4,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trl import GRPOTrainer, SFTTrainer
+from trl import SFTTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
 from eval.replies.generation import tokenizer_of
+from train.rewards.equal import equal_groups
 from train.rollouts.gap import Gap
 from train.rollouts.guard import Pass, RolloutGuard
 from train.rollouts.record import GAP, GAP_P99, ROUNDING
@@ -16,14 +17,12 @@ from train.rollouts.vllm import CheckedGeneration, EngineSetup, replaced
 from train.running.data import DataArguments
 from train.running.validation import ValidationArguments, load_validation
 from train.running.watched import WatchedTrainer
+from train.sharing.trainer import PICTURE_FIELDS, SharingGRPOTrainer
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from transformers import ProcessorMixin, TrainingArguments
-
-PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
-"""Image fields in TRL's (1.16) batches, for the families of `models/families.py`."""
 
 
 def common_arguments(
@@ -53,7 +52,7 @@ class WatchedSFTTrainer(SFTTrainer, WatchedTrainer):
     """TRL's supervised trainer with telemetry per block."""
 
 
-class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
+class WatchedGRPOTrainer(SharingGRPOTrainer, WatchedTrainer):
     """TRL's GRPO trainer with telemetry per block, for prompts with and without images, and with checked rollouts."""
 
     def __init__(
@@ -66,6 +65,8 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
         self._guard = guard
         self._scored: torch.Tensor | None = None
         """The trainer's log-probabilities of the current pass."""
+        self._rewards: torch.Tensor
+        """The rewards of the current generation batch, of all processes."""
         self._written_at: int | None = None
         """The step whose weights generated the current replies."""
         with replaced(grpo_trainer, "VLLMGeneration", partial(CheckedGeneration, setup=engine)):
@@ -88,7 +89,34 @@ class WatchedGRPOTrainer(GRPOTrainer, WatchedTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         if self.model.training:
             self._written_at = self.state.global_step
-        return super()._generate_and_score_completions(inputs)
+        output = super()._generate_and_score_completions(inputs)
+        self._silence_equal_groups(output["advantages"])
+        return output
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _silence_equal_groups(self, advantages: "torch.Tensor") -> None:
+        """Sets advantages to exactly zero where all rewards of a group are equal, and counts such groups.
+
+        TRL's own count (`frac_reward_zero_std`, 1.16) misses groups whose fp32 mean is rounded, and with
+        `scale_rewards: batch` it looks at the batch.
+        """
+        mode = "train" if self.model.training else "eval"
+        equal = equal_groups(
+            self._rewards,
+            self.reward_weights.to(self._rewards.device),
+            self.num_generations if mode == "train" else self.num_generations_eval,
+            per_function=self.multi_objective_aggregation == "normalize_then_sum",
+        )
+        first = self.accelerator.process_index * len(advantages)
+        advantages[equal[first : first + len(advantages)]] = 0.0
+        self._metrics[mode]["frac_reward_zero_std"][-1] = equal.float().mean().item()
+        logged = self._logs["advantages"]
+        for place, is_equal in enumerate(reversed(equal.tolist()), start=1):
+            if is_equal and place <= len(logged):
+                logged[-place] = 0.0
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
         found: tuple[Any, Any, Any] = super()._get_per_token_logps_and_entropies(*args, **kwargs)

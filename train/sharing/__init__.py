@@ -1,0 +1,1 @@
+"""How is each prompt of a group read once?"""

@@ -1,0 +1,114 @@
+"""Which rows of a batch have the same prompt? Compared token by token and picture by picture, value by value."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from train.sharing.layout import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture as the vision tower receives it."""
+
+    pixels: Float[Tensor, "patches values"]
+    grid: Int[Tensor, "3"]
+    """Number of patches in time, height and width."""
+    size: tuple[int, ...]
+    """The grid as numbers."""
+
+    def equals(self, other: "Picture") -> bool:
+        """True if every pixel value is the same."""
+        return self.size == other.size and (
+            self.pixels.data_ptr() == other.pixels.data_ptr() or torch.equal(self.pixels, other.pixels)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Prompts with replies as TRL (1.16) passes them to its log-probabilities; prompts are padded on the left."""
+
+    ids: Int[Tensor, "rows columns"]
+    mask: Int[Tensor, "rows columns"]
+    num_reply_columns: int
+    types: Int[Tensor, "rows columns"] | None = None
+    """1 for image tokens (`mm_token_type_ids`)."""
+    pictures: tuple[tuple[Picture, ...], ...] | None = None
+    """Per row; None if the batch has no picture."""
+
+    @property
+    def num_prompt_columns(self) -> int:
+        return self.ids.shape[1] - self.num_reply_columns
+
+    def part(self, start: int, end: int) -> "Batch":
+        """Returns some of the rows."""
+        pictures = None if self.pictures is None else self.pictures[start:end]
+        return Batch(
+            ids=self.ids[start:end],
+            mask=self.mask[start:end],
+            num_reply_columns=self.num_reply_columns,
+            types=None if self.types is None else self.types[start:end],
+            pictures=pictures if pictures is not None and any(pictures) else None,
+        )
+
+    def groups(self) -> list[Group]:
+        """Returns the distinct prompts with their rows, in order of appearance."""
+        num_prompt_columns = self.num_prompt_columns
+        masks, ids = self.mask.tolist(), self.ids.tolist()
+        found: dict[tuple[int, ...], list[list[int]]] = {}
+        for row, (tokens, mask) in enumerate(zip(ids, masks, strict=True)):
+            read = tuple(
+                token if kept else -1
+                for token, kept in zip(tokens[:num_prompt_columns], mask[:num_prompt_columns], strict=True)
+            )
+            alike = found.setdefault(read, [])
+            for rows in alike:
+                if self._same_pictures(rows[0], row):
+                    rows.append(row)
+                    break
+            else:
+                alike.append([row])
+        groups = [
+            Group(
+                rows=tuple(rows),
+                prompt_columns=tuple(column for column, token in enumerate(read) if token != -1),
+                reply_columns=tuple(_kept(masks[row], num_prompt_columns) for row in rows),
+            )
+            for read, alike in found.items()
+            for rows in alike
+        ]
+        return sorted(groups, key=lambda group: group.rows)
+
+    def _same_pictures(self, one: int, other: int) -> bool:
+        if self.pictures is None:
+            return True
+        ours, theirs = self.pictures[one], self.pictures[other]
+        return len(ours) == len(theirs) and all(a.equals(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def split_pictures(
+    pixels: Float[Tensor, "patches values"], grids: Int[Tensor, "pictures 3"], num_images: list[int]
+) -> tuple[tuple[Picture, ...], ...]:
+    """Returns the pictures of each row of a batch."""
+    sizes = [tuple(size) for size in grids.tolist()]
+    parts = torch.split(pixels, [t * h * w for t, h, w in sizes])
+    pictures = iter(
+        Picture(pixels=part, grid=grid, size=size) for part, grid, size in zip(parts, grids, sizes, strict=True)
+    )
+    return tuple(tuple(next(pictures) for _ in range(count)) for count in num_images)
+
+
+def join_pictures(pictures: list[Picture]) -> dict[str, Tensor]:
+    """Returns pictures as the model's arguments; none at all for no picture."""
+    if not pictures:
+        return {}
+    return {
+        "pixel_values": torch.cat([picture.pixels for picture in pictures]),
+        "image_grid_thw": torch.stack([picture.grid for picture in pictures]),
+    }
+
+
+def _kept(mask: list[int], first: int) -> tuple[int, ...]:
+    return tuple(column for column in range(first, len(mask)) if mask[column])

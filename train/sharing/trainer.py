@@ -1,0 +1,184 @@
+"""TRL's GRPO trainer, reading each prompt of a group once. Read in TRL 1.16; `tests/train/sharing` compares the two."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import shuffle_sequence_dict
+
+from train.rollouts.vllm import replaced
+from train.sharing.batch import Batch, join_pictures, split_pictures
+from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores
+from train.sharing.models import backbone_of, hidden_size_of, obstacle, tower_changes
+from train.sharing.order import NORMALIZED_PER_PASS, reordered, together
+from train.sharing.pictures import PictureReader, instead
+from train.sharing.rollout import generate_from_shared_prompts
+
+PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+"""Image fields in TRL's (1.16) batches, for the families of `models/families.py`."""
+ZERO_3 = 3
+
+
+class SharingGRPOTrainer(GRPOTrainer):
+    """Computes log-probabilities and entropies with each distinct prompt, and each distinct picture, read once."""
+
+    def __init__(self, *args: Any, share_prompts: bool = True, **kwargs: Any) -> None:
+        """Args:
+        share_prompts: False for TRL's own computation.
+        """
+        self.not_shared: str | None = "share_prompts is false"
+        """Why every row is read by itself; None if prompts are shared."""
+        self._reader = PictureReader()
+        super().__init__(*args, **kwargs)
+        if share_prompts:
+            self.not_shared = obstacle(self.accelerator.unwrap_model(self.model))
+
+    def describe_sharing(self) -> str:
+        """Returns whether prompts are shared, or why not, in one line."""
+        if self.not_shared is not None:
+            return f"no, {self.not_shared}; each reply is computed with a prompt of its own"
+        if self.args.per_device_train_batch_size == 1:
+            where = "in rollouts only" if self._cache_can_be_given else "nowhere"
+            return f"{where}, because a pass has a single reply (per_device_train_batch_size 1)"
+        return "yes, each prompt is read once for all its replies in a pass, and each distinct picture once"
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        with replaced(grpo_trainer, "shuffle_sequence_dict", self._shuffled):
+            return super()._prepare_inputs(generation_batch)
+
+    def _shuffled(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Shuffles a generation batch as TRL does, and brings the replies of a group together within a step."""
+        num_rows = len(batch["prompt_ids"])
+        rows = torch.arange(num_rows) + self.accelerator.process_index * num_rows
+        shuffled: dict[str, Any] = shuffle_sequence_dict({**batch, "group": rows // self.num_generations})
+        groups = shuffled.pop("group").tolist()
+        if not self.brings_together:
+            return shuffled
+        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return reordered(shuffled, together(groups, rows_per_step))
+
+    @property
+    def brings_together(self) -> bool:
+        """True if the order of the passes leaves a step's gradient the same, so that groups are brought together."""
+        per_pass = (
+            self.loss_type in NORMALIZED_PER_PASS or self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0
+        )
+        return self.not_shared is None and not per_pass
+
+    @property
+    def _cache_can_be_given(self) -> bool:
+        """True if Transformers generates, with a cache of the default kind and whole weights."""
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            return False
+        config = self.generation_config
+        default_cache = config.cache_implementation is None and config.use_cache is not False
+        return default_cache and (not self._is_zero_3 or self.args.ds3_gather_for_generation)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self._reader.forget()
+        return super()._generate_and_score_completions(inputs)
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
+    ) -> Any:
+        """Generates as TRL does; where Transformers does it, each distinct prompt and picture is read once."""
+        turn = partial(
+            super()._generate_single_turn, prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+        )
+        if self.not_shared is not None or not self._cache_can_be_given:
+            return turn()
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        backbone = backbone_of(model)
+        num_images = None if images is None else [len(row or ()) for row in images]
+        generate = partial(generate_from_shared_prompts, model, model.generate, num_images)
+        with (
+            instead(model, "generate", generate),
+            self._reader.reading(backbone, keep=self._tower_is_fixed(self.model, backbone)),
+        ):
+            return turn()
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **fields: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Returns what TRL's function returns; fields of model families that the suite does not support are refused."""
+        if self.not_shared is not None:
+            return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size=batch_size,
+                compute_entropy=compute_entropy,
+                compute_aux_loss=compute_aux_loss,
+                **fields,
+            )
+        batch = _batch(input_ids, attention_mask, logits_to_keep, fields)
+        assert not compute_aux_loss, "only mixture-of-experts models have one"
+        backbone = backbone_of(self.accelerator.unwrap_model(model))
+        step = batch_size or len(input_ids)
+        with self._reader.reading(backbone, keep=self._tower_is_fixed(model, backbone)):
+            parts = [
+                self._scores(model, backbone, batch.part(start, start + step), entropy=compute_entropy)
+                for start in range(0, len(input_ids), step)
+            ]
+        entropies = [part.entropies for part in parts if part.entropies is not None]
+        return torch.cat([part.logps for part in parts]), torch.cat(entropies) if entropies else None, None
+
+    def _tower_is_fixed(self, model: Any, backbone: Any) -> bool:
+        """True if features stay valid.
+
+        Under ZeRO-3 all processes must run the tower together, whatever each of them has kept.
+        """
+        return not self._is_zero_3 and (model is self.ref_model or not tower_changes(backbone))
+
+    @property
+    def _is_zero_3(self) -> bool:
+        plugin = self.accelerator.state.deepspeed_plugin
+        return plugin is not None and plugin.zero_stage == ZERO_3
+
+    def _scores(self, model: Any, backbone: Any, batch: Batch, *, entropy: bool) -> Scores:
+        """Scores the rows of one forward pass."""
+        packed = layout_if_cheaper(batch, hidden_size=hidden_size_of(backbone))
+        if packed is None:
+            pictures = batch.pictures
+            fields = {} if pictures is None else join_pictures([picture for row in pictures for picture in row])
+            logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+                model,
+                batch.ids,
+                batch.mask,
+                batch.num_reply_columns,
+                compute_entropy=entropy,
+                num_images=None if pictures is None else [len(row) for row in pictures],
+                mm_token_type_ids=batch.types,
+                **fields,
+            )
+            return Scores(logps=logps, entropies=entropies)
+        groups, layout = packed
+        inputs = model_inputs(batch, groups, layout, backbone)
+        with self.accelerator.autocast():
+            outputs = model(**inputs, fused_lm_head=True)
+        return scores(outputs, batch, layout, entropy=entropy)
+
+
+def _batch(input_ids: Tensor, attention_mask: Tensor, num_reply_columns: int, fields: dict[str, Any]) -> Batch:
+    pixels, grids, num_images, types = (fields.pop(name, None) for name in PICTURE_FIELDS)
+    foreign = [name for name, value in fields.items() if value is not None]
+    assert not foreign, f"{foreign}: no supported family has these fields"
+    pictures = None
+    if pixels is not None:
+        assert grids is not None and num_images is not None
+        pictures = split_pictures(pixels, grids, num_images)
+    return Batch(
+        ids=input_ids, mask=attention_mask, num_reply_columns=num_reply_columns, types=types, pictures=pictures
+    )
