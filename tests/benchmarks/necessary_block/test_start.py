@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.necessary_block.pictures import NUM_PROMPTS, QUESTION, build_prompts, draw
 from benchmarks.necessary_block.start import close_others, cut_route, open_layers, place_block
-from data_builders.pocket.draw import count_colours
+from data_builders.pocket.draw import RGB
 from data_builders.prompt_sets.prompts import read_prompts
 from eval.replies.prompting import STYLES
 from models.blocks import BLOCKS
@@ -41,8 +43,6 @@ def models(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def inputs_of(model: Path, prompts: Path, number: int = 4) -> Any:
     """Returns the model's inputs for the first test prompts, whose pictures show one colour each."""
-    from PIL import Image
-
     processor = load_processor(model)
     chosen = read_prompts(prompts, "test")[:number]
     content = [{"type": "image"}, {"type": "text", "text": STYLES["plain"].format(question=QUESTION)}]
@@ -117,12 +117,22 @@ def test_with_the_block_frozen_training_leaves_the_model_blind(models: Path, pro
     assert min(losses) >= torch.log(torch.tensor(4.0)).item() - 1e-4  # of four answers to inputs that look alike
 
 
-def test_pictures_hold_one_object_of_each_colour_equally_often(prompts: Path) -> None:
+def test_every_colour_is_asked_for_equally_often_and_shown_in_its_share(prompts: Path) -> None:
     for split, number in NUM_PROMPTS.items():
         listed = read_prompts(prompts, split)
         asked = [prompt.answer for prompt in listed]
         assert len(asked) == number and {asked.count(colour) for colour in COLOURS} == {number // 4}
-        scenes = [draw(split, index, 0) for index in range(20)]
-        for prompt, scene in zip(listed, scenes, strict=False):
-            assert count_colours(scene) == {colour: int(colour == prompt.answer) for colour in COLOURS}
         assert all((prompt.response == prompt.answer) == (split in ("base", "sft")) for prompt in listed)
+        for index, prompt in enumerate(listed[:20]):
+            picture = draw(split, index, 0)
+            with Image.open(prompts / prompt.images[0]) as image:
+                assert image.size == (28, 28)
+                centre = np.array(image.getpixel((14, 14)), float)
+            own, other = (np.array(RGB[colour], float) for colour in (prompt.answer, picture.other))
+            assert prompt.answer != picture.other
+            assert np.abs(centre - picture.share * own - (1 - picture.share) * other).max() <= 1
+
+
+def test_in_a_sixth_of_the_pictures_the_other_colour_is_the_stronger(prompts: Path) -> None:
+    shares = np.array([draw("rl", index, 0).share for index in range(NUM_PROMPTS["rl"])])
+    assert shares.min() >= 0.4 and abs(np.mean(shares < 0.5) - 1 / 6) < 0.04
