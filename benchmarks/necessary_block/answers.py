@@ -6,6 +6,9 @@
     gain kept       by the arm that freezes the block: 0, less than half by its whole interval; by every other arm: 1,
                     at least KEPT by its whole interval
 
+    A against A     halves of the seeds of one arm are compared with each other, in all ways, over all arms of all
+                    studies: a difference is claimed in at most MAX_CLAIMED of these splits (`eval/splits.py`)
+
 `analyze.report` judges with the same half whether a block was necessary (`analyze/report/kept.py`).
 """
 
@@ -18,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from analyze.report.kept import MOST
 from benchmarks.necessary_block.start import open_layers, partition_of
 from benchmarks.necessary_block.studies import Workplace
-from eval.statistics.pairing import ACCURACY
+from eval.splits import compare_all, summarise
+from eval.statistics.pairing import ACCURACY, Entry
 from models.checkpoint import open_checkpoint
 from tracking.records import read_records
 from tracking.tables import read_table
@@ -27,13 +31,16 @@ from train import FINAL_DIR
 if TYPE_CHECKING:
     import pandas as pd
 
-INSTRUMENT = "necessity"
+INSTRUMENT, SPLITS = "necessity", "A against A"
 FOUND, WRONG = "found", "wrong"
 START, FULL = "sft", "full"
 LEAST_GAIN = 0.5
 """Share of prompts that `full` must gain; it can gain three quarters."""
 KEPT = 0.8
 """Least share of the gain that an arm which trains the block must keep, by its whole interval."""
+LEVEL, MAX_CLAIMED = 0.05, 0.07
+"""Share of splits in which a sound test claims a difference, and the most that is accepted."""
+MAX_SPLITS = 200
 COLUMNS = ("instrument", "case", "quantity", "place", "truth", "estimate", "low", "high", "verdict")
 
 
@@ -41,8 +48,9 @@ COLUMNS = ("instrument", "case", "quantity", "place", "truth", "estimate", "low"
 class Answer:
     """One number that is known by construction, and what the suite found."""
 
+    instrument: str = INSTRUMENT
     case: str
-    """The necessary block."""
+    """The necessary block; of A against A, the studies."""
     quantity: str
     place: str
     """The arm, or where else the number was found."""
@@ -56,11 +64,12 @@ class Answer:
     def as_row(self) -> dict[str, Any]:
         """Returns the values of `COLUMNS`."""
         row = {name: value for name, value in asdict(self).items() if name != "is_right"}
-        return {"instrument": INSTRUMENT, **row, "verdict": FOUND if self.is_right else WRONG}
+        return {**row, "verdict": FOUND if self.is_right else WRONG}
 
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.case}: {self.quantity}, {self.place}: true {self.truth:g}, found {self.estimate:.2f}{interval}"
+        what = f"{self.instrument}, {self.case}: {self.quantity}, {self.place}"
+        return f"{what}: true {self.truth:g}, found {self.estimate:.2f}{interval}"
 
 
 def read_answers(work: Workplace, block: str) -> list[Answer]:
@@ -125,6 +134,28 @@ def _judge(block: str, quantity: str, arm: str, truth: float, values: Sequence[f
     estimate, low, high = values
     return Answer(
         case=block, quantity=quantity, place=arm, truth=truth, estimate=estimate, low=low, high=high, is_right=is_right
+    )
+
+
+def compare_halves(work: Workplace, blocks: Sequence[str]) -> Answer:
+    """Counts the splits of an arm's seeds in which a difference is claimed, over all arms of these studies."""
+    entries = [
+        Entry(f"{block}:{arm}", int(seed), path)
+        for block in blocks
+        for path in sorted((work.study(block) / "eval").iterdir())
+        for arm, separator, seed in [path.name.rpartition("-seed")]
+        if separator
+    ]
+    whole = summarise(compare_all(entries, max_splits=MAX_SPLITS)).iloc[-1]
+    share = float(whole["claimed_frac"])
+    return Answer(
+        instrument=SPLITS,
+        case=", ".join(blocks),
+        quantity="splits with a claimed difference",
+        place=f"{whole['num_claimed']} of {whole['num_splits']}",
+        truth=LEVEL,
+        estimate=share,
+        is_right=share <= MAX_CLAIMED,
     )
 
 

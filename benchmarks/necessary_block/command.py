@@ -5,11 +5,13 @@
 
 For each of early, mid and late a start is built in which only this block can learn to see the picture (`start.py`).
 `train.necessity` then trains every arm with `configs/calibration/necessity_BLOCK.yaml`, and what it reports is compared
-with the truth: the arm that freezes the block keeps none of the gain, every other arm all of it (`answers.py`).
+with the truth: the arm that freezes the block keeps none of the gain, every other arm all of it. Halves of an arm's
+seeds are also compared with each other: they do not differ (`answers.py`).
 
     answers.csv              truth, estimate, interval and verdict, a row per number
     start/, early/, mid/, …  the starts and the studies, each with its `report.html`
 
+What is finished is not run again, also where `train.necessity` was started by hand with these configurations.
 Exit status 1: a verdict is wrong, or a frozen block was trained.
 """
 
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.necessary_block.answers import Answer, answer_table, read_answers
+from benchmarks.necessary_block.answers import Answer, answer_table, compare_halves, read_answers
 from benchmarks.necessary_block.studies import Workplace, build_starts, run_study, start_configs, study_configs
 from models.blocks import BLOCKS
 from tracking.command import parse_arguments, read_yaml
@@ -84,12 +86,17 @@ def main(argv: list[str] | None = None) -> None:
         "blocks": blocks, "seed": work.seed, "files": {str(path): read_yaml(path) for path in files},
     }  # fmt: skip
     with open_run(
-        work.directory, command=COMMAND, settings=settings, overwrite=arguments.overwrite, found=[work.start.name]
+        work.directory,
+        command=COMMAND,
+        settings=settings,
+        overwrite=arguments.overwrite,
+        found=[work.start.name, *BLOCKS],
     ) as run:
         if not run.finished:
             for block in blocks:
-                run_study(work, block)
+                run_study(work, block, overwrite=arguments.overwrite)
             answers = [answer for block in blocks for answer in read_answers(work, block)]
+            answers.append(compare_halves(work, blocks))
             write_table(work.directory / ANSWERS_FILE, answer_table(answers))
             print(*answers, sep="\n")
             print(summarise(answers))

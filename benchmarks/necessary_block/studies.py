@@ -86,7 +86,7 @@ def build_starts(work: Workplace) -> None:
                 place_block(work.placed(block, phase), block, trained=trained, untrained=untrained)
 
 
-def run_study(work: Workplace, block: str) -> None:
+def run_study(work: Workplace, block: str, *, overwrite: bool = False) -> None:
     """Runs the necessity study of one block: its arms, evaluations, comparison and page.
 
     Raises:
@@ -100,6 +100,7 @@ def run_study(work: Workplace, block: str) -> None:
         "prompts": work.prompts,
         "base_checkpoint": work.placed(block, "base"),
         "sft_checkpoint": work.placed(block, "sft"),
+        "overwrite": overwrite,
     }
     main([word for name, value in words.items() for word in (f"--{name}", str(value))])
 

@@ -58,7 +58,7 @@ def test_anything_else_is_wrong_and_said(arm: str, kept: tuple[float, float, flo
     assert wrong == [arm.replace("_", "-")]
     with pytest.raises(RuntimeError, match="1 of 5 known answers were not found") as error:
         summarise(judge_gains(rows, "mid"))
-    assert f"mid: gain kept, {wrong[0]}: true" in str(error.value)
+    assert f"necessity, mid: gain kept, {wrong[0]}: true" in str(error.value)
 
 
 def test_a_study_that_gains_nothing_is_wrong() -> None:
