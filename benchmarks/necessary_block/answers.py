@@ -1,0 +1,166 @@
+"""Was the necessary block found, and no other? What each study says, against what is true by construction.
+
+    blind replies   a model of the arm that freezes the block answers every prompt alike, since it sees no picture
+    open layers     layers outside the block whose attention could carry anything: none, in any arm
+    gain            what `full` gains on the start: the test has something to lose
+    gain kept       by the arm that freezes the block: 0, less than half by its whole interval; by every other arm: 1,
+                    at least KEPT by its whole interval
+
+    A against A     halves of the seeds of one arm are compared with each other, in all ways, over all arms of all
+                    studies: a difference is claimed in at most MAX_CLAIMED of these splits (`eval/splits.py`)
+
+`analyze.report` judges with the same half whether a block was necessary (`analyze/report/kept.py`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyze.report.kept import MOST
+from benchmarks.necessary_block.start import open_layers, partition_of
+from benchmarks.necessary_block.studies import Workplace
+from eval.splits import compare_all, summarise
+from eval.statistics.pairing import ACCURACY, Entry
+from models.checkpoint import open_checkpoint
+from tracking.records import read_records
+from tracking.tables import read_table
+from train import FINAL_DIR
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INSTRUMENT, SPLITS = "necessity", "A against A"
+FOUND, WRONG = "found", "wrong"
+START, FULL = "sft", "full"
+LEAST_GAIN = 0.5
+"""Share of prompts that `full` must gain; it can gain three quarters."""
+KEPT = 0.8
+"""Least share of the gain that an arm which trains the block must keep, by its whole interval."""
+LEVEL, MAX_CLAIMED = 0.05, 0.07
+"""Share of splits in which a sound test claims a difference, and the most that is accepted."""
+MAX_SPLITS = 200
+COLUMNS = ("instrument", "case", "quantity", "place", "truth", "estimate", "low", "high", "verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One number that is known by construction, and what the suite found."""
+
+    instrument: str = INSTRUMENT
+    case: str
+    """The necessary block; of A against A, the studies."""
+    quantity: str
+    place: str
+    """The arm, or where else the number was found."""
+    truth: float
+    estimate: float
+    low: float = math.nan
+    high: float = math.nan
+    """The 95 % interval; NaN for a number that is counted."""
+    is_right: bool
+
+    def as_row(self) -> dict[str, Any]:
+        """Returns the values of `COLUMNS`."""
+        row = {name: value for name, value in asdict(self).items() if name != "is_right"}
+        return {**row, "verdict": FOUND if self.is_right else WRONG}
+
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        what = f"{self.instrument}, {self.case}: {self.quantity}, {self.place}"
+        return f"{what}: true {self.truth:g}, found {self.estimate:.2f}{interval}"
+
+
+def read_answers(work: Workplace, block: str) -> list[Answer]:
+    """Returns what a finished study found, with the truth."""
+    directory = work.study(block)
+    plan = [path.name for path in sorted((directory / "arms").iterdir())]
+    table = read_table(directory / "comparison.csv")
+    own = table[(table["seed"] == "pooled") & (table["metric"] == ACCURACY) & (table["against"] == START)]
+    return [
+        *(count_replies(directory, block, label) for label in plan if label.startswith(f"{frozen_arm(block)}-seed")),
+        count_open_layers(directory, block, plan),
+        *judge_gains(own, block),
+    ]
+
+
+def frozen_arm(block: str) -> str:
+    """Returns the arm that freezes the necessary block."""
+    return f"freeze-{block}"
+
+
+def count_replies(directory: Path, block: str, label: str) -> Answer:
+    """Counts the different replies of one model: one, if it sees nothing."""
+    replies = {record["response"] for record in read_records(directory / "eval" / label / "records.jsonl")}
+    number = len(replies)
+    return Answer(case=block, quantity="different replies", place=label, truth=1, estimate=number, is_right=number == 1)
+
+
+def count_open_layers(directory: Path, block: str, labels: Sequence[str]) -> Answer:
+    """Counts the layers outside the block that are not closed, over all trained models."""
+    number = 0
+    for label in labels:
+        checkpoint = directory / "arms" / label / FINAL_DIR
+        inside = partition_of(open_checkpoint(checkpoint)).layers(block)
+        number += sum(layer not in inside for layer in open_layers(checkpoint))
+    place = f"outside {block}, {len(labels)} models"
+    return Answer(case=block, quantity="open layers", place=place, truth=0, estimate=number, is_right=number == 0)
+
+
+def judge_gains(pooled: "pd.DataFrame", block: str) -> list[Answer]:
+    """Judges the gain of `full` and the share that every other arm keeps.
+
+    Args:
+        pooled: rows of `comparison.csv` against the start: accuracy, all seeds together.
+        block: the necessary block.
+    """
+    answers = []
+    for row in pooled.to_dict("records"):
+        arm = str(row["arm"])
+        if arm == FULL:
+            values = [row[name] for name in ("difference", "low", "high")]
+            answers.append(_judge(block, "gain", arm, 0.75, values, is_right=values[1] > LEAST_GAIN))
+        elif arm.startswith(("freeze-", "only-")):
+            values = [row[name] for name in ("gain_kept", "gain_kept_low", "gain_kept_high")]
+            if arm == frozen_arm(block):
+                answers.append(_judge(block, "gain kept", arm, 0.0, values, is_right=values[2] < MOST))
+            else:
+                answers.append(_judge(block, "gain kept", arm, 1.0, values, is_right=values[1] > KEPT))
+    return answers
+
+
+def _judge(block: str, quantity: str, arm: str, truth: float, values: Sequence[float], *, is_right: bool) -> Answer:
+    estimate, low, high = values
+    return Answer(
+        case=block, quantity=quantity, place=arm, truth=truth, estimate=estimate, low=low, high=high, is_right=is_right
+    )
+
+
+def compare_halves(work: Workplace, blocks: Sequence[str]) -> Answer:
+    """Counts the splits of an arm's seeds in which a difference is claimed, over all arms of these studies."""
+    entries = [
+        Entry(f"{block}:{arm}", int(seed), path)
+        for block in blocks
+        for path in sorted((work.study(block) / "eval").iterdir())
+        for arm, separator, seed in [path.name.rpartition("-seed")]
+        if separator
+    ]
+    whole = summarise(compare_all(entries, max_splits=MAX_SPLITS)).iloc[-1]
+    share = float(whole["claimed_frac"])
+    return Answer(
+        instrument=SPLITS,
+        case=", ".join(blocks),
+        quantity="splits with a claimed difference",
+        place=f"{whole['num_claimed']} of {whole['num_splits']}",
+        truth=LEVEL,
+        estimate=share,
+        is_right=share <= MAX_CLAIMED,
+    )
+
+
+def answer_table(answers: Sequence[Answer]) -> "pd.DataFrame":
+    """Returns one row per answer."""
+    import pandas as pd
+
+    return pd.DataFrame([answer.as_row() for answer in answers], columns=list(COLUMNS))

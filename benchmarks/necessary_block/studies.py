@@ -1,0 +1,118 @@
+"""What is run? The starts are trained and built, then one necessity study per block, all with the suite's commands.
+
+    DIR/start/data, untrained, base, sft       prompts, untrained model, whole model, cold start without sight
+    DIR/start/BLOCK/base, DIR/start/BLOCK/sft  the whole model and the start of all arms, with the block in its place
+    DIR/BLOCK                                  the study: arms, evaluations, `comparison.csv`, `report.html`
+
+What is finished is not done again.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.necessary_block.pictures import build_prompts
+from benchmarks.necessary_block.start import close_others, cut_route, place_block
+from models.blocks import BLOCKS
+from models.pocket import CHECKPOINT_DIR
+from tracking.command import REPOSITORY_ROOT
+from tracking.schedule import Job, Schedule
+from train import FINAL_DIR
+
+CONFIGS = Path("configs") / "calibration"
+STAGES = CONFIGS / "necessity"
+EXPECTED_S = {"init": 10.0, "train": 25.0}
+PHASES = ("base", "sft")
+"""The whole model, and the start of all arms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """The folder of the positive control."""
+
+    directory: Path
+    seed: int = 0
+
+    @property
+    def start(self) -> Path:
+        return self.directory / "start"
+
+    @property
+    def prompts(self) -> Path:
+        return self.start / "data"
+
+    def placed(self, block: str, phase: str) -> Path:
+        """Returns the checkpoint of a phase with the block in its place."""
+        return self.start / block / phase
+
+    def study(self, block: str) -> Path:
+        """Returns the folder of a block's study."""
+        return self.directory / block
+
+
+def study_config(block: str) -> Path:
+    """Returns the configuration of a block's study."""
+    return CONFIGS / f"necessity_{block}.yaml"
+
+
+def start_configs() -> list[Path]:
+    """Returns the configurations that the starts depend on."""
+    return [STAGES / f"{name}.yaml" for name in ("init", *PHASES)]
+
+
+def study_configs(blocks: Sequence[str]) -> list[Path]:
+    """Returns the configurations that the studies of these blocks depend on."""
+    return [*map(study_config, blocks), *(STAGES / f"{name}.yaml" for name in ("grpo", "eval"))]
+
+
+def build_starts(work: Workplace) -> None:
+    """Trains the block and the cold start and writes both with the block early, mid and late."""
+    untrained = work.start / "untrained" / CHECKPOINT_DIR
+    models = {name: work.start / name for name in ("closed", "cut")}
+    if not work.prompts.exists():
+        build_prompts(work.prompts, seed=work.seed)
+    _run(work, "init", "untrained", "models.pocket")
+    if not models["closed"].exists():
+        close_others(models["closed"], untrained)
+    _train(work, "base", models["closed"])
+    if not models["cut"].exists():
+        cut_route(models["cut"], work.start / "base" / FINAL_DIR)
+    _train(work, "sft", models["cut"])
+    for block in BLOCKS:
+        for phase in PHASES:
+            if not work.placed(block, phase).exists():
+                trained = work.start / phase / FINAL_DIR
+                place_block(work.placed(block, phase), block, trained=trained, untrained=untrained)
+
+
+def run_study(work: Workplace, block: str, *, overwrite: bool = False) -> None:
+    """Runs the necessity study of one block: its arms, evaluations, comparison and page.
+
+    Raises:
+        RuntimeError: if a job fails, such as an arm in which a frozen tensor changed.
+    """
+    from train.necessity import main
+
+    words = {
+        "config": REPOSITORY_ROOT / study_config(block),
+        "output_dir": work.study(block),
+        "prompts": work.prompts,
+        "base_checkpoint": work.placed(block, "base"),
+        "sft_checkpoint": work.placed(block, "sft"),
+        "overwrite": overwrite,
+    }
+    main([word for name, value in words.items() for word in (f"--{name}", str(value))])
+
+
+def _train(work: Workplace, phase: str, start: Path) -> None:
+    _run(work, "train", phase, "train.sft", "--model_name_or_path", str(start), "--prompts", str(work.prompts))
+
+
+def _run(work: Workplace, kind: str, name: str, *command: str) -> None:
+    """Runs one command of the suite with its output in DIR/start/NAME, unless it is finished."""
+    config = STAGES / ("init.yaml" if kind == "init" else f"{name}.yaml")
+    output_dir = work.start / name
+    words = (sys.executable, "-m", *command, "--config", str(config), "--output_dir", str(output_dir))
+    job = Job(name=name, kind=kind, command=words, output_dir=output_dir)
+    Schedule([job], num_parallel=1, log_dir=work.start / "logs", expected_s=EXPECTED_S).run()
