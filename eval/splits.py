@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval.compare.alike import check_alike
-from eval.compare.sentences import LEVEL
+from eval.compare.scope import LEVEL
 from eval.replies.outcomes import Outcome, outcomes
 from eval.statistics.differences import POOLED, compare_group
 from eval.statistics.intervals import holm

@@ -126,3 +126,8 @@ def draw_diagonals(answers: "pd.DataFrame", *, log: bool = False) -> "Figure":
 def draw_log_diagonals(answers: "pd.DataFrame") -> "Figure":
     """Draws `draw_diagonals`, with logarithmic axes for quantities over more than a decade."""
     return draw_diagonals(answers, log=True)
+
+
+def draw_gains_kept(answers: "pd.DataFrame") -> "Figure":
+    """Draws `draw_bars` of the shares of the gain that arms keep."""
+    return draw_bars(answers[answers["quantity"] == "gain kept"])

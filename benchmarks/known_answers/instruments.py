@@ -3,9 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.known_answers import attention, deltas, skip, splices, swap
+from benchmarks.known_answers import attention, deltas, necessity, skip, splices, swap
 from benchmarks.known_answers.answers import Answer
-from benchmarks.known_answers.figures import Draw, draw_bars, draw_diagonals, draw_log_diagonals, draw_swaps
+from benchmarks.known_answers.figures import (
+    Draw,
+    draw_bars,
+    draw_diagonals,
+    draw_gains_kept,
+    draw_log_diagonals,
+    draw_swaps,
+)
 from benchmarks.known_answers.workplace import Workplace
 
 
@@ -74,6 +81,16 @@ INSTRUMENTS: Mapping[str, Instrument] = {
         draw=draw_bars,
         caption="Gain of each splice over the donor in, and the share of rl's gain that it keeps. Bars: "
         "planted. Dots: found, with 95 % intervals.",
+    ),
+    necessity.NAME: Instrument(
+        commands="train.necessity (benchmarks.necessary_block), eval.splits",
+        configs=("necessity_early", "necessity_mid", "necessity_late"),
+        planted="Three starts in which only the layers of one block can learn to see. The arm that freezes this block "
+        "must keep nothing of the gain, every other arm all of it. Halves of the seeds of one arm must not differ.",
+        measure=necessity.measure,
+        draw=draw_gains_kept,
+        caption="Gain kept by each arm, per necessary block. Bars: planted. Dots: found, with 95 % intervals over "
+        "training seeds and prompts.",
     ),
 }
 """Name -> instrument, in the order of the page."""
