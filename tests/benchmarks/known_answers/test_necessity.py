@@ -1,5 +1,6 @@
 """The answers of the positive control on the page of all instruments."""
 
+import math
 from pathlib import Path
 
 from benchmarks.known_answers import necessity
@@ -10,11 +11,13 @@ from tracking.tables import write_table
 
 
 def test_its_rows_keep_their_verdicts_and_the_figure_has_the_gains_kept(tmp_path: Path) -> None:
-    found = [
-        control.Answer(case="mid", quantity="gain kept", place="freeze-mid", truth=0, estimate=0.02, low=-0.1, high=0.2, is_right=True),
-        control.Answer(case="mid", quantity="gain kept", place="freeze-late", truth=1, estimate=0.4, low=0.2, high=0.6, is_right=False),
-        control.Answer(case="mid", quantity="different replies", place="freeze-mid-seed0", truth=1, estimate=1, is_right=True),
-    ]  # fmt: skip
+    rows = (
+        ("gain kept", "freeze-mid", 0, 0.02, -0.1, 0.2, True),
+        ("gain kept", "freeze-late", 1, 0.4, 0.2, 0.6, False),
+        ("different replies", "freeze-mid-seed0", 1, 1, math.nan, math.nan, True),
+    )
+    names = ("quantity", "place", "truth", "estimate", "low", "high", "is_right")
+    found = [control.Answer(case="mid", **dict(zip(names, row, strict=True))) for row in rows]
     write_table(tmp_path / "answers.csv", control.answer_table(found))
     read = necessity.read_answers(tmp_path / "answers.csv")
     assert [answer.verdict for answer in read] == [FOUND, WRONG, FOUND]
