@@ -272,7 +272,8 @@ def _lead_figure(study: NecessityStudy, images: dict[str, str]) -> parts.Figure 
     num_prompts = [f"{ability}: n = {n}" for ability, n in _num_prompts(study).items()]
     seeds = len({run.seed for run in study.runs})
     scopes = _scopes(study)
-    num_tests = _against_sft(study)["num_tests"].max()
+    rows = _against_sft(study)
+    num_tests = rows.loc[rows["seed"].astype(str) == POOLED, "num_tests"].max()
     return parts.Figure(
         source=images["gains"],
         alt="Change in accuracy from SFT, per arm and ability",

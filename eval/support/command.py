@@ -35,6 +35,7 @@ from jaxtyping import Float, Int
 
 from eval.compare.alike import check_alike
 from eval.compare.command import check_roles
+from eval.compare.scope import covers, read_current
 from eval.display.formatting import format_difference
 from eval.grading import CORRECT, UNSCORED, parse_number
 from eval.replies.outcomes import GIVEN
@@ -45,7 +46,7 @@ from tracking.command import parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, read_records
 from tracking.run import OVERWRITE_ARGUMENT, open_run, read_run
-from tracking.tables import format_first, read_table, write_table
+from tracking.tables import format_first, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,15 +281,17 @@ def summary(changes: "pd.DataFrame", baseline: str) -> list[str]:
     if changes.empty:
         return []
     num_samples = int(changes["num_samples"].max())
-    rows = [["task", "ability", "model", "pass@1, in points", f"pass@{num_samples}, in points", "verdict"]]
+    rows = [["task", "ability", "model", "about", "pass@1, in points", f"pass@{num_samples}, in points", "verdict"]]
     for (task, ability, model), own in changes[changes["metric"] == PASS].groupby(
         ["task", "ability", "model"], sort=False
     ):
         ends = [own.iloc[place] for place in (0, -1)]
         cells = [format_difference(row["value"], row["low"], row["high"]) for row in ends]
-        rows.append([str(task), str(ability), str(model), *cells, own.iloc[0]["verdict"]])
+        about = own.iloc[0]["scope"]
+        seeds = f", {int(own.iloc[0]['num_seeds'])} seeds" if about == TRAINING else ""
+        rows.append([str(task), str(ability), str(model), f"{about}{seeds}", *cells, own.iloc[0]["verdict"]])
     return [
-        f"less {baseline}, with 95 % intervals",
+        f"less {baseline}, with 95 % intervals over {covers(changes['scope'])}, not corrected",
         *format_first(rows, right=(), most=NUM_ROWS, table="changes.csv"),
     ]
 
@@ -308,6 +311,6 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(arguments.output_dir)
     entries = [parse_entry(text) for text in arguments.models]
     write_support(output_dir, entries, baseline=arguments.baseline, overwrite=arguments.overwrite)
-    changes = read_table(output_dir / "changes.csv")
+    changes = read_current(output_dir / "changes.csv", "eval.support", ("scope",))
     print(*summary(changes, arguments.baseline), sep="\n")
     print(f"support: {output_dir / 'support.csv'}, {output_dir / 'changes.csv'}")

@@ -443,11 +443,17 @@ def test_a_difference_has_one_p_value_on_the_page(tmp_path: Path) -> None:
     numbers = {**GAIN, "arm": "full", "num_seeds": 2}
     own = [UNSEEN | numbers | {"p_holm": 0.123}]
     plain = compared(tmp_path / "plain", own, evaluated(FINGERPRINTS, batch_size=128))
-    study = necessity_output(tmp_path / "necessity", [{**numbers, "p_holm": 0.456}])
+    one_seed = {**numbers, "seed": "0", "family": "accuracy, per seed", "p_holm": 0.789, "scope": "checkpoints"}
+    study = necessity_output(
+        tmp_path / "necessity", [{**numbers, "p_holm": 0.456}, one_seed, {**one_seed, "seed": "1"}]
+    )
     page = page_of(plain, study)
     assert "0.123" in page and "0.456" not in page
     assert "Scores and differences are those of plain , which asked the same models the same prompts" in page
-    assert "0.456" in page_of(study) and "0.456" in (study / "comparison.csv").read_text()
+    alone = page_of(study)
+    assert "0.456" in alone and "0.456" in (study / "comparison.csv").read_text()
+    assert "0.789" not in alone and "Seed by seed, about these checkpoints: 95 % intervals over new prompts" in alone
+    assert "filled if the change is significant after correction for 1 test, hollow if not" in alone
 
 
 def test_a_study_that_was_asked_otherwise_keeps_its_own_numbers(tmp_path: Path) -> None:
