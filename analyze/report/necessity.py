@@ -332,6 +332,7 @@ def necessity_values(output: Output, compared: Sequence[Output] = ()) -> dict[st
         ],
         "margins": MARGINS,
         "source": "" if source is None else source.name,
+        "asked_otherwise": source is None and bool(compared) and len(accuracy) > 0,
         "num_tests": int(accuracy["num_tests"].max()) if len(accuracy) else 0,
         "warning": weaker_start(accuracy.assign(label=accuracy["ability"]), START, FULL),
         "lead_figure": _lead_figure(study, images),

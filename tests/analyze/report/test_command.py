@@ -461,6 +461,7 @@ def test_a_study_that_was_asked_otherwise_keeps_its_own_numbers(tmp_path: Path) 
     plain = compared(tmp_path / "plain", [{**numbers, "p_holm": 0.123}], evaluated(FINGERPRINTS))
     page = page_of(plain, necessity_output(tmp_path / "necessity", [{**numbers, "p_holm": 0.456}], max_new_tokens=99))
     assert "0.123" in page and "0.456" in page and "which asked the same models" not in page
+    assert "Comparisons in other sections have other models, prompts or settings" in page
 
 
 def test_the_page_says_what_the_study_could_have_found(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_models_of_known_support_are_told_apart(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figures" / "support-t.png").stat().st_size > 10_000
 
 
-def test_accuracy_at_one_is_the_mean_over_samples_and_seeds(tmp_path: Path) -> None:
+def test_accuracy_at_one_is_the_mean_over_samples_and_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = [f"sft={write_samples(tmp_path / 'sft', START)}"]
     for seed in (0, 1):
         models.append(f"full@{seed}={write_samples(tmp_path / f'full{seed}', START + 0.2, seed=seed + 5)}")
@@ -143,6 +143,9 @@ def test_accuracy_at_one_is_the_mean_over_samples_and_seeds(tmp_path: Path) -> N
     changes = pd.read_csv(tmp_path / "out" / "changes.csv")
     change = changes[changes["k"] == 1].iloc[0]
     assert change["low"] < 0.2 < change["high"] and change["against"] == "sft"
+    printed = capsys.readouterr().out
+    assert "less sft, with 95 % intervals over new prompts and new training seeds, not corrected" in printed
+    assert "t     reasoning  full   training, 2 seeds  +" in printed
 
 
 def test_evaluations_that_cannot_be_laid_side_by_side_are_refused(tmp_path: Path) -> None:
