@@ -2,7 +2,7 @@
 
     blind replies   a model of the arm that freezes the block answers every prompt alike, since it sees no picture
     open layers     layers outside the block whose attention could carry anything: none, in any arm
-    gain            what `full` gains on the start: the test has something to lose
+    gain            of `full` over the start; the truth is what the whole model has over it, before its route was cut
     gain kept       by the arm that freezes the block: 0, less than half by its whole interval; by every other arm: 1,
                     at least KEPT by its whole interval
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 INSTRUMENT, SPLITS = "necessity", "A against A"
 FOUND, WRONG = "found", "wrong"
-START, FULL = "sft", "full"
-LEAST_GAIN = 0.5
-"""Share of prompts that `full` must gain; it can gain three quarters."""
+START, FULL, WHOLE = "sft", "full", "base"
+LEAST_GAIN = 0.3
+"""Share of prompts that `full` must gain, by its whole interval, so that there is something to keep or lose."""
 KEPT = 0.8
 """Least share of the gain that an arm which trains the block must keep, by its whole interval."""
 LEVEL, MAX_CLAIMED = 0.05, 0.07
@@ -116,11 +116,12 @@ def judge_gains(pooled: "pd.DataFrame", block: str) -> list[Answer]:
         block: the necessary block.
     """
     answers = []
+    (whole,) = pooled.loc[pooled["arm"] == WHOLE, "difference"]
     for row in pooled.to_dict("records"):
         arm = str(row["arm"])
         if arm == FULL:
             values = [row[name] for name in ("difference", "low", "high")]
-            answers.append(_judge(block, "gain", arm, 0.75, values, is_right=values[1] > LEAST_GAIN))
+            answers.append(_judge(block, "gain", arm, float(whole), values, is_right=values[1] > LEAST_GAIN))
         elif arm.startswith(("freeze-", "only-")):
             values = [row[name] for name in ("gain_kept", "gain_kept_low", "gain_kept_high")]
             if arm == frozen_arm(block):
