@@ -111,6 +111,8 @@ def arguments_of(case: Case, work: Path, device: str) -> list[str]:
         "report_to": "none", "use_cpu": device == "cpu", "use_peft": case.mode == "LoRA", "lora_r": 4,
         "gradient_checkpointing": case.checkpointing != "off", "ddp_timeout": 300,
     }  # fmt: skip
+    if case.mode == "LoRA":
+        values["lora_dropout"] = 0  # with dropout, prompts are not shared
     if case.checkpointing == "reentrant":
         values["gradient_checkpointing_kwargs"] = '{"use_reentrant": true}'
     if case.mode == "DDP" and case.checkpointing == "reentrant":
