@@ -22,7 +22,7 @@ def test_marks_lie_in_the_order_of_their_values_inside_their_intervals() -> None
     circles = [float(circle.get("cx", "")) for circle in svg.iter("circle")]
     assert circles == sorted(circles) and len(set(circles)) == 3
     assert (circles[1] - circles[0]) / (circles[2] - circles[1]) == pytest.approx(0.5, abs=0.01)
-    bars = [line for line in svg.iter("line") if line.get("stroke-width") == "2"]
+    bars = [line for line in svg.iter("line") if line.get("stroke-width") == "2.6"]
     for bar, circle in zip(bars, circles, strict=True):
         before, after = circle - float(bar.get("x1", "")), float(bar.get("x2", "")) - circle
         assert after / before == pytest.approx(1.5, abs=0.05)
