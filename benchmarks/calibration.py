@@ -47,6 +47,8 @@ MOST_AT_ONE_DEGREE = 0.99
 MOST_FALSE = 0.065
 AT_ONCE = 250
 NUM_SAMPLES = 8
+ENOUGH_STUDIES = 4000
+"""With fewer, three standard errors are added to the limits."""
 GAIN, KEPT = 0.2, 0.5
 MARGIN = 0.05
 
@@ -265,8 +267,12 @@ def simulate(task: tuple[str, Setting, int, int]) -> dict[str, Any]:
     return found
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row per kind and number of seeds: the extremes over its settings."""
+def summarise(rows: Sequence[dict[str, Any]], *, slack: float = 0.0) -> list[dict[str, Any]]:
+    """Returns a row per kind and number of seeds: the extremes over its settings.
+
+    Args:
+        slack: how far outside the limits a share may be.
+    """
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["num_seeds"]), []).append(row)
@@ -284,9 +290,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "covered": [min(covered), max(covered)],
                 "false_alarms": [min(false), max(false)] if false else None,
                 "widest_without_seed_effect": max(without, default=None),
-                "holds": COVERED[0] <= min(covered)
-                and max(covered) <= (MOST_AT_ONE_DEGREE if one_degree else COVERED[1])
-                and max(false, default=0.0) <= MOST_FALSE,
+                "holds": COVERED[0] - slack <= min(covered)
+                and max(covered) <= (MOST_AT_ONE_DEGREE if one_degree else COVERED[1]) + slack
+                and max(false, default=0.0) <= MOST_FALSE + slack,
             }
         )
     return found
@@ -305,8 +311,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     with ProcessPoolExecutor(arguments.num_workers, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(simulate, tasks, chunksize=4))
-    summary = summarise(rows)
     error = (0.95 * 0.05 / arguments.num_studies) ** 0.5
+    summary = summarise(rows, slack=3 * error if arguments.num_studies < ENOUGH_STUDIES else 0.0)
     result = {
         "command": "python -m benchmarks.calibration",
         "num_studies": arguments.num_studies,

@@ -65,6 +65,14 @@ def run(command: Command) -> int:
     return 0
 
 
+def _module_of(name: str) -> Any:
+    """Returns the module with `main`: of a folder its `command`, or its `__main__` if it has no `command`."""
+    try:
+        return command_module(name)
+    except ModuleNotFoundError:
+        return import_module(f"{name}.__main__")
+
+
 def check_arguments(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a command that is not run here would refuse its arguments, or does not exist."""
     if command.words[0] == "make":
@@ -80,8 +88,7 @@ def check_arguments(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     here = ON_A_CPU if command.module in TRAINING else []
-    is_benchmark = command.module.startswith("benchmarks.")
-    module = import_module(f"{command.module}.__main__") if is_benchmark else command_module(command.module)
+    module = _module_of(command.module)
     with arguments_only(), pytest.raises(ArgumentsTaken):
         module.main([*expand(command), *here])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
