@@ -75,7 +75,7 @@ STEPS = (
     Step(
         name="shapes_7b",
         question="what do forward, backward and the swap cost at 7B?",
-        expected_s=50, limit_s=110, needs=(), by_default=False,
+        expected_s=50, limit_s=110, needs=(),
     ),
     Step(
         name="modes",

@@ -51,7 +51,7 @@ def test_steps_come_in_the_tables_order_and_a_misspelt_one_is_named() -> None:
     assert [step.name for step in choose_steps(["deltas", "tests"])] == ["tests", "deltas"]
     default = choose_steps([])
     assert "modes" not in [step.name for step in default]
-    assert len(default) <= 8  # files that a person carries home
+    assert len(default) <= 9  # files that a person carries home
     with pytest.raises(ValueError, match="step 'splices' is unknown; did you mean 'splice'"):
         choose_steps(["splices"])
 

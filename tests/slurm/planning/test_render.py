@@ -155,7 +155,7 @@ def run_script(
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         process.send_signal(send)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)  # many short processes, on a machine that may be busy
     return subprocess.CompletedProcess(process.args, process.returncode, said)
 
 
