@@ -11,7 +11,6 @@ share its seeds, so their number says little: only many arms, or arms with many 
 abilities of a split.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.compare.alike import check_alike
+from eval.compare.alike import RECORDS_FILE, check_alike, identify
 from eval.compare.scope import LEVEL
 from eval.replies.outcomes import Outcome, outcomes
 from eval.statistics.differences import POOLED, compare_group
@@ -31,13 +30,12 @@ from eval.statistics.pairing import ACCURACY, ENTRIES_ARGUMENT, Entry, collect_g
 from tracking.command import parse_arguments, run_command
 from tracking.progress import progress
 from tracking.records import read_records
-from tracking.run import OVERWRITE_ARGUMENT, open_run, read_run
+from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import format_columns, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORDS_FILE = "records.jsonl"
 LEAST_SEEDS = 2
 """Seeds on each side of a split; with one there is no estimate of the spread between seeds."""
 DRAWING_SEED = 20_261_127
@@ -193,10 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     arms_of(entries)
     check_alike(entries)
     settings = {
-        "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
-        "records_sha256": {
-            entry.label: hashlib.sha256((entry.directory / RECORDS_FILE).read_bytes()).hexdigest() for entry in entries
-        },
+        **identify(entries),
         "max_splits": arguments.max_splits,
     }
     with open_run(output_dir, command="eval.splits", settings=settings, overwrite=arguments.overwrite) as run:

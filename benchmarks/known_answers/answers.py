@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOUND, WRONG = "found", "wrong"
+TOLERANCE = 1e-5
+"""Of shares: tables round them to six digits."""
+BLOCK_LAYERS = {"early": (0, 1), "mid": (2, 3), "late": (4, 5)}
+"""Block -> its layers, of the six of every planted model; by hand, not by the code that is under test."""
 COLUMNS = (
     "instrument", "case", "quantity", "place", "truth", "estimate", "low", "high", "tolerance", "verdict",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.known_answers.answers import Answer
+from benchmarks.known_answers.answers import BLOCK_LAYERS, TOLERANCE, Answer
 from benchmarks.known_answers.reader import QUESTION_WORDS, SHAPE, Wiring, token_ids, write_reader
 from benchmarks.known_answers.workplace import Workplace
 from models.loading import load_processor
@@ -28,8 +28,6 @@ VISION_MASSES = (0.001, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 """One per head; the heads of each layer take them in another order."""
 QUESTION_SHARES = (0.02, 0.1, 0.3, 0.6, 0.9)
 """Of the mass that is not on the picture; one per layer."""
-TOLERANCE = 1e-5
-BLOCK_LAYERS = {"early": (0, 1), "mid": (2, 3), "late": (4, 5)}
 READING_HEADS = {0: (1.0, 0.0), 2: (0.0, 1.0)}
 """Masses of the two heads that read; the other heads of that layer are uniform."""
 

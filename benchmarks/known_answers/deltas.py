@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.known_answers.answers import Answer
+from benchmarks.known_answers.answers import BLOCK_LAYERS, Answer
 from benchmarks.known_answers.reader import SHAPE
 from benchmarks.known_answers.workplace import Workplace
 from models.pocket import write_pocket_checkpoint
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "deltas"
-BLOCK_LAYERS = {"early": (0, 1), "mid": (2, 3), "late": (4, 5)}
 EXPONENT, MANTISSA_BITS = -4, 7
 ULP = 2.0 ** (EXPONENT - MANTISSA_BITS)
 RANK_STEPS = 8

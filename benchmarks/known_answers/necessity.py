@@ -4,7 +4,6 @@ Each of `early`, `mid` and `late` is made necessary in a study of its own. It ru
 than all other instruments together.
 """
 
-import math
 from pathlib import Path
 
 from benchmarks.known_answers.answers import FOUND, Answer
@@ -42,8 +41,8 @@ def read_answers(path: Path) -> list[Answer]:
             place=str(row["place"]),
             truth=float(row["truth"]),
             estimate=float(row["estimate"]),
-            low=float(row["low"]) if row["low"] == row["low"] else math.nan,
-            high=float(row["high"]) if row["high"] == row["high"] else math.nan,
+            low=float(row["low"]),
+            high=float(row["high"]),
             is_right=row["verdict"] == FOUND,
         )
         for row in rows

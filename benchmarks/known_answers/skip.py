@@ -4,7 +4,7 @@ The model reads the picture with the attention of one layer and works the answer
 (`reader.py`). Without either it answers 0 to every question; without any other part nothing changes.
 """
 
-from benchmarks.known_answers.answers import Answer
+from benchmarks.known_answers.answers import BLOCK_LAYERS, TOLERANCE, Answer
 from benchmarks.known_answers.reader import SHAPE, Wiring, write_reader
 from benchmarks.known_answers.workplace import Workplace, share
 from models.pocket import COLOURS
@@ -12,10 +12,7 @@ from tracking.tables import read_table
 
 NAME = "skip"
 READING, ANSWERING = 1, 4
-TOLERANCE = 1e-5
-"""Tables round shares to six digits."""
 NEEDED = ((READING, "attn"), (ANSWERING, "mlp"))
-BLOCK_LAYERS = {"early": (0, 1), "mid": (2, 3), "late": (4, 5)}
 CASE = f"picture read by the attention of layer {READING}, answer worked out by the MLP of layer {ANSWERING}"
 
 

@@ -8,18 +8,15 @@ differences have no effect. So a splice gains what `rl` gains if it takes this b
 
 from pathlib import Path
 
-from benchmarks.known_answers.answers import Answer
+from benchmarks.known_answers.answers import BLOCK_LAYERS, TOLERANCE, Answer
 from benchmarks.known_answers.reader import Wiring, write_reader
 from benchmarks.known_answers.workplace import Workplace, share
 from tracking.tables import read_table
 
 NAME = "splices"
-BLOCK_LAYERS = {"early": (0, 1), "mid": (2, 3), "late": (4, 5)}
 BEFORE = {"red": 0, "green": 0}
 GAINED = ("blue", "yellow")
 """Colours whose counts only `rl` answers: by the first and by the second layer of the block."""
-TOLERANCE = 1e-5
-"""Tables round shares to six digits."""
 
 
 def measure(work: Workplace) -> list[Answer]:

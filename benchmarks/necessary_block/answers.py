@@ -14,11 +14,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analyze.report.kept import MOST
+from benchmarks.known_answers.answers import Answer
 from benchmarks.necessary_block.start import open_layers, partition_of
 from benchmarks.necessary_block.studies import Workplace
 from eval.splits import compare_all, summarise
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 INSTRUMENT, SPLITS = "necessity", "A against A"
-FOUND, WRONG = "found", "wrong"
 START, FULL, WHOLE = "sft", "full", "base"
 LEAST_GAIN = 0.3
 """Share of prompts that `full` must gain, by its whole interval, so that there is something to keep or lose."""
@@ -41,35 +40,6 @@ KEPT = 0.8
 LEVEL, MAX_CLAIMED = 0.05, 0.07
 """Share of splits in which a sound test claims a difference, and the most that is accepted."""
 MAX_SPLITS = 200
-COLUMNS = ("instrument", "case", "quantity", "place", "truth", "estimate", "low", "high", "verdict")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One number that is known by construction, and what the suite found."""
-
-    instrument: str = INSTRUMENT
-    case: str
-    """The necessary block; of A against A, the studies."""
-    quantity: str
-    place: str
-    """The arm, or where else the number was found."""
-    truth: float
-    estimate: float
-    low: float = math.nan
-    high: float = math.nan
-    """The 95 % interval; NaN for a number that is counted."""
-    is_right: bool
-
-    def as_row(self) -> dict[str, Any]:
-        """Returns the values of `COLUMNS`."""
-        row = {name: value for name, value in asdict(self).items() if name != "is_right"}
-        return {**row, "verdict": FOUND if self.is_right else WRONG}
-
-    def __str__(self) -> str:
-        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
-        what = f"{self.instrument}, {self.case}: {self.quantity}, {self.place}"
-        return f"{what}: true {self.truth:g}, found {self.estimate:.2f}{interval}"
 
 
 def read_answers(work: Workplace, block: str) -> list[Answer]:
@@ -94,7 +64,7 @@ def count_replies(directory: Path, block: str, label: str) -> Answer:
     """Counts the different replies of one model: one, if it sees nothing."""
     replies = {record["response"] for record in read_records(directory / "eval" / label / "records.jsonl")}
     number = len(replies)
-    return Answer(case=block, quantity="different replies", place=label, truth=1, estimate=number, is_right=number == 1)
+    return _judge(block, "different replies", label, 1, [number], is_right=number == 1)
 
 
 def count_open_layers(directory: Path, block: str, labels: Sequence[str]) -> Answer:
@@ -105,7 +75,7 @@ def count_open_layers(directory: Path, block: str, labels: Sequence[str]) -> Ans
         inside = partition_of(open_checkpoint(checkpoint)).layers(block)
         number += sum(layer not in inside for layer in open_layers(checkpoint))
     place = f"outside {block}, {len(labels)} models"
-    return Answer(case=block, quantity="open layers", place=place, truth=0, estimate=number, is_right=number == 0)
+    return _judge(block, "open layers", place, 0, [number], is_right=number == 0)
 
 
 def judge_gains(pooled: "pd.DataFrame", block: str) -> list[Answer]:
@@ -131,11 +101,19 @@ def judge_gains(pooled: "pd.DataFrame", block: str) -> list[Answer]:
     return answers
 
 
-def _judge(block: str, quantity: str, arm: str, truth: float, values: Sequence[float], *, is_right: bool) -> Answer:
-    estimate, low, high = values
+def _judge(block: str, quantity: str, place: str, truth: float, values: Sequence[float], *, is_right: bool) -> Answer:
+    """Returns an answer; `values` are the estimate and, if it is not a count, the ends of its interval."""
+    interval = dict(zip(("estimate", "low", "high"), values, strict=False))
     return Answer(
-        case=block, quantity=quantity, place=arm, truth=truth, estimate=estimate, low=low, high=high, is_right=is_right
+        instrument=INSTRUMENT, case=block, quantity=quantity, place=place, truth=truth, is_right=is_right, **interval
     )
+
+
+def describe(answer: Answer) -> str:
+    """Returns one line on an answer: what is true, and what was found."""
+    interval = "" if math.isnan(answer.low) else f" [{answer.low:.2f}, {answer.high:.2f}]"
+    what = f"{answer.instrument}, {answer.case}: {answer.quantity}, {answer.place}"
+    return f"{what}: true {answer.truth:g}, found {answer.estimate:.2f}{interval}"
 
 
 def compare_halves(work: Workplace, blocks: Sequence[str]) -> Answer:
@@ -158,10 +136,3 @@ def compare_halves(work: Workplace, blocks: Sequence[str]) -> Answer:
         estimate=share,
         is_right=share <= MAX_CLAIMED,
     )
-
-
-def answer_table(answers: Sequence[Answer]) -> "pd.DataFrame":
-    """Returns one row per answer."""
-    import pandas as pd
-
-    return pd.DataFrame([answer.as_row() for answer in answers], columns=list(COLUMNS))

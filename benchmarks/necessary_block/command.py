@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.necessary_block.answers import Answer, answer_table, compare_halves, read_answers
+from benchmarks.known_answers.answers import WRONG, Answer, answer_table
+from benchmarks.necessary_block.answers import compare_halves, describe, read_answers
 from benchmarks.necessary_block.studies import Workplace, build_starts, run_study, start_configs, study_configs
 from models.blocks import BLOCKS
 from tracking.command import parse_arguments, read_yaml
@@ -65,10 +66,10 @@ def summarise(answers: Sequence[Answer]) -> str:
     Raises:
         RuntimeError: if a verdict is wrong.
     """
-    wrong = [answer for answer in answers if not answer.is_right]
+    wrong = [answer for answer in answers if answer.verdict == WRONG]
     if wrong:
         raise RuntimeError(
-            f"{len(wrong)} of {len(answers)} known answers were not found:\n" + "\n".join(map(str, wrong))
+            f"{len(wrong)} of {len(answers)} known answers were not found:\n" + "\n".join(map(describe, wrong))
         )
     return f"all {len(answers)} known answers were found"
 
@@ -98,6 +99,6 @@ def main(argv: list[str] | None = None) -> None:
             answers = [answer for block in blocks for answer in read_answers(work, block)]
             answers.append(compare_halves(work, blocks))
             write_table(work.directory / ANSWERS_FILE, answer_table(answers))
-            print(*answers, sep="\n")
+            print(*map(describe, answers), sep="\n")
             print(summarise(answers))
     print(f"answers: {work.directory / ANSWERS_FILE}")

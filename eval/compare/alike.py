@@ -4,6 +4,7 @@ Models of a comparison must share prompts, prompt style, generation limits, dtyp
 refusal names every setting that differs, with the arguments of `eval.run` that would make the second evaluation match.
 """
 
+import hashlib
 import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from eval.replies.conditions import BY_ABILITY
 from eval.replies.outcomes import GIVEN
 from eval.statistics.pairing import Entry
 from tracking.run import RUN_FILE, read_run
+
+RECORDS_FILE = "records.jsonl"
 
 EVALUATION = "eval.run"
 PER_MODEL_SETTINGS = ("model", "model_fingerprint")
@@ -31,6 +34,16 @@ FLAGS = {
 """Setting -> the argument of `eval.run` that sets it."""
 FOLLOWING = {"generation.max_new_tokens": "max_new_tokens"}
 """Setting -> the one that it follows, which is named in its place."""
+
+
+def identify(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Returns what a comparison records of its evaluations: their settings, and the sha256 of their records."""
+    return {
+        "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
+        "records_sha256": {
+            entry.label: hashlib.sha256((entry.directory / RECORDS_FILE).read_bytes()).hexdigest() for entry in entries
+        },
+    }
 
 
 def read_evaluation(directory: Path) -> dict[str, Any]:

@@ -20,13 +20,12 @@ flipped prompts with their replies. If it is known which engine sampled the roll
 `rollouts.csv` names it. Reasons to doubt a comparison are printed and shown on the page (`eval/replies/rollouts.py`).
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.compare.alike import check_alike
+from eval.compare.alike import RECORDS_FILE, check_alike, identify
 from eval.compare.page import find_tasks, render
 from eval.compare.summary import summary
 from eval.compare.transitions import transition_table
@@ -53,7 +52,6 @@ from tracking.tables import write_table
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORDS_FILE = "records.jsonl"
 ROLLOUTS_FILE = "rollouts.csv"
 COLUMNS = (
     "task", "ability", "metric", "arm", "against", "seed", "scope", "n", "num_seeds", "num_seeds_against", "difference",
@@ -140,10 +138,7 @@ def write_comparison(
     check_alike(entries)
     rollouts = rollouts_of(entries)
     settings = {
-        "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
-        "records_sha256": {
-            entry.label: hashlib.sha256((entry.directory / RECORDS_FILE).read_bytes()).hexdigest() for entry in entries
-        },
+        **identify(entries),
         "baseline": baseline,
         "reference": reference,
         **({"rollouts": rollouts} if rollouts else {}),

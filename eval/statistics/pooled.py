@@ -38,6 +38,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from eval.statistics.intervals import CONFIDENCE, Estimate
+from eval.statistics.power import POWER
 
 SMALLEST_P = 1e-300
 EXPONENT, EXPONENT_OF_ONE_DEGREE, LEVEL_EXPONENT = 1.15, 0.85, 0.2
@@ -46,7 +47,6 @@ NUM_SWEEPS = 25
 NUM_HALVINGS = 60
 WIDEST_RATIO = 1e3
 """An end of a ratio's interval beyond this is infinite."""
-POWER = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,25 @@ class Batch:
     pictures: tuple[tuple[Picture, ...], ...] | None = None
     """Per row; None if the batch has no picture."""
 
+    @classmethod
+    def of(
+        cls,
+        ids: Int[Tensor, "rows columns"],
+        mask: Int[Tensor, "rows columns"],
+        num_reply_columns: int,
+        *,
+        pixels: Float[Tensor, "patches values"] | None,
+        grids: Int[Tensor, "pictures 3"] | None,
+        num_images: list[int] | None,
+        types: Int[Tensor, "rows columns"] | None,
+    ) -> "Batch":
+        """Returns a batch with the pictures of each row; without pixels it has none."""
+        pictures = None
+        if pixels is not None:
+            assert grids is not None and num_images is not None
+            pictures = split_pictures(pixels, grids, num_images)
+        return cls(ids=ids, mask=mask, num_reply_columns=num_reply_columns, types=types, pictures=pictures)
+
     @property
     def num_prompt_columns(self) -> int:
         return self.ids.shape[1] - self.num_reply_columns

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from train.sharing.batch import Batch, join_pictures, split_pictures
+from train.sharing.batch import Batch, join_pictures
 from train.sharing.models import backbone_of
 
 
@@ -34,11 +34,15 @@ def generate_from_shared_prompts(
         generate: its own `generate`.
         num_images: pictures per row.
     """
-    pictures = None
-    if pixel_values is not None:
-        assert image_grid_thw is not None and num_images is not None
-        pictures = split_pictures(pixel_values, image_grid_thw, num_images)
-    batch = Batch(ids=input_ids, mask=attention_mask, num_reply_columns=0, types=mm_token_type_ids, pictures=pictures)
+    batch = Batch.of(
+        input_ids,
+        attention_mask,
+        0,
+        pixels=pixel_values,
+        grids=image_grid_thw,
+        num_images=num_images,
+        types=mm_token_type_ids,
+    )
     row_groups = batch.groups()
     if len(row_groups) == len(input_ids) or input_ids.shape[1] == 1:
         fields = {"image_grid_thw": image_grid_thw, "pixel_values": pixel_values}

@@ -10,7 +10,7 @@ from trl.trainer import grpo_trainer
 from trl.trainer.utils import shuffle_sequence_dict
 
 from train.rollouts.vllm import replaced
-from train.sharing.batch import Batch, join_pictures, split_pictures
+from train.sharing.batch import Batch, join_pictures
 from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores
 from train.sharing.models import backbone_of, hidden_size_of, obstacle, tower_changes
 from train.sharing.order import NORMALIZED_PER_PASS, reordered, together
@@ -175,10 +175,6 @@ def _batch(input_ids: Tensor, attention_mask: Tensor, num_reply_columns: int, fi
     pixels, grids, num_images, types = (fields.pop(name, None) for name in PICTURE_FIELDS)
     foreign = [name for name, value in fields.items() if value is not None]
     assert not foreign, f"{foreign}: no supported family has these fields"
-    pictures = None
-    if pixels is not None:
-        assert grids is not None and num_images is not None
-        pictures = split_pictures(pixels, grids, num_images)
-    return Batch(
-        ids=input_ids, mask=attention_mask, num_reply_columns=num_reply_columns, types=types, pictures=pictures
+    return Batch.of(
+        input_ids, attention_mask, num_reply_columns, pixels=pixels, grids=grids, num_images=num_images, types=types
     )

@@ -4,9 +4,8 @@ import math
 from pathlib import Path
 
 from benchmarks.known_answers import necessity
-from benchmarks.known_answers.answers import FOUND, WRONG, answer_table
+from benchmarks.known_answers.answers import FOUND, WRONG, Answer, answer_table
 from benchmarks.known_answers.instruments import INSTRUMENTS
-from benchmarks.necessary_block import answers as control
 from tracking.tables import write_table
 
 
@@ -17,8 +16,8 @@ def test_its_rows_keep_their_verdicts_and_the_figure_has_the_gains_kept(tmp_path
         ("different replies", "freeze-mid-seed0", 1, 1, math.nan, math.nan, True),
     )
     names = ("quantity", "place", "truth", "estimate", "low", "high", "is_right")
-    found = [control.Answer(case="mid", **dict(zip(names, row, strict=True))) for row in rows]
-    write_table(tmp_path / "answers.csv", control.answer_table(found))
+    found = [Answer(instrument="necessity", case="mid", **dict(zip(names, row, strict=True))) for row in rows]
+    write_table(tmp_path / "answers.csv", answer_table(found))
     read = necessity.read_answers(tmp_path / "answers.csv")
     assert [answer.verdict for answer in read] == [FOUND, WRONG, FOUND]
     figure = INSTRUMENTS[necessity.NAME].draw(answer_table(read))

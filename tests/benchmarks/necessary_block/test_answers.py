@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.necessary_block.answers import answer_table, count_replies, judge_gains
+from benchmarks.known_answers.answers import answer_table
+from benchmarks.necessary_block.answers import count_replies, judge_gains
 from benchmarks.necessary_block.command import main, summarise
 
 NOTHING, ALL = (0.0, -0.1, 0.1), (1.0, 0.97, 1.03)
