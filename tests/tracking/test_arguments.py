@@ -359,6 +359,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("command", CASES)
 def test_mistakes_at_a_command_are_told_at_once_and_quickly(command: str) -> None:
     argv, expected = CASES[command]

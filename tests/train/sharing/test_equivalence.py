@@ -162,6 +162,7 @@ def assert_same(trainer: Any, batch: dict[str, Any]) -> None:
         assert values == pytest.approx(plain.metrics[name], rel=TOLERANCE, abs=1e-7, nan_ok=True), name
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_with_unequal_lengths_and_several_pictures(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -188,6 +189,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_every_loss(name: str, pocket_checkpoint: Path, tmp_path: Path) -> None:
     trainer = make_trainer(pocket_checkpoint, tmp_path, **LOSSES[name])
@@ -207,6 +209,7 @@ ARMS = {
 }
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("checkpointing", ["off", "reentrant", "non-reentrant"])
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_arm_under_gradient_checkpointing_of_both_kinds(
@@ -220,6 +223,7 @@ def test_every_arm_under_gradient_checkpointing_of_both_kinds(
     assert_same(trainer, replies(trainer, PROMPTS))
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("changes", [{}, {"beta": 0.2, "gradient_checkpointing": True}], ids=["alone", "reference"])
 def test_adapters(changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
@@ -227,6 +231,7 @@ def test_adapters(changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Pa
     assert_same(trainer, replies(trainer, PROMPTS))
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("rows_per_pass", [1, 3, 6, 16])
 def test_passes_that_cut_groups(rows_per_pass: int, pocket_checkpoint: Path, tmp_path: Path) -> None:
     trainer = make_trainer(pocket_checkpoint, tmp_path)
@@ -264,6 +269,7 @@ def test_a_batch_without_any_reply_to_learn_from_gives_gradients_of_zero(
     assert found[0].gradients.keys() == found[1].gradients.keys()
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("sampled", [True, False], ids=["sampled", "greedy"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rollouts_are_the_same_and_read_each_prompt_once(
