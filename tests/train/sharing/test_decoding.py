@@ -14,6 +14,7 @@ FAMILIES = ("pocket", "qwen2_vl", "qwen3_vl", "qwen2")
 NUM_ROWS, NUM_TOKENS, LONGEST = 12, 6, 90
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("changes", [{}, {"do_sample": False}, {"top_p": 0.8, "min_new_tokens": 4}], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -391,6 +391,7 @@ SILENT: dict[str, tuple[list[int], int]] = {
 """Groups without any advantage, and the number of groups that are read with a gradient."""
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("name", list(SILENT))
 @pytest.mark.parametrize("frozen", [[], ["vision", "projector"]], ids=["tower trains", "tower frozen"])
 def test_groups_without_advantages_are_read_without_a_gradient_and_all_else_is_the_same(
@@ -429,6 +430,7 @@ def count_scored(counted: list[int], run_pass: Any, model: Any, backbone: Any, b
     return run_pass(model, backbone, batch, **options)
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("changes", [{"beta": 0.2}, {"entropy_coef": 0.05}], ids=["reference", "entropy bonus"])
 def test_a_loss_with_other_terms_gives_gradients_to_groups_without_advantages(
     changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Path

@@ -41,6 +41,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
             assert ours[name] == expected, name
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("with_pictures", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_conversations_and_texts_are_processed_as_by_the_original(
