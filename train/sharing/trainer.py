@@ -11,10 +11,11 @@ from trl.trainer.utils import shuffle_sequence_dict
 
 from train.rollouts.vllm import replaced
 from train.sharing.batch import Batch, join_pictures
-from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores
+from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores, together_again
 from train.sharing.models import backbone_of, hidden_size_of, obstacle, tower_changes
 from train.sharing.order import NORMALIZED_PER_PASS, reordered, together
 from train.sharing.pictures import PictureReader, instead
+from train.sharing.processor import DistinctProcessor
 from train.sharing.rollout import generate_from_shared_prompts
 
 PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
@@ -32,6 +33,8 @@ class SharingGRPOTrainer(GRPOTrainer):
         self.not_shared: str | None = "share_prompts is false"
         """Why every row is read by itself; None if prompts are shared."""
         self._reader = PictureReader()
+        self._has_signal: list[bool] | None = None
+        """Whether each row's advantage differs from zero, while a loss is computed in which only such rows count."""
         super().__init__(*args, **kwargs)
         if share_prompts:
             self.not_shared = obstacle(self.accelerator.unwrap_model(self.model))
@@ -99,7 +102,10 @@ class SharingGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._reader.forget()
-        return super()._generate_and_score_completions(inputs)
+        if self.not_shared is not None:
+            return super()._generate_and_score_completions(inputs)
+        with instead(self, "processing_class", DistinctProcessor(self.processing_class)):
+            return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
@@ -146,11 +152,12 @@ class SharingGRPOTrainer(GRPOTrainer):
         batch = _batch(input_ids, attention_mask, logits_to_keep, fields)
         assert not compute_aux_loss, "only mixture-of-experts models have one"
         backbone = backbone_of(self.accelerator.unwrap_model(model))
-        step = batch_size or len(input_ids)
+        num_rows = len(input_ids)
+        step = batch_size or num_rows
         with self._reader.reading(backbone, keep=self._tower_is_fixed(model, backbone)):
             parts = [
-                self._scores(model, backbone, batch.part(start, start + step), entropy=compute_entropy)
-                for start in range(0, len(input_ids), step)
+                self._scores(model, backbone, batch, range(start, min(start + step, num_rows)), entropy=compute_entropy)
+                for start in range(0, num_rows, step)
             ]
         entropies = [part.entropies for part in parts if part.entropies is not None]
         return torch.cat([part.logps for part in parts]), torch.cat(entropies) if entropies else None, None
@@ -167,7 +174,50 @@ class SharingGRPOTrainer(GRPOTrainer):
         plugin = self.accelerator.state.deepspeed_plugin
         return plugin is not None and plugin.zero_stage == ZERO_3
 
-    def _scores(self, model: Any, backbone: Any, batch: Batch, *, entropy: bool) -> Scores:
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        """Computes TRL's loss; rows that cannot have a gradient are read without one.
+
+        Only in a single process without an engine: the passes of several processes would not match.
+        """
+        alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        if alone and torch.is_grad_enabled() and self._loss_is_advantage_times_something:
+            self._has_signal = (inputs["advantages"] != 0).tolist()
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._has_signal = None
+
+    @property
+    def _loss_is_advantage_times_something(self) -> bool:
+        """True if a row whose advantage is zero has no gradient."""
+        return self.beta == 0.0 and not self._entropy_bonus_enabled and not self.aux_loss_enabled
+
+    def _scores(self, model: Any, backbone: Any, batch: Batch, rows: range, *, entropy: bool) -> Scores:
+        """Scores some of the rows, those of groups without any advantage without a gradient."""
+        part = batch.part(rows)
+        silent = self._silent_rows(part, backbone, rows)
+        if not silent:
+            return self._pass(model, backbone, part, entropy=entropy)
+        loud = sorted(set(range(len(rows))) - set(silent))
+        with torch.no_grad():
+            without = self._pass(model, backbone, part.part(silent), entropy=entropy)
+        return together_again(self._pass(model, backbone, part.part(loud), entropy=entropy), without, loud, silent)
+
+    def _silent_rows(self, part: Batch, backbone: Any, rows: range) -> list[int]:
+        """Returns the rows to be read without a gradient; none if all would be, or the tower would get no gradient.
+
+        An optimizer treats a gradient of zero and a missing one differently.
+        """
+        if self._has_signal is None:
+            return []
+        groups = part.groups()
+        silent = [group for group in groups if not any(self._has_signal[rows[row]] for row in group.rows)]
+        quiet = sorted(row for group in silent for row in group.rows)
+        loud = sorted(set(range(len(rows))) - set(quiet))
+        misses_pictures = tower_changes(backbone) and part.has_pictures(quiet) and not part.has_pictures(loud)
+        return quiet if loud and not misses_pictures else []
+
+    def _pass(self, model: Any, backbone: Any, batch: Batch, *, entropy: bool) -> Scores:
         """Scores the rows of one forward pass."""
         packed = layout_if_cheaper(batch, hidden_size=hidden_size_of(backbone))
         if packed is None:
