@@ -44,7 +44,7 @@ from eval.replies.conditions import (
     make_queries,
 )
 from eval.replies.decoding import check_repetition_window
-from eval.replies.descriptions import DescriptionArguments, Descriptions, open_descriptions
+from eval.replies.descriptions import LIMIT_OPTION, DescriptionArguments, Descriptions, open_descriptions
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
 from eval.replies.outcomes import DESCRIBED, GIVEN
 from eval.replies.pictures import pixel_limits
@@ -264,7 +264,7 @@ def evaluate(
             merged = log.merge()
         judged = on_main_process(lambda: _finish(output_dir, merged, working, questions))
         if judge is not None:
-            run.note(judge=judged.facts, judge_settings=judge.endpoint.settings)
+            run.note(judge=judged.facts, judge_settings={**judge.endpoint.settings, "max_tokens": judge.max_tokens})
         if judged.unanswered and judging.judge_unanswered == FAIL:
             raise RuntimeError(
                 f"{judged.unanswered_line}; the same command asks again, for these alone; with --judge-unanswered keep "
@@ -403,7 +403,8 @@ def _described_prompts(arguments: EvaluationArguments, task: Task) -> list[Promp
 def _say_what_is_missing(notes: Mapping[str, Any], descriptions: Descriptions | None) -> None:
     if descriptions is not None and descriptions.undescribed and is_main_process():
         refused = descriptions.undescribed
-        print(f"{refused.total()} images have no description: {count_reasons(refused)}")
+        reasons = count_reasons(refused, limit_option=LIMIT_OPTION)
+        print(f"{refused.total()} images have no description: {reasons}")
     for name, what in (
         ("num_undescribed", "have no description and are not asked described"),
         ("num_without_images", "have no image and are asked as given alone"),
