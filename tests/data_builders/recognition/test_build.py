@@ -344,6 +344,28 @@ def test_mistakes_that_only_the_annotations_show_are_named(photographs: tuple[Pa
         build(tmp_path / "all", photographs, 3, source_kind="inpainted", mask_dilation=100)
 
 
+def test_too_few_photographs_say_why_the_others_are_not_used(tmp_path: Path) -> None:
+    def as_run_lengths(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**each, "segmentation": {"counts": [9, 3], "size": [64, 96]}} for each in annotations]
+
+    def without_size(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**each, "width": -1} for each in images]
+
+    masks = write_photographs(tmp_path / "masks", 20, annotations=as_run_lengths)
+    with pytest.raises(
+        ValueError, match=r"photographs for 0 \(not used: \d+ with masks as run lengths, which inpainting"
+    ):
+        build(tmp_path / "set", masks, 3, source_kind="inpainted")
+    assert len(build(tmp_path / "white", masks, 3)) == 3, "a blank canvas needs no outline"
+    sizes = write_photographs(tmp_path / "sizes", 20, images=without_size)
+    with pytest.raises(
+        ValueError, match=r"photographs for 0 \(not used: \d+ that has -1 x 64 pixels in its annotations\)"
+    ):
+        build(tmp_path / "set", sizes, 3)
+    with pytest.raises(ValueError, match=r"\d+ with no instance of at least min_area_frac 0\.4"):
+        build(tmp_path / "set", write_photographs(tmp_path / "small", 20), 3, min_area_frac=0.4)
+
+
 def test_what_is_described_names_the_annotations_by_content_and_no_place(
     photographs: tuple[Path, Path], tmp_path: Path
 ) -> None:
