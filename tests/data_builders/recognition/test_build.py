@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +210,12 @@ def test_small_large_and_crowded_instances_are_not_asked_about(tmp_path: Path) -
     photographs = write_photographs(tmp_path / "coco", 90, annotations=change)
     pairs = build(tmp_path / "set", photographs, len({*usable}), categories=["dog"])
     assert sorted(meta_of(pair)["image_id"] for pair in pairs) == sorted(usable)
-    with pytest.raises(ValueError, match=f"there are photographs for {len(usable)}; ask for fewer"):
+    reasons = (
+        "1 with no instance of at least min_area_frac 0.01, 1 with instances of more than max_area_frac 0.5 together, "
+        "1 with a crowd region"
+    )
+    found = re.escape(f"there are photographs for {len(usable)} (not used: {reasons}); ask for fewer")
+    with pytest.raises(ValueError, match=found):
         build(tmp_path / "more", photographs, len(usable) + 1, categories=["dog"])
     with_small = build(tmp_path / "small", photographs, len(usable) + 1, categories=["dog"], min_area_frac=0.005)
     assert refused[0] in {meta_of(pair)["image_id"] for pair in with_small}

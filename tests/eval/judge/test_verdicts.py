@@ -137,9 +137,12 @@ def test_the_key_is_sent_and_stands_in_no_file_and_no_log(
     chat_server.echoes_key = False
     judge = quick_judge(chat_server, tmp_path)
     verdicts.append(with_judge(UNDECIDED, judge, **SAMPLE))
+    chat_server.always = "400"
+    verdicts.append(with_judge(UNDECIDED, judge, **SAMPLE | {"gold": "refused"}))
+    assert verdicts[-1].rule == f"{UNDECIDED.rule}; judge; status 400: no: Bearer [key]"
     chat_server.always = "401"
     verdicts += [with_judge(UNDECIDED, judge, **SAMPLE | {"gold": str(number)}) for number in range(7)]
-    assert [verdict.status for verdict in verdicts] == [UNSCORED, CORRECT, *[UNSCORED] * 7]
+    assert [verdict.status for verdict in verdicts] == [UNSCORED, CORRECT, *[UNSCORED] * 8]
     assert all(sent["Authorization"] == f"Bearer {SECRET}" for sent in chat_server.headers)
     captured = capsys.readouterr()
     assert "is asked no more" in captured.err
