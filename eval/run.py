@@ -264,7 +264,7 @@ def evaluate(
             merged = log.merge()
         judged = on_main_process(lambda: _finish(output_dir, merged, working, questions))
         if judge is not None:
-            run.note(judge=judged.facts, judge_settings=judge.endpoint.settings)
+            run.note(judge=judged.facts, judge_settings={**judge.endpoint.settings, "max_tokens": judge.max_tokens})
         if judged.unanswered and judging.judge_unanswered == FAIL:
             raise RuntimeError(
                 f"{judged.unanswered_line}; the same command asks again, for these alone; with --judge-unanswered keep "

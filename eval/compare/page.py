@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.prompts import Prompt
 from eval.compare.scope import about, corrections, covers, is_significant, row_about, verdict, with_num_tests
 from eval.compare.sentences import answers, could_find, describe_figure, draw_differences, with_labels
@@ -311,7 +312,7 @@ def thumbnail(path: Path) -> tuple[str, tuple[int, int]]:
     from PIL import Image
 
     with Image.open(path) as file:
-        picture = file.convert("RGB")
+        picture = eight_bits(file).convert("RGB")
     kind = "PNG" if max(picture.size) <= PICTURE_PIXELS else "JPEG"
     scale = PICTURE_PIXELS / max(picture.size)
     shown = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
