@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tracking.command import EXIT_PREEMPTED, Preempted
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 from tracking.run import is_finished
-from tracking.schedule import Job, Schedule
 
-REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
 
 PROGRAM = """
 import sys, time
@@ -126,7 +127,8 @@ def test_jobs_end_with_a_scheduler_that_is_killed(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
 from pathlib import Path
-from tracking.schedule import Job, Schedule
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 job = Job(name="child", kind="test", command={child.command!r}, output_dir=Path({str(child.output_dir)!r}))
 Schedule([job], num_parallel=1, log_dir=Path({str(tmp_path / "logs")!r}), expected_s={{}}).run()
 """
@@ -158,7 +160,8 @@ time.sleep(60)
 import sys
 sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
 from pathlib import Path
-from tracking.schedule import Job, Schedule
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 out = Path({str(tmp_path)!r})
 jobs = [
     Job(name="saving", kind="a", command=(sys.executable, "-c", {saves!r}), output_dir=out / "a"),
