@@ -40,13 +40,19 @@ class SharingGRPOTrainer(GRPOTrainer):
             self.not_shared = obstacle(self.accelerator.unwrap_model(self.model))
 
     def describe_sharing(self) -> str:
-        """Returns whether prompts are shared, or why not, in one line."""
+        """Returns whether prompts are shared, or where and why not, in one line."""
         if self.not_shared is not None:
             return f"no, {self.not_shared}; each reply is computed with a prompt of its own"
+        rollouts = self._rollout_obstacle()
         if self.args.per_device_train_batch_size == 1:
-            where = "in rollouts only" if self._cache_can_be_given else "nowhere"
-            return f"{where}, because a pass has a single reply (per_device_train_batch_size 1)"
-        return "yes, each prompt is read once for all its replies in a pass, and each distinct picture once"
+            single = "a pass has a single reply (per_device_train_batch_size 1)"
+            return f"nowhere, because {single} and {rollouts}" if rollouts else f"in rollouts only, because {single}"
+        parts = ["yes, each prompt is read once for all its replies in a pass, and each distinct picture once"]
+        if rollouts is not None:
+            parts.append(f"not in rollouts, because {rollouts}")
+        if self._fixed_order is not None and self.args.steps_per_generation > 1:
+            parts.append(f"a group's replies stay spread over the passes of a step, because {self._fixed_order}")
+        return "; ".join(parts)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         with replaced(grpo_trainer, "shuffle_sequence_dict", self._shuffled):
@@ -65,20 +71,34 @@ class SharingGRPOTrainer(GRPOTrainer):
 
     @property
     def brings_together(self) -> bool:
-        """True if the order of the passes leaves a step's gradient the same, so that groups are brought together."""
-        per_pass = (
-            self.loss_type in NORMALIZED_PER_PASS or self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0
-        )
-        return self.not_shared is None and not per_pass
+        """True if the replies of a group are brought together within a step."""
+        return self.not_shared is None and self._fixed_order is None
 
     @property
-    def _cache_can_be_given(self) -> bool:
-        """True if Transformers generates, with a cache of the default kind and whole weights."""
-        if self.use_vllm or self.use_transformers_continuous_batching:
-            return False
+    def _fixed_order(self) -> str | None:
+        """Why another order of the passes would change a step's gradient; None if it would not."""
+        if self.loss_type in NORMALIZED_PER_PASS:
+            return f"loss_type {self.loss_type} is normalized per pass"
+        if self._entropy_bonus_enabled:
+            return "the entropy bonus is a mean per pass"
+        if self.top_entropy_quantile < 1.0:
+            return f"top_entropy_quantile {self.top_entropy_quantile:g} is taken per pass"
+        return None
+
+    def _rollout_obstacle(self) -> str | None:
+        """Returns why rollouts do not share prompts; None if Transformers generates, with its default kind of cache."""
         config = self.generation_config
-        default_cache = config.cache_implementation is None and config.use_cache is not False
-        return default_cache and (not self._is_zero_3 or self.args.ds3_gather_for_generation)
+        if self.use_vllm:
+            return "vLLM generates the replies"
+        if self.use_transformers_continuous_batching:
+            return "continuous batching generates the replies"
+        if config.cache_implementation is not None:
+            return f"cache_implementation is {config.cache_implementation}"
+        if config.use_cache is False:
+            return "use_cache is false"
+        if self._is_zero_3 and not self.args.ds3_gather_for_generation:
+            return "ds3_gather_for_generation is false"
+        return None
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._reader.forget()
@@ -94,7 +114,7 @@ class SharingGRPOTrainer(GRPOTrainer):
         turn = partial(
             super()._generate_single_turn, prompt_ids, images, multimodal_fields, num_generations, has_tool_images
         )
-        if self.not_shared is not None or not self._cache_can_be_given:
+        if self.not_shared is not None or self._rollout_obstacle() is not None:
             return turn()
         model = self.accelerator.unwrap_model(self.model_wrapped)
         backbone = backbone_of(model)

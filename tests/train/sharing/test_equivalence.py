@@ -3,6 +3,7 @@
 TRL's function is called itself, so a version that changes its meaning fails here.
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -187,6 +188,11 @@ LOSSES: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.7},
     "eager attention": {"attn_implementation": "eager"},
 }  # fmt: skip
+
+
+def test_every_loss_type_of_trl_is_compared() -> None:
+    described = GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    assert set(re.findall(r"'(\w+)'", described.split("Supported values are")[1].split(".")[0])) == set(LOSS_TYPES)
 
 
 @pytest.mark.cases_slow
