@@ -44,7 +44,7 @@ from eval.replies.conditions import (
     make_queries,
 )
 from eval.replies.decoding import check_repetition_window
-from eval.replies.descriptions import LIMIT_OPTION, DescriptionArguments, Descriptions, open_descriptions
+from eval.replies.descriptions import LIMIT_HINT, DescriptionArguments, Descriptions, open_descriptions
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
 from eval.replies.outcomes import DESCRIBED, GIVEN
 from eval.replies.pictures import pixel_limits
@@ -403,7 +403,7 @@ def _described_prompts(arguments: EvaluationArguments, task: Task) -> list[Promp
 def _say_what_is_missing(notes: Mapping[str, Any], descriptions: Descriptions | None) -> None:
     if descriptions is not None and descriptions.undescribed and is_main_process():
         refused = descriptions.undescribed
-        reasons = count_reasons(refused, limit_option=LIMIT_OPTION)
+        reasons = count_reasons(refused, hint=LIMIT_HINT)
         print(f"{refused.total()} images have no description: {reasons}")
     for name, what in (
         ("num_undescribed", "have no description and are not asked described"),

@@ -354,7 +354,7 @@ with contextlib.redirect_stderr(heard):
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
     "code": code, "said": heard.getvalue(), "cpu_s": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
-    "heavy": [name for name in ("torch", "transformers", "trl", "datasets", "sklearn", "openai") if name in sys.modules],
+    "heavy": sorted({"torch", "transformers", "trl", "datasets", "sklearn", "openai"} & set(sys.modules)),
 }))
 """
 
