@@ -15,7 +15,7 @@ import numpy as np
 
 from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.prompts import Prompt
-from eval.compare.scope import about, covers, is_significant, row_about, verdict, with_num_tests
+from eval.compare.scope import about, corrections, covers, is_significant, row_about, verdict, with_num_tests
 from eval.compare.sentences import answers, could_find, describe_figure, draw_differences, with_labels
 from eval.compare.transitions import FLIPS
 from eval.display.formatting import interval, points, probability
@@ -120,7 +120,7 @@ def render(
                 "name": metric,
                 "rows": difference_rows(pooled[pooled["metric"] == metric]),
                 "opened": metric in FLIPPING_METRICS,
-                "num_tests": int(pooled.loc[pooled["metric"] == metric, "num_tests"].max()),
+                "corrections": corrections(pooled[pooled["metric"] == metric]),
             }
             for metric in dict.fromkeys(pooled["metric"])
         ],
