@@ -65,12 +65,21 @@ def of_store(path: Path) -> np.ndarray:
 def of_training(path: Path) -> np.ndarray:
     flat = path.with_name("flat.png")
     Image.new("RGB", (SIDE, SIDE), "red").save(flat)
+    turned = path.with_name("turned.png")
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(turned)
     prompt = Prompt(
-        id="a", ability="vision", question="What ?", answer="1", answer_kind="number", images=(path.name, flat.name)
+        id="a",
+        ability="vision",
+        question="What ?",
+        answer="1",
+        answer_kind="number",
+        images=(path.name, flat.name, turned.name),
     )
     data = DataArguments(prompts=str(path.parent), split="rl")
     (row,) = build_dataset([prompt], [0], data, with_response=False)
     assert (as_rgb(row["images"][1]) == (255, 0, 0)).all()
+    assert np.abs(as_rgb(row["images"][2]) - EXPECTED[:, ::-1]).max() <= 1
     return as_rgb(row["images"][0])
 
 
