@@ -274,4 +274,4 @@ def _image_entry(path: Path) -> dict[str, str | bytes | None]:
             eight_bits(image).save(stored, format="PNG")
     except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); repair or remove it") from error
-    return {"path": None, "bytes": stored.getvalue()}
+    return {"path": str(path), "bytes": stored.getvalue()}
