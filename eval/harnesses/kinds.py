@@ -1,9 +1,11 @@
 r"""How is each imported answer graded, and what is its gold? Found per task, from the rows' own fields.
 
-A row that offers options is a choice. Of the others, the kind is, in this order:
+The first of these that applies:
 
     told       `--kind KIND` or `--kind TASK=KIND`
-    by field   `answer_kind` (this suite), `answer_type` (MathVista's names), `question_type`
+    by field   `answer_kind`, a kind of this suite
+    options    a row that offers options is a choice
+    by field   `answer_type`, with MathVista's names
     by golds   if all golds left in the task are yes or no, letters, numbers, or formulas with LaTeX commands
 
 Otherwise it cannot be told: a word may be graded as text or as mathematics, and `1, 2` as a list or as a text.
@@ -99,7 +101,7 @@ def _with_gold(reply: Reply, told: str | None, gold_is: str | None) -> Reply | s
     gold = next(iter(golds), "")
     if not gold:
         return NO_GOLD
-    kind = (None if told == BY_GOLD else told) or _kind_by_field(reply.kind, reply.fields)
+    kind = (None if told == BY_GOLD else told) or reply.kind or _kind_named(reply.fields)
     choices = reply.choices or options_of(reply.fields)
     is_offered = bool(choices)
     choices = choices or (options_in(reply.question) if letter_in(gold) else ())
@@ -111,9 +113,21 @@ def _with_gold(reply: Reply, told: str | None, gold_is: str | None) -> Reply | s
             return replace(reply, golds=(right,), kind="choice", choices=tuple(choices))
         if is_offered:
             return NO_SUCH_OPTION
+    answer_type = as_text(reply.fields.get("answer_type")).lower()
+    kind = kind or ANSWER_TYPES.get(answer_type)
+    if answer_type == "float" and reply.precision is None:
+        reply = replace(reply, precision=_decimals(reply.fields.get("precision")))
     if kind == "choice":
         gold = letter_in(gold) or gold
     return replace(reply, golds=(gold,), choices=(), kind=kind or (free_answer_kind(gold) if told == BY_GOLD else None))
+
+
+def _decimals(value: object) -> int | None:
+    """Returns MathVista's precision, which tables hold as `1.0`; None if there is none."""
+    try:
+        return int(float(str(value)))
+    except ValueError:
+        return None
 
 
 def answer_of(gold: str) -> str:
@@ -124,10 +138,9 @@ def answer_of(gold: str) -> str:
     return (gold if boxed is None else boxed).strip()
 
 
-def _kind_by_field(kind: str | None, fields: Fields) -> str | None:
-    if kind is None and as_text(fields.get("answer_kind")) in KINDS:
-        return as_text(fields["answer_kind"])
-    return kind or ANSWER_TYPES.get(as_text(fields.get("answer_type")).lower())
+def _kind_named(fields: Fields) -> str | None:
+    named = as_text(fields.get("answer_kind"))
+    return named if named in KINDS else None
 
 
 def kind_of_golds(golds: Sequence[str], task: str) -> str:

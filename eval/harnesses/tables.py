@@ -4,8 +4,9 @@
     MODEL_DATASET_exact_matching_result.xlsx    the same rows, with the verdict (`hit`)
 
 Excel files are read with openpyxl (the extra `vlmevalkit`). All cells are read as text: pandas would turn an option
-`None` or `NA` into a missing value. A cell of Excel holds at most 32,767 characters, and VLMEvalKit leaves longer
-replies out of the table; such rows have no reply. Read as ms-vlmeval 0.0.20, a packaging of VLMEvalKit, writes them.
+`None` or `NA` into a missing value. A cell of Excel holds at most 32,767 characters, and pandas cuts longer replies
+when VLMEvalKit writes them: their end, and with it the answer, is lost, so they stay unscored. Read as ms-vlmeval
+0.0.20, a packaging of VLMEvalKit, writes them.
 """
 
 import re
@@ -22,7 +23,9 @@ VLMEVALKIT = "vlmevalkit"
 TABLES = (".xlsx", ".tsv", ".csv", ".json")
 VERDICTS = ("hit", "match", "verifier_match", "score")
 FAILED = ("Failed to obtain answer", "Failed to obtain answer via API.")
-EMPTY = "the cell of the reply is empty; Excel holds at most 32,767 characters"
+CELL_CHARS = 32_767
+"""Of a cell in Excel (Microsoft, Excel specifications and limits)."""
+CUT = f"cut at the {CELL_CHARS:,} characters that a cell of Excel holds"
 _RESULT = re.compile(r"_(?:exact_matching|openai|chatgpt[\w.-]*?|gpt[\w.-]*?)_result$")
 
 
@@ -98,14 +101,13 @@ def _reply(task: str, row: Fields, where: str, suffix: str) -> Reply:
     if row.get("thinking"):
         response = f"<think>{row['thinking']}</think>{response}"
     failed = response.startswith(FAILED)
-    lost = not response and suffix == ".xlsx"
+    cut = suffix == ".xlsx" and len(row["prediction"]) >= CELL_CHARS
     return Reply(
         task=task,
         id=row["index"],
         question=row["question"],
         golds=(row["answer"],),
         response="" if failed else response,
-        precision=int(float(row["precision"])) if _is_number(row.get("precision")) else None,
         pictures=pictures_in(row),
         fields=row,
         measures={
@@ -113,7 +115,7 @@ def _reply(task: str, row: Fields, where: str, suffix: str) -> Reply:
             for name in VERDICTS
             if _is_number(row.get(name)) and (score := as_score(float(row[name]))) is not None
         },
-        no_reply=row["prediction"] if failed else EMPTY if lost else "",
+        no_reply=row["prediction"] if failed else CUT if cut else "",
     )
 
 

@@ -217,3 +217,20 @@ def test_regrading_an_import_renews_its_disagreements(tmp_path: Path) -> None:
     regrade([str(tmp_path / "out")])
     assert pd.read_csv(tmp_path / "out" / "disagreements.csv").empty
     assert read_records(place)[0]["status"] == CORRECT
+
+
+def test_replies_that_excel_cut_stay_unscored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openpyxl", reason="openpyxl reads .xlsx files (the extra `vlmevalkit`)")
+    rows = [("4", "The answer is 4."), ("5", "9 " * 20_000 + "The answer is 5."), ("6", "")]
+    table = pd.DataFrame(
+        [
+            {"index": place, "question": "?", "answer": gold, "prediction": text}
+            for place, (gold, text) in enumerate(rows)
+        ]
+    )
+    with pytest.warns(UserWarning, match="truncated"):  # as pandas writes it for VLMEvalKit
+        table.to_excel(tmp_path / "m_T.xlsx", index=False)
+    run_import(str(tmp_path / "m_T.xlsx"), "--output-dir", str(tmp_path / "out"))
+    records = read_records(tmp_path / "out" / "records.jsonl")
+    assert [record["status"] for record in records] == [CORRECT, UNSCORED, INCORRECT]
+    assert "1 × cut at the 32,767 characters" in capsys.readouterr().out

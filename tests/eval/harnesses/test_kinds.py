@@ -56,6 +56,17 @@ def test_fields_of_benchmarks_tell_the_kind_of_each_row() -> None:
     assert [one.gold for one in settled] == ["3", "[1, 2]", "a cat", "(0, 1)", "20"]
 
 
+def test_decimals_are_taken_over_where_numbers_are_rounded_to_them() -> None:
+    rows = [
+        reply("1.2", answer_type="float", precision="1.0"),
+        reply("1.2", answer_type="float", precision=2),
+        reply("1.2", answer_type="float", precision=""),
+        reply("3", answer_type="integer", precision="0.0"),
+    ]
+    settled, _ = settle(rows, {})
+    assert [one.precision for one in settled] == [1, 2, None, None]
+
+
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [("14 + 9 = 23.\n#### 23", "23"), (r"so it is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"), (" 7 ", "7")],
