@@ -3,7 +3,8 @@
     python -m benchmarks.pocket    (make bench)
 
 Writes `benchmarks/results/pocket.json`: commit, command, hardware, seconds per stage, peak memory of all its processes
-together, the scores and the comparisons. The time is that of `make pocket` after installation.
+together, the scores, the comparisons, and the variances that `eval.power` measures in them. The time is that of
+`make pocket` after installation.
 """
 
 import argparse
@@ -13,11 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from eval.statistics.components import measured_variations
+from eval.statistics.pairing import ACCURACY
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.product import write_text
 from tracking.run import git_state, hardware, read_run
@@ -27,7 +31,8 @@ RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "pocket.json"
 CONFIG = "configs/pocket/necessity.yaml"
 SAMPLING_INTERVAL_S = 0.5
 POOLED_COLUMNS = [
-    "ability", "metric", "arm", "against", "n", "difference", "low", "high", "p", "p_holm",
+    "ability", "metric", "arm", "against", "n", "num_seeds", "difference", "low", "high", "p", "p_holm", "family",
+    "detectable", "equivalent_within",
     "gain_kept", "gain_kept_low", "gain_kept_high",
 ]  # fmt: skip
 
@@ -73,6 +78,7 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
         )
     seconds = time.monotonic() - begin
     run = read_run(output_dir)
+    table = read_table(output_dir / "comparison.csv")
     comparison = table_rows(output_dir / "comparison.csv")
     pooled = [{key: row[key] for key in POOLED_COLUMNS} for row in comparison if row["seed"] == "pooled"]
     return {
@@ -86,6 +92,7 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
         "seconds_per_job": run["attempts"][-1]["seconds_per_job"],
         "scores": table_rows(output_dir / "scores.csv"),
         "comparison_pooled": pooled,
+        "variances": [asdict(own) for own in measured_variations(table, metric=ACCURACY)],
     }
 
 

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"sbatch would take all {check_with_sbatch(study)} jobs")
     elif flags.local:
         run_local(study)
-        print(f"report: {study.directory}/report.html")
+        print(f"report: {study.page}")
     else:
         folder = submit(study)
         jobs = read_launch(folder)

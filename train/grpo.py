@@ -34,6 +34,7 @@ from train.rollouts.setup import RolloutArguments, check_context, check_rollout,
 from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS, GrpoArguments
 from train.running.collectives import skip_shared_memory
 from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
+from train.sharing.arguments import begun_without_sharing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from train.freezing.freeze import FreezePlan
     from train.running.watched import WatchedTrainer
+
+COMMAND = "train.grpo"
 
 
 def microsteps_per_generation(training: "GRPOConfig") -> int:
@@ -103,6 +106,10 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     steps_per_generation = microsteps_per_generation(training) / training.gradient_accumulation_steps
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_generation / steps_per_generation)
     training.shuffle_dataset = False
+    directory = Path(training.output_dir)
+    overwrite = ours.rewards.overwrite
+    unshared = on_main_process(lambda: not overwrite and begun_without_sharing(directory, COMMAND))
+    share = ours.sharing.share_prompts and not unshared
 
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
@@ -122,14 +129,19 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         given = common_arguments(
             training, processor, dataset, ours.data, ours.validation, num_generations=num_generations
         )
-        share = ours.sharing.share_prompts
         trainer = WatchedGRPOTrainer(model, reward_funcs=reward_functions, share_prompts=share, **given, **rollout)
         if is_main_process():
             print(f"shared prompts: {trainer.describe_sharing()}", flush=True)
+            if unshared and ours.sharing.share_prompts:
+                print(
+                    f"note: the run in {directory} was begun before prompts could be shared, and continues without; "
+                    "--overwrite true starts over with shared prompts",
+                    flush=True,
+                )
         return trainer
 
     stage = Stage(
-        command="train.grpo",
+        command=COMMAND,
         training=training,
         model_config=model_config,
         data=ours.data,
@@ -148,11 +160,11 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
             **_without_overwrite(ours.rewards),
             **({"reward_sources": digests} if (digests := ours.rewards.source_digests()) else {}),
             **asdict(ours.validation),
-            **asdict(ours.sharing),
+            **({} if unshared else asdict(ours.sharing)),
             **(asdict(ours.rollout) if training.use_vllm else {}),
         },
     )
-    return run_stage(stage, overwrite=ours.rewards.overwrite)
+    return run_stage(stage, overwrite=overwrite)
 
 
 def _record(training: "GRPOConfig", arguments: RolloutArguments, model: "PreTrainedModel") -> RolloutRecord:

@@ -15,12 +15,14 @@ What is finished is not run again, also where `train.necessity` was started by h
 Exit status 1: a verdict is wrong, or a frozen block was trained.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.known_answers.answers import WRONG, Answer, answer_table
 from benchmarks.necessary_block.answers import compare_halves, describe, read_answers
+from benchmarks.necessary_block.jobs import plan_as_json
 from benchmarks.necessary_block.studies import Workplace, build_starts, run_study, start_configs, study_configs
 from models.blocks import BLOCKS
 from tracking.command import parse_arguments, read_yaml
@@ -44,6 +46,7 @@ class ControlArguments:
     build_only: bool = field(
         default=False, metadata={"help": "build the starts and stop; run the studies with train.necessity"}
     )
+    plan_json: bool = field(default=False, metadata={"help": "print the jobs as JSON and exit, for slurm.launch"})
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
@@ -77,11 +80,14 @@ def summarise(answers: Sequence[Answer]) -> str:
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, ControlArguments, description=__doc__)
     work = Workplace(directory=Path(arguments.output_dir), seed=arguments.seed)
+    blocks = [block for block in BLOCKS if block in arguments.blocks]
+    if arguments.plan_json:
+        print(json.dumps(plan_as_json(COMMAND, work, blocks)))
+        return
     write_starts(work, overwrite=arguments.overwrite)
     if arguments.build_only:
         print(f"starts: {work.start}")
         return
-    blocks = [block for block in BLOCKS if block in arguments.blocks]
     files = [*start_configs(), *study_configs(blocks)]
     settings = {
         "blocks": blocks, "seed": work.seed, "files": {str(path): read_yaml(path) for path in files},

@@ -94,15 +94,23 @@ def run_study(work: Workplace, block: str, *, overwrite: bool = False) -> None:
     """
     from train.necessity import main
 
+    main([*study_words(work, block, root=REPOSITORY_ROOT), "--overwrite", str(overwrite)])
+
+
+def study_words(work: Workplace, block: str, *, root: Path = Path()) -> list[str]:
+    """Returns the arguments of train.necessity for the study of one block.
+
+    Args:
+        root: folder of the repository; by default the configuration is given from there.
+    """
     words = {
-        "config": REPOSITORY_ROOT / study_config(block),
+        "config": root / study_config(block),
         "output_dir": work.study(block),
         "prompts": work.prompts,
         "base_checkpoint": work.placed(block, "base"),
         "sft_checkpoint": work.placed(block, "sft"),
-        "overwrite": overwrite,
     }
-    main([word for name, value in words.items() for word in (f"--{name}", str(value))])
+    return [word for name, value in words.items() for word in (f"--{name}", str(value))]
 
 
 def _train(work: Workplace, phase: str, start: Path) -> None:

@@ -1,8 +1,9 @@
 """How are images prepared for a model? With `qwen_vl_utils`, and the same pixel limits for every engine.
 
-The limits are the processor's, or those given. An image is opened, composited onto white if it is transparent, and
-resized once to a multiple of the model's cell size within the limits, by Qwen's `fetch_image`. A black image has the
-size of the image that it replaces.
+The limits are the processor's, or those given. An image is opened, scaled to 8 bits a channel if it has more
+(`data_builders/prompt_sets/depth.py`), composited onto white if it is transparent, and resized once to a multiple of
+the model's cell size within the limits, by Qwen's `fetch_image`. A black image has the size of the image that it
+replaces.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from data_builders.prompt_sets.depth import eight_bits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +74,7 @@ def open_picture(picture: Picture, limits: PixelLimits) -> "Image":
     from qwen_vl_utils.vision_process import fetch_image
 
     with Image.open(picture.path) as file:
-        image = Image.new("RGB", file.size) if picture.black else file.copy()
+        image = Image.new("RGB", file.size) if picture.black else eight_bits(file).copy()
     asked = {"image": image, "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
     try:
         shown: Image.Image = fetch_image(asked, image_patch_size=limits.patch_size)

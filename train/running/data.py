@@ -9,11 +9,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_builders.prompt_sets.depth import eight_bits, is_deep
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, check_folder, check_split, read_prompts
 from eval.grading import is_gradable
@@ -158,11 +160,18 @@ def filter_prompts(
 def count_tokens(
     prompt: Prompt, arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
 ) -> int | str:
-    """Returns the number of tokens of a prompt, or the reason why it cannot be tokenized.
+    """Returns the number of tokens of a prompt, or the reason why it cannot be tokenized."""
+    text = render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
+    return count_text_tokens(text, prompt, arguments, processor)
+
+
+def count_text_tokens(
+    text: str, prompt: Prompt, arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
+) -> int | str:
+    """Returns the number of tokens of a rendered prompt, or the reason why it cannot be tokenized.
 
     An image's tokens are computed from its height and width, without decoding its pixels.
     """
-    text = render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
     tokenizer = tokenizer_of(processor)
     num_tokens = len(tokenizer(text)["input_ids"])
     if processor is tokenizer:
@@ -228,7 +237,7 @@ def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> di
         messages.insert(0, {"role": "system", "content": arguments.system_prompt})
     row: dict[str, Any] = {
         "prompt": messages,  # TRL puts the images first, like eval.replies.prompting
-        "images": [str(Path(arguments.prompts) / image) for image in prompt.images],
+        "images": [_image_entry(Path(arguments.prompts) / image) for image in prompt.images],
     }
     if with_response:
         if prompt.response is None:
@@ -240,3 +249,18 @@ def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> di
         row["choices"] = list(prompt.choices)
         row["precision"] = prompt.precision
     return row
+
+
+def _image_entry(path: Path) -> dict[str, str | bytes | None]:
+    """Returns an image as `datasets` stores it: its path, or its content if it must be scaled to 8 bits a channel."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if not is_deep(image):
+                return {"path": str(path), "bytes": None}
+            stored = BytesIO()
+            eight_bits(image).save(stored, format="PNG")
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); repair or remove it") from error
+    return {"path": None, "bytes": stored.getvalue()}
