@@ -155,8 +155,8 @@ def _golds(target: Any) -> tuple[str, ...]:
 
 def _lm_line(row: Fields, where: str) -> Line | None:
     need(row, where, "doc", "resps", "arguments")
-    request = row["arguments"].get("gen_args_0", {}) if isinstance(row["arguments"], dict) else {}
-    if isinstance(request.get("arg_1"), str):  # the answer whose likelihood is asked
+    asked, wanted = _request(row["arguments"])
+    if isinstance(wanted, str) or _is_likelihood(row["resps"]):  # the answer whose likelihood is asked
         return None
     doc = row["doc"] if isinstance(row["doc"], dict) else {}
     responses = tuple(_leaves(row["resps"]))
@@ -167,7 +167,7 @@ def _lm_line(row: Fields, where: str) -> Line | None:
     suffix = "" if filter_name == "none" else f", {filter_name}"
     return Line(
         id=as_text(row["doc_id"]),
-        question=question or as_text(request.get("arg_0")),
+        question=question or as_text(asked),
         responses=responses,
         fields=doc,
         pictures=pictures_in(doc),
@@ -243,9 +243,17 @@ def _is_likelihood(value: Any) -> bool:
     """True for pairs such as `["-1.25", "False"]`: a log-likelihood, and whether the answer is the likeliest one."""
     if not isinstance(value, list) or not value:
         return False
-    if len(value) == 2 and value[1] in ("True", "False", True, False):
+    if len(value) == 2 and value[1] in ("True", "False") and _is_number(value[0]):
         return True
     return all(isinstance(one, list) and _is_likelihood(one) for one in value)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _without_repeated_measures(replies: Sequence[Reply]) -> list[Reply]:
@@ -265,8 +273,21 @@ def _without_repeated_measures(replies: Sequence[Reply]) -> list[Reply]:
 
 
 def _generation_of(row: Fields) -> Fields:
-    request = row["arguments"].get("gen_args_0", {}) if isinstance(row.get("arguments"), dict) else {}
-    return request["arg_1"] if isinstance(request.get("arg_1"), dict) else {}
+    _, wanted = _request(row.get("arguments"))
+    return wanted if isinstance(wanted, dict) else {}
+
+
+def _request(arguments: Any) -> tuple[Any, Any]:
+    """Returns the first request of a line: its prompt, and the settings of the generation or the answer to score.
+
+    Before 0.4.3, lm-evaluation-harness wrote lists in place of `gen_args_0` and `arg_0`.
+    """
+    if isinstance(arguments, dict):
+        first = arguments.get("gen_args_0", {})
+        return first.get("arg_0"), first.get("arg_1")
+    if isinstance(arguments, list) and arguments and isinstance(arguments[0], list):
+        return (*arguments[0], None, None)[:2]
+    return None, None
 
 
 def _settings(facts: Fields, task: str, own_generation: Fields) -> dict[str, Any]:

@@ -234,3 +234,27 @@ def test_replies_that_excel_cut_stay_unscored(tmp_path: Path, capsys: pytest.Cap
     records = read_records(tmp_path / "out" / "records.jsonl")
     assert [record["status"] for record in records] == [CORRECT, UNSCORED, INCORRECT]
     assert "1 × cut at the 32,767 characters" in capsys.readouterr().out
+
+
+def test_samples_of_a_log_that_ended_in_an_error_stay_unscored(tmp_path: Path) -> None:
+    log = json.loads(files_of("inspect", "tuned", "tuned_own_words.json").read_text())
+    log["samples"][0] |= {
+        "error": {"message": "RuntimeError('no memory')\nmore"},
+        "output": {"choices": []},
+        "scores": {},
+    }
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    run_import(str(tmp_path / "log.json"), "--output-dir", str(tmp_path / "out"))
+    records = read_records(tmp_path / "out" / "records.jsonl")
+    assert [record["status"] for record in records] == [UNSCORED, *[CORRECT] * 7]
+    assert records[0]["no_reply"] == "the sample ended in an error: RuntimeError('no memory')"
+    assert pd.read_csv(tmp_path / "out" / "scores.csv")["num_unscored"].tolist() == [1]
+
+
+def test_epochs_are_samples(tmp_path: Path) -> None:
+    log = json.loads(files_of("inspect", "tuned", "tuned_own_words.json").read_text())
+    log["samples"] += [{**sample, "epoch": 2} for sample in log["samples"]]
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    run_import(str(tmp_path / "log.json"), "--output-dir", str(tmp_path / "out"))
+    assert pd.read_csv(tmp_path / "out" / "scores.csv")[["n", "num_samples"]].to_numpy().tolist() == [[8, 2]]
+    assert pd.read_csv(tmp_path / "out" / "verdicts.csv")["n"].tolist() == [16], "each epoch has its own verdict"

@@ -108,6 +108,22 @@ def test_pairs_of_likelihoods_are_no_replies(tmp_path: Path) -> None:
     assert source.left_out.total() == 1
 
 
+def test_two_replies_that_say_true_are_replies(tmp_path: Path) -> None:
+    source = read(tmp_path, LM, lm_line(0, ["It is true.", "True"]))
+    assert [one.response for one in source.replies] == ["It is true.", "True"]
+
+
+def test_lists_of_older_versions_are_read(tmp_path: Path) -> None:
+    old = {"doc": {}, "arguments": [["Q: 2 + 2?", {"max_gen_toks": 9}]], "filter": None, "metrics": None}
+    row = {key: value for key, value in lm_line(0, ["4"], **old).items() if value is not None}
+    source = read(tmp_path, LM, row)
+    assert (source.replies[0].question, source.max_new_tokens) == ("Q: 2 + 2?", 9)
+    assert source.replies[0].measures == {"exact_match": Measure(score=1.0, answer="4")}
+    asked = {"arguments": [["2 + 2?", " 4"], ["2 + 2?", " 5"]], "resps": [[["-1.5", "False"]], [["-2.5", "False"]]]}
+    with pytest.raises(ValueError, match="scored by log-likelihoods"):
+        read(tmp_path, LM, lm_line(0, [], **asked))
+
+
 def test_a_damaged_results_file_beside_the_samples_is_told(tmp_path: Path) -> None:
     (tmp_path / "results_2026-01-01T00-00-00.5.json").write_text('{"model_name": "m')
     with pytest.raises(ValueError, match=r"results_2026.*: not JSON"):
