@@ -15,6 +15,7 @@ import select
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,17 +90,17 @@ class Schedule:
         finished = settled(self._jobs)
         waiting = [job for job in self._jobs if job.name not in finished]
         threads = str(max(1, len(os.sched_getaffinity(0)) // self._num_parallel))
-        starter = Starter(
-            waiting,
-            environment={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-            log_dir=self._log_dir,
-            warm_start=self._warm_start,
-            say=self._line.say,
-        )
         try:
-            return self._run(waiting, finished, starter)
+            starter = Starter(
+                waiting,
+                environment={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                log_dir=self._log_dir,
+                warm_start=self._warm_start,
+                say=self._line.say,
+            )
+            with closing(starter):
+                return self._run(waiting, finished, starter)
         finally:
-            starter.close()
             signal.signal(signal.SIGTERM, previous)
 
     def _stop(self, signal_number: int, frame: object) -> None:

@@ -1,6 +1,6 @@
 """In which process does a job run? In a fork of a warm process if the results are the same, otherwise in a new one.
 
-The warm process (`tracking/jobs/warm.py`) has imported the libraries, which saves each job 8 to 10 s of CPU time. A job
+The warm process (`tracking/jobs/warm.py`) has imported the libraries, which saves each job about 7 s of CPU time. A job
 is started as a new process (a cold start) in these cases:
 
 - It is no command of the suite, or one that needs no torch (`LIGHT`).

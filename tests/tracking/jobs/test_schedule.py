@@ -14,7 +14,7 @@ import pytest
 from tracking.command import EXIT_PREEMPTED, Preempted
 from tracking.jobs.job import Job
 from tracking.jobs.schedule import Schedule
-from tracking.jobs.starting import WARM_LOG
+from tracking.jobs.starting import WARM_LOG, has_gpu
 from tracking.run import is_finished
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
@@ -130,7 +130,6 @@ sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
 from pathlib import Path
 from tracking.jobs.job import Job
 from tracking.jobs.schedule import Schedule
-from tracking.jobs.starting import WARM_LOG
 job = Job(name="child", kind="test", command={child.command!r}, output_dir=Path({str(child.output_dir)!r}))
 Schedule([job], num_parallel=1, log_dir=Path({str(tmp_path / "logs")!r}), expected_s={{}}).run()
 """
@@ -164,7 +163,6 @@ sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
 from pathlib import Path
 from tracking.jobs.job import Job
 from tracking.jobs.schedule import Schedule
-from tracking.jobs.starting import WARM_LOG
 out = Path({str(tmp_path)!r})
 jobs = [
     Job(name="saving", kind="a", command=(sys.executable, "-c", {saves!r}), output_dir=out / "a"),
@@ -220,6 +218,7 @@ def test_the_job_at_the_head_of_the_longest_chain_begins_first(tmp_path: Path) -
     assert begun == ["head", "alone", "middle", "end"]
 
 
+@pytest.mark.skipif(has_gpu(), reason="on a machine with a GPU jobs start cold")
 def test_without_a_warm_process_jobs_start_cold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
