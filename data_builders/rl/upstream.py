@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.prompt_sets.images import PixelLimits, UnusableImageError, is_blank, open_image, store_image
+from data_builders.rl.kinds import ANSWER_KINDS, stated_kind
 from data_builders.sources.rows import Row
 from tracking.records import Record
 
@@ -31,6 +32,7 @@ DROPPED = {
     "broken_image": "could not be decoded, or has a side 200 times the other",
     "no_answer": "no ground truth",
     "several_answers": "the ground truth is no single text or number",
+    "unknown_kind": "the row's answer_kind is no kind of the grader",
     "duplicate": "question and images stand in an earlier row, with the same answer",
     "conflicting_answer": "question and images stand in another row, with another answer",
 }
@@ -160,6 +162,9 @@ def examine(key: str, row: Row, root: Path | None, images_dir: Path, rules: RowR
             raise DefectError("unreadable_row")
         asked = read_prompt(row.get("prompt"))
         answer = read_answer(row)
+        kind = stated_kind(row)
+        if kind is not None and kind not in ANSWER_KINDS:
+            raise DefectError("unknown_kind", f"{kind!r}; expected one of {', '.join(ANSWER_KINDS)}")
         entries = row.get("images")
         entries = [] if entries is None else entries if isinstance(entries, list) else [entries]
         if len(entries) != asked.num_placeholders and (asked.num_placeholders or not rules.allow_missing_placeholders):
@@ -177,6 +182,7 @@ def examine(key: str, row: Row, root: Path | None, images_dir: Path, rules: RowR
         **record,
         "question": asked.question,
         "answer": answer,
+        **({"answer_kind": kind} if kind is not None else {}),
         "images": images,
         "system": asked.system,
         "extra": _extra(row.get("extra_info")),
