@@ -18,7 +18,7 @@ COMMANDS = "commands"
 PROCESSES = ("eval.grading.worker", "slurm.planning.rehearse")
 """Modules inside rooms that others start as processes of their own."""
 GRADING = "eval.grading"
-GRADING_MAY_IMPORT = ("math_verify", "sympy", "tracking.command")
+GRADING_MAY_IMPORT = ("latex2sympy2_extended", "math_verify", "sympy", "tracking.command")
 """Beside the standard library; sympy is what math-verify parses into."""
 GRADING_GUESTS = ("benchmarks.grading",)
 """Modules outside that measure the grader's parts one by one."""

@@ -31,14 +31,13 @@ from typing import Any
 
 from data_builders.prompt_sets.images import place_file
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
+from data_builders.rl.kinds import ANSWER_KINDS, INFER, inferred_kind, listed_options
 from data_builders.rl.upstream import DROPPED, NOTED, WAYS_OUT, RowRules, examine
 from data_builders.sources.rows import Source, open_sources
 from tracking.command import did_you_mean
 from tracking.progress import progress
 from tracking.records import Record, RecordLog
 
-ANSWER_KINDS = ("number", "text", "math", "choice", "yes_no", "box", "list")
-"""The grader's kinds; builders may not import `eval`."""
 IMAGES_DIR = "images"
 WORK_DIR = ".work"
 """Folder for the images of an unfinished build."""
@@ -62,7 +61,10 @@ class RlArguments(RowRules):
     )
     answer_kind: list[str] = field(
         default_factory=lambda: ["math"],
-        metadata={"help": "how answers are graded: KIND for all rows, DATA_SOURCE=KIND for those of one source"},
+        metadata={
+            "help": "how answers are graded: KIND for all rows, DATA_SOURCE=KIND for those of one source; the KIND "
+            "infer chooses a kind for each row by its answer; a row with an answer_kind of its own keeps it"
+        },
     )
     validation_frac: float = field(default=0.02, metadata={"help": "share of the questions held out for validation"})
     test_frac: float = field(default=0.02, metadata={"help": "share of the questions held out for the test"})
@@ -86,7 +88,7 @@ class RlArguments(RowRules):
                 "sum is below 1"
             )
         read_rules("ability", self.ability, ABILITIES)
-        read_rules("answer_kind", self.answer_kind, ANSWER_KINDS)
+        read_rules("answer_kind", self.answer_kind, (*ANSWER_KINDS, INFER))
 
     @cached_property
     def opened(self) -> list[Source]:
@@ -155,12 +157,16 @@ def to_prompt(record: Record, abilities: Mapping[str, str], kinds: Mapping[str, 
     data_source, images = record["data_source"], record["images"]
     digest = hashlib.sha256("\0".join(_identity(record)).encode()).hexdigest()[:16]
     by_rule = "vision-to-reasoning" if images else "reasoning"
+    kind = record.get("answer_kind") or kinds.get(data_source, kinds.get("", "math"))
+    if kind == INFER:
+        kind = inferred_kind(record["question"], record["answer"])
     return Prompt(
         id=f"{re.sub('[^A-Za-z0-9._-]+', '-', data_source) or 'rl'}-{digest}",
         ability=abilities.get(data_source, abilities.get("", by_rule)),
         question=record["question"],
         answer=record["answer"],
-        answer_kind=kinds.get(data_source, kinds.get("", "math")),
+        answer_kind=kind,
+        choices=listed_options(record["question"], record["answer"]) if kind == "choice" else (),
         images=tuple(f"{IMAGES_DIR}/{name}" for name in images),
         meta={
             "row": record["key"],
@@ -222,7 +228,7 @@ def build_rl(directory: Path, output_dir: Path, arguments: RlArguments, seed: in
     """
     records = drop_repeated(read_rows(arguments, output_dir))
     abilities = read_rules("ability", arguments.ability, ABILITIES)
-    kinds = read_rules("answer_kind", arguments.answer_kind, ANSWER_KINDS)
+    kinds = read_rules("answer_kind", arguments.answer_kind, (*ANSWER_KINDS, INFER))
     prompts = [to_prompt(record, abilities, kinds) for record in records if "dropped" not in record]
     if not prompts:
         counted = Counter(record["dropped"] for record in records)

@@ -22,6 +22,7 @@ from data_builders.prompt_sets.images import (
     open_image,
     store_image,
 )
+from data_builders.rl.kinds import ANSWER_KINDS, stated_kind
 from data_builders.sources.columns import (
     FIELDS,
     SCHEMAS,
@@ -51,6 +52,7 @@ DROPPED = {
     "broken_image": "the image cannot be decoded, or one side is 200 times the other",
     "no_answer": "no ground truth, or no such column",
     "several_answers": "the ground truth is not a single text or number",
+    "unknown_kind": "the row's answer_kind is not a kind that the grader knows",
     "duplicate": "an earlier row has the same question, images and answer",
     "conflicting_answer": "another row has the same question and images, and another answer",
 }
@@ -261,6 +263,9 @@ def examine(key: str, row: Row, root: Path | None, images_dir: Path, rules: RowR
         asked = read_prompt(prompt)
         truth = value_of(row, names.answer)
         answer = read_answer(truth)
+        kind = stated_kind(row)
+        if kind is not None and kind not in ANSWER_KINDS:
+            raise DefectError("unknown_kind", f"{kind!r}; expected one of {', '.join(ANSWER_KINDS)}")
         entries = _as_list(value_of(row, names.images)) or list(asked.images)
         if len(entries) != asked.num_placeholders and (asked.num_placeholders or rules.needs_placeholders):
             raise DefectError("image_count", f"{asked.num_placeholders} {PLACEHOLDER}, {len(entries)} images")
@@ -278,6 +283,7 @@ def examine(key: str, row: Row, root: Path | None, images_dir: Path, rules: RowR
         **record,
         "question": asked.question,
         "answer": answer,
+        **({"answer_kind": kind} if kind is not None else {}),
         "images": images,
         "system": asked.system,
         "extra": _extra(value_of(row, names.extra), names.extra),

@@ -7,6 +7,8 @@ compared as written: the caller must first map a model's coordinates to those of
 import re
 from collections.abc import Sequence
 
+from eval.grading.latex import in_ascii
+
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge (xyxy)."""
 MIN_IOU = 0.5
@@ -27,7 +29,7 @@ _RUN = re.compile(rf"{_NUMBER}(?:{_BETWEEN}{_NUMBER})*")
 def boxes_in(text: str) -> list[Box]:
     """Returns the distinct boxes in a text, in order."""
     boxes: dict[Box, None] = {}
-    for run in _RUN.finditer(_LABEL.sub(" ", text)):
+    for run in _RUN.finditer(_LABEL.sub(" ", in_ascii(text))):
         numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", run.group())]
         for start in range(0, len(numbers) - 3, 4) if len(numbers) % 4 == 0 else ():
             left, top, right, bottom = numbers[start : start + 4]

@@ -1,34 +1,52 @@
-r"""Are two mathematical answers equal? Simple cases are decided here, the others by math-verify.
+r"""Are two mathematical answers equal? Simple cases are decided here, the others by symbolic mathematics.
 
-Decided first, without symbolic mathematics: the same plain spelling (`latex.py`); two exact numbers; tuples
-and intervals of exact numbers; numerals in a named base (`52_8` is `52`, and neither `42` nor `52_9`); golds that are
-words (`\text{east}`) or an option's letter (`\text{(C)}`). All other pairs are passed to `mathematics.py`.
+Decided first, without symbolic mathematics: the same plain spelling (`latex.py`); golds that are words (`east`), yes or
+no, or an option's letter (`\text{(C)}`, `C`); two exact numbers; lists, sets, tuples and ratios of exact numbers
+(`structure.py`); moduli and bases (`notations.py`). All other pairs are passed to `mathematics.py`.
 
-Two cases that math-verify accepts are rejected: a set in braces for a pair, and adjacent numbers (`2 3`, read as 5).
+A gold of letters only may be a word or a product (`abc`). It is a word if it is long, or has several long words;
+otherwise an answer with the same letters in another order is undecided.
 """
 
 import re
 
-from eval.grading.latex import plain
+from eval.grading.latex import plain, unwrapped
 from eval.grading.mathematics import equal_expressions
-from eval.grading.options import equal_options
-from eval.grading.quantities import equal_quantities, parse_quantity
+from eval.grading.notations import UNDECIDABLE, compare_notations
+from eval.grading.options import equal_options, equal_yes_no
+from eval.grading.quantities import Quantity, equal_quantities, parse_quantity
+from eval.grading.structure import equal_structures
 
 MAX_DEPTH = 20
 """Deeper nesting is not a final answer, and its parsing time is unbounded."""
+LONG_WORD = 5
+"""Letters of a word that is no product of letters."""
 
 _WORDS = re.compile(r"\$?\s*\\(?:text|mbox|textbf|mathrm)\{[^{}0-9\\]*[A-Za-z]{2}[^{}0-9\\]*\}\s*\$?")
-_LETTER = re.compile(r"\$?\s*\\(?:text|mbox|textbf|mathrm)\{\s*\(?[A-J]\)?\s*\}\s*\$?")
-_IN_BASE = re.compile(r"([0-9A-F]+)_\{?(\d+)\}?")
-_ASSIGNED = re.compile(r"([A-Za-z](?:_\w)?)=([^=]+)")
-_TUPLE = re.compile(r"([(\[])([^()\[\]{}]*)([)\]])")
-_PAIR = re.compile(r"\([^()]*,[^()]*\)")
+_LETTERS = re.compile(r"[A-Za-z]+(?:[ '-][A-Za-z]+)*")
+_OPTION = re.compile(r"\$?\s*(?:\\(?:text|mbox|textbf|mathrm|mathbf)\{)?\s*\(?([A-J])\)?\s*\}?\s*\$?")
+_OPTION_AND_TEXT = re.compile(r"\s*(?:\(([A-J])\)|([A-J])[.)])\s*(\S.*)", re.DOTALL)
+_YES_NO = frozenset(("yes", "no", "true", "false"))
+_SAME = (
+    frozenset(("no solution", "no solutions", "empty set", "\\emptyset", "\\varnothing", "\\{\\}")),
+    frozenset(("all real numbers", "all reals", "\\mathbb{R}", "\\mathbbR", "(-\\infty,\\infty)")),
+    frozenset(("infinity", "\\infty")),
+)
+"""Words and formulas of the same meaning."""
+_FUNCTIONS = frozenset((
+    "infinity", "infty", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "max", "min", "gcd",
+    "lcm", "det", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "pi", "theta", "alpha", "beta", "gamma",
+    "delta", "lambda", "sigma", "omega",
+))  # fmt: skip
+"""Names that are mathematics although they are letters."""
 
 
 def equal_mathematics(answer: str, gold: str) -> bool | None:
-    """Returns whether two mathematical answers are equal; None if the gold does not parse or time runs out."""
+    """Returns whether two mathematical answers are equal; None if that cannot be decided or time runs out."""
     verdict = plainly_equal(answer, gold)
-    return equal_expressions(answer, gold) if verdict is None else verdict
+    if verdict is not None or _is_undecidable(plain(answer), plain(gold)):
+        return verdict
+    return equal_expressions(_without_option(answer), _without_option(gold))
 
 
 def plainly_equal(answer: str, gold: str) -> bool | None:
@@ -38,19 +56,21 @@ def plainly_equal(answer: str, gold: str) -> bool | None:
         return None
     if ours == theirs:
         return True
-    if _LETTER.fullmatch(gold):
-        return equal_options(answer, gold)
-    if _WORDS.fullmatch(gold):
-        return _bare_words(ours) == _bare_words(theirs)
-    based = _IN_BASE.fullmatch(theirs)
-    if based is not None:
-        digits = _IN_BASE.fullmatch(ours)
-        return (digits[1], digits[2]) == (based[1], based[2]) if digits else ours == based[1]
-    ours, theirs = _same_assignment(ours, theirs)
-    if "=" in ours or "=" in theirs:
-        return None
-    number, right = parse_quantity(ours), parse_quantity(theirs)
-    if number is not None and right is not None:
+    number, right = _quantities(ours, theirs)
+    if right is None:
+        if _OPTION.fullmatch(gold):
+            return None if _is_undecidable(ours, theirs) else equal_options(answer, gold)
+        if any({ours.casefold(), theirs.casefold()} <= group for group in _SAME):
+            return True
+        if _WORDS.fullmatch(gold) or _is_word(theirs):
+            words = _bare_words(theirs)
+            return equal_yes_no(answer, gold) if words in _YES_NO else _bare_words(ours) == words
+        if _is_capitalized(ours, theirs):
+            return True
+        option = _OPTION_AND_TEXT.fullmatch(unwrapped(gold))
+        if option is not None:
+            return _equal_option_and_text(answer, option[1] or option[2], option[3])
+    elif number is not None:
         return equal_quantities(number, right)
     if _are_side_by_side(ours) and not _are_side_by_side(theirs):
         return False
@@ -58,34 +78,69 @@ def plainly_equal(answer: str, gold: str) -> bool | None:
         return False
     if right is not None and re.fullmatch(r"[\d,]+", ours):
         return False  # malformed thousands, or a list
-    if ours.startswith("\\{") and _PAIR.fullmatch(theirs):
-        return False
-    return _equal_tuples(ours, theirs)
+    return equal_structures(_without_option(answer), gold, _equal_values)
 
 
-def _same_assignment(ours: str, theirs: str) -> tuple[str, str]:
-    """Drops `x=` if one side has it, or both have the same."""
-    mine, other = _ASSIGNED.fullmatch(ours), _ASSIGNED.fullmatch(theirs)
-    if mine and other:
-        return (mine[2], other[2]) if mine[1] == other[1] else (ours, theirs)
-    if mine and "=" not in theirs:
-        return mine[2], theirs
-    if other and "=" not in ours:
-        return ours, other[2]
-    return ours, theirs
+def _equal_values(answer: str, gold: str) -> bool | None:
+    """Compares two values without symbolic mathematics; None if that is not possible."""
+    ours, theirs = plain(answer), plain(gold)
+    if ours == theirs:
+        return True
+    noted = compare_notations(answer, gold)
+    if noted is not None:
+        return None if noted == UNDECIDABLE else bool(noted)
+    number, right = _quantities(ours, theirs)
+    if number is not None and right is not None:
+        return equal_quantities(number, right)
+    return False if _are_side_by_side(ours) and not _are_side_by_side(theirs) else None
 
 
-def _equal_tuples(ours: str, theirs: str) -> bool | None:
-    """Compares exact numbers within the same brackets."""
-    mine, other = _TUPLE.fullmatch(ours), _TUPLE.fullmatch(theirs)
-    if mine is None or other is None:
+def _quantities(ours: str, theirs: str) -> tuple[Quantity | None, Quantity | None]:
+    """Returns the exact numbers that two plain texts are; none if both are equations: their letters count."""
+    return (None, None) if "=" in ours and "=" in theirs else (parse_quantity(ours), parse_quantity(theirs))
+
+
+def _equal_option_and_text(answer: str, letter: str, text: str) -> bool | None:
+    """Compares an answer with a gold such as `A. 12`; undecided if the letter says one thing and the text another."""
+    option = _OPTION_AND_TEXT.fullmatch(unwrapped(answer))
+    if option is None:
+        return equal_options(answer, letter) or plainly_equal(answer, text)
+    same_text = plainly_equal(option[3], text)
+    is_same_letter = (option[1] or option[2]) == letter
+    if same_text is None:
         return None
-    numbers = [[parse_quantity(part) for part in side[2].split(",")] for side in (mine, other)]
-    if any(number is None for side in numbers for number in side):
-        return None
-    if len(numbers[0]) != len(numbers[1]) or (mine[1], mine[3]) != (other[1], other[3]):
+    return same_text if is_same_letter == same_text else None
+
+
+def _without_option(text: str) -> str:
+    """Returns `12` for `A. 12`."""
+    option = _OPTION_AND_TEXT.fullmatch(unwrapped(text)) if ")" in text or "." in text else None
+    return option[3] if option else text
+
+
+def _is_word(text: str) -> bool:
+    """True if letters are surely a word, not a product or a function."""
+    if not _LETTERS.fullmatch(text):
         return False
-    return all(a and b and equal_quantities(a, b) for a, b in zip(*numbers, strict=True))
+    words = re.split("[ '-]", text.casefold())
+    if any(word in _FUNCTIONS for word in words):
+        return False
+    is_long = len(text) >= LONG_WORD and any(len(word) > 2 for word in words)
+    return text.casefold() in _YES_NO or (is_long and list(text) != sorted(text))
+
+
+def _is_capitalized(ours: str, theirs: str) -> bool:
+    """True for `Red` and `red`, but not for `Ab` and `ab`, which may be products."""
+    return len(theirs) > 2 and theirs.isalpha() and {ours, theirs} == {theirs.lower(), theirs.capitalize()}
+
+
+def _is_undecidable(ours: str, theirs: str) -> bool:
+    """True if letters may be a word or a product, an option or a variable, and the other reading decides otherwise."""
+    if len(theirs) == 1 and theirs in "ABCDEFGHIJ":
+        return ours == theirs.lower()
+    if len(theirs) < 3 or not (ours.isalpha() and theirs.isalpha()) or sorted(ours) != sorted(theirs):
+        return False
+    return any(letter in "aeiou" for letter in theirs) and list(theirs) != sorted(theirs)
 
 
 def _are_side_by_side(text: str) -> bool:

@@ -8,11 +8,15 @@ and thousands commas are kept.
 import re
 from functools import lru_cache
 
-_UNICODE = str.maketrans({
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5E)}
+"""`！` to `｝`, with the digits, letters and signs between them; `～` is a range, not LaTeX's space."""
+_UNICODE = _FULL_WIDTH | str.maketrans({
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ",
     "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ",
-    "∈": r"\in ", "∠": r"\angle ", "≈": r"\approx ", "°": r"^\circ ", "º": r"^\circ ", "（": "(", "）": ")",
-    "，": ",", "：": ":", "。": ".", "％": "%", "＝": "=", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
+    "∈": r"\in ", "∠": r"\angle ", "≈": r"\approx ", "°": r"^\circ ", "º": r"^\circ ", "Ω": r"\Omega ",
+    "。": ".", "、": ",", "∶": ":", "﹣": "-", "‐": "-", "‑": "-", "￥": "¥", "℃": r"^\circ C", "℉": r"^\circ F",
+    "｛": r"\{", "｝": r"\}",
+    "\u3000": " ", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
     "’": "'", "‘": "'", "“": '"', "”": '"', "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
     "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "⅛": r"\frac{1}{8}",
 })  # fmt: skip
@@ -23,7 +27,10 @@ _Step = tuple[re.Pattern[str], str]
 _STEPS: list[_Step] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?<=\d)(?:,\\!\s*|\{,\}|\\[,;:!]|\\ )(?=\d{3})", ""),  # LaTeX's spellings of a thousands separator
+        (
+            r"(?<=\d)(?:,\\!\s*|\{,\}|\\[,;:!]|\\ |~|\{\\[,:; ]\})(?=\d{3})",
+            "",
+        ),  # LaTeX's spellings of a thousands separator
         (r"\\(?:left|right|displaystyle|textstyle|[bB]igg?[lr]?|limits)(?![A-Za-z])\s*\.?", ""),
         (r"\\[,;:! ]|\\q?quad(?![A-Za-z])|(?<!\\)~", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -41,6 +48,7 @@ _STEPS: list[_Step] = [
         (r"(?<=\d)\s*(?:\\cdot|\\times|\*)\s*(?=\\[A-Za-z]|[A-Za-z(])", ""),
         (r"\s*(?:\\cdot|\\times)\s*(?=\d)", r"\\times "),
         (r"(?<=\d)\s*,\s+(?=\d{3}(?!\d))", ", "),  # a list of numbers, not thousands
+        (r"\s\s+", " "),
         (r"\s+(?![A-Za-z0-9])|(?<![A-Za-z0-9,])\s+|(?<=,)\s+(?!\d{3}(?!\d))|(?<=\d)\s+(?=[A-Za-z])", ""),
     )
 ]
@@ -54,7 +62,7 @@ _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")
 def plain(text: str) -> str:
     """Returns the plain spelling of a short answer."""
     text = in_ascii(unwrapped(text))
-    if "\\" in text or "{" in text or "*" in text or "^" in text or " " in text:
+    if "\\" in text or "{" in text or "*" in text or "^" in text or " " in text or "~" in text:
         for pattern, replacement in _STEPS:
             text = pattern.sub(replacement, text)
     text = _FULL_STOP.sub("", text).strip()

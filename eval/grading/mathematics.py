@@ -1,4 +1,4 @@
-"""Are two mathematical expressions equal? Runs math-verify in separate processes with a hard time limit.
+"""Are two mathematical expressions equal? Runs `symbolic.py` in separate processes with a hard time limit.
 
 Some expressions never finish, within a single call that no Python time limit can interrupt. A judge is therefore a
 child process that the kernel ends (SIGALRM with its default action); the next question gets a new one. Threads may ask
@@ -8,16 +8,13 @@ its own. If a judge is killed from outside, it is replaced and the question is a
 
 import json
 import os
-import re
 import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
-from typing import Any
 
-from eval.grading.latex import in_ascii, unwrapped
 from tracking.command import REPOSITORY_ROOT
 
 LIMIT_S = 5.0
@@ -27,9 +24,6 @@ MARGIN_S = 5.0
 START_LIMIT_S = 120.0
 MEMORY_BYTES = 4 * 2**30
 MAX_JUDGES = 4
-POINT_DIGITS, POINT_TOLERANCE = 30, 1e-9
-FLOAT_DECIMALS = 12
-"""Places to which a decimal must equal an irrational number; math-verify's 6 accept 1.414214 for a root of 2."""
 READY = b"ready\n"
 JUDGE = (sys.executable, "-m", "eval.grading.worker")
 
@@ -145,91 +139,14 @@ os.register_at_fork(after_in_child=_forget_judges)
 
 
 def _judge(answer: str, gold: str) -> bool | None:
-    """Compares two expressions as `$…$` only: bare LaTeX, or numbers within text, are not searched for."""
-    from math_verify import LatexExtractionConfig, parse, verify
+    from eval.grading.symbolic import judge
 
-    def parsed(text: str) -> list[Any]:
-        expressions: list[Any] = parse(
-            text,
-            [LatexExtractionConfig()],
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=None,
-        )
-        return expressions
-
-    ours, theirs = _prepared(answer, gold)
-    right = parsed(theirs)
-    if not right:
-        return None
-    if "answer" in ours.casefold():
-        return False  # math-verify would search the text for some formula
-    answers = parsed(ours)
-    if "%" not in ours + theirs and len(answers) == len(right) == 1 and _differ(answers[0], right[0]):
-        return False
-    return bool(
-        verify(right, answers, float_rounding=FLOAT_DECIMALS, allow_set_relation_comp=True, timeout_seconds=None)
-    )
-
-
-def _differ(answer: Any, gold: Any) -> bool:
-    """True if two formulas differ in value at a point; faster than failing to simplify their difference."""
-    from sympy import Expr, Rational  # type: ignore[import-untyped]
-
-    if not all(isinstance(side, Expr) and not side.is_Symbol for side in (answer, gold)):
-        return False
-    symbols = sorted(answer.free_symbols | gold.free_symbols, key=str)
-    point = {symbol: Rational(37 + 16 * number, 29 + 2 * number) for number, symbol in enumerate(symbols)}
-    try:
-        first, second = (complex(side.subs(point).evalf(POINT_DIGITS)) for side in (answer, gold))
-    except (TypeError, ValueError, ArithmeticError):
-        return False
-    return abs(first - second) > POINT_TOLERANCE * max(1.0, abs(first), abs(second))
-
-
-_COLUMN = re.compile(r"\\begin\{([pb]matrix)\}([^&]*?)\\end\{\1\}")
-_COMMAND = re.compile(r"\\[A-Za-z]+(?:\s*\{[A-Za-z ]*\})?")
-
-
-def _prepared(answer: str, gold: str) -> tuple[str, str]:
-    """Rewrites both sides so that math-verify reads them correctly.
-
-    It ignores case, so `R^2 - r^2` would be 0: if a letter occurs in both cases, the upper-case one is renamed. It
-    considers a column vector different from a tuple: if only one side is a column, it becomes a tuple.
-    """
-    sides = [_as_one_formula(answer), _as_one_formula(gold)]
-    columns = [_COLUMN.fullmatch(side) for side in sides]
-    if (columns[0] is None) != (columns[1] is None):
-        sides = [_as_tuple(column[2]) if column else side for side, column in zip(sides, columns, strict=True)]
-    letters = set(re.findall("[A-Za-z]", "".join(_COMMAND.sub(" ", side) for side in sides)))
-    for letter in sorted(letters):
-        if letter.isupper() and letter.lower() in letters:
-            own = re.compile(rf"\\[A-Za-z]+|{letter}(?!_)")
-            sides = [
-                own.sub(lambda found: f"{found.group()}_{{99}}" if len(found.group()) == 1 else found.group(), side)
-                for side in sides
-            ]
-    return f"${sides[0]}$", f"${sides[1]}$"
-
-
-def _as_one_formula(text: str) -> str:
-    """Returns `5, 6` for `$5$ or $6$`: one formula on one line, so that no part of the text is picked out."""
-    text = _BOUNDS.sub(" ", in_ascii(unwrapped(text)))
-    return _CONJUNCTION.sub(", ", text).replace("\n", " ").strip()
-
-
-_BOUNDS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
-_CONJUNCTION = re.compile(r",?\s(?:or|and)\s")
-
-
-def _as_tuple(rows: str) -> str:
-    entries = (row.strip() for row in re.split(r"\\\\+", rows))
-    return f"({', '.join(entry for entry in entries if entry)})"
+    return judge(answer, gold)
 
 
 def serve() -> None:
     """Judges one pair per line until its input closes."""
-    import math_verify  # noqa: F401  (before the time limit starts)
+    from eval.grading import symbolic  # noqa: F401  (before the time limit starts)
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for inherited in (signal.SIGALRM, signal.SIGINT):  # a parent that ignores them (a shell's `&`) passes that on

@@ -14,7 +14,15 @@ from fractions import Fraction
 from functools import lru_cache
 
 from eval.grading.latex import plain
-from eval.grading.units import PERCENT, SCALES, Unit, known_unit, parse_unit
+from eval.grading.units import (
+    CHINESE_SCALES,
+    CHINESE_UNIT,
+    PERCENT,
+    SCALES,
+    Unit,
+    known_unit,
+    parse_unit,
+)
 
 MAX_CHARS = 400
 MAX_EXPONENT = 400
@@ -40,6 +48,7 @@ _NUMBER_WORDS = (
 _TENS = {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 NUMBER_WORDS = {word: value for value, word in enumerate(_NUMBER_WORDS)} | _TENS
 _WORD = re.compile(r"([a-z]+)(?:[- ]([a-z]+))?")
+_CHINESE_SCALES = "".join(CHINESE_SCALES)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ def parse_number(text: str) -> Fraction | None:
     return quantity.value
 
 
-_SIGNS = (PERCENT, "degrees", "dollars", "euros", "pounds sterling", "yuan or yen")
+_DEGREES = "degrees"
+_SIGNS = (PERCENT, _DEGREES, "dollars", "euros", "pounds sterling", "yuan or yen")
 
 
 @lru_cache(maxsize=4096)
@@ -70,7 +80,7 @@ def parse_quantity(text: str) -> Quantity | None:
         return None
     text = plain(text)
     text = _BEFORE.sub("", text)
-    if text.startswith("(") and text.endswith(")"):
+    if text.startswith("(") and text.endswith(")") and "," not in text:
         text = text[1:-1]
     found = _VALUE.fullmatch(text)
     if found is None:
@@ -109,6 +119,10 @@ def _power_of_ten(value: Fraction, exponent: str) -> Fraction | None:
 
 
 def _with_unit(value: Fraction, currency: str | None, rest: str) -> Quantity | None:
+    if rest and rest[0] in CHINESE_SCALES and known_unit(rest) is None:
+        after = rest.lstrip(_CHINESE_SCALES)
+        value *= 10 ** sum(CHINESE_SCALES[sign] for sign in rest[: len(rest) - len(after)])
+        rest = after.strip()
     scale, _, after = rest.partition(" ")
     if scale.casefold() in SCALES:
         value *= 10 ** SCALES[scale.casefold()]
@@ -132,10 +146,17 @@ def _spelled(text: str) -> Quantity | None:
     return None if rest.startswith("-") else _with_unit(Fraction(value), None, rest)
 
 
+def are_compatible(first: Unit, second: Unit) -> bool:
+    """True if quantities in the two units can be equal; plain degrees may be degrees of an angle or a temperature."""
+    if first.dimension == second.dimension:
+        return True
+    return _DEGREES in (first.dimension, second.dimension) and (first.dimension + second.dimension).count(_DEGREES) == 2
+
+
 def equal_quantities(answer: Quantity, gold: Quantity, precision: int | None = None) -> bool:
     """Returns whether two quantities are equal, rounded to `precision` decimals if given."""
     ours, theirs = answer.unit, gold.unit
-    if ours is not None and theirs is not None and ours.dimension != theirs.dimension:
+    if ours is not None and theirs is not None and not are_compatible(ours, theirs):
         return False
     readings = [answer.value]
     if ours is not None and theirs is not None:
@@ -165,22 +186,29 @@ def equal_numbers(answer: str, gold: str, precision: int | None = None) -> bool 
     return ours is not None and equal_quantities(ours, theirs, precision)
 
 
-_DIGITS = r"\d++(?:(?:,|\{,\}|,?\\!|\\,)\d++)*"
+_SPACE_OF_THOUSANDS = r"(?:~|\\[:; ]|\{\\[,:; ]\})(?=\d{3}(?!\d))|(?<=[０-９])，(?=[０-９]{3}(?![０-９]))"
+_DIGITS = rf"\d++(?:(?:,|\{{,\}}|,?\\!|\\,|{_SPACE_OF_THOUSANDS})\d++)*"
 _ANY_FRACTION = r"\\[dtc]?frac\s?(?:\{\s?-?\d+\s?\}|\d)\s?(?:\{\s?\d+\s?\}|\d)"
 _SUPERSCRIPT = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
 _TENS_POWER = rf"\s?(?:\\times|\\cdot|[×x*])\s?10\s?(?:\^\s?\{{?[-−]?\d+\}}?|{_SUPERSCRIPT})"
 _SCALING = rf"{_TENS_POWER}|[eE][-+]?\d++|\s?/\s?\d++(?![\d/])|\^\{{?-?\d++\}}?|{_SUPERSCRIPT}"
 _TOKEN = re.compile(
-    rf"""(?:(?<![\w)\]}}%])[-−])?(?:\\?[$€£]-?)?(?:
+    rf"""(?:(?<![0-9A-Za-z_０-９\u0370-\u03ff)\]}}%])[-−－])?(?:\\?[$€£¥￥]-?)?(?:
         (?:\d++\s?)?{_ANY_FRACTION}
       | \d++\s\d++/\d++
-      | (?:{_DIGITS}(?:\.\d++)?|(?<!\w)\.\d++)(?:{_SCALING})?
-    )(?:\s?(?:\\?%|°|\^\\circ|\^\{{\\circ\}}|¢))?""",
+      | (?:{_DIGITS}(?:[.．]\d++)?|(?<!\w)\.\d++)(?:{_SCALING})?
+    )(?:\s?(?:\\?[%％]|°|\^\\circ|\^\{{\\circ\}}|¢))?""",
     re.VERBOSE,
 )
 """A number within text; a minus between two numbers is not a sign, and malformed groups are kept together."""
 _AFTER = re.compile(r"(\s?)([A-Za-z]+(?:\^\{?[23]\}?|[²³])?(?:/[a-z]+(?:\^2|²)?)?)(?![\w^])")
-_AMBIGUOUS_UNITS = frozenset(("a", "s", "in", "per", "day", "days", "second", "unit", "units"))
+_GAP = r"(?:[\s~]|\\[,;:!\s]|\\q?quad(?![A-Za-z]))*"
+_LATEX_AFTER = re.compile(
+    rf"{_GAP}\\(?:text|mbox|textrm|mathrm|operatorname)\s*\{{[^{{}}]*\}}(?:\^\{{?-?[1-4]\}}?)?"
+    rf"(?:\s*(?:/|\\cdot){_GAP}\\(?:text|mbox|textrm|mathrm|operatorname)\s*\{{[^{{}}]*\}}(?:\^\{{?-?[1-4]\}}?)?)?"
+)
+_STARTS_LATEX = re.compile(r"[\s~]{0,3}(?:\\[A-Za-z,;:! ])")
+_AMBIGUOUS_UNITS = frozenset(("a", "s", "in", "per", "day", "days", "second", "unit", "units", "A", "C", "K"))
 
 
 def find_numbers(text: str) -> list[re.Match[str]]:
@@ -189,10 +217,27 @@ def find_numbers(text: str) -> list[re.Match[str]]:
 
 
 def with_unit(text: str, number: re.Match[str]) -> str:
-    """Extends a number in a text by what follows it: a unit of the table, a word like million, trailing letters."""
-    after = _AFTER.match(text, number.end())
-    if after is None or (after[1] and after[2] in _AMBIGUOUS_UNITS):
+    r"""Extends a number in a text by what follows it: a unit of the table, a word like million, trailing letters.
+
+    The unit may be in LaTeX (`12\,\text{m}`) or Chinese (`3万千米`).
+    """
+    end = number.end()
+    after = _AFTER.match(text, end)
+    if after is not None:
+        if after[1] and after[2] in _AMBIGUOUS_UNITS:
+            return number.group()
+        word = plain(after[2])
+        is_part = not after[1] or word.casefold() in SCALES or known_unit(word) is not None
+        return text[number.start() : after.end()] if is_part else number.group()
+    if end == len(text):
         return number.group()
-    word = plain(after[2])
-    is_part = not after[1] or word.casefold() in SCALES or known_unit(word) is not None
-    return text[number.start() : after.end()] if is_part else number.group()
+    if _STARTS_LATEX.match(text, end):
+        after = _LATEX_AFTER.match(text, end)
+        unit = plain(after.group()) if after else ""
+        if after is not None and (unit.casefold() in SCALES or known_unit(unit) is not None):
+            return text[number.start() : after.end()]
+    elif not text[end].isascii() or text[end] == " ":
+        after = CHINESE_UNIT.match(text, end + (text[end] == " "))
+        if after is not None and after.group():
+            return text[number.start() : after.end()]
+    return number.group()

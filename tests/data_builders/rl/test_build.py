@@ -23,7 +23,8 @@ from PIL import Image
 from data_builders import build
 from data_builders.prompt_sets.images import PixelLimits, UnusableImageError, open_image, store_image
 from data_builders.prompt_sets.prompts import Prompt, read_prompts
-from data_builders.rl.build import ANSWER_KINDS, RlArguments, group_prompts, read_rules, split_prompts
+from data_builders.rl.build import RlArguments, group_prompts, read_rules, split_prompts
+from data_builders.rl.kinds import ANSWER_KINDS
 from data_builders.sources.rows import open_sources, stream_dataset
 from eval.grading import KINDS
 from tracking.command import REPOSITORY_ROOT
@@ -381,6 +382,30 @@ def test_abilities_and_kinds_are_given_by_data_source(tmp_path: Path) -> None:
 def test_the_kinds_are_the_graders() -> None:
     assert set(ANSWER_KINDS) == set(KINDS)
     assert read_rules("answer_kind", ["math"], ANSWER_KINDS) == {"": "math"}
+
+
+def test_a_kind_is_stated_by_the_row_or_inferred_from_its_answer(tmp_path: Path) -> None:
+    listed = "Which ?\nA. red\nB. blue"
+    rows = [
+        text_row(listed, "B"),
+        text_row("What share ?", "12%"),
+        text_row("Is it prime ?", "Yes"),
+        text_row("Which colour ?", "red", answer_kind="text"),
+        text_row("How many ?", "5", extra_info={"index": 1, "answer_kind": "math"}),
+        text_row("What now ?", "7", answer_kind="maths"),
+    ]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    data = run(tmp_path / "out", source, validation_frac=0, test_frac=0, answer_kind="infer")
+    found = {prompt.answer: (prompt.answer_kind, prompt.choices) for prompt in read_prompts(data, "rl")}
+    assert found == {
+        "B": ("choice", ("red", "blue")),
+        "12%": ("number", ()),
+        "Yes": ("yes_no", ()),
+        "red": ("text", ()),
+        "5": ("math", ()),
+    }
+    (dropped,) = report(data)["dropped"]["unknown_kind"]["examples"].values()
+    assert dropped == "'maths'; expected one of number, text, math, choice, yes_no, box, list"
 
 
 @pytest.mark.parametrize("row_group_size", [1, 7, 16, 40])

@@ -1,0 +1,310 @@
+r"""What does an answer consist of, and are two such answers equal? Lists, sets, tuples, ratios, and single values.
+
+    list    `-3, 2`, `x=-3 \text{ or } x=2`, `-3 和 2`, `1\pm\sqrt{2}`    elements in any order, repeats ignored
+    set     `\{1,2\}`                                     as a list, but not equal to a tuple
+    tuple   `(1,2)`, `[1,2)`, `\langle 1,2\rangle`        the same brackets, the same elements in the same order
+    ratio   `3:4:5`                                       equal up to a common factor
+    value   everything else
+
+Values are compared by a function that the caller passes in: exact numbers only (`expressions.py`), or symbolic
+mathematics (`symbolic.py`). It returns None if it cannot decide, and so does the comparison of the whole, unless the
+other parts decide it. Names before an equals sign count if both sides have them, or if one side has several.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from eval.grading.latex import in_ascii, plain, unwrapped
+from eval.grading.quantities import Quantity, parse_quantity
+
+EqualValues = Callable[[str, str], bool | None]
+"""Compares an answer's value with the gold's; None if undecided."""
+
+MAX_ITEMS = 24
+"""Longer lists are compared as one value."""
+VALUE, LIST, SET, TUPLE, RATIO = "value", "list", "set", "tuple", "ratio"
+
+_BOUNDS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
+_SIZES = re.compile(r"\\(?:left|right|displaystyle|textstyle|[bB]igg?[lr]?|limits)(?![A-Za-z])\s*\.?")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,?\\!\s*|\{,\}|\\[,:; ]|~|\{\\[,:; ]\})(?=\d{3})")
+_SPACES = re.compile(r"(?<!\\)\\[,;:!\s]|\\q?quad(?![A-Za-z])|(?<!\\)~|\\(?:thin|med|thick)space(?![A-Za-z])|\s+")
+_TEXT = re.compile(r"\\(?:text|mbox|hbox|textbf|textit|textrm|mathrm)\s*\{([^{}]*)\}")
+_HAS_CONNECTIVE = re.compile(r"(?<![A-Za-z])(?:or|and|to)(?![A-Za-z])|[或和与且]", re.IGNORECASE)
+_OR = re.compile(
+    r"\s*,?\s*(?:(?<![A-Za-z\\])or(?![A-Za-z])|或者?|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))\s*", re.IGNORECASE
+)
+_AND = re.compile(r"\s*,?\s*(?:(?<![A-Za-z\\])and(?![A-Za-z])|以及|[和与且]|\\land(?![A-Za-z]))\s*", re.IGNORECASE)
+_BRACKETS = tuple(
+    (re.compile(rf"\\{name}(?![A-Za-z])"), bracket)
+    for name, bracket in (("langle", "("), ("rangle", ")"), ("lbrace", r"\\{"), ("rbrace", r"\\}"), ("colon", ":"))
+)
+_MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.DOTALL)
+
+_TOKEN = re.compile(
+    r"(?P<opening>\\?\{|[(\[])|(?P<closing>\\?\}|[)\]])|(?P<word> (?:or|and) )|(?P<union>\\cup(?![A-Za-z]))"
+    r"|(?P<mark>[,;](?P<blank>\s*))|(?P<colon>\s*:\s*)|(?P<escaped>\\[\\,;:])"
+)
+_BETWEEN_THOUSANDS = re.compile(r"(?<=\d),\d{3}(?!\d)")
+_LABEL = re.compile(
+    r"\s*(?P<name>\(\s*[A-Za-z](?:_\w)?(?:\s*,\s*[A-Za-z](?:_\w)?)+\s*\)|(?:\\text\{[^{}]*\}|\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([a-z]\))?)|\\angle\s*[A-Z]+|[A-Za-z]+(?:\s*:\s*[A-Za-z]+)+)\s*"
+    r"(?:=|\\in(?![A-Za-z]))(?P<rest>[^=]+)"
+)
+_RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|neq?|lt|gt|leqslant|geqslant|equiv|sim|in|subset)(?![A-Za-z])")
+_WHOLE = re.compile(r"\\(?:begin|cup|cap|setminus|emptyset|varnothing|mathbb|infty|mid|dots|ldots|cdots)|\|")
+"""Values that can equal a list, a set or an interval, or that only mathematics can compare with them."""
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
+_NUMBER_TO_NUMBER = re.compile(r"(?<=\d)\s+to\s+(?=\d)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """An answer and what it consists of."""
+
+    text: str
+    sort: str = VALUE
+    items: tuple["Parts", ...] = ()
+    brackets: str = ""
+    label: str = ""
+
+    @property
+    def quantity(self) -> Quantity | None:
+        """The exact number that a value is, if any."""
+        return parse_quantity(self.text) if self.sort == VALUE else None
+
+
+def cleaned(text: str) -> str:
+    r"""Returns an answer on one line, without commands for sizes and spaces, with one spelling of `or` and `and`."""
+    text = _BOUNDS.sub(" ", in_ascii(unwrapped(text)))
+    if "\\" in text or "~" in text:
+        text = _SIZES.sub("", _THOUSANDS.sub("", text))
+        text = _TEXT.sub(lambda found: f" {found[1]} " if _HAS_CONNECTIVE.search(found[1]) else found.group(), text)
+        for command, bracket in _BRACKETS:
+            text = command.sub(bracket, text)
+    text = _SPACES.sub(" ", text)
+    text = _AND.sub(" and ", _OR.sub(" or ", text)).strip()
+    return _NUMBER_TO_NUMBER.sub(":", text)
+
+
+def equal_structures(answer: str, gold: str, equal_values: EqualValues) -> bool | None:
+    """Returns whether two answers have equal parts; None if that is undecided."""
+    ours, theirs = cleaned(answer), cleaned(gold)
+    columns = [_MATRIX.fullmatch(side) for side in (ours, theirs)]
+    if (columns[0] is None) != (columns[1] is None):
+        ours, theirs = (
+            _as_tuple(found[2], side) if found else side for found, side in zip(columns, (ours, theirs), strict=True)
+        )
+    return _equal(parts_of(ours), parts_of(theirs), equal_values)
+
+
+def parts_of(text: str) -> Parts:
+    """Splits a cleaned answer into its parts."""
+    text = text.strip()
+    labelled = _LABEL.fullmatch(text)
+    if labelled is not None and not _RELATION.search(labelled["rest"]):
+        return replace(parts_of(labelled["rest"]), label=plain(labelled["name"]))
+    if "\\begin{" in text:
+        return Parts(text=text)
+    pieces = _pieces(text)
+    if len(pieces) > 1:
+        items = [parts_of(piece) for piece in pieces]
+        flat = [own for item in items for own in (item.items if item.sort == LIST and not item.label else (item,))]
+        return Parts(text=text, sort=LIST, items=tuple(flat))
+    inner, brackets = _enclosed(text)
+    if brackets:
+        pieces = [] if "|" in inner or "\\mid" in inner or _RELATION.search(inner) else _pieces(inner, in_brackets=True)
+        items = [parts_of(piece) for piece in pieces]
+        if brackets == "\\{\\}" or (brackets == "{}" and len(pieces) > 1):
+            flat = [own for item in items for own in (item.items if item.sort == LIST and not item.label else (item,))]
+            return Parts(text=text, sort=SET if flat else VALUE, items=tuple(flat))
+        if len(pieces) > 1:
+            return Parts(text=text, sort=TUPLE, items=tuple(items), brackets=brackets)
+    terms = _ratio(text)
+    if len(terms) > 1:
+        return Parts(text=text, sort=RATIO, items=tuple(Parts(text=term) for term in terms))
+    if "\\pm" in text or "\\mp" in text:
+        signs = (("+", "-"), ("-", "+"))
+        both = [re.sub(r"\\mp(?![A-Za-z])", minus, re.sub(r"\\pm(?![A-Za-z])", plus, text)) for plus, minus in signs]
+        return Parts(text=text, sort=LIST, items=tuple(Parts(text=own.removeprefix("+").strip()) for own in both))
+    return Parts(text=text)
+
+
+def _pieces(text: str, *, in_brackets: bool = False) -> list[str]:
+    """Splits at the top-level `or`, `and`, semicolons, unions and commas; commas of thousands do not count."""
+    depth, found = 0, []
+    for token in _TOKEN.finditer(text):
+        if token["opening"]:
+            depth += 1
+        elif token["closing"]:
+            depth -= 1
+        elif depth == 0 and (token["word"] or token["union"] or token["mark"]):
+            found.append(token)
+    commas = [token for token in found if token.group() == ","]
+    thousands = {token.start() for token in commas if _BETWEEN_THOUSANDS.match(text, token.start())}
+    if in_brackets or len(thousands) < len(commas):
+        thousands = set()
+    pieces, begin = [], 0
+    for token in found:
+        if token.start() not in thousands:
+            pieces.append(text[begin : token.start()].strip())
+            begin = token.end()
+    pieces.append(text[begin:].strip())
+    return pieces if all(pieces) else [text]
+
+
+def _enclosed(text: str) -> tuple[str, str]:
+    r"""Returns what stands within the brackets that enclose the whole text, and the brackets: `()`, `[)`, `\{\}`."""
+    if not text or text[0] not in "([{\\" or text[-1] not in ")]}":
+        return text, ""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += 1 if token["opening"] else -1 if token["closing"] else 0
+        if depth == 0:
+            opening, closing = ("\\{", "\\}") if text.startswith("\\{") else (text[0], text[-1])
+            if token.end() < len(text) or not text.endswith(closing) or opening == "\\":
+                return text, ""
+            return text[len(opening) : -len(closing)], opening + closing
+    return text, ""
+
+
+def _ratio(text: str) -> list[str]:
+    depth, terms, begin = 0, [], 0
+    for token in _TOKEN.finditer(text) if ":" in text else ():
+        depth += 1 if token["opening"] else -1 if token["closing"] else 0
+        if depth == 0 and token["colon"]:
+            terms.append(text[begin : token.start()].strip())
+            begin = token.end()
+    terms.append(text[begin:].strip())
+    return terms if all(terms) else [text]
+
+
+def _as_tuple(rows: str, otherwise: str) -> str:
+    """Returns a matrix of one column or one row as a tuple."""
+    entries = [[entry.strip() for entry in row.split("&")] for row in re.split(r"\\\\+", rows) if row.strip()]
+    if len(entries) > 1 and all(len(row) == 1 for row in entries):
+        return f"({', '.join(row[0] for row in entries)})"
+    return f"({', '.join(entries[0])})" if len(entries) == 1 and len(entries[0]) > 1 else otherwise
+
+
+def _equal(ours: Parts, theirs: Parts, equal_values: EqualValues) -> bool | None:
+    if ours.label and theirs.label and _base(ours.label) != _base(theirs.label):
+        return equal_values(_equation(ours), _equation(theirs))
+    if bool(ours.label) != bool(theirs.label) and "=" in ours.text + theirs.text:
+        return equal_values(_equation(ours), _equation(theirs))
+    sorts = {ours.sort, theirs.sort}
+    if sorts == {VALUE}:
+        return equal_values(ours.text, theirs.text)
+    if any(
+        _RELATION.search(_without_labels(side)) or (side.sort == VALUE and _WHOLE.search(side.text))
+        for side in (ours, theirs)
+    ):
+        return equal_values(ours.text, theirs.text)
+    if RATIO in sorts:
+        return _equal_ratios(ours, theirs, equal_values)
+    if sorts == {TUPLE}:
+        if ours.brackets != theirs.brackets or len(ours.items) != len(theirs.items):
+            return False
+        return _all(_equal(mine, other, equal_values) for mine, other in zip(ours.items, theirs.items, strict=True))
+    if sorts == {SET, TUPLE}:
+        return False
+    if TUPLE in sorts and LIST not in sorts:
+        return False if ours.quantity or theirs.quantity else equal_values(ours.text, theirs.text)
+    if "\\cup" in ours.text + theirs.text:
+        return _equal_lists(ours, theirs, equal_values) or equal_values(_union(ours), _union(theirs))
+    if TUPLE in sorts and (theirs.sort == TUPLE or any(item.label for item in ours.items)):
+        return _in_order(_by_name(ours.items), _by_name(theirs.items), equal_values)
+    return _equal_lists(ours, theirs, equal_values)
+
+
+def _equal_lists(ours: Parts, theirs: Parts, equal_values: EqualValues) -> bool | None:
+    """Compares elements in any order, unless they have names."""
+    mine, other = (side.items if side.sort != VALUE else (side,) for side in (ours, theirs))
+    if len(mine) > MAX_ITEMS or len(other) > MAX_ITEMS:
+        return equal_values(ours.text, theirs.text)
+    in_any_order = _same_set(mine, other, equal_values)
+    names = [[item.label for item in items] for items in (mine, other)]
+    named = [len(set(own)) == len(own) > 1 and all(own) for own in names]
+    if all(named) and set(names[0]) == set(names[1]):
+        by_name = {item.label: item for item in other}
+        verdict = _all(_equal(item, by_name[item.label], equal_values) for item in mine)
+        is_one_letter = len({_base(name) for name in names[0]}) == 1  # x_1 and x_2 may be roots, in any order
+        return None if verdict is False and is_one_letter and in_any_order else verdict
+    if any(named) and not all(all(own) for own in names):
+        own, bare = (mine, other) if named[0] else (other, mine)
+        if len({_base(item.label) for item in own}) > 1 and not any(item.label for item in bare):
+            verdict = _in_order(_by_name(mine), _by_name(other), equal_values)
+            return None if verdict is False and in_any_order is not False else verdict
+    return in_any_order
+
+
+def _same_set(mine: Sequence[Parts], other: Sequence[Parts], equal_values: EqualValues) -> bool | None:
+    table = [[_equal(first, second, equal_values) for second in other] for first in mine]
+    return _all((_all(_any(row) for row in table), _all(_any(column) for column in zip(*table, strict=True))))
+
+
+def _by_name(items: Sequence[Parts]) -> Sequence[Parts]:
+    """Returns `x=1, y=2` for `y=2, x=1`; elements without names stay in their order."""
+    return sorted(items, key=lambda item: item.label) if all(item.label for item in items) else items
+
+
+def _in_order(mine: Sequence[Parts], other: Sequence[Parts], equal_values: EqualValues) -> bool | None:
+    if len(mine) != len(other):
+        return False
+    return _all(_equal(first, second, equal_values) for first, second in zip(mine, other, strict=True))
+
+
+def _equal_ratios(ours: Parts, theirs: Parts, equal_values: EqualValues) -> bool | None:
+    """Compares ratios up to a common factor; a ratio of two is also a quotient."""
+    if VALUE in (ours.sort, theirs.sort) and len(ours.items or theirs.items) == 2:
+        return equal_values(_quotient(ours), _quotient(theirs))
+    if ours.sort != theirs.sort or len(ours.items) != len(theirs.items):
+        return False
+    if plain(ours.text) == plain(theirs.text):
+        return True
+    mine, other = ([item.text for item in side.items] for side in (ours, theirs))
+    verdict = _all(
+        equal_values(f"\\frac{{{a}}}{{{mine[0]}}}", f"\\frac{{{b}}}{{{other[0]}}}")
+        for a, b in zip(mine[1:], other[1:], strict=True)
+    )
+    is_clock = all(_CLOCK.fullmatch(side.text) for side in (ours, theirs))
+    return None if verdict and is_clock else verdict
+
+
+def _quotient(side: Parts) -> str:
+    return f"\\frac{{{side.items[0].text}}}{{{side.items[1].text}}}" if side.sort == RATIO else side.text
+
+
+def _union(side: Parts) -> str:
+    return " \\cup ".join(item.text for item in side.items) if side.sort == LIST else side.text
+
+
+def _without_labels(side: Parts) -> str:
+    """Returns the text of the elements, where an equals sign is a relation and not a name's."""
+    return " ".join(_without_labels(item) for item in side.items) if side.sort in (LIST, SET, TUPLE) else side.text
+
+
+def _equation(side: Parts) -> str:
+    return f"{side.label}={side.text}" if side.label else side.text
+
+
+def _base(label: str) -> str:
+    return label.partition("_")[0]
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    """Returns False if one is False, else None if one is None, else True."""
+    result: bool | None = True
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        result = verdict if verdict is None else result
+    return result
+
+
+def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    result: bool | None = False
+    for verdict in verdicts:
+        if verdict is True:
+            return True
+        result = verdict if verdict is None else result
+    return result
