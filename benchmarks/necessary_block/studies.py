@@ -17,7 +17,8 @@ from benchmarks.necessary_block.start import close_others, cut_route, place_bloc
 from models.blocks import BLOCKS
 from models.pocket import CHECKPOINT_DIR
 from tracking.command import REPOSITORY_ROOT
-from tracking.schedule import Job, Schedule
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 from train import FINAL_DIR
 
 CONFIGS = Path("configs") / "calibration"

@@ -64,14 +64,14 @@ class Calls(Generic[Result]):
                 future.set_result(result)
 
 
-def count_reasons(counts: Counter[str], *, limit_option: str) -> str:
+def count_reasons(counts: Counter[str], *, hint: str) -> str:
     """Formats reasons, most frequent first, with counts if there are several.
 
     Args:
-        limit_option: the option that raises the token limit, named if a reply was cut.
+        hint: what follows if a reply was cut: the option that raises the limit.
     """
     shown = [f"{reason} ({number})" for reason, number in counts.most_common(MAX_REASONS)]
     if len(counts) > len(shown):
         shown.append(f"{len(counts) - len(shown)} other reasons")
-    hint = f"; {limit_option} raises the limit" if {CUT, CUT_IN_THOUGHTS} & set(counts) else ""
-    return (next(iter(counts)) if len(counts) == 1 else ", ".join(shown)) + hint
+    is_cut = not counts.keys().isdisjoint((CUT, CUT_IN_THOUGHTS))
+    return (next(iter(counts)) if len(counts) == 1 else ", ".join(shown)) + (hint if is_cut else "")

@@ -128,6 +128,11 @@ class Endpoint:
             self._negotiated(messages, max_tokens, min(CHECK_ATTEMPTS, self.num_attempts))
         except UnusableReplyError as error:
             return str(error)  # the endpoint works
+        except RefusedError as error:
+            raise ValueError(
+                f"{option}: {self.place} refuses the first question for model {self.model!r}: {error}; correct what it "
+                "names"
+            ) from None
         except EndpointError as error:
             raise ValueError(
                 f"{option}: {self.place} does not answer for model {self.model!r}: {error}; start it, or correct the "

@@ -49,7 +49,7 @@ JUDGED, FAILED = "judge", "judge failed"
 endpoint failed (the reason follows)."""
 FAIL, KEEP = "fail", "keep"
 """What to do if the judge fails to answer."""
-LIMIT_OPTION = "--judge-max-tokens"
+LIMIT_HINT = "; --judge-max-tokens raises the limit"
 _VERDICT = re.compile(r"[\s*\"'`]*(correct|incorrect)[\s*\"'`.]*", re.IGNORECASE)
 
 
@@ -110,7 +110,7 @@ class Judge:
         question = _messages(judge_prompt("What is 1 + 1?", "2", "2"))
         unusable = self.endpoint.check(question, max_tokens=self.max_tokens, option="judge_url")
         if unusable:
-            say(f"note: it answered with {count_reasons(Counter([unusable]), limit_option=LIMIT_OPTION)}")
+            say(f"note: it answered with {count_reasons(Counter([unusable]), hint=LIMIT_HINT)}")
 
     def key(self, question: str, gold: str, response: str) -> str:
         """Returns the cache key of a question to this judge."""
@@ -222,10 +222,11 @@ class JudgeReport:
 
     @property
     def undecided_line(self) -> str:
-        return self._line(self.undecided, "got no verdict")
+        line = self._line(self.undecided, "got no verdict")
+        return f"{line} (with --overwrite, or in another --output-dir)" if line.endswith(LIMIT_HINT) else line
 
     def _line(self, counts: Counter[str], what: str) -> str:
-        reasons = count_reasons(counts, limit_option=LIMIT_OPTION)
+        reasons = count_reasons(counts, hint=LIMIT_HINT)
         return f"{counts.total()} of {self.num_questions} judge questions {what}: {reasons}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_builders.prompt_sets.prompts import Prompt
 from eval.judge.asking import count_reasons
-from eval.replies.descriptions import LIMIT_OPTION, DescriptionArguments, Descriptions, open_descriptions
+from eval.replies.descriptions import LIMIT_HINT, DescriptionArguments, Descriptions, open_descriptions
 from eval.replies.outcomes import DESCRIBED
 from eval.tasks import Task
 from tracking.command import is_main_process
@@ -68,7 +68,7 @@ def say_what_is_missing(notes: Mapping[str, Any], descriptions: Descriptions | N
     """
     if descriptions is not None and descriptions.undescribed and is_main_process():
         refused = descriptions.undescribed
-        reasons = count_reasons(refused, limit_option=LIMIT_OPTION)
+        reasons = count_reasons(refused, hint=LIMIT_HINT)
         print(f"{refused.total()} images have no description: {reasons}")
     for name, what in (
         ("num_undescribed", "have no description and are not asked described"),

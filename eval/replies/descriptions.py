@@ -42,7 +42,7 @@ SENT_AS_IS = {"PNG": "image/png", "JPEG": "image/jpeg"}
 """Formats that every endpoint accepts; others are sent as PNG, and pictures of 16 bits as PNG of 8."""
 CHECK_PIXELS = 56
 """Side length of the image with which an endpoint is tested."""
-LIMIT_OPTION = "--describe-max-tokens"
+LIMIT_HINT = "; --describe-max-tokens raises the limit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class EndpointDescriptions:
         if failed:
             raise RuntimeError(
                 f"{failed.total()} of {len(missing)} requests for a description had no answer: "
-                f"{count_reasons(failed, limit_option=LIMIT_OPTION)}; the same command asks again, for these alone"
+                f"{count_reasons(failed, hint=LIMIT_HINT)}; the same command asks again, for these alone"
             )
 
     def __call__(self, prompt: Prompt, directory: Path) -> str | None:

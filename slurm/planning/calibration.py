@@ -27,12 +27,8 @@ def read_calibration(arguments: StudyArguments) -> dict[str, Any]:
         return nothing | plan
     control = json.loads(run_module(*plan["control"], *AS_JSON))
     studies = [job["name"] for job in control["jobs"] if job["needs"]]
-    jobs = []
-    for job in plan["jobs"]:
-        if job["name"] == CONTROLLED:
-            jobs += [*control["jobs"], {**job, "needs": studies}]
-        else:
-            jobs.append(job)
+    asked = [{**job, "needs": studies} if job["name"] == CONTROLLED else job for job in plan["jobs"]]
+    jobs = [*control["jobs"], *asked]  # first what takes longest
     configs = dict.fromkeys([*plan["configs"], *control["configs"]])
     return {**nothing, **plan, "jobs": jobs, "configs": list(configs)}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from slurm.planning.settings import check_one_line, read_numbers
 from tracking.command import REPOSITORY_ROOT, did_you_mean, read_yaml
-from tracking.schedule import Job
+from tracking.jobs.job import Job
 
 PAPER_PATTERNS = ("in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "rl-in-rl")
 ALL_PATTERNS = ("in-in-in", "in-in-rl", "in-rl-in", "in-rl-rl", "rl-in-in", "rl-in-rl", "rl-rl-in", "rl-rl-rl")
@@ -118,6 +118,13 @@ class StudyArguments:
     )
     num_parallel: int = field(
         default=0, metadata={"help": "number of jobs at the same time with --local; 0: one per core"}
+    )
+    warm_start: bool = field(
+        default=True,
+        metadata={
+            "help": "start the jobs of --local as forks of one process that has imported the libraries, where the "
+            "results are the same; false: every job imports them itself"
+        },
     )
 
     def __post_init__(self) -> None:

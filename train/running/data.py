@@ -220,15 +220,26 @@ def build_dataset(
     with_response: bool,
     text_only: bool = False,
 ) -> "Dataset":
-    """Returns a conversational TRL dataset in the given order; images are opened lazily.
+    """Returns a conversational TRL dataset in the given order; images are opened lazily, each once per batch.
 
     For a text-only model it has no image column: TRL treats even empty lists as multimodal data.
     """
     from datasets import Dataset, Image, List
 
     dataset = Dataset.from_list([_row(prompt, arguments, with_response=with_response) for prompt in prompts])
-    dataset = dataset.remove_columns("images") if text_only else dataset.cast_column("images", List(Image()))
-    return dataset.select(order)
+    if text_only:
+        return dataset.remove_columns("images").select(order)
+    return dataset.cast_column("images", List(Image(decode=False))).select(order).with_transform(_open_images)
+
+
+def _open_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Returns the columns of some rows with their images opened; rows with the same image get the same object."""
+    from datasets import Image
+
+    opened = {entry["path"]: entry for row in batch.get("images", ()) for entry in row}
+    opened = {path: Image().decode_example(entry) for path, entry in opened.items()}
+    images = [[opened[entry["path"]] for entry in row] for row in batch.get("images", ())]
+    return {**batch, **({"images": images} if "images" in batch else {})}
 
 
 def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> dict[str, Any]:
@@ -263,4 +274,4 @@ def _image_entry(path: Path) -> dict[str, str | bytes | None]:
             eight_bits(image).save(stored, format="PNG")
     except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); repair or remove it") from error
-    return {"path": None, "bytes": stored.getvalue()}
+    return {"path": str(path), "bytes": stored.getvalue()}

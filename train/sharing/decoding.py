@@ -60,11 +60,11 @@ def decode(
     unfinished = torch.ones(num_rows, dtype=torch.bool, device=input_ids.device)
     rows = torch.arange(num_rows, device=input_ids.device)
     cache, position = _with_room(past_key_values), position_ids[..., -1:]
-    mask = None if attention_mask is None else attention_mask.bool()
+    mask = None if attention_mask is None else _additive(attention_mask, model.dtype)
     while True:
         logits = model(
             input_ids=input_ids[rows, -1:],
-            attention_mask=_four_dimensional(mask, model),
+            attention_mask=mask,
             position_ids=position,
             past_key_values=cache,
             use_cache=True,
@@ -79,7 +79,7 @@ def decode(
         if num_unfinished == 0:
             return input_ids
         position = position + 1
-        mask = mask if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+        mask = mask if mask is None else torch.cat([mask, mask.new_zeros(len(mask), 1, 1, 1)], dim=-1)
         if num_unfinished <= KEPT_FRAC * len(rows):
             order = _fill_gaps(unfinished[rows])
             rows, position = rows[order], position.index_select(-2, order)
@@ -105,15 +105,11 @@ def _choose(
     return tokens
 
 
-def _four_dimensional(mask: Bool[Tensor, "rows tokens"] | None, model: Any) -> Tensor | None:
-    """Returns the mask as the attention takes it: boolean, or under `eager` as a summand."""
-    if mask is None:
-        return None
-    seen = mask[:, None, None]
-    if model.config.get_text_config()._attn_implementation != "eager":
-        return seen
-    blocked = torch.finfo(model.dtype).min
-    return torch.zeros(seen.shape, dtype=model.dtype, device=mask.device).masked_fill(~seen, blocked)
+def _additive(mask: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> Float[Tensor, "rows 1 1 tokens"]:
+    """Returns a mask as a summand of the attention's scores, which both `sdpa` and `eager` take."""
+    seen = mask[:, None, None].bool()
+    zeros = torch.zeros(seen.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _fill_gaps(kept: Bool[Tensor, " rows"]) -> Int[Tensor, " kept"]:

@@ -1,6 +1,7 @@
 """Pictures of 16 bits, as medicine stores them, are shown with their contrast wherever a picture is opened."""
 
 import base64
+import re
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from eval.replies.descriptions import _data_uri
 from eval.replies.pictures import Picture, open_picture
 from eval.replies.pictures import PixelLimits as ModelLimits
 from eval.tasks.pictures import PictureStore
+from tracking.command import REPOSITORY_ROOT
 from train.running.data import DataArguments, build_dataset
 
 SIDE = 56
@@ -63,12 +65,21 @@ def of_store(path: Path) -> np.ndarray:
 def of_training(path: Path) -> np.ndarray:
     flat = path.with_name("flat.png")
     Image.new("RGB", (SIDE, SIDE), "red").save(flat)
+    turned = path.with_name("turned.png")
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(turned)
     prompt = Prompt(
-        id="a", ability="vision", question="What ?", answer="1", answer_kind="number", images=(path.name, flat.name)
+        id="a",
+        ability="vision",
+        question="What ?",
+        answer="1",
+        answer_kind="number",
+        images=(path.name, flat.name, turned.name),
     )
     data = DataArguments(prompts=str(path.parent), split="rl")
     (row,) = build_dataset([prompt], [0], data, with_response=False)
     assert (as_rgb(row["images"][1]) == (255, 0, 0)).all()
+    assert np.abs(as_rgb(row["images"][2]) - EXPECTED[:, ::-1]).max() <= 1
     return as_rgb(row["images"][0])
 
 
@@ -174,3 +185,18 @@ def test_it_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         eight_bits(Image.fromarray(np.rint(ramp(300, 4095)).astype(np.uint16)))
     told = capsys.readouterr().err
     assert told.count("note: ") == 1 and "mode I;16, values 300 to 4095" in told
+
+
+def test_no_module_of_the_packages_shows_a_picture_without_scaling_it() -> None:
+    """A new place that opens a picture must not bring the fault back; it can import `eight_bits`."""
+    direct = re.compile(r'(?:Image\.open\([^)]*\)|\b(?:file|image|opened|picture))\.convert\("RGB"\)')
+    packages = ("data_builders", "merge", "eval", "analyze", "train")
+    found = {
+        f"{path.relative_to(REPOSITORY_ROOT)}: {line.strip()}"
+        for package in packages
+        for path in (REPOSITORY_ROOT / package).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if direct.search(line) and "eight_bits" not in line
+    }
+    only_decoded = {'analyze/probes/inputs.py: opened.convert("RGB")'}
+    assert found == only_decoded

@@ -157,7 +157,8 @@ def test_what_becomes_of_one_question_says_nothing_of_the_endpoint(fault: str, c
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("404", "status 404; is there such a model"), ("503", r"status 503 \(2 attempts\)"), ("400", "status 400"),
+    [("404", "status 404; is there such a model"), ("503", r"status 503 \(2 attempts\)"),
+     ("400", "status 400: no: None; correct what it names"),
      ("garbage", "no chat completion"), ("401", "is the key in TEST_KEY right")],
 )  # fmt: skip
 def test_an_endpoint_is_tried_before_long_work(fault: str, said: str, chat_server: Any) -> None:

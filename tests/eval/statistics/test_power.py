@@ -23,10 +23,10 @@ def student(shift: float, degrees: int, level: float) -> float:
 def test_with_one_part_alone_it_is_students_test(degrees: int, level: float) -> None:
     of_seeds = planned_test(0.0, 0.04, num_clusters=500, num_degrees=degrees, level=level)
     of_prompts = planned_test(0.04, 0.0, num_clusters=degrees + 1, num_degrees=0, level=level)
-    for test in (of_seeds, of_prompts):
+    for test, precision in ((of_seeds, 0.01), (of_prompts, 0.04)):  # fewer nodes for the part of the prompts
         for shift in (1.0, 4.0, 12.0):
             assert test.power(0.2 * shift) == pytest.approx(student(shift, degrees, level), abs=0.005)
-        assert student(test.detectable() / 0.2, degrees, level) == pytest.approx(0.8, abs=0.01)
+        assert student(test.detectable() / 0.2, degrees, level) == pytest.approx(0.8, abs=precision)
 
 
 @pytest.mark.parametrize(("num_degrees", "share"), [(1, 0.5), (2, 0.2), (6, 0.8)])

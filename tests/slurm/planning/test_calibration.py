@@ -1,6 +1,7 @@
 """A calibration as a study: its jobs, what they wait for, and what is refused."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def waits(stage: Stage) -> set[str]:
 
 def test_there_is_a_job_per_instrument_a_study_per_block_and_one_page(study: planned.Study) -> None:
     stages = {stage.job.name: stage for stage in study.stages(study.jobs, "f")}
-    assert list(stages) == ["instruments", "starts", "control", "necessity", "calibration"]
+    assert list(stages) == ["starts", "control", "instruments", "necessity", "calibration"]
     instruments = [task.name for task in stages["instruments"].job.tasks]
     assert [*instruments, "necessity"] == list(INSTRUMENTS)
     assert [task.name for task in stages["control"].job.tasks] == ["control-early", "control-mid", "control-late"]
@@ -87,6 +88,13 @@ def test_with_some_instruments_only_their_jobs_are_planned(capsys: pytest.Captur
     assert [job.name for job in jobs] == ["skip", "splices", "calibration"]
     assert all(job.words_after("--num_prompts") == ["7"] for job in jobs[:2])
     assert plan["configs"] == ["configs/calibration/skip.yaml", "configs/calibration/eval.yaml"]
+
+
+@pytest.mark.slow
+def test_the_shipped_calibration_is_planned_as_a_user_plans_it(warm_python: Path) -> None:
+    words = ["-m", "slurm.launch", "--config", str(CONFIG), "--dry-run"]
+    told = subprocess.run([warm_python, *words], capture_output=True, text=True, check=True).stdout
+    assert "11 jobs in 5 submissions" in told and "afterok: starts" in told
 
 
 @pytest.mark.parametrize(
