@@ -4,11 +4,11 @@
     python -m eval.import MODEL/MODEL_MathVista_MINI.xlsx --task mathvista --output-dir outputs/import/mathvista
     python -m eval.import replies.jsonl --kind math --output-dir outputs/import/own
 
-Read are samples of lmms-eval and lm-evaluation-harness, logs of inspect_ai, tables of VLMEvalKit, and a plain JSONL
-(`eval/harnesses/plain.py` has its fields). The files of one evaluation of one model are given together; a folder stands
-for the samples and `.eval` logs in it. The output is a folder as `eval.run` writes it, so that `eval.regrade`,
-`eval.compare` and `eval.support` work on it. Models that are compared must have been asked the same prompts by the same
-harness, with the settings that its files tell.
+The command reads samples of lmms-eval and lm-evaluation-harness, logs of inspect_ai, tables of VLMEvalKit, and a plain
+JSONL (`eval/harnesses/plain.py` has its fields). Give all files of one evaluation of one model together; a folder
+stands for the samples and `.eval` logs in it. The output is a folder as `eval.run` writes it, so `eval.regrade`,
+`eval.compare` and `eval.support` work on it. Models can be compared if the same harness asked them the same prompts
+with the same settings, as far as its files tell them.
 
 O/records.jsonl        every reply, with our verdict and, under `harness_verdicts`, the harness's
 O/scores.csv           accuracy per task with n and interval

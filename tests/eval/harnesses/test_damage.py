@@ -124,7 +124,7 @@ def test_a_file_read_as_another_harness_says_what_is_missing(tmp_path: Path) -> 
     assert "read as plain" in said
 
 
-def test_options_that_the_files_do_not_bear_are_refused(tmp_path: Path) -> None:
+def test_options_that_the_files_cannot_fulfil_are_refused(tmp_path: Path) -> None:
     words = files_of("lm_eval", "base", "samples_own_words_*.jsonl")
     assert "has no such field; its fields are" in refused(tmp_path, words, "--cluster-by", "scene")
     assert "--group-by" in refused(tmp_path, words, "--group-by", "category")

@@ -41,7 +41,7 @@ def read(tmp_path: Path, name: str, *rows: dict[str, Any]) -> Source:
 LM, LMMS = "samples_sums_2026-01-01T00-00-00.5.jsonl", "20260101_000000_samples_mmmu_val.jsonl"
 
 
-def test_several_replies_are_samples_and_their_common_verdict_is_no_ones(tmp_path: Path) -> None:
+def test_several_replies_are_samples_without_a_verdict_of_their_own(tmp_path: Path) -> None:
     source = read(tmp_path, LM, lm_line(0, ["4", "5"]), lm_line(1, ["4", "4"]))
     assert [(one.id, one.sample, one.response) for one in source.replies] == [
         ("0", 0, "4"), ("0", 1, "5"), ("1", 0, "4"), ("1", 1, "4")
