@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.compare.alike import read_evaluation
-from eval.grading import MAX_JUDGES, UNSCORED, grade
+from eval.grading import MAX_JUDGES, UNSCORED, BoxSpace, continued, grade
+from eval.replies.answering import BOX_SCALE, OPENED_THOUGHTS
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.progress import progress
@@ -69,9 +70,10 @@ def regrade_records(records: Sequence[Record], *, label: str = "regrading") -> l
 
 
 def _regraded(record: Record) -> Record:
+    scale = record.get(BOX_SCALE)
     verdict = grade(
-        record["response"],
-        record["gold"],
+        continued(record["response"], opened=record.get(OPENED_THOUGHTS, False)),
+        record["gold"] if scale is None else BoxSpace(*scale).gold_text(record["gold"]),
         record["answer_kind"],
         choices=record.get("choices"),
         precision=record.get("precision"),
