@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.compare.alike import IMPORT, read_evaluation
-from eval.grading import MAX_JUDGES, UNSCORED, grade
+from eval.grading import MAX_JUDGES, UNSCORED, BoxSpace, continued, grade
 from eval.harnesses.verdicts import write_verdicts
+from eval.replies.answering import BOX_SCALE, OPENED_THOUGHTS
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.progress import progress
@@ -75,9 +76,10 @@ def regrade_records(records: Sequence[Record], *, label: str = "regrading") -> l
 def _regraded(record: Record) -> Record:
     if record.get("no_reply"):  # another harness failed to get one
         return record
+    scale = record.get(BOX_SCALE)
     verdict = grade(
-        record["response"],
-        record["gold"],
+        continued(record["response"], opened=record.get(OPENED_THOUGHTS, False)),
+        record["gold"] if scale is None else BoxSpace(*scale).gold_text(record["gold"]),
         record["answer_kind"],
         choices=record.get("choices"),
         precision=record.get("precision"),

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompt_sets.prompts import Prompt
+from eval.grading import BOX_SPACES, check_box_space
 from eval.judge.verdicts import FAIL, KEEP, Judge, JudgeArguments, JudgeReport, Judging, open_judge, report
 from eval.replies.answering import answer_batch, make_query_batches
 from eval.replies.conditions import (
@@ -47,7 +48,7 @@ from eval.replies.described import describe, described_prompts, open_needed, say
 from eval.replies.descriptions import DescriptionArguments, Descriptions
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
 from eval.replies.outcomes import GIVEN
-from eval.replies.pictures import pixel_limits
+from eval.replies.pictures import AnswerSpaces, answer_spaces, pixel_limits
 from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
@@ -55,6 +56,7 @@ from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.scores import score_table
 from eval.statistics.summary import summary
 from eval.tasks import Task, check_task, open_task
+from models.layout import read_model_config
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT, load_processor
 from tracking.command import (
     Preempted,
@@ -118,6 +120,13 @@ class EvaluationArguments:
     max_pixels: int | None = field(
         default=None, metadata={"help": "maximum number of pixels of an image; by default the processor's"}
     )
+    box_space: str | None = field(
+        default=None,
+        metadata={
+            "help": f"coordinates in which the model writes boxes: {', '.join(BOX_SPACES)}; by default those of the "
+            "model's family"
+        },
+    )
     engine: str = field(
         default="huggingface",
         metadata={
@@ -138,6 +147,7 @@ class EvaluationArguments:
             partial(check_least, self, max_new_tokens=1, batch_size=1, limit=1),
             self._check_engine,
             partial(check_repetition_window, self.repetition_window),
+            partial(check_box_space, self.box_space),
             self._check_tasks,
         )
 
@@ -203,11 +213,13 @@ def evaluate(
         check_vllm(subject)
     processor = load_processor(subject.directory)
     options = _engine_options(arguments, sampling, subject, processor)
+    model_type = read_model_config(subject.directory)["model_type"]
+    spaces = answer_spaces(model_type, options.limits, name=arguments.box_space)
     output_dir = Path(arguments.output_dir)
     descriptions = open_needed(describing, tasks, arguments.conditions_of, output_dir)
     judge = open_judge(judging, output_dir)
     rollout = None if subject.plan is not None else read_rollout(subject.directory)
-    settings = _settings(arguments, subject, tasks, processor, options, judging)
+    settings = _settings(arguments, subject, tasks, processor, options, judging, spaces)
     if descriptions is not None:
         settings["descriptions"] = dict(descriptions.source)
     if arguments.overwrite or not on_main_process(lambda: is_finished(output_dir)):
@@ -255,7 +267,7 @@ def evaluate(
                 with closing(ENGINES[arguments.engine](subject, processor, options)) as engine:
                     run.note(loaded_dtype=engine.dtype)
                     for batch in progress(own, label=arguments.model, unit="batch"):
-                        for records in answer_batch(engine, batch, put, arguments.batch_size, sampling.seed):
+                        for records in answer_batch(engine, batch, put, arguments.batch_size, sampling.seed, spaces):
                             log.append(*records)
                             if working is not None:
                                 working.start(records, questions)
@@ -335,6 +347,7 @@ def _settings(
     processor: "Processor",
     options: EngineOptions,
     judging: JudgeArguments,
+    spaces: AnswerSpaces,
 ) -> dict[str, Any]:
     """Returns all settings that affect a reply or its verdict; the first two may differ within a comparison."""
     return {
@@ -351,6 +364,11 @@ def _settings(
         "generation": options.settings,
         "sampling": asdict(options.sampling),
         "pixels": None if options.limits is None else asdict(options.limits),
+        **(
+            {"box_space": spaces.name}
+            if any(prompt.answer_kind == "box" for task in tasks for prompt in task.prompts)
+            else {}
+        ),
         "engine": arguments.engine,
         "batch_size": arguments.batch_size,
         "dtype": arguments.dtype,

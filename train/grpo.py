@@ -27,7 +27,8 @@ from eval.replies.engines import check_platform
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
-from train.rewards.functions import RewardArguments, bind_rewards
+from train.rewards.form import reply_form
+from train.rewards.functions import RewardArguments, bind_rewards, in_form
 from train.rollouts.generation_defaults import describe, set_aside
 from train.rollouts.record import RolloutRecord
 from train.rollouts.setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
@@ -129,7 +130,14 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         given = common_arguments(
             training, processor, dataset, ours.data, ours.validation, num_generations=num_generations
         )
-        trainer = WatchedGRPOTrainer(model, reward_funcs=reward_functions, share_prompts=share, **given, **rollout)
+        form = reply_form(
+            model.config.model_type,
+            processor,
+            box_space=ours.rewards.box_space,
+            template_options=training.chat_template_kwargs,
+        )
+        rewards = in_form(reward_functions, ours.rewards.rewards, form)
+        trainer = WatchedGRPOTrainer(model, reward_funcs=rewards, share_prompts=share, **given, **rollout)
         if is_main_process():
             print(f"shared prompts: {trainer.describe_sharing()}", flush=True)
             if unshared and ours.sharing.share_prompts:

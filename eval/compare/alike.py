@@ -20,7 +20,7 @@ from tracking.run import RUN_FILE, read_run
 RECORDS_FILE = "records.jsonl"
 
 EVALUATION, IMPORT = "eval.run", "eval.import"
-PER_MODEL_SETTINGS = ("model", "model_fingerprint")
+PER_MODEL_SETTINGS = ("model", "model_fingerprint", "box_space")
 """Settings of an evaluation in which the models of a comparison may differ."""
 PER_MODEL_TOKENS = ("eos_token_id", "pad_token_id")
 """Of the generation's settings: where a model ends its turn is its own."""

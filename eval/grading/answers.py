@@ -1,23 +1,29 @@
 r"""Where in a reply is its answer? The first of these rules that finds one is used:
 
     answer tag     the last `<answer>…</answer>`
+    JSON           the answer key of a JSON object that ends the reply: `{"answer": "B"}`
     boxed          the last `\boxed{…}` with balanced braces
-    the answer is  the text after the last "the answer is", "Answer:", "the correct option is", 答案是
+    the answer is  the text after the last "the answer is", "Answer:", "the correct option is", 答案是, 故选
     ####           the text after GSM8K's marker, if it is a number, or the reply's last line
     A:             the text after `A:` at the start of a line (not in a list of options)
     last sentence  its last number, option, formula, yes or no, or box; a short text as a whole
 
-Thoughts are not answers: if there is text after the last `</think>`, the rules apply only to that text. The text found
-by a rule is reduced to the part that the kind of answer requires: the number in `she has 18 dollars left`, but nothing
-in `5 or 6`, which is not a single answer. All rules run in time linear in the reply's length.
+The rules apply to the text after the thoughts (`final_text.py`). The text found by a rule is reduced to the part that
+the kind of answer requires: the number in `she has 18 dollars left`, but nothing in `5 or 6`, which is not a single
+answer. In a choice, a box that names no option (`\boxed{x=4}`) is a step if an option is named after it, and an option
+announced after a box replaces it. All rules run in time linear in the reply's length.
 """
 
 import re
 from collections.abc import Callable, Sequence
 
+from eval.grading.announced import MAX_MARKED_CHARS, announced, announced_text, json_answer
 from eval.grading.boxes import boxes_in
-from eval.grading.options import mentions, yes_or_no
+from eval.grading.final_text import text_after_thoughts
+from eval.grading.formulas import displayed, formulas_in, result_of, undelimited, without_layout
+from eval.grading.options import asserted, mentions, named_options, yes_or_no
 from eval.grading.quantities import find_numbers, parse_number, parse_quantity, with_unit
+from eval.grading.single_number import the_number
 
 Find = Callable[[str, str, Sequence[str]], str | None]
 
@@ -27,39 +33,29 @@ WELL_FORMED = re.compile(
 """One chain of thought followed by one answer, and nothing else."""
 MAX_TEXT_WORDS = 6
 """A longer last sentence is not a short text."""
-MAX_MARKED_CHARS = 500
-MAX_OPTION_CHARS = 300
-"""Number of characters examined after "the answer is"; an explanation may follow an option."""
+MAX_SENTENCE_CHARS = 4_000
+"""Of a longer last sentence, only its end is searched."""
+NUM_LAST_SENTENCES = 3
+"""In a choice, "B is correct" counts in one of this many last sentences."""
 
-_ANNOUNCED = re.compile(
-    r"\banswer\b(?:\s(?:to|of|for)\s[^.\n:]{1,60}?)?(?:\*\*|__)?\s{0,3}(?:\bis\b|\bare\b|\bwas\b|\b(?:would|will|should|must)\s+be\b|:|=)"
-    r"|\b(?:correct|right|best)\s+(?:option|choice)\s+is\b|答案(?:应该)?(?:是|为|选|：|:)",
-    re.IGNORECASE,
-)
-_AFTER_ANNOUNCED = re.compile(r"[\s:*_]{0,8}(?=[^\s:*_])|[\s:]{0,8}(?=\*\*)")
-_REASON = re.compile(r",?\s(?:because|since|given that|as shown)\s", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.\s|\n")
-_SENTENCE_END_OF_OPTION = re.compile(r"(?<![\s(*][A-J])(?<!^[A-J])\.\s|\n")
-_DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
-_FORMULA = re.compile(r"(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)")
 _HASHES = re.compile(r"####[^\S\n]*([^\n]+)")
 _OPENS_WITH_NUMBER = re.compile(r"\W*\d")
 """Unlike `#### Step 3`, which is a heading."""
 _A_MARK = re.compile(r"^[ \t]*(?:\*\*)?A:(?:\*\*)?[ \t]*(\S[^\n]*)", re.MULTILINE)
-_SENTENCES = re.compile(r"\n|(?<=[a-z)])[.!?]\s")
-_TAGS = re.compile(r"</?(?:answer|think)>")
-_NO_ONE_NUMBER = re.compile(r"\s*(?:,|/|:|or|and|to|through|-|–|…|\.\.\.)\s*", re.IGNORECASE)
-_CHANGED = re.compile(r"\s*(?:or|plus|minus|times|less than|more than|dozen|thirds?|and a half)\b", re.IGNORECASE)
+_SENTENCES = re.compile(r"\n|(?<=[a-z)])[.!?]\s|(?<=[。！？])")
+_TAGS = re.compile(r"</?(?:answer|think|conclusion|summary|solution)>", re.IGNORECASE)
 
 
 def find_answer(response: str, kind: str, choices: Sequence[str] = ()) -> tuple[str, str] | None:
     """Returns the answer and the name of the rule that found it, or None if there is none."""
-    final = response.rpartition("</think>")[2]
-    reply = final if final.strip() else response
+    reply = text_after_thoughts(response)
+    if reply is None:
+        return None
     for rule, find in RULES.items():
         answer = find(reply, kind, choices)
-        if answer is not None and answer.strip():
-            return answer.strip(), rule
+        if answer is not None and (answer := answer.strip()):
+            after = _after_box(reply, answer, kind, choices) if rule == "boxed" and kind in NAMED else None
+            return after or (answer, rule)
     return None
 
 
@@ -82,17 +78,36 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def _after_box(reply: str, boxed: str, kind: str, choices: Sequence[str]) -> tuple[str, str] | None:
+    """Returns the option named after the last box: in any way if the box names none, else only by an announcement."""
+    rest = reply[reply.rfind("\\boxed{") + len("\\boxed{") :].partition(boxed)[2].lstrip("}$ \n.")
+    for rule in ("the answer is",) if NAMED[kind](boxed, choices) else ("the answer is", "last sentence"):
+        answer = RULES[rule](rest, kind, choices)
+        named = NAMED[kind](answer, choices) if answer is not None else set()
+        if named:
+            return (answer.strip(), rule) if answer is not None and len(named) == 1 else None
+    return None
+
+
 def _answer_tag(reply: str, kind: str, choices: Sequence[str]) -> str | None:
     end = reply.rfind("</answer>")
     begin = reply.rfind("<answer>", 0, max(end, 0))
     if begin < 0:
         return None
     inner = reply[begin + len("<answer>") : end]
-    for find in (_boxed, _the_answer_is):
+    for find in (_json, _boxed, _the_answer_is):
         answer = find(inner, kind, choices)
         if answer is not None and answer.strip():
             return answer
     return _narrowed(inner, kind)
+
+
+def _json(reply: str, kind: str, choices: Sequence[str]) -> str | None:
+    value = json_answer(reply)
+    if value is None:
+        return None
+    inner = last_boxed(value)
+    return _narrowed(value if inner is None else inner, kind)
 
 
 def _boxed(reply: str, kind: str, choices: Sequence[str]) -> str | None:
@@ -101,21 +116,12 @@ def _boxed(reply: str, kind: str, choices: Sequence[str]) -> str | None:
 
 
 def _the_answer_is(reply: str, kind: str, choices: Sequence[str]) -> str | None:
-    last = None
-    for last in _ANNOUNCED.finditer(reply):  # noqa: B007 (the last one is wanted)
-        pass
-    if last is None:
+    mark = announced(reply)
+    if mark is None:
         return None
     if kind == "box":
-        return reply[last.end() :]
-    lead = _AFTER_ANNOUNCED.match(reply, last.end())
-    marked = reply[lead.end() if lead else last.end() :][: MAX_OPTION_CHARS if kind == "choice" else MAX_MARKED_CHARS]
-    display = _DISPLAY.match(marked)
-    if display is not None:
-        return _narrowed(display[1] or display[2], kind)
-    end = _SENTENCE_END_OF_OPTION if kind == "choice" else _SENTENCE_END
-    marked = end.split(marked, maxsplit=1)[0].strip().removesuffix(".")
-    return _narrowed(_REASON.split(marked, maxsplit=1)[0].rstrip(",; ").strip("*"), kind)
+        return reply[mark.end() :]
+    return _narrowed(announced_text(reply, mark.end(), kind), kind)
 
 
 def _hashes(reply: str, kind: str, choices: Sequence[str]) -> str | None:
@@ -135,90 +141,85 @@ def _a_mark(reply: str, kind: str, choices: Sequence[str]) -> str | None:
 def _last_sentence(reply: str, kind: str, choices: Sequence[str]) -> str | None:
     if kind == "box":
         return reply if boxes_in(reply) else None
-    sentences = [line for line in _SENTENCES.split(_TAGS.sub(" ", reply)) if line.strip()]
+    text, is_display = without_layout(_TAGS.sub(" ", reply))
+    sentences = [line for line in _SENTENCES.split(text) if line.strip()]
     if not sentences:
         return None
     last = sentences[-1].strip()
     if kind == "yes_no" and not yes_or_no(last):
         return sentences[0] if yes_or_no(sentences[0][:20]) else None
-    return LAST[kind](last, choices)
+    if kind == "choice":
+        return _last_option(sentences, choices)
+    if is_display:
+        last = displayed(last)
+        if kind == "math":
+            return result_of(last)
+    return LAST[kind](last)
 
 
-def _last_number(sentence: str, choices: Sequence[str]) -> str | None:
+def _last_option(sentences: Sequence[str], choices: Sequence[str]) -> str | None:
+    for number, sentence in enumerate(reversed(sentences[-NUM_LAST_SENTENCES:])):
+        if len(sentence) > 20 * MAX_MARKED_CHARS:
+            break
+        found = asserted(sentence, len(choices)) or ([] if number else mentions(sentence, choices))
+        if found:
+            begin, end, _ = found[-1]
+            return sentence[begin:end]
+    return _short_text(sentences[-1].strip())
+
+
+def _last_number(sentence: str) -> str | None:
+    sentence = undelimited(sentence[-MAX_SENTENCE_CHARS:])
     numbers = find_numbers(sentence)
     if numbers:
         return with_unit(sentence, numbers[-1])
     return sentence if parse_number(sentence) is not None else None
 
 
-def _last_formula(sentence: str, choices: Sequence[str]) -> str | None:
-    formulas = [formula[0] or formula[1] for formula in _FORMULA.findall(sentence)]
-    return formulas[-1] if formulas else _last_number(sentence, choices)
+def _last_formula(sentence: str) -> str | None:
+    formulas = formulas_in(sentence[-MAX_SENTENCE_CHARS:])
+    return result_of(formulas[-1]) if formulas else _last_number(sentence)
 
 
-def _last_option(sentence: str, choices: Sequence[str]) -> str | None:
-    if len(sentence) > 20 * MAX_MARKED_CHARS:
-        return None
-    found = mentions(sentence, choices)
-    if not found:
-        return sentence if len(sentence.split()) <= MAX_TEXT_WORDS else None
-    begin, end, _ = found[-1]
-    return sentence[begin:end]
-
-
-def _short_text(sentence: str, choices: Sequence[str]) -> str | None:
+def _short_text(sentence: str) -> str | None:
     return sentence if len(sentence.split()) <= MAX_TEXT_WORDS else None
 
 
-def _sentence(sentence: str, choices: Sequence[str]) -> str | None:
-    return sentence
-
-
-def _last_list(sentence: str, choices: Sequence[str]) -> str | None:
+def _last_list(sentence: str) -> str | None:
     found = re.findall(r"\[[^\[\]]*\]", sentence)
-    return found[-1] if found else _short_text(sentence, choices)
+    return found[-1] if found else _short_text(sentence)
 
 
-LAST: dict[str, Callable[[str, Sequence[str]], str | None]] = {
+LAST: dict[str, Callable[[str], str | None]] = {
     "number": _last_number,
     "math": _last_formula,
-    "choice": _last_option,
-    "yes_no": _sentence,
+    "yes_no": lambda sentence: sentence,
     "text": _short_text,
     "list": _last_list,
 }
-"""Kind of answer -> how it is taken from the last sentence; boxes may span several lines."""
+"""Kind of answer -> how it is taken from the last sentence; choices and boxes may span several lines."""
+
+NAMED: dict[str, Callable[[str, Sequence[str]], set[str]]] = {
+    "choice": named_options,
+    "yes_no": lambda answer, choices: yes_or_no(answer),
+}
+"""Kind with a fixed set of answers -> which of them a text names."""
 
 
 def _narrowed(text: str, kind: str) -> str:
     """Returns the answer within a marked text."""
     text = text.strip()
     if kind == "number":
-        return _one_number(text)
+        return the_number(text)
     if kind == "math":
-        formulas = [formula[0] or formula[1] for formula in _FORMULA.findall(text)]
+        formulas = formulas_in(text)
         return formulas[0] if len(formulas) == 1 else text
     return text
 
 
-def _one_number(text: str) -> str:
-    """Returns the single number in a text, after the last `=` if any; the text itself if there is not exactly one."""
-    if parse_number(text) is not None:
-        return text
-    numbers = find_numbers(text)
-    if "=" in text or "≈" in text:
-        begin = max(text.rfind("="), text.rfind("≈"))
-        numbers = [number for number in numbers if number.start() > begin] or numbers
-    if not numbers:
-        return text
-    first = numbers[0]
-    if len(numbers) > 1 and _NO_ONE_NUMBER.fullmatch(text, first.end(), numbers[1].start()):
-        return text
-    return text if _CHANGED.match(text, first.end()) else with_unit(text, first)
-
-
 RULES: dict[str, Find] = {
     "answer tag": _answer_tag,
+    "JSON": _json,
     "boxed": _boxed,
     "the answer is": _the_answer_is,
     "####": _hashes,
