@@ -112,7 +112,7 @@ def _record(reply: Reply, ability: str, verdict: Verdict) -> Record:
         "choices": list(reply.choices),
         "precision": reply.precision,
         "prompt_sha256": _sha256(reply.question),
-        "images_sha256": [_sha256(picture) for picture in reply.pictures],
+        "images_sha256": _sha256("\n".join(reply.pictures)) if reply.pictures else None,
         "response": reply.response,
         "num_tokens": reply.num_tokens,
         "finish_reason": reply.finish_reason,

@@ -42,6 +42,7 @@ QUESTION_FIELDS = ("question", "Question", "problem", "query", "input", "prompt"
 SCORE_FIELDS = ("score", "true_false", "correct", "is_correct", "hit", "acc", "accuracy", "judge_result")
 ANSWER_FIELDS = ("parsed_pred", "extraction", "extracted_answer", "pred_answer", "prediction", "pred")
 """In a metric that lmms-eval keeps as a mapping, until its aggregation: the verdict, and the answer that was read."""
+THINK = "<think>"
 _LM_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
 _LMMS_NAME = re.compile(r"(?P<date>.+?)_samples_(?P<task>.+)\.jsonl")
 _MODEL_NAME = re.compile(r"(?:pretrained|model|model_version|path)=([^,]+)")
@@ -159,7 +160,8 @@ def _lm_line(row: Fields, where: str) -> Line | None:
     if isinstance(wanted, str) or _is_likelihood(row["resps"]):  # the answer whose likelihood is asked
         return None
     doc = row["doc"] if isinstance(row["doc"], dict) else {}
-    responses = tuple(_leaves(row["resps"]))
+    opened = isinstance(asked, str) and asked.rstrip().endswith(THINK)  # by the chat template
+    responses = tuple(f"{THINK}{one}" if opened and THINK not in one else one for one in _leaves(row["resps"]))
     question = next((doc[name] for name in QUESTION_FIELDS if isinstance(doc.get(name), str) and doc[name].strip()), "")
     names = row.get("metrics") or [name for name in row if name not in OWN_FIELDS]
     compared = next(_leaves(row["filtered_resps"]), None)

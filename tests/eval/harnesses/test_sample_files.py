@@ -108,6 +108,15 @@ def test_pairs_of_likelihoods_are_no_replies(tmp_path: Path) -> None:
     assert source.left_out.total() == 1
 
 
+def test_a_reply_to_a_prompt_that_opens_its_thoughts_begins_with_them(tmp_path: Path) -> None:
+    asked = {"gen_args_0": {"arg_0": "2 + 2?<|assistant|>\n<think>\n", "arg_1": {}}}
+    rows = [lm_line(0, ["It is 4.</think>4"], arguments=asked), lm_line(1, ["<think>5</think>5"], arguments=asked)]
+    assert [one.response for one in read(tmp_path, LM, *rows).replies] == [
+        "<think>It is 4.</think>4",
+        "<think>5</think>5",
+    ]
+
+
 def test_two_replies_that_say_true_are_replies(tmp_path: Path) -> None:
     source = read(tmp_path, LM, lm_line(0, ["It is true.", "True"]))
     assert [one.response for one in source.replies] == ["It is true.", "True"]
