@@ -118,7 +118,7 @@ class Schedule:
                 if self._goes_on:
                     self._leave_out(waiting)
                     self._start_ready(waiting, running, finished, starter)
-                select.select([*(entry.ended for entry in running), *starter.waits_for], [], [], POLL_S)
+                select.select([*(entry.ended for entry in running), *starter.pending()], [], [], POLL_S)
                 for entry in [entry for entry in running if entry.process.poll() is not None]:
                     running.remove(entry)
                     os.close(entry.ended)

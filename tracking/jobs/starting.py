@@ -164,10 +164,11 @@ class Starter:
         self._warm_jobs = {job.name for job in jobs if can_be_forked(job)} if warm_start and not has_gpu() else set()
         self._warm = WarmProcess(environment, self._log_path) if len(self._warm_jobs) > 1 else None
 
-    @property
-    def waits_for(self) -> list[int]:
-        """The file that becomes readable when the warm process is ready; empty if nothing is waited for."""
-        return [self._warm.socket.fileno()] if self._warm is not None and self._warm.is_importing else []
+    def pending(self) -> list[int]:
+        """Returns the file that becomes readable when the warm process has imported; none if it has, or has ended."""
+        if self._warm is None or self._warm.is_ready() or self._warm.has_ended:
+            return []
+        return [self._warm.socket.fileno()]
 
     def is_ready(self, job: Job) -> bool:
         """False if the job is to be a fork of the warm process and that is still importing."""

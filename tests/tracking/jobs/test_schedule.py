@@ -2,11 +2,13 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from tracking.command import EXIT_PREEMPTED, Preempted
 from tracking.jobs.job import Job
 from tracking.jobs.schedule import Schedule
-from tracking.jobs.starting import WARM_LOG, has_gpu
+from tracking.jobs.starting import WARM_LOG, Starter, has_gpu
 from tracking.run import is_finished
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
@@ -218,16 +220,29 @@ def test_the_job_at_the_head_of_the_longest_chain_begins_first(tmp_path: Path) -
     assert begun == ["head", "alone", "middle", "end"]
 
 
-@pytest.mark.skipif(has_gpu(), reason="on a machine with a GPU jobs start cold")
-def test_without_a_warm_process_jobs_start_cold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def without_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Two jobs that would be forks of a warm process, which fails to import its first library."""
     (tmp_path / "accelerate.py").write_text("raise ImportError('damaged')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY_ROOT}")
-    jobs = [
-        Job(name=name, kind="a", command=(sys.executable, "-m", "train.verify", "--help"), output_dir=tmp_path / name)
-        for name in ("a", "b")
-    ]
+    command = (sys.executable, "-m", "train.verify", "--help")
+    return [Job(name=name, kind="a", command=command, output_dir=tmp_path / name) for name in ("a", "b")]
+
+
+@pytest.mark.skipif(has_gpu(), reason="on a machine with a GPU jobs start cold")
+def test_the_end_of_the_imports_is_waited_for_only_once(tmp_path: Path, without_libraries: list[Job]) -> None:
+    with closing(
+        Starter(without_libraries, environment=os.environ, log_dir=tmp_path, warm_start=True, say=print)
+    ) as starter:
+        assert select.select(starter.pending(), [], [], 60)[0]  # readable until it is read
+        assert starter.pending() == []
+
+
+@pytest.mark.skipif(has_gpu(), reason="on a machine with a GPU jobs start cold")
+def test_without_a_warm_process_jobs_start_cold(
+    tmp_path: Path, without_libraries: list[Job], capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs = without_libraries
     assert set(Schedule(jobs, num_parallel=2, log_dir=tmp_path / "logs", expected_s={}).run()) == {"a", "b"}
     assert capfd.readouterr().err.count("the warm process ended; every job imports its libraries itself") == 1
     assert "damaged" in (tmp_path / "logs" / WARM_LOG).read_text()
