@@ -1,13 +1,13 @@
-"""Which jobs does the positive control consist of? The starts, then a necessity study for each block."""
+"""Which jobs does the positive control consist of? The starts, a necessity study for each block, and A against A."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.known_answers.jobs import OUTPUT, planned_job
-from benchmarks.necessary_block.studies import Workplace, start_configs, study_configs, study_words
+from benchmarks.necessary_block.studies import SEEDS, Workplace, start_configs, study_configs, study_words
 
 STARTS, CONTROL = "starts", "control"
-"""Kinds of job: the starts, and the study of a block."""
+"""Kinds of job: the starts, and a study."""
 
 
 def plan_as_json(command: str, work: Workplace, blocks: Sequence[str]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def plan_as_json(command: str, work: Workplace, blocks: Sequence[str]) -> dict[s
     """
     words = (command, "--build_only", "true", "--seed", str(work.seed), OUTPUT, str(work.directory))
     jobs = [planned_job(STARTS, STARTS, work.start, *words)]
-    for block in blocks:
+    for block in [*blocks, SEEDS]:
         name, study = f"{CONTROL}-{block}", study_words(work, block)
         place = work.study(block)
         jobs.append(planned_job(name, CONTROL, place, "train.necessity", *study, stage=CONTROL, needs=[STARTS]))

@@ -49,8 +49,9 @@ def test_there_is_a_job_per_instrument_a_study_per_block_and_one_page(study: pla
     assert list(stages) == ["starts", "control", "instruments", "necessity", "calibration"]
     instruments = [task.name for task in stages["instruments"].job.tasks]
     assert [*instruments, "necessity"] == list(INSTRUMENTS)
-    assert [task.name for task in stages["control"].job.tasks] == ["control-early", "control-mid", "control-late"]
-    assert [task.index for task in stages["control"].job.tasks] == [0, 1, 2]
+    studies = [task.name.removeprefix("control-") for task in stages["control"].job.tasks]
+    assert studies == ["early", "mid", "late", "seeds"]
+    assert [task.index for task in stages["control"].job.tasks] == [0, 1, 2, 3]
     assert waits(stages["instruments"]) == waits(stages["starts"]) == set()
     assert waits(stages["control"]) == {"afterok:starts"}
     assert waits(stages["necessity"]) == {"afterok:control"}
@@ -76,8 +77,8 @@ def test_every_job_writes_where_the_next_one_reads(study: planned.Study) -> None
 
 def test_the_plan_is_printed(study: planned.Study) -> None:
     lines = {line.split()[0]: line for line in format_plan(study).splitlines() if line}
-    assert "outputs/calibration_study, 11 jobs in 5 submissions" in lines["study:"]
-    assert "1,500 s" in lines["control"] and "afterany: instruments necessity" in lines["calibration"]
+    assert "outputs/calibration_study, 12 jobs in 5 submissions" in lines["study:"]
+    assert "2,000 s" in lines["control"] and "afterany: instruments necessity" in lines["calibration"]
 
 
 def test_with_some_instruments_only_their_jobs_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +95,7 @@ def test_with_some_instruments_only_their_jobs_are_planned(capsys: pytest.Captur
 def test_the_shipped_calibration_is_planned_as_a_user_plans_it(warm_python: Path) -> None:
     words = ["-m", "slurm.launch", "--config", str(CONFIG), "--dry-run"]
     told = subprocess.run([warm_python, *words], capture_output=True, text=True, check=True).stdout
-    assert "11 jobs in 5 submissions" in told and "afterok: starts" in told
+    assert "12 jobs in 5 submissions" in told and "afterok: starts" in told
 
 
 @pytest.mark.parametrize(
