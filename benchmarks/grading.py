@@ -38,7 +38,7 @@ from tracking.run import git_state, hardware
 
 RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "grading.json"
 DATA = REPOSITORY_ROOT.parent / "shared" / "data" / "math500_test.jsonl"
-CORPUS = REPOSITORY_ROOT / "tests" / "eval" / "grading_corpus.jsonl"
+CORPUS = REPOSITORY_ROOT / "tests" / "eval" / "grading" / "corpus.jsonl"
 MIN_PLAIN_PER_S, MIN_MATHEMATICS_PER_S = 2000, 40
 """Targets for two cores."""
 

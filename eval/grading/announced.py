@@ -10,6 +10,10 @@ import re
 MAX_MARKED_CHARS = 500
 MAX_OPTION_CHARS = 300
 """Number of characters examined after an announcement; an explanation may follow an option."""
+MAX_TAIL_CHARS = 100
+"""Number of characters in which a JSON object at the end of a reply must close; a fence may follow it."""
+JSON_ENDS = frozenset("} `\n\t]")
+"""Last characters of a reply that ends with JSON."""
 
 _LETTER_NEXT = r"(?=[\s(（\[【*$]{0,4}[A-JＡ-Ｊ](?![A-Za-z]))"
 _ANNOUNCED = re.compile(
@@ -72,7 +76,7 @@ _ESCAPES = {"\\": "\\", '"': '"', "'": "'", "/": "/"}
 
 def json_answer(reply: str) -> str | None:
     """Returns the value of the answer key if a reply ends with a JSON object that has one; strings without quotes."""
-    if not reply.rstrip("` \n\t]").endswith("}"):
+    if reply[-1:] not in JSON_ENDS or not reply[-MAX_TAIL_CHARS:].rstrip("` \n\t]").endswith("}"):
         return None
     last = None
     for last in _KEY.finditer(reply):  # noqa: B007 (the last one is wanted)

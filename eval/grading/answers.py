@@ -38,6 +38,7 @@ MAX_SENTENCE_CHARS = 4_000
 NUM_LAST_SENTENCES = 3
 """In a choice, "B is correct" counts in one of this many last sentences."""
 
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[^\S\n]*([^\n]+)")
 _OPENS_WITH_NUMBER = re.compile(r"\W*\d")
 """Unlike `#### Step 3`, which is a heading."""
@@ -70,11 +71,14 @@ def last_boxed(text: str) -> str | None:
     if start < 0:
         return None
     begin = start + len("\\boxed{")
+    inner = text[begin : text.find("}", begin)]
+    if inner and "{" not in inner and "\\" not in inner and text[begin + len(inner)] == "}":
+        return inner
     depth = 1
-    for brace in re.finditer(r"\\.|[{}]", text[begin:], re.DOTALL):
+    for brace in _BRACES.finditer(text, begin):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
-            return text[begin : begin + brace.start()]
+            return text[begin : brace.start()]
     return None
 
 

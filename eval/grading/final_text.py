@@ -32,25 +32,26 @@ _END_OF_TURN = re.compile(
 
 
 def text_after_thoughts(response: str) -> str | None:
-    """Returns the text of a reply after its thoughts; None if it ends inside them."""
+    """Returns the final text of a reply; None if it ends inside its thoughts."""
+    if "<" not in response and "◁" not in response and "THINK]" not in response:
+        return response
     text = spelled_alike(response)
     closed = text.rfind(CLOSED)
     opened = text.find(OPENED, max(closed, 0))
     if opened >= 0:
         answered = text.rfind("<answer>", opened)
         return text[answered:] if answered >= 0 and text.rstrip().endswith("</answer>") else None
-    final = text[closed + len(CLOSED) :] if closed >= 0 else text
+    if closed < 0:
+        return text
+    final = text[closed + len(CLOSED) :]
     return final if final.strip() else text
 
 
 def spelled_alike(response: str) -> str:
     """Returns a reply without the tokens of chat templates, with the tags of thoughts and answers in one spelling."""
-    if "<" in response:
-        header = _HEADER.match(response)
-        response = _END_OF_TURN.split(response[header.end() :] if header else response, maxsplit=1)[0]
-        response = _GLM_BOX.sub(r"\\boxed{\1}", _ANSWER.sub(r"<\1answer>", response))
-    elif "◁" not in response and "THINK]" not in response:
-        return response
+    header = _HEADER.match(response)
+    response = _END_OF_TURN.split(response[header.end() :] if header else response, maxsplit=1)[0]
+    response = _GLM_BOX.sub(r"\\boxed{\1}", _ANSWER.sub(r"<\1answer>", response))
     return _CLOSES.sub(CLOSED, _OPENS.sub(OPENED, response))
 
 
