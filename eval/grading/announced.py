@@ -26,7 +26,7 @@ _ANNOUNCED = re.compile(
     rf"|正确的?(?:选项|答案|一项|一个)?\s*(?:应该|应)?\s*(?:是|为)\s*[:：]?(?:选项)?{_LETTER_NEXT}",
     re.IGNORECASE,
 )
-_LEAD = re.compile(r"(?:[\s:：*_]|```\w*\n){0,8}(?=[^\s:：*_])|[\s:：]{0,8}(?=\*\*)")
+_LEAD = re.compile(r"(?:[\s:：*_]|```\w*\n|-{3,}\n){0,8}(?=[^\s:：*_])|[\s:：]{0,8}(?=\*\*)")
 _REASON = re.compile(r",?\s(?:because|since|given that|as shown)\s|，?(?:因为|理由是)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.\s|\n|[。！；]|．(?!\d)")
 _SENTENCE_END_OF_OPTION = re.compile(r"(?<![\s(*][A-J])(?<!^[A-J])\.\s|\n|[。！；]")
@@ -60,7 +60,7 @@ def announced_text(reply: str, end: int, kind: str) -> str:
 
 
 _KEY = re.compile(
-    r"""["'](?:(?:final|correct|your|my|the)?[ _-]?(?:answer|option|choice)"""
+    r"""["'](?:(?:final|correct|your|my|the|predicted|chosen|selected)?[ _-]?(?:answer|option|choice)"""
     r"""|answer[ _-]?(?:option|choice|letter)|final[ _-]?result|result|答案)["']\s*:\s*""",
     re.IGNORECASE,
 )

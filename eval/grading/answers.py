@@ -21,7 +21,7 @@ from eval.grading.announced import MAX_MARKED_CHARS, announced, announced_text, 
 from eval.grading.boxes import boxes_in
 from eval.grading.final_text import text_after_thoughts
 from eval.grading.formulas import displayed, formulas_in, result_of, undelimited, without_layout
-from eval.grading.options import asserted, mentions, named_options, yes_or_no
+from eval.grading.options import asserted, joined_letters, mentions, named_options, yes_or_no
 from eval.grading.quantities import find_numbers, parse_number, parse_quantity, with_unit
 from eval.grading.single_number import the_number
 
@@ -110,6 +110,8 @@ def _json(reply: str, kind: str, choices: Sequence[str]) -> str | None:
     value = json_answer(reply)
     if value is None:
         return None
+    if kind in SINGLE and value.startswith("[") and "," not in value:
+        value = value[1:-1].strip().strip("\"'")
     inner = last_boxed(value)
     return _narrowed(value if inner is None else inner, kind)
 
@@ -156,7 +158,7 @@ def _last_sentence(reply: str, kind: str, choices: Sequence[str]) -> str | None:
         return _last_option(sentences, choices)
     if is_display:
         last = displayed(last)
-        if kind == "math":
+        if kind in ("math", "number") and (kind == "math" or parse_quantity(result_of(last)) is not None):
             return result_of(last)
     return LAST[kind](last)
 
@@ -168,7 +170,7 @@ def _last_option(sentences: Sequence[str], choices: Sequence[str]) -> str | None
         found = asserted(sentence, len(choices)) or ([] if number else mentions(sentence, choices))
         if found:
             begin, end, _ = found[-1]
-            return sentence[begin:end]
+            return joined_letters(sentence, begin) or sentence[begin:end]
     return _short_text(sentences[-1].strip())
 
 
@@ -203,6 +205,8 @@ LAST: dict[str, Callable[[str], str | None]] = {
 }
 """Kind of answer -> how it is taken from the last sentence; choices and boxes may span several lines."""
 
+SINGLE = ("number", "math", "choice", "yes_no")
+"""Kinds with one answer, which JSON may have in a list of its own."""
 NAMED: dict[str, Callable[[str, Sequence[str]], set[str]]] = {
     "choice": named_options,
     "yes_no": lambda answer, choices: yes_or_no(answer),

@@ -20,6 +20,7 @@ _LAYOUT_LINE = re.compile(
 _CLOSES_DISPLAY = re.compile(r"\$\$|\\\]|\\end\{[a-z]+\*?\}")
 _LINE_BREAK = re.compile(r"\\\\(?:\[[^\[\]]*\])?$")
 _SEVERAL = re.compile(r",\s|;|\\quad|\\text\s*\{\s*(?:and|or)\b|\b(?:and|or)\b")
+_THEREFORE = re.compile(r"^\s*\\(?:therefore|implies|(?:Long)?[rR]ightarrow)(?![A-Za-z])\s*")
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
@@ -76,6 +77,7 @@ def result_of(formula: str) -> str:
 
     An equation (`y = 2x`), a definition in a sum (`n=1`) and several assignments (`a = 1, b = 2`) are returned whole.
     """
+    formula = _THEREFORE.sub("", formula)
     left, equals, right = formula.rpartition("=")
     if not equals or not right.strip() or right.count("{") != right.count("}") or _SEVERAL.search(formula):
         return formula
