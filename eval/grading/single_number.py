@@ -1,8 +1,8 @@
 """Which number does a marked text state? `18` in `she has 18 dollars left`, 45 in `in 2019 it was 45`.
 
-A text that starts with its number states that one. In a sentence with several numbers it is the number after a verb
-such as *is* or *equals*, outside introductions (`In 2019, …`) and subordinate clauses (`…, which is 5 more`). If that
-leaves no single number, as in `5 or 6`, the text is returned whole.
+A text that starts with its number states that one, and a calculation the number after its last `=`. In another sentence
+with several numbers it is the number after a verb such as *is* or *equals*, outside introductions (`In 2019, …`) and
+subordinate clauses (`…, which is 5 more`). If that leaves no single number, as in `5 or 6`, the text is returned whole.
 """
 
 import itertools
@@ -63,15 +63,16 @@ def the_number(text: str) -> str:
         return text
     text = undelimited(text)
     numbers = find_numbers(text)
-    if "=" in text or "≈" in text:
-        begin = max(text.rfind("="), text.rfind("≈"))
-        numbers = [number for number in numbers if number.start() > begin] or numbers
+    begin = max(text.rfind("="), text.rfind("≈")) + 1
+    if begin:
+        numbers = [number for number in numbers if number.start() >= begin] or numbers
     if not numbers:
         return text
     first = numbers[0]
     if len(numbers) > 1:
         between = text[first.end() : numbers[1].start()]
-        if _is_sentence_before(text[: first.start()]) or _CALCULATES.fullmatch(between):
+        is_result = bool(begin) and first.start() >= begin
+        if not is_result and (_is_sentence_before(text[: first.start()]) or _CALCULATES.fullmatch(between)):
             stated = _stated(text, numbers)
             if stated is None:
                 return text
