@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from eval.grading.latex import in_ascii
 from tracking.command import did_you_mean
 
 Box = tuple[float, float, float, float]
@@ -128,6 +129,7 @@ _RUN = re.compile(rf"{_NUMBER}(?:{_BETWEEN}{_NUMBER})*")
 
 def boxes_in(text: str) -> list[Box]:
     """Returns the distinct boxes in a text: those with named coordinates or corners first, then the others in order."""
+    text = in_ascii(text)
     boxes: dict[Box, None] = {}
     for read in READINGS:
         found, text = read(text)

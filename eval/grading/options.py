@@ -19,8 +19,8 @@ import string
 from collections.abc import Sequence
 from functools import lru_cache
 
-from eval.grading.formulas import undelimited
 from eval.grading.latex import plain
+from eval.grading.markup import undelimited
 from eval.grading.quantities import equal_quantities, parse_quantity
 
 LETTERS = "ABCDEFGHIJ"

@@ -8,7 +8,7 @@ subordinate clauses (`…, which is 5 more`). If that leaves no single number, a
 import itertools
 import re
 
-from eval.grading.formulas import undelimited
+from eval.grading.markup import undelimited
 from eval.grading.quantities import equal_numbers, find_numbers, parse_number, with_unit
 
 MAX_NUMBERS = 4
