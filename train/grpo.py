@@ -239,7 +239,9 @@ def _usable_prompts(data: DataArguments, model_config: "ModelConfig") -> tuple[l
 
 
 def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
-    return {name: value for name, value in asdict(rewards).items() if name != "overwrite"}
+    """Returns the settings of the rewards; coordinates of boxes only if they are named."""
+    left_out = ("overwrite", *(("box_space",) if rewards.box_space is None else ()))
+    return {name: value for name, value in asdict(rewards).items() if name not in left_out}
 
 
 def main(argv: list[str] | None = None) -> None:

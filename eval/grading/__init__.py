@@ -17,9 +17,9 @@ from eval.grading.boxes import (
     check_box_space,
     iou,
 )
-from eval.grading.final_text import continued, opens_thoughts, text_after_thoughts
 from eval.grading.grader import CORRECT, INCORRECT, KINDS, UNSCORED, Verdict, grade, is_gradable, normalise_text
 from eval.grading.latex import plain
+from eval.grading.markup import continued, opens_thoughts, text_after_thoughts
 from eval.grading.mathematics import MAX_JUDGES
 from eval.grading.options import named_options, yes_or_no
 from eval.grading.quantities import parse_number, parse_quantity, rounded

@@ -8,20 +8,19 @@ r"""Where in a reply is its answer? The first of these rules that finds one is u
     A:             the text after `A:` at the start of a line (not in a list of options)
     last sentence  its last number, option, formula, yes or no, or box; a short text as a whole
 
-The rules apply to the text after the thoughts (`final_text.py`). The text found by a rule is reduced to the part that
+The rules apply to the text after the thoughts (`markup.py`). The text found by a rule is reduced to the part that
 the kind of answer requires: the number in `she has 18 dollars left`, but nothing in `5 or 6`, which is not a single
 answer. In a choice, a box that names no option (`\boxed{x=4}`) is a step if an option is named after it, and an option
 announced after a box replaces it. All rules run in time linear in the reply's length.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 
-from eval.grading.announced import MAX_MARKED_CHARS, announced, announced_text, json_answer
 from eval.grading.boxes import boxes_in
-from eval.grading.final_text import text_after_thoughts
-from eval.grading.formulas import displayed, formulas_in, result_of, undelimited, without_layout
-from eval.grading.options import asserted, mentions, named_options, yes_or_no
+from eval.grading.markup import displayed, formulas_in, result_of, text_after_thoughts, undelimited, without_layout
+from eval.grading.options import asserted, joined_letters, mentions, named_options, yes_or_no
 from eval.grading.quantities import find_numbers, parse_number, parse_quantity, with_unit
 from eval.grading.single_number import the_number
 
@@ -37,7 +36,44 @@ MAX_SENTENCE_CHARS = 4_000
 """Of a longer last sentence, only its end is searched."""
 NUM_LAST_SENTENCES = 3
 """In a choice, "B is correct" counts in one of this many last sentences."""
+MAX_MARKED_CHARS = 500
+MAX_OPTION_CHARS = 300
+"""Number of characters examined after an announcement; an explanation may follow an option."""
+MAX_TAIL_CHARS = 100
+"""Number of characters in which a JSON object at the end of a reply must close; a fence may follow it."""
+JSON_ENDS = frozenset("} `\n\t]")
+"""Last characters of a reply that ends with JSON."""
 
+_LETTER_NEXT = r"(?=[\s(（\[【*$]{0,4}[A-JＡ-Ｊ](?![A-Za-z]))"
+_ANNOUNCED = re.compile(
+    r"\banswer\b(?:\s(?:to|of|for)\s[^.\n:]{1,60}?)?(?:\*\*|__)?\s{0,3}"
+    r"(?:\bis\b|\bare\b|\bwas\b|\b(?:would|will|should|must)\s+be\b|[:：]|=)"
+    r"|\b(?:correct|right|best)\s+(?:option|choice)\s+(?:is\b|[:：])"
+    r"|(?:答案|(?:最终|最后)(?:的)?结果)\s*[】」]?\s*(?:\*\*)?\s*(?:应该|应当|应|就|便|则)?\s*(?:是|为|[:：])"
+    r"|【\s*答案\s*】|(?:^|[\n。])[ \t]{0,8}(?:\*\*)?答(?:\*\*)?\s*[:：]"
+    rf"|(?<!不)(?<!不能)(?<!不应)(?<!误)选(?:择|择题答案)?(?:\s*(?:是|为|[:：]))?{_LETTER_NEXT}"
+    rf"|正确的?(?:选项|答案|一项|一个)?\s*(?:应该|应)?\s*(?:是|为)\s*[:：]?(?:选项)?{_LETTER_NEXT}",
+    re.IGNORECASE,
+)
+_LEAD = re.compile(r"(?:[\s:：*_]|```\w*\n|-{3,}\n){0,8}(?=[^\s:：*_])|[\s:：]{0,8}(?=\*\*)")
+_REASON = re.compile(r",?\s(?:because|since|given that|as shown)\s|，?(?:因为|理由是)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.\s|\n|[。！；]|．(?!\d)")
+_SENTENCE_END_OF_OPTION = re.compile(r"(?<![\s(*][A-J])(?<!^[A-J])\.\s|\n|[。！；]")
+_DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
+_KEY = re.compile(
+    r"""["'](?:(?:final|correct|your|my|the|predicted|chosen|selected)?[ _-]?(?:answer|option|choice)"""
+    r"""|answer[ _-]?(?:option|choice|letter)|final[ _-]?result|result|答案)["']\s*:\s*""",
+    re.IGNORECASE,
+)
+_STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
+_LIST = r"\[(?:[^\[\]]|\[[^\[\]]*+\])*+\]"
+_VALUE = rf"{_STRING}|{_LIST}|[-+]?[\d.][\d.,eE+/-]*+|true|false|True|False"
+_ANSWER_VALUE = re.compile(rf"({_VALUE})(?=\s*[,}}])", re.DOTALL)
+_REST = re.compile(
+    rf"(?:\s*,\s*{_STRING}\s*:\s*(?:{_VALUE}|null|None))*+\s*,?\s*\}}\s*\]?\s*(?:`{{3,}}|</answer>|\s)*+\Z", re.DOTALL
+)
+_ESCAPES = {"\\": "\\", '"': '"', "'": "'", "/": "/"}
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[^\S\n]*([^\n]+)")
 _OPENS_WITH_NUMBER = re.compile(r"\W*\d")
 """Unlike `#### Step 3`, which is a heading."""
@@ -70,11 +106,14 @@ def last_boxed(text: str) -> str | None:
     if start < 0:
         return None
     begin = start + len("\\boxed{")
+    inner = text[begin : text.find("}", begin)]
+    if inner and "{" not in inner and "\\" not in inner and text[begin + len(inner)] == "}":
+        return inner
     depth = 1
-    for brace in re.finditer(r"\\.|[{}]", text[begin:], re.DOTALL):
+    for brace in _BRACES.finditer(text, begin):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
-            return text[begin : begin + brace.start()]
+            return text[begin : brace.start()]
     return None
 
 
@@ -87,6 +126,57 @@ def _after_box(reply: str, boxed: str, kind: str, choices: Sequence[str]) -> tup
         if named:
             return (answer.strip(), rule) if answer is not None and len(named) == 1 else None
     return None
+
+
+def announced(reply: str) -> re.Match[str] | None:
+    """Returns the last announcement of a reply, without the answer after it."""
+    last = None
+    for last in _ANNOUNCED.finditer(reply):  # noqa: B007 (the last one is wanted)
+        pass
+    return last
+
+
+def announced_text(reply: str, end: int, kind: str) -> str:
+    """Returns the text that an announcement marks as the answer.
+
+    Args:
+        end: where the announcement ends.
+        kind: the kind of answer; a choice ends elsewhere.
+    """
+    lead = _LEAD.match(reply, end)
+    start = lead.end() if lead else end
+    marked = reply[start : start + (MAX_OPTION_CHARS if kind == "choice" else MAX_MARKED_CHARS)]
+    display = _DISPLAY.match(marked)
+    if display is not None:
+        return display[1] or display[2]
+    stop = _SENTENCE_END_OF_OPTION if kind == "choice" else _SENTENCE_END
+    marked = stop.split(marked, maxsplit=1)[0].strip().removesuffix(".").removesuffix("．")
+    return _REASON.split(marked, maxsplit=1)[0].rstrip(",;，、 ").strip("*")
+
+
+def json_answer(reply: str) -> str | None:
+    """Returns the value of the answer key if a reply ends with a JSON object that has one; strings without quotes."""
+    if reply[-1:] not in JSON_ENDS or not reply[-MAX_TAIL_CHARS:].rstrip("` \n\t]").endswith("}"):
+        return None
+    last = None
+    for last in _KEY.finditer(reply):  # noqa: B007 (the last one is wanted)
+        pass
+    value = _ANSWER_VALUE.match(reply, last.end()) if last is not None else None
+    if last is None or value is None or "{" not in reply[: last.start()] or not _REST.match(reply, value.end()):
+        return None
+    text = value[1]
+    return _unescaped(text) if text[0] in "\"'" else text
+
+
+def _unescaped(text: str) -> str:
+    r"""Returns the content of a JSON string; LaTeX written with single backslashes (`"\frac{1}{2}"`) is kept."""
+    inner = text[1:-1]
+    if "\\\\" in inner or "\\u" in inner:
+        try:
+            return str(json.loads(f'"{inner}"'))
+        except ValueError:
+            pass
+    return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[0]), inner, flags=re.DOTALL)
 
 
 def _answer_tag(reply: str, kind: str, choices: Sequence[str]) -> str | None:
@@ -106,6 +196,8 @@ def _json(reply: str, kind: str, choices: Sequence[str]) -> str | None:
     value = json_answer(reply)
     if value is None:
         return None
+    if kind in SINGLE and value.startswith("[") and "," not in value:
+        value = value[1:-1].strip().strip("\"'")
     inner = last_boxed(value)
     return _narrowed(value if inner is None else inner, kind)
 
@@ -152,7 +244,7 @@ def _last_sentence(reply: str, kind: str, choices: Sequence[str]) -> str | None:
         return _last_option(sentences, choices)
     if is_display:
         last = displayed(last)
-        if kind == "math":
+        if kind in ("math", "number") and (kind == "math" or parse_quantity(result_of(last)) is not None):
             return result_of(last)
     return LAST[kind](last)
 
@@ -164,7 +256,7 @@ def _last_option(sentences: Sequence[str], choices: Sequence[str]) -> str | None
         found = asserted(sentence, len(choices)) or ([] if number else mentions(sentence, choices))
         if found:
             begin, end, _ = found[-1]
-            return sentence[begin:end]
+            return joined_letters(sentence, begin) or sentence[begin:end]
     return _short_text(sentences[-1].strip())
 
 
@@ -199,6 +291,8 @@ LAST: dict[str, Callable[[str], str | None]] = {
 }
 """Kind of answer -> how it is taken from the last sentence; choices and boxes may span several lines."""
 
+SINGLE = ("number", "math", "choice", "yes_no")
+"""Kinds with one answer, which JSON may have in a list of its own."""
 NAMED: dict[str, Callable[[str, Sequence[str]], set[str]]] = {
     "choice": named_options,
     "yes_no": lambda answer, choices: yes_or_no(answer),

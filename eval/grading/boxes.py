@@ -96,18 +96,26 @@ _NAMED = re.compile(
 )
 _PLACE = r"(?P<row>top|bottom|upper|lower)[-_ ]?(?P<column>left|right)|(?P<zh_column>[左右])(?P<zh_row>[上下])角"
 _FILLER = (
-    r"(?:[\s:=,*_：]|corner|point|vertex|coordinates?|position|located|is|are|at|of the (?:bounding )?box"
+    r"(?:[\s:=,*_：\"'`]|corner|point|vertex|coordinates?|position|located|is|are|at|of the (?:bounding )?box"
     r"|为|在|坐标|的|是){0,14}"
 )
-_CORNER = re.compile(rf"(?:{_PLACE}){_FILLER}[(\[（]\s*{_VALUE}\s*[,，]\s*{_VALUE}\s*[)\]）]", re.IGNORECASE)
+_CORNER = re.compile(
+    rf"(?:{_PLACE}){_FILLER}[(\[（]\s*(?:x\s*=\s*)?{_VALUE}\s*[,，]\s*(?:y\s*=\s*)?{_VALUE}\s*[)\]）]", re.IGNORECASE
+)
 _CORNER_AFTER = re.compile(
     rf"[(\[（]\s*{_VALUE}\s*[,，]\s*{_VALUE}\s*[)\]）]\s*"
-    rf"(?:,|is|as|being|for|marks|是|为|\()*\s*(?:the\s+)?(?:{_PLACE})",
+    rf"(?:,|is|as|at|being|for|marks|是|为|\()*\s*(?:the\s+)?(?:{_PLACE})",
     re.IGNORECASE,
 )
 _Y_FIRST = re.compile(
     rf"\bbox_2d[\"'`]?\s*[:=]\s*[(\[]\s*{_VALUE}\s*,\s*{_VALUE}\s*,\s*{_VALUE}\s*,\s*{_VALUE}\s*[)\]]"
 )
+_RANGE = re.compile(
+    rf"\b([xy])\b(?:\s*=|\s+(?:coordinates?\s+)?(?:ranges?|goes|runs|spans|is))?\s*(?:from\s+)?(?:[xy]\s*=\s*)?{_VALUE}"
+    rf"\s*(?:to|-|–)\s*(?:[xy]\s*=\s*)?{_VALUE}",
+    re.IGNORECASE,
+)
+_ONE_CORNER = re.compile(rf"[(\[]\s*{_VALUE}\s*,\s*{_VALUE}\s*[)\]]")
 _LABEL = re.compile(
     r"(?:the\s+)?(?:top|bottom|upper|lower)[-_ ](?:left|right)(?:\s+corner)?(?:\s+(?:is|at))?\s*[:=]?\s*"
     r"|\(\s*x\w*\s*,\s*y\w*\s*\)\s*[:=]?\s*",
@@ -121,6 +129,7 @@ _RUN = re.compile(rf"{_NUMBER}(?:{_BETWEEN}{_NUMBER})*")
 
 def boxes_in(text: str) -> list[Box]:
     """Returns the distinct boxes in a text: those with named coordinates or corners first, then the others in order."""
+    text = in_ascii(text)
     boxes: dict[Box, None] = {}
     text = in_ascii(text)
     for read in READINGS:
@@ -154,8 +163,21 @@ def _by_corners(text: str) -> tuple[list[Box], str]:
 def _by_names(text: str) -> tuple[list[Box], str]:
     """Reads boxes whose coordinates are named one by one."""
     values = [(_ROLE[match["name"].casefold()], float(match[2])) for match in _NAMED.finditer(text)]
+    corners = _ONE_CORNER.findall(text)
+    if len(corners) == 1 and {role for role, _ in values} == {"width", "height"} and "cent" not in text.casefold():
+        values = [("left", float(corners[0][0])), ("top", float(corners[0][1])), *values]
     boxes = list(_assembled(values))
     return boxes, _NAMED.sub("\n|\n", text) if boxes else text
+
+
+def _by_ranges(text: str) -> tuple[list[Box], str]:
+    """Reads ranges of x and y: `x from 10 to 30`."""
+    values = []
+    for axis, low, high in _RANGE.findall(text):
+        edges = ("left", "right") if axis in "xX" else ("top", "bottom")
+        values += list(zip(edges, (float(low), float(high)), strict=True))
+    boxes = list(_assembled(values))
+    return boxes, _RANGE.sub("\n|\n", text) if boxes else text
 
 
 def _assembled(values: Sequence[tuple[str, float]]) -> Iterator[Box]:
@@ -186,7 +208,13 @@ def _in_a_row(text: str) -> tuple[list[Box], str]:
     return [box for box in boxes if _has_area(box)], text
 
 
-READINGS: tuple[Callable[[str], tuple[list[Box], str]], ...] = (_y_first, _by_corners, _by_names, _in_a_row)
+READINGS: tuple[Callable[[str], tuple[list[Box], str]], ...] = (
+    _y_first,
+    _by_corners,
+    _by_ranges,
+    _by_names,
+    _in_a_row,
+)
 """How boxes are read, one after the other; each returns its boxes and the text without them."""
 
 

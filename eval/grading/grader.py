@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from eval.grading.answers import find_answer
 from eval.grading.boxes import equal_boxes
 from eval.grading.expressions import equal_mathematics
-from eval.grading.final_text import text_after_thoughts
 from eval.grading.latex import unwrapped
+from eval.grading.markup import text_after_thoughts
 from eval.grading.options import equal_options, equal_yes_no
 from eval.grading.quantities import equal_numbers
 from eval.grading.single_number import states_several

@@ -19,8 +19,8 @@ import string
 from collections.abc import Sequence
 from functools import lru_cache
 
-from eval.grading.formulas import undelimited
 from eval.grading.latex import plain
+from eval.grading.markup import undelimited
 from eval.grading.quantities import equal_quantities, parse_quantity
 
 LETTERS = "ABCDEFGHIJ"
@@ -41,24 +41,28 @@ _MARKED_LETTER = re.compile(
     rf"|{_ALONE}([B-J]){_ENDS}(?=[.):。．]?\s*$)|(?:(?<=[a-z:]\s)|(?<=[\u4e00-\u9fff：]))(A)(?=[.):。．]?\s*$)"
     r"|\A\W*([A-HJ])\b(?=\)?\*{0,2}(?:\s*[,;，；]|\s+[-–—]\s|\s+(?:because|since|as|not|but|rather|instead)\b))"
     r"|(?:\b(?:go(?:es)? with|opt for|corresponds? to|match(?:es)?|it's|that's)\s+|选项?\s*[:：]?\s*)"
-    rf"([A-HJ]){_ENDS}(?!\s+[a-z])"
+    rf"([A-HJ]){_ENDS}(?!\s+[a-z])|{_ALONE}([A-J])\s?选?项"
+    r"|(?:(?<=\b[A-J] or )|(?<=\b[A-J] and )|(?<=\b[A-J], )|(?<=\b[A-J]/))([A-J])\b"
 )
 """A letter within a sentence that can be neither an article nor a variable."""
 _ASSERTED = re.compile(
     rf"{_ALONE}\(?([A-HJ])\)?{_ENDS}(?:[.:)]?\s*\([^()\n]{{1,80}}\))?\*{{0,2}},?\s+"
-    r"(?:is|was|must be|has to be|should be|would be|will be)\s+"
+    r"(?:it is\b|(?:fits|matches|works|is)\s+best\b(?!\s+[a-z])|best\s+(?:fits|matches|describes|answers)\b"
+    r"|(?:is|was|must be|has to be|should be|would be|will be|seems(?: to be)?|appears(?: to be)?)\s+"
     r"(?:(?:the|indeed|therefore|thus|hence|clearly|also|most|only|our|my|best)\s+){0,3}"
-    r"(?:correct|right|best|answer|true|proper)\b"
+    r"(?:correct|right|best(?:\s+(?:choice|option|answer|one|match|fit)|(?!\s+[a-z]))|answer|true|proper)\b)"
     r"|\b(?:correct|right|best)\s+(?:answer|option|choice)\s+(?:is|must be|would be|should be)\s*:?\s*"
     rf"(?:option\s+|choice\s+)?[*(\[]{{0,3}}([A-HJ]){_ENDS}"
     rf"|{_ALONE}([A-J])\s*(?:选?项)?(?:是|才是|为|最)?(?:正确|对的|符合)"
     rf"|(?:正确的?(?:选项|答案|一项|说法)?(?:应该|应)?(?:是|为)|{_NOT_DENIED}选(?:择)?)\s*[:：]?\s*\(?([A-J]){_ENDS}"
 )
 """A letter of which a sentence says that it is the answer: `B is correct`, 所以选B."""
+_JOINED = re.compile(r"\(?\b[A-J]\b\)?(?:(?:\s*[,/&、]\s*|,?\s+(?:or|and)\s+|[或和])\(?[A-J]\b\)?)+")
+"""Several letters in a row: `A, B or C`."""
 _AND_ANOTHER = re.compile(r"(?:or|and|/|,|&)\W*(?:option\s*)?\(?[A-J]\b", re.IGNORECASE)
 _DENIED = re.compile(
     r"(?:\b(?:not|nor|neither|than|rather\s+than|instead\s+of|unlike|if|whether|suppose|assuming|why)\s+"
-    r"(?:that\s+)?(?:the\s+|an?\s+)?(?:(?:option|choice)\s+)?"
+    r"(?:(?:true|clear|certain|sure|said)\s+)?(?:that\s+)?(?:the\s+|an?\s+)?(?:(?:option|choice)\s+)?"
     r"|(?:不[能应会]?|排除|不是|而非|而不是|如果|若|假设)\s*(?:选项?)?)\(?\*{0,2}$",
     re.IGNORECASE,
 )
@@ -117,9 +121,20 @@ def asserted(text: str, num_options: int) -> list[tuple[int, int, str]]:
     for match in _ASSERTED.finditer(in_latin_letters(text)):
         number = next(number for number, group in enumerate(match.groups(), start=1) if group)
         begin, end = match.span(number)
-        if match[number] in known and not _DENIED.search(text[max(0, begin - 40) : begin]):
+        if (
+            match[number] in known
+            and joined_letters(text, begin) is None
+            and not _DENIED.search(text[max(0, begin - 40) : begin])
+        ):
             found.append((begin, end, match[number]))
     return found
+
+
+def joined_letters(text: str, begin: int) -> str | None:
+    """Returns the row of letters to which the one at a position belongs, such as `A or B`; None if it is alone."""
+    start = max(0, begin - 40)
+    rows = _JOINED.finditer(text[start : begin + 40])
+    return next((row.group() for row in rows if start + row.start() <= begin < start + row.end()), None)
 
 
 def in_latin_letters(text: str) -> str:

@@ -1,14 +1,14 @@
 """Which number does a marked text state? `18` in `she has 18 dollars left`, 45 in `in 2019 it was 45`.
 
-A text that starts with its number states that one. In a sentence with several numbers it is the number after a verb
-such as *is* or *equals*, outside introductions (`In 2019, …`) and subordinate clauses (`…, which is 5 more`). If that
-leaves no single number, as in `5 or 6`, the text is returned whole.
+A text that starts with its number states that one, and a calculation the number after its last `=`. In another sentence
+with several numbers it is the number after a verb such as *is* or *equals*, outside introductions (`In 2019, …`) and
+subordinate clauses (`…, which is 5 more`). If that leaves no single number, as in `5 or 6`, the text is returned whole.
 """
 
 import itertools
 import re
 
-from eval.grading.formulas import undelimited
+from eval.grading.markup import undelimited
 from eval.grading.quantities import equal_numbers, find_numbers, parse_number, with_unit
 
 MAX_NUMBERS = 4
@@ -21,6 +21,7 @@ _NO_ONE_NUMBER = re.compile(
     re.IGNORECASE,
 )
 _CHANGED = re.compile(r"\s*(?:or|plus|minus|times|less than|more than|dozen|thirds?|and a half)\b", re.IGNORECASE)
+_BOUNDED = re.compile(r"\b(?:less|more|fewer|greater|smaller|higher|lower) than\s[$£€¥]?$", re.IGNORECASE)
 _CALCULATES = re.compile(
     r"\s*(?:[-+*/×÷−]|\\times|\\cdot|\\div|plus|minus|times|divided by|multiplied by)\s*", re.IGNORECASE
 )
@@ -44,11 +45,12 @@ _SUBORDINATE = re.compile(
     r"|rather than|not|after|before)\s.*",
     re.IGNORECASE | re.DOTALL,
 )
-_AND = re.compile(r"\b(?:and|or)\s[$£€¥]?$", re.IGNORECASE)
+_AND = re.compile(r"(?:\b(?:and|or)\s|[,;、]\s?)[$£€¥]?$", re.IGNORECASE)
 _RELATIVE = re.compile(r",\s(?:which|who|that|where)\s[^,]*,", re.IGNORECASE)
 _STATES = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|becomes?|makes?|gives?|yields?|totals?|costs?|has|have|had|gets?|got|leaves?"
-    r"|left|earns?|pays?|needs?|sum to|comes? to|amounts? to)\b|[=≈:：是为])[\s*(~$£€¥]{0,4}"
+    r"|left|earns?|pays?|needs?|shows?|measures|weighs|reach(?:es|ed)?|stands at"
+    r"|(?:sum|comes?|amounts?|rose|fell|grew|dropped|increased|decreased) to)\b|[=≈:：是为])[\s*(~$£€¥]{0,4}"
     r"(?:(?:equal to|about|approximately|around|roughly|exactly|only|just|now|then|a total of|in total"
     r"|at)\s+){0,3}[*(~$£€¥]{0,3}$",
     re.IGNORECASE,
@@ -61,20 +63,24 @@ def the_number(text: str) -> str:
         return text
     text = undelimited(text)
     numbers = find_numbers(text)
-    if "=" in text or "≈" in text:
-        begin = max(text.rfind("="), text.rfind("≈"))
-        numbers = [number for number in numbers if number.start() > begin] or numbers
+    begin = max(text.rfind("="), text.rfind("≈")) + 1
+    if begin:
+        numbers = [number for number in numbers if number.start() >= begin] or numbers
     if not numbers:
         return text
     first = numbers[0]
     if len(numbers) > 1:
         between = text[first.end() : numbers[1].start()]
-        if _NO_ONE_NUMBER.fullmatch(between):
-            return text
-        if _is_sentence_before(text[: first.start()]) or _CALCULATES.fullmatch(between):
+        is_result = bool(begin) and first.start() >= begin
+        if not is_result and (_is_sentence_before(text[: first.start()]) or _CALCULATES.fullmatch(between)):
             stated = _stated(text, numbers)
-            return text if stated is None else with_unit(text, stated)
-    return text if _CHANGED.match(text, first.end()) else with_unit(text, first)
+            if stated is None:
+                return text
+            first = stated
+        elif _NO_ONE_NUMBER.fullmatch(between):
+            return text
+    is_changed = _CHANGED.match(text, first.end()) or _BOUNDED.search(text[: first.start()])
+    return text if is_changed else with_unit(text, first)
 
 
 def _is_sentence_before(text: str) -> bool:
@@ -84,7 +90,7 @@ def _is_sentence_before(text: str) -> bool:
 
 
 def _stated(text: str, numbers: list[re.Match[str]]) -> re.Match[str] | None:
-    """Returns the number after a verb of the main clause; None if there is none, or there are different ones."""
+    """Returns the only number of the main clause, or the one after its verb; None if there are different ones."""
     introduction = _INTRODUCTION.match(text)
     begin = introduction.end() if introduction else 0
     relative = _RELATIVE.search(text, begin)
@@ -93,6 +99,8 @@ def _stated(text: str, numbers: list[re.Match[str]]) -> re.Match[str] | None:
     end = subordinate.start() if subordinate else len(main)
     own = [number for number in numbers if begin <= number.start() < end and main[number.start()] != " "]
     before = {number: main[max(begin, number.start() - 60) : number.start()] for number in own}
+    if len(own) == 1:
+        return own[0]
     stated = [number for number in own if _STATES.search(before[number])]
     if len({number.group() for number in stated}) != 1:
         return None

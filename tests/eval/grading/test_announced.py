@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from eval.grading.announced import announced, announced_text, json_answer
+from eval.grading.answers import announced, announced_text, json_answer
 
 
 @pytest.mark.parametrize(

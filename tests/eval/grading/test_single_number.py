@@ -59,3 +59,16 @@ def test_a_text_without_one_number_is_returned_whole(text: str) -> None:
 )
 def test_a_sentence_that_could_mean_the_gold_cannot_be_judged(text: str, gold: str, expected: bool) -> None:
     assert states_several(text, gold) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("So she has 14, because 12 x 25 = 300 miles", "300 miles"),
+        ("He was 23 when she was born, so 37 years - 23 years = <<37-23=14>>14 years ago", "14"),
+        ("The number of those who left is 700-420 = 280", "280"),
+        ("There are 12 and 8, for a total of 12 + 8 = 20 windows", "20"),
+    ],
+)
+def test_a_calculation_states_what_follows_its_last_equals_sign(text: str, stated: str) -> None:
+    assert the_number(text).startswith(stated)

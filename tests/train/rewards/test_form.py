@@ -89,3 +89,18 @@ def test_the_size_in_which_a_model_sees_an_image_is_that_of_its_processor() -> N
     for size in ((384, 384), (500, 304), (2000, 1400), (20, 30)):
         _, rows, columns = processor(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0].tolist()
         assert resized_size(size, LIMITS) == (columns * 14, rows * 14)
+
+
+def test_functions_in_a_form_keep_the_names_that_trl_logs() -> None:
+    from trl.trainer.utils import get_callable_name
+
+    functions = bind_rewards(
+        RewardArguments(rewards=NAMES), weights=None, prompt_style="think", max_completion_tokens=64
+    )
+    assert [get_callable_name(function) for function in in_form(functions, NAMES, AS_GIVEN)] == NAMES
+
+
+def test_box_space_is_a_setting_and_an_unknown_one_is_refused() -> None:
+    assert RewardArguments(box_space="thousand").box_space == "thousand"
+    with pytest.raises(ValueError, match="box space 'percent' is unknown; expected one of resized, thousand, image"):
+        RewardArguments(box_space="percent")
