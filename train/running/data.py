@@ -9,13 +9,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_builders.prompt_sets.depth import eight_bits, is_deep
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, check_folder, check_split, read_prompts
 from eval.grading import is_gradable
@@ -233,11 +232,19 @@ def build_dataset(
 
 
 def _open_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Returns the columns of some rows with their images opened; rows with the same image get the same object."""
-    from datasets import Image
+    """Returns the columns of some rows with their images opened; rows with the same image get the same object.
 
-    opened = {entry["path"]: entry for row in batch.get("images", ()) for entry in row}
-    opened = {path: Image().decode_example(entry) for path, entry in opened.items()}
+    An image is opened as evaluations open it: transparency on white, and turned no further. `datasets` would turn it by
+    its EXIF tag.
+    """
+    from PIL import Image
+    from qwen_vl_utils.vision_process import to_rgb
+
+    paths = {entry["path"] for row in batch.get("images", ()) for entry in row}
+    opened = {}
+    for path in paths:
+        with Image.open(path) as image:
+            opened[path] = to_rgb(eight_bits(image))
     images = [[opened[entry["path"]] for entry in row] for row in batch.get("images", ())]
     return {**batch, **({"images": images} if "images" in batch else {})}
 
@@ -263,15 +270,11 @@ def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> di
 
 
 def _image_entry(path: Path) -> dict[str, str | bytes | None]:
-    """Returns an image as `datasets` stores it: its path, or its content if it must be scaled to 8 bits a channel."""
+    """Returns an image as `datasets` stores it, its path, after its header was read."""
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            if not is_deep(image):
-                return {"path": str(path), "bytes": None}
-            stored = BytesIO()
-            eight_bits(image).save(stored, format="PNG")
+        with Image.open(path):
+            return {"path": str(path), "bytes": None}
     except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); repair or remove it") from error
-    return {"path": str(path), "bytes": stored.getvalue()}

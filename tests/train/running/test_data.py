@@ -5,12 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
+from eval.replies.pictures import Picture, PixelLimits, open_picture
 from models.loading import load_processor
 from train.running.data import DataArguments, build_dataset, count_tokens, filter_prompts, load_prompts, training_order
+
+ORIENTATION_TAG = Base.Orientation
 
 
 def test_every_prompt_comes_once_a_pass_in_another_order_each_pass() -> None:
@@ -56,8 +61,28 @@ def test_rows_of_a_batch_with_the_same_picture_get_one_object(tiny_prompts: Path
     (first,), (other,), (again,), none = (row["images"] for row in batch)
     assert first is again and first is not other and none == []
     with Image.open(tiny_prompts / prompts[2].images[0]) as expected:
-        assert first == expected
+        assert first == expected.convert("RGB")
     assert [row["answer"] for row in batch] == [prompts[index].answer for index in (2, 3, 2, 7)]
+
+
+@pytest.mark.parametrize("kind", ["transparent", "with an EXIF turn", "of a palette"])
+def test_training_shows_a_picture_as_an_evaluation_does(kind: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (56, 84, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+    name = "picture.jpg" if kind == "with an EXIF turn" else "picture.png"
+    if kind == "of a palette":
+        image.convert("RGB").quantize(16).save(tmp_path / name)
+    elif kind == "with an EXIF turn":
+        tags = Image.Exif()
+        tags[ORIENTATION_TAG] = 6
+        image.convert("RGB").save(tmp_path / name, exif=tags)
+    else:
+        image.save(tmp_path / name)
+    prompt = Prompt(id="p", ability="vision", question="What is it ?", answer="5", answer_kind="number", images=(name,))
+    write_prompts(tmp_path, "rl", [prompt])
+    (row,) = build_dataset([prompt], [0], DataArguments(prompts=str(tmp_path), split="rl"), with_response=False)
+    limits = PixelLimits(min_pixels=28 * 28, max_pixels=10**6, patch_size=14)
+    assert row["images"] == [open_picture(Picture(tmp_path / name), limits)]
 
 
 def test_the_teachers_reply_is_the_completion(tiny_prompts: Path) -> None:
