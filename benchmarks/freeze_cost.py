@@ -3,9 +3,9 @@
     python -m benchmarks.freeze_cost
 
 One process per contender, all from the same checkpoint with the same seed, prompts and settings; they alternate step by
-step, so that slowdowns of the machine affect all of them. Ratios are taken within a turn; their median is given with a
-95 % bootstrap interval. The contenders: TRL's `GRPOTrainer` alone; `full` and the arms with `train.grpo`, including
-telemetry, checks and records; each also with gradient checkpointing.
+step, so that slowdowns of the machine affect all of them. Times are CPU seconds. Ratios are taken within a turn; their
+median is given with a 95 % bootstrap interval. The contenders: TRL's `GRPOTrainer` alone; `full` and the arms with
+`train.grpo`, with shared prompts and including telemetry, checks and records; each also with gradient checkpointing.
 
 Writes `benchmarks/results/freeze_cost.json`.
 """
@@ -87,7 +87,7 @@ def work_step_by_step(arm: str, *, checkpointing: bool, directory: Path) -> None
 
         def account(self) -> None:
             if self.begin is not None:
-                step_s = time.perf_counter() - self.begin
+                step_s = time.process_time() - self.begin
                 peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 _send(
                     replies, json.dumps({"step_s": step_s, "backward_s": Turns.backward_s, "peak_memory_mib": peak_mib})
@@ -96,7 +96,7 @@ def work_step_by_step(arm: str, *, checkpointing: bool, directory: Path) -> None
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.account()
             sys.stdin.readline()
-            Turns.backward_s, self.begin = 0.0, time.perf_counter()
+            Turns.backward_s, self.begin = 0.0, time.process_time()
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
             self.account()
@@ -105,9 +105,9 @@ def work_step_by_step(arm: str, *, checkpointing: bool, directory: Path) -> None
         backward = trainer.accelerator.backward
 
         def timed(*arguments: Any, **options: Any) -> None:
-            begin = time.perf_counter()
+            begin = time.process_time()
             backward(*arguments, **options)
-            Turns.backward_s += time.perf_counter() - begin
+            Turns.backward_s += time.process_time() - begin
 
         trainer.accelerator.backward = timed
         trainer.add_callback(Turns())

@@ -2,22 +2,27 @@
 
     python -m benchmarks.pocket    (make bench)
 
-Writes `benchmarks/results/pocket.json`: commit, command, hardware, seconds per stage, peak memory of all its processes
-together, the scores and the comparisons. The time is that of `make pocket` after installation.
+Writes `benchmarks/results/pocket.json`: commit, command, hardware, seconds per stage, CPU seconds and peak memory of
+all its processes together, the scores, the comparisons, and the variances that `eval.power` measures in them. The time
+is that of `make pocket` after installation.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from eval.statistics.components import measured_variations
+from eval.statistics.pairing import ACCURACY
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.product import write_text
 from tracking.run import git_state, hardware, read_run
@@ -27,7 +32,8 @@ RESULT = REPOSITORY_ROOT / "benchmarks" / "results" / "pocket.json"
 CONFIG = "configs/pocket/necessity.yaml"
 SAMPLING_INTERVAL_S = 0.5
 POOLED_COLUMNS = [
-    "ability", "metric", "arm", "against", "n", "difference", "low", "high", "p", "p_holm",
+    "ability", "metric", "arm", "against", "n", "num_seeds", "difference", "low", "high", "p", "p_holm", "family",
+    "detectable", "equivalent_within",
     "gain_kept", "gain_kept_low", "gain_kept_high",
 ]  # fmt: skip
 
@@ -53,6 +59,12 @@ class MemoryWatch:
             time.sleep(SAMPLING_INTERVAL_S)
 
 
+def cpu_seconds() -> float:
+    """Returns the CPU time, user and system, of all processes that this one started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def table_rows(path: Path) -> list[dict[str, Any]]:
     """Returns a table as rows of plain values, empty cells as None."""
     rows: list[dict[str, Any]] = json.loads(read_table(path).to_json(orient="records", double_precision=6))
@@ -62,7 +74,7 @@ def table_rows(path: Path) -> list[dict[str, Any]]:
 def measure(config: str, output_dir: Path) -> dict[str, Any]:
     """Runs a study from nothing and returns what is published of it."""
     command = ["python", "-m", "train.necessity", "--config", config]
-    begin = time.monotonic()
+    begin, cpu_begin_s = time.monotonic(), cpu_seconds()
     process = subprocess.Popen(
         [sys.executable, *command[1:], "--output_dir", str(output_dir), "--overwrite"], cwd=REPOSITORY_ROOT
     )
@@ -73,6 +85,7 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
         )
     seconds = time.monotonic() - begin
     run = read_run(output_dir)
+    table = read_table(output_dir / "comparison.csv")
     comparison = table_rows(output_dir / "comparison.csv")
     pooled = [{key: row[key] for key in POOLED_COLUMNS} for row in comparison if row["seed"] == "pooled"]
     return {
@@ -82,10 +95,12 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
         "hardware": hardware(),
         "versions": run["attempts"][-1]["versions"],
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds() - cpu_begin_s, 1),
         "peak_memory_gib": round(watch.peak_bytes / 2**30, 2),
         "seconds_per_job": run["attempts"][-1]["seconds_per_job"],
         "scores": table_rows(output_dir / "scores.csv"),
         "comparison_pooled": pooled,
+        "variances": [asdict(own) for own in measured_variations(table, metric=ACCURACY)],
     }
 
 

@@ -9,7 +9,8 @@ everything; the other arms are compared with themselves without sharing. Before 
 both kinds are compared on the same replies; this also warms up. Peak memory is that of a process of its own that takes
 one step.
 
-    python -m benchmarks.shared_prompts --case "train-only late"   # one case; the results of the others are kept
+    python -m benchmarks.shared_prompts --case "train-only late"      # one case; the results of the others are kept
+    python -m benchmarks.shared_prompts --case "peak memory"          # the peaks alone
 
 Writes `benchmarks/results/shared_prompts.json`.
 """
@@ -70,7 +71,9 @@ CASES = (
     Case(name="full", picture_cells=(16, 16), num_rounds=5, with_memory=True),
     Case(name="freeze vision+projector", picture_cells=(16, 16), freeze=("vision", "projector"), num_rounds=3),
     Case(name="train-only late", picture_cells=(16, 16), train_only=("late",), num_rounds=3),
-    Case(name="full, large picture", picture_cells=(32, 32), gradient_checkpointing=True, num_rounds=3),
+    Case(
+        name="full, large picture", picture_cells=(32, 32), gradient_checkpointing=True, num_rounds=3, with_memory=True
+    ),
 )
 
 

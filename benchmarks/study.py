@@ -2,8 +2,9 @@
 
     python -m benchmarks.study
 
-Writes `benchmarks/results/study.json`: commit, command, hardware, seconds in all and per kind of job, peak memory of
-all its processes together, and the verdicts on the paper's statements. The time is that of `make study` once set up.
+Writes `benchmarks/results/study.json`: commit, command, hardware, seconds in all and per kind of job, CPU seconds and
+peak memory of all its processes together, and the verdicts on the paper's statements. The time is that of `make study`
+once set up.
 """
 
 import json
@@ -14,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pocket import MemoryWatch, table_rows
+from benchmarks.pocket import MemoryWatch, cpu_seconds, table_rows
 from benchmarks.pocket import main as run_benchmark
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.run import RUN_FILE, git_state, hardware, read_run
@@ -43,7 +44,7 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
     if output_dir.exists():
         raise ValueError(f"{output_dir} exists; remove it, or name another --output-dir")
     command = ["python", "-m", "slurm.launch", "--config", config, "--local"]
-    begin = time.monotonic()
+    begin, cpu_begin_s = time.monotonic(), cpu_seconds()
     process = subprocess.Popen([sys.executable, *command[1:], "--output-dir", str(output_dir)], cwd=REPOSITORY_ROOT)
     watch = MemoryWatch(process.pid)
     if process.wait():
@@ -57,6 +58,7 @@ def measure(config: str, output_dir: Path) -> dict[str, Any]:
         "hardware": hardware(),
         "versions": run["versions"],
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds() - cpu_begin_s, 1),
         "peak_memory_gib": round(watch.peak_bytes / 2**30, 2),
         "num_jobs": len(json.loads((output_dir / "plan.json").read_text(encoding="utf-8"))["jobs"]),
         "seconds_per_kind": seconds_per_kind(output_dir),

@@ -38,6 +38,7 @@ from data_builders.prompt_sets.prompts import (
 )
 from eval.grading import CORRECT, UNSCORED
 from eval.replies.answering import graded
+from eval.replies.pictures import answer_spaces, pixel_limits
 from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.sampling import SeededSampler, reply_seed
 from eval.replies.subject import Subject, check_subject, open_subject
@@ -207,6 +208,7 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
     }
     asked = [prompt for prompt, _ in replies]
     batches = make_batches(asked, [texts[prompt.id] for prompt in asked], arguments.batch_size)
+    spaces = answer_spaces(model.config.model_type, pixel_limits(processor, min_pixels=None, max_pixels=None))
     pending = [batch for batch in batches if any(_key(*replies[index]) not in log for index in batch)]
     for batch in progress(pending, label=f"{arguments.model}: {arguments.split}", unit="batch"):
         chosen = [replies[index] for index in batch]
@@ -220,7 +222,11 @@ def _sample_all(arguments: BoundaryArguments, subject: Subject, prompts: Sequenc
             SeededSampler(seeds, temperature=arguments.temperature, device=model.device),
         )
         records: list[Record] = [
-            {"key": _key(prompt, number), "id": prompt.id, **graded(prompt, generation)}
+            {
+                "key": _key(prompt, number),
+                "id": prompt.id,
+                **graded(prompt, generation, text=texts[prompt.id], space=spaces(prompt, Path(arguments.data))),
+            }
             for (prompt, number), generation in zip(chosen, generations, strict=True)
         ]
         log.append(*[record for record in records if record["key"] not in log])

@@ -24,14 +24,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.compare.scope import read_current
 from eval.display.formatting import NOTHING
-from eval.statistics.components import ARMS, START, Variation, assumed_variation, measured_variations
+from eval.statistics.components import ARMS, COLUMNS, START, Variation, assumed_variation, measured_variations
 from eval.statistics.design import Components, Size, detectable_difference, seeds_needed
 from eval.statistics.pairing import ACCURACY, METRICS
 from eval.statistics.power import ALPHA, POWER
 from tracking.command import check_least, parse_arguments, raise_mistakes, run_command
 from tracking.run import OVERWRITE_ARGUMENT, open_run
-from tracking.tables import format_columns, read_table, write_table
+from tracking.tables import format_columns, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +153,7 @@ class PowerArguments:
 def variations(arguments: PowerArguments) -> list[Variation]:
     """Returns the variances of every ability that is planned for, as measured or assumed, with what is given."""
     if arguments.measured is not None:
-        table = _read_comparison(Path(arguments.measured))
+        table = read_current(Path(arguments.measured), "eval.compare", COLUMNS)
         try:
             found = measured_variations(table, metric=arguments.metric, ability=arguments.ability)
         except ValueError as error:
@@ -164,15 +165,6 @@ def variations(arguments: PowerArguments) -> list[Variation]:
     names = ("seed_sd", "residual_sd", "prompt_sd", "start_prompt_sd")
     sds = {name: getattr(arguments, name) for name in names}
     return [own.given(**{name: None if sd is None else sd / 100 for name, sd in sds.items()}) for own in found]
-
-
-def _read_comparison(path: Path) -> "pd.DataFrame":
-    from pandas.errors import EmptyDataError, ParserError
-
-    try:
-        return read_table(path)
-    except (EmptyDataError, ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV table; expected comparison.csv of eval.compare") from error
 
 
 def power_table(planned: Sequence[Variation], arguments: PowerArguments) -> "pd.DataFrame":
@@ -263,6 +255,9 @@ def _variances(own: Variation, arguments: PowerArguments) -> Iterator[str]:
     yield f"  {between}"
     yield f"  residual of a reply {100 * first.residual**0.5:.1f}"
     yield f"  between prompts {prompts}"
+    if own.correlations:
+        found = ", ".join(f"{value:.2f} ({kind})" for kind, value in own.correlations.items())
+        yield f"  correlation of the replies to one prompt {found}"
 
 
 def _format(rows: "pd.DataFrame", column: str) -> list[str]:

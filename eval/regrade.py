@@ -3,10 +3,11 @@
     python -m eval.regrade outputs/eval/base outputs/eval/sft --dry-run
     python -m eval.regrade outputs/eval/base outputs/eval/sft
 
-Each folder is the finished output of `eval.run`. `records.jsonl` and `scores.csv` are replaced atomically. No verdict
-is lost: a record whose status, extracted answer or rule changed keeps the previous ones under `verdicts_before`, oldest
-first, and `regraded.csv` has one line per change. A language model's verdict is kept if the rules still leave the
-answer unscored. Regrade all models of a comparison, not only some of them, and compare them again.
+Each folder is the finished output of `eval.run` or `eval.import`. `records.jsonl` and `scores.csv` are replaced
+atomically, and so are the tables of an import that compare verdicts. No verdict is lost: a record whose status,
+extracted answer or rule changed keeps the previous ones under `verdicts_before`, oldest first, and `regraded.csv` has
+one line per change. A language model's verdict is kept if the rules still leave the answer unscored. Regrade all models
+of a comparison, not only some of them, and compare them again.
 """
 
 import itertools
@@ -17,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.compare.alike import read_evaluation
-from eval.grading import MAX_JUDGES, UNSCORED, grade
+from eval.compare.alike import IMPORT, read_evaluation
+from eval.grading import MAX_JUDGES, UNSCORED, BoxSpace, continued, grade
+from eval.harnesses.verdicts import write_verdicts
+from eval.replies.answering import BOX_SCALE, OPENED_THOUGHTS
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from tracking.progress import progress
@@ -54,6 +57,8 @@ def regrade(directory: Path, *, dry_run: bool = False) -> list[Record]:
             write_text(directory / "records.jsonl", encode_records(regraded))
             write_table(directory / "scores.csv", score_table(regraded))
             write_table(directory / "regraded.csv", changes_table(regraded))
+            if state["command"] == IMPORT:
+                write_verdicts(directory, regraded)
             run.note(regraded={"git": git_state(), "num_changed": len(changed)})
     return changed
 
@@ -69,9 +74,12 @@ def regrade_records(records: Sequence[Record], *, label: str = "regrading") -> l
 
 
 def _regraded(record: Record) -> Record:
+    if record.get("no_reply"):  # another harness failed to get one
+        return record
+    scale = record.get(BOX_SCALE)
     verdict = grade(
-        record["response"],
-        record["gold"],
+        continued(record["response"], opened=record.get(OPENED_THOUGHTS, False)),
+        record["gold"] if scale is None else BoxSpace(*scale).gold_text(record["gold"]),
         record["answer_kind"],
         choices=record.get("choices"),
         precision=record.get("precision"),
@@ -130,7 +138,7 @@ class RegradeArguments:
 
     directories: list[str] = field(
         metadata={
-            "help": "one or more output directories of finished eval.run commands",
+            "help": "one or more output directories of finished eval.run or eval.import commands",
             "positional": True,
             "metavar": "DIR",
         }

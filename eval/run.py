@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompt_sets.prompts import Prompt
-from eval.judge.asking import count_reasons
+from eval.grading import BOX_SPACES, check_box_space
 from eval.judge.verdicts import FAIL, KEEP, Judge, JudgeArguments, JudgeReport, Judging, open_judge, report
 from eval.replies.answering import answer_batch, make_query_batches
 from eval.replies.conditions import (
@@ -44,10 +44,11 @@ from eval.replies.conditions import (
     make_queries,
 )
 from eval.replies.decoding import check_repetition_window
-from eval.replies.descriptions import DescriptionArguments, Descriptions, open_descriptions
+from eval.replies.described import describe, described_prompts, open_needed, say_what_is_missing
+from eval.replies.descriptions import DescriptionArguments, Descriptions
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
-from eval.replies.outcomes import DESCRIBED, GIVEN
-from eval.replies.pictures import pixel_limits
+from eval.replies.outcomes import GIVEN
+from eval.replies.pictures import AnswerSpaces, answer_spaces, pixel_limits
 from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
@@ -55,6 +56,7 @@ from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.scores import score_table
 from eval.statistics.summary import summary
 from eval.tasks import Task, check_task, open_task
+from models.layout import read_model_config
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT, load_processor
 from tracking.command import (
     Preempted,
@@ -118,6 +120,13 @@ class EvaluationArguments:
     max_pixels: int | None = field(
         default=None, metadata={"help": "maximum number of pixels of an image; by default the processor's"}
     )
+    box_space: str | None = field(
+        default=None,
+        metadata={
+            "help": f"coordinates in which the model writes boxes: {', '.join(BOX_SPACES)}; by default those of the "
+            "model's family"
+        },
+    )
     engine: str = field(
         default="huggingface",
         metadata={
@@ -138,6 +147,7 @@ class EvaluationArguments:
             partial(check_least, self, max_new_tokens=1, batch_size=1, limit=1),
             self._check_engine,
             partial(check_repetition_window, self.repetition_window),
+            partial(check_box_space, self.box_space),
             self._check_tasks,
         )
 
@@ -203,11 +213,13 @@ def evaluate(
         check_vllm(subject)
     processor = load_processor(subject.directory)
     options = _engine_options(arguments, sampling, subject, processor)
+    model_type = read_model_config(subject.directory)["model_type"]
+    spaces = answer_spaces(model_type, options.limits, name=arguments.box_space)
     output_dir = Path(arguments.output_dir)
-    descriptions = _open_descriptions(arguments, describing, tasks, output_dir)
+    descriptions = open_needed(describing, tasks, arguments.conditions_of, output_dir)
     judge = open_judge(judging, output_dir)
     rollout = None if subject.plan is not None else read_rollout(subject.directory)
-    settings = _settings(arguments, subject, tasks, processor, options, judging)
+    settings = _settings(arguments, subject, tasks, processor, options, judging, spaces)
     if descriptions is not None:
         settings["descriptions"] = dict(descriptions.source)
     if arguments.overwrite or not on_main_process(lambda: is_finished(output_dir)):
@@ -217,7 +229,7 @@ def evaluate(
     with open_shared_run(output_dir, command="eval.run", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
             return output_dir
-        told = on_main_process(lambda: _describe(arguments, descriptions, tasks))
+        told = on_main_process(lambda: describe(descriptions, tasks, arguments.conditions_of))
         queries = [
             query
             for task in tasks
@@ -234,7 +246,7 @@ def evaluate(
                 count_without_images(task, arguments.conditions, abilities=arguments.abilities) for task in tasks
             ),
         )
-        _say_what_is_missing(run.state["attempts"][-1], descriptions)
+        say_what_is_missing(run.state["attempts"][-1], descriptions)
         with SharedLog(output_dir, [query.key for query in queries]) as log:
             put = {
                 query.key: render_prompt(
@@ -255,7 +267,7 @@ def evaluate(
                 with closing(ENGINES[arguments.engine](subject, processor, options)) as engine:
                     run.note(loaded_dtype=engine.dtype)
                     for batch in progress(own, label=arguments.model, unit="batch"):
-                        for records in answer_batch(engine, batch, put, arguments.batch_size, sampling.seed):
+                        for records in answer_batch(engine, batch, put, arguments.batch_size, sampling.seed, spaces):
                             log.append(*records)
                             if working is not None:
                                 working.start(records, questions)
@@ -264,7 +276,7 @@ def evaluate(
             merged = log.merge()
         judged = on_main_process(lambda: _finish(output_dir, merged, working, questions))
         if judge is not None:
-            run.note(judge=judged.facts, judge_settings=judge.endpoint.settings)
+            run.note(judge=judged.facts, judge_settings={**judge.endpoint.settings, "max_tokens": judge.max_tokens})
         if judged.unanswered and judging.judge_unanswered == FAIL:
             raise RuntimeError(
                 f"{judged.unanswered_line}; the same command asks again, for these alone; with --judge-unanswered keep "
@@ -295,7 +307,7 @@ def _check_endpoints(
             lost = "not asked, since it did not answer when it was tried"
     if descriptions is not None:
         for task in tasks:
-            descriptions.check(_described_prompts(arguments, task), task.directory)
+            descriptions.check(described_prompts(task, arguments.conditions_of), task.directory)
     return lost
 
 
@@ -335,6 +347,7 @@ def _settings(
     processor: "Processor",
     options: EngineOptions,
     judging: JudgeArguments,
+    spaces: AnswerSpaces,
 ) -> dict[str, Any]:
     """Returns all settings that affect a reply or its verdict; the first two may differ within a comparison."""
     return {
@@ -351,6 +364,11 @@ def _settings(
         "generation": options.settings,
         "sampling": asdict(options.sampling),
         "pixels": None if options.limits is None else asdict(options.limits),
+        **(
+            {"box_space": spaces.name}
+            if any(prompt.answer_kind == "box" for task in tasks for prompt in task.prompts)
+            else {}
+        ),
         "engine": arguments.engine,
         "batch_size": arguments.batch_size,
         "dtype": arguments.dtype,
@@ -363,53 +381,6 @@ def _chat_template(processor: "Processor") -> str:
     from eval.replies.generation import chat_template_of
 
     return chat_template_of(processor)
-
-
-def _open_descriptions(
-    arguments: EvaluationArguments, describing: DescriptionArguments, tasks: Sequence[Task], output_dir: Path
-) -> Descriptions | None:
-    needed = any(DESCRIBED in arguments.conditions_of(prompt) for task in tasks for prompt in task.prompts)
-    named = describing.descriptions or describing.describe_model
-    if needed and not named:
-        raise ValueError(
-            "prompts are to be asked with a description of their images, and there is none; give --descriptions FILE "
-            "or --describe-model M, or name the --conditions to ask"
-        )
-    if named and not needed:
-        raise ValueError(f"descriptions of {named} have no effect: no prompt is asked described; leave them out")
-    return open_descriptions(describing, output_dir) if needed else None
-
-
-def _describe(
-    arguments: EvaluationArguments, descriptions: Descriptions | None, tasks: Sequence[Task]
-) -> dict[str, dict[str, str]]:
-    """Returns for each task the descriptions, by id, of the prompts asked under `described`."""
-    told: dict[str, dict[str, str]] = {}
-    for task in tasks:
-        prompts = _described_prompts(arguments, task)
-        if descriptions is None or not prompts:
-            told[task.name] = {}
-            continue
-        descriptions.prepare(prompts, task.directory)
-        found = {prompt.id: descriptions(prompt, task.directory) for prompt in prompts}
-        told[task.name] = {name: text for name, text in found.items() if text}
-    return told
-
-
-def _described_prompts(arguments: EvaluationArguments, task: Task) -> list[Prompt]:
-    return [prompt for prompt in task.prompts if DESCRIBED in arguments.conditions_of(prompt)]
-
-
-def _say_what_is_missing(notes: Mapping[str, Any], descriptions: Descriptions | None) -> None:
-    if descriptions is not None and descriptions.undescribed and is_main_process():
-        refused = descriptions.undescribed
-        print(f"{refused.total()} images have no description: {count_reasons(refused)}")
-    for name, what in (
-        ("num_undescribed", "have no description and are not asked described"),
-        ("num_without_images", "have no image and are asked as given alone"),
-    ):
-        if notes[name] and is_main_process():
-            print(f"{notes[name]} prompts {what}; their ability is not scored where its definition needs it")
 
 
 @contextmanager

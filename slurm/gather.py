@@ -8,7 +8,7 @@ finished, and so is a `--reference` without any remaining input. Omitted argumen
 inputs differs from the last time, or an input is newer than the tables, the tables are made again.
 """
 
-import os
+import runpy
 import shlex
 import sys
 from collections.abc import Sequence
@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"missing, and left out: {word}", flush=True)
     if changed or is_outdated(command, study):
         command.append("--overwrite")
-    os.execv(sys.executable, [sys.executable, "-m", *command])
+    sys.argv = list(command)
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)  # in this process, whose libraries it can use
 
 
 if __name__ == "__main__":

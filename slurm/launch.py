@@ -23,7 +23,7 @@ from slurm.planning.study import StudyArguments
 from slurm.submitting.queueing import read_launch
 from slurm.submitting.submit import check_with_sbatch, sole_launch, submit
 from tracking.command import REPOSITORY_ROOT, parse_arguments, run_command
-from tracking.schedule import Schedule
+from tracking.jobs.schedule import Schedule
 
 
 def run_local(study: Study) -> None:
@@ -40,6 +40,7 @@ def run_local(study: Study) -> None:
             log_dir=study.directory / "logs",
             expected_s={**study.necessity["expected_s"], **study.arguments.expected()},
             keep_going=True,
+            warm_start=study.arguments.warm_start,
         ).run()
 
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"sbatch would take all {check_with_sbatch(study)} jobs")
     elif flags.local:
         run_local(study)
-        print(f"report: {study.directory}/report.html")
+        print(f"report: {study.page}")
     else:
         folder = submit(study)
         jobs = read_launch(folder)

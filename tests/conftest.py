@@ -39,11 +39,21 @@ NUM_TAUGHT = 1440
 TAUGHT_WITHIN_S = 300.0
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files, and marks as slow what `cases_slow` leaves to the slow tests."""
+
     def place(item: pytest.Item) -> int:
         name = item.path.as_posix()
         return next((number for number, file in enumerate(LONGEST) if name.endswith(file)), len(LONGEST))
 
+    seen: set[str] = set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("cases_slow") and not item.get_closest_marker("slow"):
+            if test in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(test)
     items.sort(key=place)
 
 

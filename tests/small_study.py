@@ -1,4 +1,7 @@
-"""The settings of a pocket study small enough for a test, from the shipped ones."""
+"""The settings of a pocket study small enough for a test, from the shipped ones.
+
+The study starts its jobs as new processes, which the tests' own `python` makes warm (`tests/warm.py`).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ def write_study_settings(directory: Path, **changes: Any) -> Path:
         path = directory / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load((shipped / f"{name}.yaml").read_text()), **values}))
         study[f"{name}_config"] = str(path)
-    study |= {"arms": list(ARMS), "seeds": list(SEEDS), "num_parallel": 2, **changes}
+    study |= {"arms": list(ARMS), "seeds": list(SEEDS), "num_parallel": 2, "warm_start": False, **changes}
     path = directory / "necessity.yaml"
     path.write_text(yaml.safe_dump(study))
     return path

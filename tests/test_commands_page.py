@@ -28,11 +28,11 @@ GUIDES = {
     "data_builders.contact_sheet": "pairs", "data_builders.hub_set": "pairs", "data_builders.mini_coco_build": "pairs",
     "data_builders.pocket_descriptions": "grading", "data_builders.validate": "pairs",
     "data_builders.vocabulary": "pairs", "eval.boundary": "grading", "eval.claims": "statistics",
-    "eval.compare": "statistics", "eval.power": "plan", "eval.regrade": "grading", "eval.run": "grading",
-    "eval.support": "statistics", "eval.tower": "probes", "merge.all": "splices", "merge.splice": "splices",
-    "merge.verify": "splices", "models.fetch": "clusters", "slurm.cancel": "clusters", "slurm.gather": "clusters",
-    "slurm.launch": "clusters", "slurm.status": "clusters", "train.grpo": "freeze", "train.necessity": "freeze",
-    "train.plan": "plan", "train.sft": "own-data", "train.verify": "verify",
+    "eval.compare": "statistics", "eval.import": "import", "eval.power": "plan", "eval.regrade": "grading",
+    "eval.run": "grading", "eval.support": "statistics", "eval.tower": "probes", "merge.all": "splices",
+    "merge.splice": "splices", "merge.verify": "splices", "models.fetch": "clusters", "slurm.cancel": "clusters",
+    "slurm.gather": "clusters", "slurm.launch": "clusters", "slurm.status": "clusters", "train.grpo": "freeze",
+    "train.necessity": "freeze", "train.plan": "plan", "train.sft": "own-data", "train.verify": "verify",
 }  # fmt: skip
 """Command -> its page in docs/guides."""
 

@@ -32,8 +32,8 @@ from typing import Any, NoReturn
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 LISTENS = b"listens\n"
-COLD = ("eval.grading.worker",)
-"""Modules that limit their own memory, in which the libraries would count."""
+COLD = ("eval.grading.worker", "tracking.jobs.warm")
+"""Modules whose process must be the one that is started: they limit its memory, or fork children for its parent."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LIBRARIES = (
     "pandas", "scipy.stats", "statsmodels.stats.multitest", "torch", "torchvision", "transformers", "datasets", "peft",

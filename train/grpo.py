@@ -27,13 +27,15 @@ from eval.replies.engines import check_platform
 from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
-from train.rewards.functions import RewardArguments, bind_rewards
+from train.rewards.form import reply_form
+from train.rewards.functions import RewardArguments, bind_rewards, in_form
 from train.rollouts.generation_defaults import describe, set_aside
 from train.rollouts.record import RolloutRecord
 from train.rollouts.setup import RolloutArguments, check_context, check_rollout, engine_dtype, engine_name
 from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS, GrpoArguments
 from train.running.collectives import skip_shared_memory
 from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
+from train.sharing.arguments import begun_without_sharing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
     from train.freezing.freeze import FreezePlan
     from train.running.watched import WatchedTrainer
+
+COMMAND = "train.grpo"
 
 
 def microsteps_per_generation(training: "GRPOConfig") -> int:
@@ -103,6 +107,10 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
     steps_per_generation = microsteps_per_generation(training) / training.gradient_accumulation_steps
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_generation / steps_per_generation)
     training.shuffle_dataset = False
+    directory = Path(training.output_dir)
+    overwrite = ours.rewards.overwrite
+    unshared = on_main_process(lambda: not overwrite and begun_without_sharing(directory, COMMAND))
+    share = ours.sharing.share_prompts and not unshared
 
     def make_trainer(
         model: "PreTrainedModel", processor: "ProcessorMixin", dataset: "Dataset", plan: "FreezePlan"
@@ -122,14 +130,26 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         given = common_arguments(
             training, processor, dataset, ours.data, ours.validation, num_generations=num_generations
         )
-        share = ours.sharing.share_prompts
-        trainer = WatchedGRPOTrainer(model, reward_funcs=reward_functions, share_prompts=share, **given, **rollout)
+        form = reply_form(
+            model.config.model_type,
+            processor,
+            box_space=ours.rewards.box_space,
+            template_options=training.chat_template_kwargs,
+        )
+        rewards = in_form(reward_functions, ours.rewards.rewards, form)
+        trainer = WatchedGRPOTrainer(model, reward_funcs=rewards, share_prompts=share, **given, **rollout)
         if is_main_process():
             print(f"shared prompts: {trainer.describe_sharing()}", flush=True)
+            if unshared and ours.sharing.share_prompts:
+                print(
+                    f"note: the run in {directory} was begun before prompts could be shared, and continues without; "
+                    "--overwrite true starts over with shared prompts",
+                    flush=True,
+                )
         return trainer
 
     stage = Stage(
-        command="train.grpo",
+        command=COMMAND,
         training=training,
         model_config=model_config,
         data=ours.data,
@@ -148,11 +168,11 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
             **_without_overwrite(ours.rewards),
             **({"reward_sources": digests} if (digests := ours.rewards.source_digests()) else {}),
             **asdict(ours.validation),
-            **asdict(ours.sharing),
+            **({} if unshared else asdict(ours.sharing)),
             **(asdict(ours.rollout) if training.use_vllm else {}),
         },
     )
-    return run_stage(stage, overwrite=ours.rewards.overwrite)
+    return run_stage(stage, overwrite=overwrite)
 
 
 def _record(training: "GRPOConfig", arguments: RolloutArguments, model: "PreTrainedModel") -> RolloutRecord:
@@ -219,7 +239,9 @@ def _usable_prompts(data: DataArguments, model_config: "ModelConfig") -> tuple[l
 
 
 def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
-    return {name: value for name, value in asdict(rewards).items() if name != "overwrite"}
+    """Returns the settings of the rewards; coordinates of boxes only if they are named."""
+    left_out = ("overwrite", *(("box_space",) if rewards.box_space is None else ()))
+    return {name: value for name, value in asdict(rewards).items() if name not in left_out}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -29,9 +29,10 @@ from models.loading import local_checkpoint
 from models.pocket import PocketShape, build_config, build_tokenizer
 from tracking.command import check_all, is_main_process, parse_arguments, read_config, run_command
 from tracking.fields import LibraryClass, argument_names
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 from tracking.progress import format_duration
 from tracking.run import is_finished, open_run
-from tracking.schedule import Job, Schedule
 from tracking.tables import format_columns
 from train import FINAL_DIR
 from train.freezing.arms import Arm, parse_arms
@@ -114,7 +115,10 @@ def format_plan(study: Study) -> str:
 
 def study_settings(arguments: NecessityArguments) -> dict[str, Any]:
     """Returns what determines the study's result, including the contents of its configuration files."""
-    skipped = ("output_dir", "dry_run", "plan_json", "collect", "overwrite", "num_parallel", "expected_s", "launcher")
+    skipped = (
+        "output_dir", "dry_run", "plan_json", "collect", "overwrite", "num_parallel", "warm_start", "expected_s",
+        "launcher",
+    )  # fmt: skip
     values = {key: value for key, value in asdict(arguments).items() if key not in skipped}
     return {**values, "files": study_files(arguments)}
 
@@ -235,7 +239,13 @@ def run_study(study: Study) -> Path:
         if arguments.collect:
             collect(study)
             return report
-        schedule = Schedule(study.jobs, num_parallel=num_parallel, log_dir=directory / LOG_DIR, expected_s=expected)
+        schedule = Schedule(
+            study.jobs,
+            num_parallel=num_parallel,
+            log_dir=directory / LOG_DIR,
+            expected_s=expected,
+            warm_start=arguments.warm_start,
+        )
         run.note(seconds_per_job=schedule.run())
         copy_tables(directory)
         write_report([directory], report)

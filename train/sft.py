@@ -4,13 +4,20 @@
 
 OUTPUT/final/         the trained checkpoint
 OUTPUT/metrics.csv    loss, gradient and update norms per step
+OUTPUT/data_report.json    examples left out before training, by reason
+
+An example whose prompt and response are longer than `max_length` tokens is left out and counted, not cut: a model would
+learn answers without an end.
 """
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_builders.prompt_sets.prompts import Prompt
+from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
+from tracking.processes import on_main_process
 from tracking.run import OVERWRITE_ARGUMENT
 from train.freezing.freeze import FreezeArguments
 from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
     from train.freezing.freeze import FreezePlan
+    from train.running.examples import ExampleReport
     from train.running.watched import WatchedTrainer
 
 
@@ -57,7 +65,7 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
     check_windows(training)
     if ours.data.max_prompt_tokens is not None:
         raise ValueError("max_prompt_tokens has no effect in supervised training; its limit is max_length")
-    prompts = load_prompts(ours.data, with_response=True)
+    prompts, report = _whole_examples(training, model_config, ours.data)
     prompts_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     training.max_steps = steps_to_train(training, len(prompts), prompts_per_step)
     training.train_sampling_strategy = "sequential"
@@ -81,11 +89,30 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
         num_needed=training.max_steps * prompts_per_step,
         batch_size=prompts_per_step,
         supervised=True,
+        data_report=report.facts,
         make_trainer=make_trainer,
         telemetry=ours.telemetry,
         further_settings=asdict(ours.validation),
     )
     return run_stage(stage, overwrite=ours.run.overwrite)
+
+
+def _whole_examples(
+    training: "SFTConfig", model_config: "ModelConfig", data: DataArguments
+) -> "tuple[list[Prompt], ExampleReport]":
+    """Reads the prompts and leaves out those that training would cut; the main process counts for all."""
+    from train.running.examples import keep_whole
+
+    prompts = load_prompts(data, with_response=True)
+    if not model_config.model_name_or_path:
+        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
+    directory = local_checkpoint(model_config.model_name_or_path)
+    kept, report = on_main_process(
+        lambda: keep_whole(prompts, data, load_processor(directory), max_length=training.max_length)
+    )
+    if is_main_process():
+        print("".join(f"{note}\n" for note in report.notes), end="", flush=True)
+    return kept, report
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from analyze.attention.mass import KEY_SEGMENTS, PADDING, AttentionMass, accumulating
 from analyze.attention.records import PARTS
+from data_builders.prompt_sets.depth import eight_bits
 from eval.replies.generation import tokenizer_of
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def read_reply(
     length = next((i for i, token in enumerate(encoded["input_ids"]) if token in special), len(encoded["input_ids"]))
     if not length:
         return None
-    images = [Image.open(path).convert("RGB") for path in image_paths]
+    images = [eight_bits(Image.open(path)).convert("RGB") for path in image_paths]
     inputs = processor(text=[text], return_tensors="pt", **({"images": images} if images else {}))
     prompt_ids = inputs["input_ids"][0]
     prompt_segments = _prompt_segments(tokenizer, text, question, prompt_ids, vision_ids)

@@ -16,8 +16,10 @@ from analyze.attention.controls import NUM_CONTROL_REPLIES, check_model
 from analyze.attention.plan import MODES, Contender, Unit
 from analyze.attention.records import Label, encode_masses
 from analyze.probes.inputs import Problem
+from eval.grading import BoxSpace
 from eval.replies.answering import graded
 from eval.replies.batching import BatchSize
+from eval.replies.pictures import answer_spaces, pixel_limits
 from models.families import family_of
 from tracking.progress import progress
 from tracking.records import Record
@@ -58,6 +60,11 @@ class Loaded:
 
         style, system_prompt = self.reading.prompt_style, self.reading.system_prompt
         return render_prompt(self.processor, problem.prompt, style=style, system_prompt=system_prompt)
+
+    def space_of(self, problem: Problem) -> BoxSpace | None:
+        """The coordinates in which the model answers a problem that asks for a box."""
+        limits = pixel_limits(self.processor, min_pixels=None, max_pixels=None)
+        return answer_spaces(self.model.config.model_type, limits)(problem.prompt, problem.directory)
 
     @property
     def pad_id(self) -> int:
@@ -159,10 +166,11 @@ def _length(unit: Unit) -> tuple[int, int]:
 def _answer(label: Label, loaded: Loaded, batch: Sequence[Problem]) -> list[Record]:
     from eval.replies.generation import generate, greedy_settings
 
+    texts = [loaded.render(problem) for problem in batch]
     generations = generate(
         loaded.model,
         loaded.processor,
-        [loaded.render(problem) for problem in batch],
+        texts,
         [problem.image_paths for problem in batch],
         greedy_settings(loaded.model, loaded.processor, loaded.reading.max_new_tokens),
     )
@@ -171,9 +179,13 @@ def _answer(label: Label, loaded: Loaded, batch: Sequence[Problem]) -> list[Reco
             "model": label.name,
             "seed": label.seed,
             **problem.head,
-            **{name: value for name, value in graded(problem.prompt, generation).items() if name in KEPT_OF_ANSWERS},
+            **{
+                name: value
+                for name, value in graded(problem.prompt, generation, text=text, space=loaded.space_of(problem)).items()
+                if name in KEPT_OF_ANSWERS
+            },
         }
-        for problem, generation in zip(batch, generations, strict=True)
+        for problem, text, generation in zip(batch, texts, generations, strict=True)
     ]
 
 

@@ -25,11 +25,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from analyze.deltas.change import Comparison, measure_many
 from analyze.deltas.figures import DeltaTables, draw_all
 from analyze.deltas.floor import ULP_LABELS
+from analyze.deltas.plan import DeltaPlan, plan_phases
 from analyze.deltas.records import SpectralOptions, batches, cost, is_matrix, matrix_shape, measure_spectra
 from analyze.deltas.summary import summary
 from analyze.deltas.tables import (
@@ -44,11 +44,8 @@ from analyze.deltas.tables import (
     summarise,
     ulps_table,
 )
-from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, block_names, make_partition
-from models.checkpoint import Checkpoint, check_same_tensors, open_checkpoint
-from models.completeness import check_against_config, check_complete
-from models.layout import Layout, Parameter, layout_of
-from models.loading import check_checkpoint, local_checkpoint
+from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT
+from models.loading import check_checkpoint
 from tracking.command import check_all, check_least, did_you_mean, parse_arguments
 from tracking.product import partial_file
 from tracking.progress import weighted_progress
@@ -57,7 +54,6 @@ from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import write_table
 
 MEASURES = ("energy", "floor", "spectra", "null", "geometry")
-SFT_PHASE, RL_PHASE = "sft", "rl"
 MIN_ROWS_FOR_THREADS = 512
 """On the shorter side of a matrix: below, threads wait for each other more than they work (three times slower)."""
 
@@ -173,50 +169,6 @@ class DeltaArguments:
         return self.num_threads or len(os.sched_getaffinity(0))
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One difference, end - start, under a name and, for an arm, a seed."""
-
-    name: str
-    seed: str
-    start: int
-    """Its checkpoint's number among those that are open."""
-    end: int
-
-    @property
-    def labels(self) -> dict[str, str]:
-        return {"phase": self.name, "seed": self.seed}
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.seed}" if self.seed else self.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeltaPlan:
-    """What is compared with what."""
-
-    checkpoints: list[Checkpoint]
-    phases: list[Phase]
-    layout: Layout
-    partition: Partition
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Phases whose directions are compared: SFT's with each of RL's, and the first of RL's with the others."""
-        sft = [number for number, phase in enumerate(self.phases) if phase.end == 0]
-        rl = [number for number in range(len(self.phases)) if number not in sft]
-        return [*((first, second) for first in sft for second in rl), *((rl[0], second) for second in rl[1:])]
-
-    def place(self, parameter: Parameter) -> dict[str, Any]:
-        """Where a table files a tensor."""
-        return {
-            "block": block_names(parameter, self.partition),
-            "region": parameter.region,
-            "layer": parameter.index,
-            "tensor": parameter.name,
-        }
-
-
 def measure_tensors(plan: DeltaPlan, arguments: DeltaArguments, log: RecordLog) -> None:
     """Appends the record of every tensor that has none: the sums of all phases, and of all pairs of them."""
     pending = [name for name in plan.layout.parameters if f"change/{name}" not in log]
@@ -262,39 +214,6 @@ def measure_matrices(plan: DeltaPlan, arguments: DeltaArguments, log: RecordLog)
     for group in weighted_progress(groups, [cost(group) for group in groups], label="spectra"):
         torch.set_num_threads(arguments.threads if min(matrix_shape(group[0])) >= MIN_ROWS_FOR_THREADS else 1)
         log.append(*measure_spectra(group, phases, plan.pairs, options))
-
-
-def plan_phases(arguments: DeltaArguments) -> DeltaPlan:
-    """Opens the checkpoints, checks that they fit each other and their configuration, and pairs them up."""
-    checkpoints = [open_checkpoint(local_checkpoint(arguments.start))]
-    phases = []
-    if arguments.base:
-        checkpoints.append(open_checkpoint(local_checkpoint(arguments.base)))
-        phases.append(Phase(SFT_PHASE, "", 1, 0))
-    for entry in arguments.ends:
-        label, separator, checkpoint = entry.partition("=")
-        if not separator and len(arguments.ends) == 1:
-            label, checkpoint = RL_PHASE, entry
-        name, _, seed = label.partition("@")
-        if not checkpoint or not name:
-            raise ValueError(
-                f"--rl {entry!r} is no NAME=CHECKPOINT, such as full@0=outputs/arms/full-seed0/final; "
-                "one checkpoint alone needs no name"
-            )
-        phases.append(Phase(name, seed, 0, len(checkpoints)))
-        checkpoints.append(open_checkpoint(local_checkpoint(checkpoint)))
-    names = [str(phase) for phase in phases]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name!r} is named twice; expected each phase or arm once with each seed")
-    layout = layout_of(checkpoints[0].directory)
-    check_complete(checkpoints[0], layout)
-    for opened in checkpoints[1:]:
-        check_against_config(opened)
-        check_same_tensors(checkpoints[0], opened)
-        check_complete(opened, layout)
-    partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
-    return DeltaPlan(checkpoints=checkpoints, phases=phases, layout=layout, partition=partition)
 
 
 def check_device(device: str) -> None:
@@ -386,7 +305,9 @@ def write_tables(plan: DeltaPlan, measures: Sequence[str], log: Sequence[Record]
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, DeltaArguments, description=__doc__, check_inputs=True)
     check_device(arguments.device)
-    plan = plan_phases(arguments)
+    plan = plan_phases(
+        arguments.start, arguments.ends, arguments.base, partition=arguments.partition, cuts=arguments.cuts
+    )
     output_dir = Path(arguments.output_dir)
     settings = {
         "checkpoints": {

@@ -32,7 +32,16 @@ from analyze.report.same import source_of
 from analyze.report.start import BASE, draw_levels, weaker_start
 from analyze.report.study import ArmRun, NecessityStudy
 from eval.compare.command import COLUMNS
-from eval.compare.scope import about, counted_tests, covers, is_significant, read_comparison, row_about, verdict
+from eval.compare.scope import (
+    about,
+    corrections,
+    counted_tests,
+    covers,
+    is_significant,
+    read_comparison,
+    row_about,
+    verdict,
+)
 from eval.compare.sentences import could_find
 from eval.display.colours import model_colour
 from eval.display.formatting import MINUS, interval, percent, points, probability
@@ -333,7 +342,7 @@ def necessity_values(output: Output, compared: Sequence[Output] = ()) -> dict[st
         "margins": MARGINS,
         "source": "" if source is None else source.name,
         "asked_otherwise": source is None and bool(compared) and len(accuracy) > 0,
-        "num_tests": int(accuracy["num_tests"].max()) if len(accuracy) else 0,
+        "corrections": corrections(accuracy[accuracy["seed"].astype(str) == POOLED]) if len(accuracy) else "",
         "warning": weaker_start(accuracy.assign(label=accuracy["ability"]), START, FULL),
         "lead_figure": _lead_figure(study, images),
         "gains": gain_rows(study),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from analyze.skip.layers import Branches, Plan, RowwiseSkip
+from data_builders.prompt_sets.depth import eight_bits
 from eval.replies.decoding import LENGTH, REPETITION, STOP, prompt_positions
 from eval.replies.generation import Generation, tokenizer_of
 from eval.replies.repetition import RepetitionStop
@@ -74,7 +75,7 @@ def _tokenize(
 ) -> Any:
     from PIL import Image
 
-    images = [Image.open(path).convert("RGB") for number in chosen for path in image_paths[number]]
+    images = [eight_bits(Image.open(path)).convert("RGB") for number in chosen for path in image_paths[number]]
     given = {"images": images} if images else {}
     return processor(text=[texts[number] for number in chosen], padding=True, return_tensors="pt", **given)
 

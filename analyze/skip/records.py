@@ -3,6 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
+from eval.grading import BoxSpace
 from eval.replies.answering import graded
 from tracking.records import Record
 
@@ -11,8 +12,13 @@ if TYPE_CHECKING:
     from eval.replies.generation import Generation
 
 
-def row_record(row: "Row", *, text: str, dtype: str, answer: "Generation") -> Record:
-    """Returns what is kept of one answer, graded."""
+def row_record(row: "Row", *, text: str, dtype: str, answer: "Generation", space: BoxSpace | None = None) -> Record:
+    """Returns what is kept of one answer, graded.
+
+    Args:
+        text: the rendered prompt.
+        space: the coordinates in which the model writes boxes, if they are not the gold's.
+    """
     prompt = row.problem.prompt
     return {
         "key": row.key,
@@ -22,5 +28,5 @@ def row_record(row: "Row", *, text: str, dtype: str, answer: "Generation") -> Re
         "answer_kind": prompt.answer_kind,
         "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "dtype": dtype,
-        **graded(prompt, answer),
+        **graded(prompt, answer, text=text, space=space),
     }

@@ -9,6 +9,7 @@ from analyze.probes.inputs import Problem
 from analyze.skip.plan import Asking, Configuration, Row, all_rows, make_units
 from analyze.skip.records import row_record
 from eval.replies.batching import BatchSize
+from eval.replies.pictures import answer_spaces, pixel_limits
 from eval.replies.subject import Subject
 from tracking.progress import progress, say
 from tracking.sharding import SharedLog
@@ -46,10 +47,20 @@ def answer_all(
     own = [units[number] for number in log.pending_groups([[row.key for row in unit] for unit in units])]
     size = BatchSize(asking.batch_size)
     dtype = str(model.dtype).removeprefix("torch.")
+    spaces = answer_spaces(model.config.model_type, pixel_limits(processor, min_pixels=None, max_pixels=None))
     for unit in progress(own, label=title, unit="batch"):
         answers = _answers(asking, model, processor, unit, texts, size)
         log.append(
-            *[row_record(row, text=texts[row.problem.key], dtype=dtype, answer=answer) for row, answer in answers]
+            *[
+                row_record(
+                    row,
+                    text=texts[row.problem.key],
+                    dtype=dtype,
+                    answer=answer,
+                    space=spaces(row.problem.prompt, row.problem.directory),
+                )
+                for row, answer in answers
+            ]
         )
 
 

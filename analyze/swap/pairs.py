@@ -12,6 +12,7 @@ from torch import Tensor
 from analyze.swap.prefix import ReadyPrompt, make_ready
 from analyze.swap.scores import FAMILY_BOX_SPACES, BoxSpace, box_space, gold_texts
 from data_builders.pairs.pair import Pair
+from data_builders.prompt_sets.depth import eight_bits
 from eval.replies.generation import tokenizer_of
 from eval.replies.prompting import chat_messages
 
@@ -56,7 +57,7 @@ def open_pair(model: Any, processor: Any, directory: Path, pair: Pair, options: 
     images = []
     for name in (pair.target_image, pair.source_image):
         with Image.open(directory / name) as opened:
-            images.append(opened.convert("RGB"))
+            images.append(eight_bits(opened).convert("RGB"))
     messages = chat_messages(pair.prompt, num_images=1, style=options.style, system_prompt=options.system_prompt)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     try:

@@ -16,19 +16,36 @@ boxes, which are the same answer where their IoU is above 0.5. A reply without a
 grader, and differs from one that has an answer. None is what cannot be judged: several boxes in one reply, no answer
 with and without the swap, two pictures with the same answer.
 
-A model writes boxes in coordinates of its own (`BOX_SPACES`), which are mapped to the image's pixels. Which they are is
-assumed from the family (`FAMILY_BOX_SPACES`), never guessed from the numbers; a model trained on others needs them
-said. Known limit: x, y, width and height are read as two corners.
+A model writes boxes in coordinates of its own (`eval/grading/boxes.py`), which are mapped to the image's pixels. Known
+limit: x, y, width and height are read as two corners.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from data_builders.pairs.pair import Box, Pair, box_text
-from eval.grading import KINDS, MIN_IOU, boxes_in, find_answer, iou, parse_number
+from eval.grading import (
+    BOX_SPACES,
+    FAMILY_BOX_SPACES,
+    IMAGE_SPACE,
+    KINDS,
+    MIN_IOU,
+    BoxSpace,
+    Size,
+    boxes_in,
+    find_answer,
+    iou,
+    parse_number,
+    text_after_thoughts,
+)
+from eval.grading import box_space as model_space
 
-THOUSAND = 1000.0
+__all__ = [
+    "ANSWER_KINDS", "BOX_SPACES", "FAMILY_BOX_SPACES", "IMAGE_SPACE", "METRICS", "NUMBER_WORDS", "PAPER_METRICS",
+    "Answer", "BoxSpace", "answer_in", "asks_for_box", "box_space", "can_move", "find_boxes", "gold_answers",
+    "gold_texts", "is_right", "same_answer", "score",
+]  # fmt: skip
+
 METRICS = ("paper", "changed", "moved_to_source", "kept_target", "as_source_reply", "answered")
 PAPER_METRICS = {
     "ocr": "text differs",
@@ -45,52 +62,6 @@ NUMBER_WORDS = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )  # fmt: skip
 
-Size = tuple[int, int]
-"""Width and height in pixels."""
-
-
-def _resized_pixels(image_size: Size, resized_size: Size) -> Size:
-    return resized_size
-
-
-def _thousandths(image_size: Size, resized_size: Size) -> tuple[float, float]:
-    return THOUSAND, THOUSAND
-
-
-def _image_pixels(image_size: Size, resized_size: Size) -> Size:
-    return image_size
-
-
-BOX_SPACES: dict[str, Callable[[Size, Size], tuple[float, float]]] = {
-    "resized": _resized_pixels,
-    "thousand": _thousandths,
-    "image": _image_pixels,
-}
-"""Name -> width and height of the coordinates, from the size of the image and the size the model sees it in."""
-
-FAMILY_BOX_SPACES = {"qwen2_5_vl": "resized", "qwen2_vl": "thousand", "qwen3_vl": "thousand"}
-"""Qwen2-VL: thousandths of the image's sides (arXiv 2409.12191); Qwen2.5-VL: pixels of the image as the processor
-resizes it, Qwen3-VL: thousandths again (their makers in QwenLM/Qwen3-VL, issues 676, 866 and 1486)."""
-
-
-@dataclass(frozen=True)
-class BoxSpace:
-    """How far the coordinates in which a model writes boxes are stretched against the image's pixels."""
-
-    scale_x: float
-    scale_y: float
-
-    def to_image(self, box: Box) -> Box:
-        """Maps a model's box to the image's pixels."""
-        return box[0] / self.scale_x, box[1] / self.scale_y, box[2] / self.scale_x, box[3] / self.scale_y
-
-    def to_model(self, box: Box) -> Box:
-        """Maps a box in the image's pixels to what the model would write."""
-        return box[0] * self.scale_x, box[1] * self.scale_y, box[2] * self.scale_x, box[3] * self.scale_y
-
-
-IMAGE_SPACE = BoxSpace(1.0, 1.0)
-
 
 def box_space(space_name: str, *, image_size: Size, grid: tuple[int, int], patch_size: int) -> BoxSpace:
     """Returns the map between a model's coordinates and an image's pixels.
@@ -101,11 +72,8 @@ def box_space(space_name: str, *, image_size: Size, grid: tuple[int, int], patch
         grid: rows and columns of patches, as the processor's `image_grid_thw` has them after the time.
         patch_size: the side of a patch in pixels.
     """
-    if space_name not in BOX_SPACES:
-        raise ValueError(f"box space {space_name!r} is unknown; expected one of {', '.join(BOX_SPACES)}")
     rows, columns = grid
-    width, height = BOX_SPACES[space_name](image_size, (columns * patch_size, rows * patch_size))
-    return BoxSpace(width / image_size[0], height / image_size[1])
+    return model_space(space_name, image_size=image_size, resized_size=(columns * patch_size, rows * patch_size))
 
 
 @dataclass(frozen=True)
@@ -231,7 +199,7 @@ def _final_part(reply: str) -> str:
     found = find_answer(reply, "text")
     if found is not None and found[1] != "last sentence":
         return found[0]
-    return reply.rpartition("</think>")[2]
+    return "" if text_after_thoughts(reply) is None else reply.rpartition("</think>")[2]
 
 
 def _spell_digits(reply: str) -> str:

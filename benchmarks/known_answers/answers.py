@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tracking.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +67,26 @@ def answer_table(answers: Sequence[Answer]) -> "pd.DataFrame":
 
     rows = [asdict(answer) | {"verdict": answer.verdict} for answer in answers]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Returns the answers of an `answers.csv`, with its verdicts."""
+    rows = read_table(path).fillna({"place": ""}).to_dict("records")
+    return [
+        Answer(
+            instrument=str(row["instrument"]),
+            case=str(row["case"]),
+            quantity=str(row["quantity"]),
+            place=str(row["place"]),
+            truth=float(row["truth"]),
+            estimate=float(row["estimate"]),
+            low=float(row["low"]),
+            high=float(row["high"]),
+            tolerance=float(row["tolerance"]),
+            is_right=row["verdict"] == FOUND,
+        )
+        for row in rows
+    ]
 
 
 def describe(answer: Answer) -> str:

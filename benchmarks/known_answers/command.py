@@ -2,6 +2,7 @@
 
     python -m benchmarks.known_answers --config configs/calibration/known_answers.yaml    (make calibrate)
     python -m benchmarks.known_answers --instruments swap skip --output-dir outputs/calibration
+    python -m slurm.launch --config configs/calibration/study.yaml --local    (a job per instrument)
 
 For each instrument models or weight changes are built whose truth follows from their construction (`instruments.py`).
 The suite's own commands measure them, and every number is compared with the truth.
@@ -16,6 +17,7 @@ A wrong verdict fails the command (exit status 1) after everything is written. S
 killed command continues: what a command has finished is kept.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,8 +28,10 @@ import yaml
 
 from analyze.probes.figures import save_figures
 from analyze.probes.inputs import check_choices
-from benchmarks.known_answers.answers import WRONG, Answer, answer_table, describe
+from benchmarks.known_answers import necessity
+from benchmarks.known_answers.answers import WRONG, Answer, answer_table, describe, read_answers
 from benchmarks.known_answers.instruments import INSTRUMENTS
+from benchmarks.known_answers.jobs import COMMAND, plan_as_json
 from benchmarks.known_answers.page import headline, render
 from benchmarks.known_answers.workplace import CONFIGS, Workplace, prepare
 from tracking.command import check_all, check_least, parse_arguments
@@ -53,13 +57,39 @@ class CalibrationArguments:
     num_pairs: int = field(default=40, metadata={"help": "pairs of pictures for the swap"})
     num_prompts: int = field(default=120, metadata={"help": "prompts for skip, attention and splices"})
     seed: int = field(default=0, metadata={"help": "seed of pictures, questions and planted weights"})
+    judged: bool = field(
+        default=True,
+        metadata={"help": "exit with status 1 if a verdict is wrong; false if a joining command judges"},
+    )
+    joined: list[str] = field(
+        default_factory=list,
+        metadata={"help": "NAME=DIR, finished calibrations of one instrument each, whose answers make one page"},
+    )
+    plan_json: bool = field(default=False, metadata={"help": "print the jobs as JSON and exit, for slurm.launch"})
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         check_all(
             partial(check_choices, "instrument", self.instruments, list(INSTRUMENTS)),
             partial(check_least, self, num_pairs=1, num_prompts=1, seed=0),
+            self._check_joined,
         )
+
+    def _check_joined(self) -> None:
+        for entry in self.joined:
+            name, equals, folder = entry.partition("=")
+            if not (equals and folder and name in self.instruments):
+                raise ValueError(f"joined {entry!r}; expected NAME=DIR, such as swap=outputs/calibration_study/swap")
+
+    @property
+    def chosen(self) -> list[str]:
+        """The instruments, in the order of the page."""
+        return [name for name in INSTRUMENTS if name in self.instruments]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of the inputs."""
+        return {name: getattr(self, name) for name in ("num_pairs", "num_prompts", "seed")}
 
 
 def calibrate(arguments: CalibrationArguments) -> Path:
@@ -69,13 +99,17 @@ def calibrate(arguments: CalibrationArguments) -> Path:
         RuntimeError: if a verdict is wrong, after everything is written, or if a control of an instrument fails.
     """
     directory = Path(arguments.output_dir)
-    chosen = {name: INSTRUMENTS[name] for name in INSTRUMENTS if name in arguments.instruments}
-    sizes = {name: getattr(arguments, name) for name in ("num_pairs", "num_prompts", "seed")}
+    chosen = {name: INSTRUMENTS[name] for name in arguments.chosen}
+    sizes = arguments.sizes
     paths = {name: CONFIGS / f"{name}.yaml" for one in chosen.values() for name in one.configs}
     configs = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in paths.items()}
     settings: dict[str, Any] = {"instruments": list(chosen), **sizes, "configs": configs}
     with open_run(
-        directory, command="benchmarks.known_answers", settings=settings, overwrite=arguments.overwrite
+        directory,
+        command=COMMAND,
+        settings=settings,
+        overwrite=arguments.overwrite,
+        found=[] if arguments.overwrite else [necessity.NAME],
     ) as run:
         if run.finished:
             return directory
@@ -90,11 +124,33 @@ def calibrate(arguments: CalibrationArguments) -> Path:
             say(f"{name}: {sum(answer.verdict != WRONG for answer in found)} of {len(found)} planted truths found")
             answers += found
         write_results(directory, answers)
-        check_verdicts(answers, directory)
+        if arguments.judged:
+            check_verdicts(answers, directory)
     return directory
 
 
-def write_results(directory: Path, answers: Sequence[Answer]) -> None:
+def join(arguments: CalibrationArguments) -> Path:
+    """Writes table, figures and page from the answers of finished calibrations, and returns the output directory.
+
+    Raises:
+        RuntimeError: if a verdict is wrong or an instrument has no answers, after everything is written.
+    """
+    directory = Path(arguments.output_dir)
+    folders = dict(entry.split("=", 1) for entry in arguments.joined)
+    names = [name for name in arguments.chosen if name in folders]
+    missing = [name for name in arguments.chosen if name not in folders]
+    settings = {"instruments": arguments.chosen, "joined": names}
+    with open_run(directory, command=COMMAND, settings=settings, overwrite=arguments.overwrite) as run:
+        if not run.finished:
+            answers = [answer for name in names for answer in read_answers(Path(folders[name]) / ANSWERS_FILE)]
+            write_results(directory, answers, missing)
+            check_verdicts(answers, directory)
+            if missing:
+                raise RuntimeError(f"no answers of {', '.join(missing)}; the log of each job has the reason")
+    return directory
+
+
+def write_results(directory: Path, answers: Sequence[Answer], missing: Sequence[str] = ()) -> None:
     """Writes the table, a figure per instrument, and the page."""
     table = answer_table(answers)
     write_table(directory / ANSWERS_FILE, table)
@@ -105,7 +161,7 @@ def write_results(directory: Path, answers: Sequence[Answer]) -> None:
         figures,
         {name: partial(one.draw, table[table["instrument"] == name]) for name, one in instruments.items()},
     )
-    write_text(directory / PAGE_FILE, render(table, instruments, figures))
+    write_text(directory / PAGE_FILE, render(table, instruments, figures, missing))
 
 
 def check_verdicts(answers: Sequence[Answer], directory: Path) -> None:
@@ -134,5 +190,8 @@ def summary(directory: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, CalibrationArguments, description=__doc__)
-    directory = calibrate(arguments)
+    if arguments.plan_json:
+        print(json.dumps(plan_as_json(Path(arguments.output_dir), arguments.chosen, arguments.sizes)))
+        return
+    directory = join(arguments) if arguments.joined else calibrate(arguments)
     print(*summary(directory), f"page: {directory / PAGE_FILE}", sep="\n")

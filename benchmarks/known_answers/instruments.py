@@ -84,9 +84,9 @@ INSTRUMENTS: Mapping[str, Instrument] = {
     ),
     necessity.NAME: Instrument(
         commands="train.necessity (benchmarks.necessary_block), eval.splits",
-        configs=("necessity_early", "necessity_mid", "necessity_late"),
+        configs=("necessity_early", "necessity_mid", "necessity_late", "necessity_seeds"),
         planted="Three starts in which only the layers of one block can learn to see. The arm that freezes this block "
-        "must keep nothing of the gain, every other arm all of it. Halves of the seeds of one arm must not differ.",
+        "must keep nothing of the gain, every other arm all of it. Halves of ten seeds of one arm must not differ.",
         measure=necessity.measure,
         draw=draw_gains_kept,
         caption="Gain kept by each arm, per necessary block. Bars: planted. Dots: found, with 95 % intervals over "

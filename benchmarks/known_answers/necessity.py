@@ -4,11 +4,11 @@ Each of `early`, `mid` and `late` is made necessary in a study of its own. It ru
 than all other instruments together.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.known_answers.answers import FOUND, Answer
+from benchmarks.known_answers.answers import Answer, read_answers
 from benchmarks.known_answers.workplace import Workplace
-from tracking.tables import read_table
 
 NAME = "necessity"
 COMMAND = "benchmarks.necessary_block"
@@ -27,23 +27,12 @@ def measure(work: Workplace) -> list[Answer]:
     except RuntimeError:
         if not table.is_file():
             raise
-    return read_answers(table)
+    return read_control(table)
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Returns the rows of the positive control's `answers.csv`."""
-    rows = read_table(path).to_dict("records")
+def read_control(path: Path) -> list[Answer]:
+    """Returns the rows of the positive control's `answers.csv` as answers of this instrument."""
     return [
-        Answer(
-            instrument=NAME,
-            case=str(row["case"]) if row["instrument"] == NAME else str(row["instrument"]),
-            quantity=str(row["quantity"]),
-            place=str(row["place"]),
-            truth=float(row["truth"]),
-            estimate=float(row["estimate"]),
-            low=float(row["low"]),
-            high=float(row["high"]),
-            is_right=row["verdict"] == FOUND,
-        )
-        for row in rows
+        replace(answer, instrument=NAME, case=answer.case if answer.instrument == NAME else answer.instrument)
+        for answer in read_answers(path)
     ]

@@ -18,13 +18,19 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "calibration.html.j2"
 
 
-def render(answers: "pd.DataFrame", instruments: "Mapping[str, Instrument]", figures: Path) -> str:
+def render(
+    answers: "pd.DataFrame",
+    instruments: "Mapping[str, Instrument]",
+    figures: Path,
+    missing: Sequence[str] = (),
+) -> str:
     """Returns the page as HTML.
 
     Args:
         answers: as `answer_table` returns them.
         instruments: those that were asked, by name.
         figures: the folder with a `NAME.png` per instrument.
+        missing: instruments that should have been asked and gave no answers.
     """
     sections = []
     for name, instrument in instruments.items():
@@ -47,6 +53,7 @@ def render(answers: "pd.DataFrame", instruments: "Mapping[str, Instrument]", fig
         )
     return page_environment(TEMPLATES).get_template(PAGE).render(
         headline=headline(answers),
+        missing=missing,
         wrong=answer_rows(answers[answers["verdict"] == WRONG]),
         sections=sections,
         **counts(answers),

@@ -5,23 +5,25 @@
 
 For each of early, mid and late a start is built in which only this block can learn to see the picture (`start.py`).
 `train.necessity` then trains every arm with `configs/calibration/necessity_BLOCK.yaml`, and what it reports is compared
-with the truth: the arm that freezes the block keeps none of the gain, every other arm all of it. Halves of an arm's
-seeds are also compared with each other: they do not differ (`answers.py`).
+with the truth: the arm that freezes the block keeps none of the gain, every other arm all of it. One arm is also
+trained with ten seeds, whose halves are compared with each other: they do not differ (`answers.py`).
 
-    answers.csv              truth, estimate, interval and verdict, a row per number
-    start/, early/, mid/, …  the starts and the studies, each with its `report.html`
+    answers.csv                     truth, estimate, interval and verdict, a row per number
+    start/, early/, mid/, …, seeds/ the starts and the studies, each with its `report.html`
 
 What is finished is not run again, also where `train.necessity` was started by hand with these configurations.
 Exit status 1: a verdict is wrong, or a frozen block was trained.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.known_answers.answers import WRONG, Answer, answer_table
 from benchmarks.necessary_block.answers import compare_halves, describe, read_answers
-from benchmarks.necessary_block.studies import Workplace, build_starts, run_study, start_configs, study_configs
+from benchmarks.necessary_block.jobs import plan_as_json
+from benchmarks.necessary_block.studies import SEEDS, Workplace, build_starts, run_study, start_configs, study_configs
 from models.blocks import BLOCKS
 from tracking.command import parse_arguments, read_yaml
 from tracking.run import OVERWRITE_ARGUMENT, open_run
@@ -44,6 +46,7 @@ class ControlArguments:
     build_only: bool = field(
         default=False, metadata={"help": "build the starts and stop; run the studies with train.necessity"}
     )
+    plan_json: bool = field(default=False, metadata={"help": "print the jobs as JSON and exit, for slurm.launch"})
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
@@ -77,11 +80,14 @@ def summarise(answers: Sequence[Answer]) -> str:
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, ControlArguments, description=__doc__)
     work = Workplace(directory=Path(arguments.output_dir), seed=arguments.seed)
+    blocks = [block for block in BLOCKS if block in arguments.blocks]
+    if arguments.plan_json:
+        print(json.dumps(plan_as_json(COMMAND, work, blocks)))
+        return
     write_starts(work, overwrite=arguments.overwrite)
     if arguments.build_only:
         print(f"starts: {work.start}")
         return
-    blocks = [block for block in BLOCKS if block in arguments.blocks]
     files = [*start_configs(), *study_configs(blocks)]
     settings = {
         "blocks": blocks, "seed": work.seed, "files": {str(path): read_yaml(path) for path in files},
@@ -91,13 +97,13 @@ def main(argv: list[str] | None = None) -> None:
         command=COMMAND,
         settings=settings,
         overwrite=arguments.overwrite,
-        found=[work.start.name, *BLOCKS],
+        found=[work.start.name, *BLOCKS, SEEDS],
     ) as run:
         if not run.finished:
-            for block in blocks:
-                run_study(work, block, overwrite=arguments.overwrite)
+            for study in [*blocks, SEEDS]:
+                run_study(work, study, overwrite=arguments.overwrite)
             answers = [answer for block in blocks for answer in read_answers(work, block)]
-            answers.append(compare_halves(work, blocks))
+            answers.append(compare_halves(work))
             write_table(work.directory / ANSWERS_FILE, answer_table(answers))
             print(*map(describe, answers), sep="\n")
             print(summarise(answers))

@@ -3,6 +3,7 @@
     DIR/start/data, untrained, base, sft       prompts, untrained model, whole model, cold start without sight
     DIR/start/BLOCK/base, DIR/start/BLOCK/sft  the whole model and the start of all arms, with the block in its place
     DIR/BLOCK                                  the study: arms, evaluations, `comparison.csv`, `report.html`
+    DIR/seeds                                  one arm with ten seeds, for A against A
 
 What is finished is not done again.
 """
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.necessary_block.pictures import build_prompts
-from benchmarks.necessary_block.start import close_others, cut_route, place_block
+from benchmarks.necessary_block.start import TRAINED_IN, close_others, cut_route, place_block
 from models.blocks import BLOCKS
 from models.pocket import CHECKPOINT_DIR
 from tracking.command import REPOSITORY_ROOT
-from tracking.schedule import Job, Schedule
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 from train import FINAL_DIR
 
 CONFIGS = Path("configs") / "calibration"
@@ -25,6 +27,8 @@ STAGES = CONFIGS / "necessity"
 EXPECTED_S = {"init": 10.0, "train": 25.0}
 PHASES = ("base", "sft")
 """The whole model, and the start of all arms."""
+SEEDS = "seeds"
+"""The study of A against A."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +51,12 @@ class Workplace:
         return self.start / block / phase
 
     def study(self, block: str) -> Path:
-        """Returns the folder of a block's study."""
+        """Returns the folder of a block's study, or of A against A."""
         return self.directory / block
 
 
 def study_config(block: str) -> Path:
-    """Returns the configuration of a block's study."""
+    """Returns the configuration of a block's study, or of A against A."""
     return CONFIGS / f"necessity_{block}.yaml"
 
 
@@ -62,8 +66,8 @@ def start_configs() -> list[Path]:
 
 
 def study_configs(blocks: Sequence[str]) -> list[Path]:
-    """Returns the configurations that the studies of these blocks depend on."""
-    return [*map(study_config, blocks), *(STAGES / f"{name}.yaml" for name in ("grpo", "eval"))]
+    """Returns the configurations that the studies of these blocks and of A against A depend on."""
+    return [*map(study_config, [*blocks, SEEDS]), *(STAGES / f"{name}.yaml" for name in ("grpo", "eval"))]
 
 
 def build_starts(work: Workplace) -> None:
@@ -87,22 +91,31 @@ def build_starts(work: Workplace) -> None:
 
 
 def run_study(work: Workplace, block: str, *, overwrite: bool = False) -> None:
-    """Runs the necessity study of one block: its arms, evaluations, comparison and page.
+    """Runs the necessity study of one block, or of A against A: its arms, evaluations, comparison and page.
 
     Raises:
         RuntimeError: if a job fails, such as an arm in which a frozen tensor changed.
     """
     from train.necessity import main
 
+    main([*study_words(work, block, root=REPOSITORY_ROOT), "--overwrite", str(overwrite)])
+
+
+def study_words(work: Workplace, block: str, *, root: Path = Path()) -> list[str]:
+    """Returns the arguments of train.necessity for the study of one block, or of A against A.
+
+    Args:
+        root: folder of the repository; by default the configuration is given from there.
+    """
+    start = TRAINED_IN if block == SEEDS else block
     words = {
-        "config": REPOSITORY_ROOT / study_config(block),
+        "config": root / study_config(block),
         "output_dir": work.study(block),
         "prompts": work.prompts,
-        "base_checkpoint": work.placed(block, "base"),
-        "sft_checkpoint": work.placed(block, "sft"),
-        "overwrite": overwrite,
+        "base_checkpoint": work.placed(start, "base"),
+        "sft_checkpoint": work.placed(start, "sft"),
     }
-    main([word for name, value in words.items() for word in (f"--{name}", str(value))])
+    return [word for name, value in words.items() for word in (f"--{name}", str(value))]
 
 
 def _train(work: Workplace, phase: str, start: Path) -> None:

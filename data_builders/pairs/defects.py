@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from data_builders.pairs.pair import Pair, box_area, box_text, intersection
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from tracking.progress import progress
 
@@ -117,7 +118,7 @@ def _defects_of_images(directory: Path, pair: Pair) -> Found:
     ):
         try:
             with Image.open(directory / name) as opened:
-                picture = opened.convert("RGB")
+                picture = eight_bits(opened).convert("RGB")
         except DECODING_ERRORS as error:
             found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be decoded: {_say(error, name)}"
             yield "unreadable_image", f"{side} {name} {found}"

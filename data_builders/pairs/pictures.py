@@ -10,6 +10,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from data_builders.pairs.pair import Pair
+from data_builders.prompt_sets.depth import eight_bits
 
 Found = Iterator[tuple[str, str]]
 """Kinds of defects with findings."""
@@ -50,7 +51,7 @@ class PairPictures:
 def read_rgb(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """Returns an image's pixels."""
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(eight_bits(image).convert("RGB"))
 
 
 def box_around(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int] | None:

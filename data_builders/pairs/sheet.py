@@ -7,6 +7,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from data_builders.pairs.pair import Box, Pair
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import DECODING_ERRORS
 
 PREVIEW_FILE = "preview.png"
@@ -70,7 +71,7 @@ def _draw_tile(directory: Path, pair: Pair) -> Image.Image:
 
 def _draw_picture(path: Path, box: Box | None) -> Image.Image:
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+        picture = eight_bits(opened).convert("RGB")
     scale = PICTURE_PIXELS / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)

@@ -1,10 +1,12 @@
 """Stores images in a prompt set, from any representation in a row, opened as in Qwen's own code.
 
-`qwen_vl_utils.fetch_image` composites transparent images onto white, converts them to RGB and resizes them to whole
-cells between `min_pixels` and `max_pixels`. The result is stored as PNG named by the hash of its pixels, so an image
-that occurs in many rows is stored once. Nothing is fetched from the network.
+Pictures of more than 8 bits a channel are scaled first (`depth.py`). `qwen_vl_utils.fetch_image` composites transparent
+images onto white, converts them to RGB and resizes them to whole cells between `min_pixels` and `max_pixels`. The
+result is stored as PNG named by the hash of its pixels, so an image that occurs in many rows is stored once. Nothing is
+fetched from the network.
 """
 
+import base64
 import hashlib
 import os
 import shutil
@@ -17,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from data_builders.prompt_sets.depth import eight_bits
 from tracking.product import partial_path
 
 BASE64_BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "Qk1", "SUkq", "TU0A")
@@ -76,8 +79,8 @@ def open_image(entry: Any, root: Path | None, pixels: PixelLimits) -> Image.Imag
     from qwen_vl_utils import fetch_image
 
     try:
-        reference = _reference(entry, root)
-        asked = {"image": reference, "min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
+        reference = _open_reference(entry, root)
+        asked = {"image": eight_bits(reference), "min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
         image: Image.Image = fetch_image(asked, image_patch_size=pixels.patch_size)
     except DECODING_ERRORS as error:
         raise UnusableImageError("broken_image", type(error).__name__) from error
@@ -85,8 +88,8 @@ def open_image(entry: Any, root: Path | None, pixels: PixelLimits) -> Image.Imag
     return image
 
 
-def _reference(entry: Any, root: Path | None) -> Image.Image | str:
-    """Converts an entry to an input of `fetch_image`: a Pillow image, a path or a data URI."""
+def _open_reference(entry: Any, root: Path | None) -> Image.Image:
+    """Opens an entry as Qwen's `fetch_image` does."""
     if isinstance(entry, Image.Image):
         return entry
     if isinstance(entry, bytes):
@@ -95,15 +98,15 @@ def _reference(entry: Any, root: Path | None) -> Image.Image | str:
         found = next((entry[key] for key in ("bytes", *REFERENCE_KEYS) if entry.get(key)), None)
         if found is None:
             raise UnusableImageError("missing_image", f"neither bytes nor any of {', '.join(REFERENCE_KEYS)}")
-        return _reference(found, root)
+        return _open_reference(found, root)
     if not isinstance(entry, str):
         raise UnusableImageError("missing_image", type(entry).__name__)
     if entry.startswith("data:"):
         if not entry.startswith("data:image") or "base64," not in entry:
             raise UnusableImageError("broken_image", entry[:40])
-        return entry
+        return _from_base64(entry.partition("base64,")[2])
     if entry.startswith(BASE64_BEGINNINGS):
-        return f"data:image;base64,{entry}"
+        return _from_base64(entry)
     if "://" in entry and not entry.startswith("file://"):
         raise UnusableImageError("remote_image", entry[:200])
     path = Path(entry.removeprefix("file://"))
@@ -112,7 +115,16 @@ def _reference(entry: Any, root: Path | None) -> Image.Image | str:
     path = path if root is None else root / path
     if not path.is_file():
         raise UnusableImageError("missing_image", entry[:200])
-    return str(path)
+    return Image.open(path)
+
+
+def _from_base64(text: str) -> Image.Image:
+    return Image.open(BytesIO(base64.b64decode(text)))
+
+
+def has_reference(entry: Mapping[str, Any]) -> bool:
+    """True if a mapping holds an image: its content or a reference to it."""
+    return any(entry.get(key) for key in ("bytes", *REFERENCE_KEYS))
 
 
 def is_blank(image: Image.Image) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
 
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import DECODING_ERRORS, UnusableImageError
 
 MINI_COCO = Path(__file__).parent / "mini_coco"
@@ -61,16 +62,19 @@ class Presence:
     num_crowds: int = 0
     num_without_outline: int = 0
     """Instances without polygons."""
+    num_run_lengths: int = 0
+    """Those of them that have a mask as run lengths instead."""
     largest_area: float = 0.0
     """Area of each instance, in pixels."""
     total_area: float = 0.0
 
-    def add(self, area: float, *, is_crowd: bool, has_outline: bool) -> None:
+    def add(self, area: float, *, is_crowd: bool, segmentation: Any) -> None:
         if is_crowd:
             self.num_crowds += 1
             return
         self.num_instances += 1
-        self.num_without_outline += not has_outline
+        self.num_without_outline += polygons_of(segmentation) is None
+        self.num_run_lengths += isinstance(segmentation, dict)
         self.largest_area = max(self.largest_area, area)
         self.total_area += area
 
@@ -110,12 +114,16 @@ def read_annotations(path: Path, split: str) -> Annotations:
                 read.categories[entry["id"]] = str(entry["name"])
             elif name == "images" and split_of(_whole(entry, "id")) == split:
                 size = _whole(entry, "width"), _whole(entry, "height")
-                read.photographs[entry["id"]] = Photograph(entry["id"], str(entry["file_name"]), *size)
+                photograph = Photograph(entry["id"], str(entry["file_name"]), *size)
+                read.photographs[photograph.image_id] = photograph
+                if min(size) < 1:
+                    found = f"has {size[0]} x {size[1]} pixels in its annotations; expected at least 1 x 1"
+                    read.left_out[photograph.file_name] = found
             elif name == "annotations" and split_of(_whole(entry, "image_id")) == split:
                 place = entry["image_id"], _whole(entry, "category_id")
-                has_outline = polygons_of(entry.get("segmentation")) is not None
                 presence = read.presences.setdefault(place, Presence())
-                presence.add(float(entry["area"]), is_crowd=bool(entry.get("iscrowd")), has_outline=has_outline)
+                is_crowd = bool(entry.get("iscrowd"))
+                presence.add(float(entry["area"]), is_crowd=is_crowd, segmentation=entry.get("segmentation"))
         except (KeyError, TypeError, ValueError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}: entry {number} of {name} {what}; expected COCO's instances_*.json") from error
@@ -265,7 +273,7 @@ def open_photograph(content: bytes, size: tuple[int, int]) -> Opened:
             is_upright = opened.getexif().get(ORIENTATION_TAG, UPRIGHT) == UPRIGHT
             is_plain = opened.mode == "RGB" and is_upright and "transparency" not in opened.info
             plain_suffix = PLAIN_SUFFIXES.get(opened.format or "") if is_plain else None
-            picture = opened.convert("RGB")
+            picture = eight_bits(opened).convert("RGB")
     except DECODING_ERRORS as error:
         raise UnusableImageError("broken_image", f"cannot be decoded ({type(error).__name__})") from error
     if picture.size != size:

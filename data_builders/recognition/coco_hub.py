@@ -57,7 +57,7 @@ def fetch_hub_annotations(
         read.photographs[image_id] = photograph
         for category, area, is_crowd in _objects_in(row):
             presence = read.presences.setdefault((image_id, category), Presence())
-            presence.add(float(area), is_crowd=is_crowd, has_outline=False)
+            presence.add(float(area), is_crowd=is_crowd, segmentation=None)
         if len(read.photographs) % ASK_EVERY == 0 and enough(read):
             break
     return read

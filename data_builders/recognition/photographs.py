@@ -28,6 +28,7 @@ from data_builders.recognition.coco import (
     Annotations,
     Photograph,
     Polygon,
+    Presence,
     fingerprint,
     open_photograph,
     read_annotations,
@@ -42,6 +43,7 @@ CHOSEN_FILE = "chosen.jsonl"
 FETCHED_DIR = "photographs"
 NUM_NAMED = 10
 """Number of skipped photographs that are named."""
+NUM_REASONS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,8 @@ def choose_photographs(rules: PhotographRules, drawing: Drawing, num_pairs: int,
         print(line, file=sys.stderr)
     if len(places) < num_pairs:
         raise ValueError(
-            f"{num_pairs} pairs of split {drawing.split!r} requested, but there are photographs for {len(places)}; "
+            f"{num_pairs} pairs of split {drawing.split!r} requested, but there are photographs for {len(places)}"
+            f"{explain_unused(read, rules, with_outlines=with_outlines)}; "
             "ask for fewer, lower min_area_frac, or name a larger set"
         )
     outlines = read_outlines(rules.annotations_path, places) if with_outlines else {}
@@ -220,13 +223,42 @@ def usable_photographs(
             raise ValueError(f"category {name!r} is not one of the {len(read.categories)} in the annotations{near}")
     usable: dict[int, list[int]] = {category_id: [] for category_id in sorted(wanted)}
     for (image_id, category_id), presence in read.presences.items():
-        if category_id not in usable or presence.num_crowds or (with_outlines and presence.num_without_outline):
-            continue
-        photograph = read.photographs[image_id]
-        area = photograph.width * photograph.height
-        if presence.largest_area >= rules.min_area_frac * area and presence.total_area <= rules.max_area_frac * area:
-            usable[category_id].append(image_id)
+        if category_id in usable:
+            photograph = read.photographs[image_id]
+            is_left_out = photograph.file_name in read.left_out
+            if not is_left_out and why_not(photograph, presence, rules, with_outlines=with_outlines) is None:
+                usable[category_id].append(image_id)
     return usable
+
+
+def why_not(photograph: Photograph, presence: Presence, rules: PhotographRules, *, with_outlines: bool) -> str | None:
+    """Returns why a photograph cannot be used for a category; None if it can."""
+    area = photograph.width * photograph.height
+    if presence.num_crowds:
+        return "with a crowd region"
+    if with_outlines and presence.num_run_lengths:
+        return "with masks as run lengths, which inpainting cannot use (it needs polygons)"
+    if with_outlines and presence.num_without_outline:
+        return "with an instance without valid polygons, which inpainting needs"
+    if presence.largest_area < rules.min_area_frac * area:
+        return f"with no instance of at least min_area_frac {rules.min_area_frac:g}"
+    if presence.total_area > rules.max_area_frac * area:
+        return f"with instances of more than max_area_frac {rules.max_area_frac:g} together"
+    return None
+
+
+def explain_unused(read: Annotations, rules: PhotographRules, *, with_outlines: bool) -> str:
+    """Returns how many photographs of the wanted categories cannot be used, by reason; empty if all can."""
+    reasons: Counter[str] = Counter()
+    for (image_id, category_id), presence in read.presences.items():
+        photograph = read.photographs[image_id]
+        if photograph.file_name in read.left_out:
+            reasons[f"that {read.left_out[photograph.file_name].partition(';')[0]}"] += 1
+        elif read.categories[category_id] in (rules.categories or [read.categories[category_id]]):
+            reason = why_not(photograph, presence, rules, with_outlines=with_outlines)
+            reasons.update([reason] if reason else [])
+    named = [f"{num} {reason}" for reason, num in reasons.most_common(NUM_REASONS)]
+    return f" (not used: {', '.join(named)})" if named else ""
 
 
 def take_turns(

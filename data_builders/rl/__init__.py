@@ -1,1 +1,1 @@
-"""Prompts for reinforcement learning from rows in verl's schema."""
+"""Prompts for reinforcement learning from upstream rows."""

@@ -1,6 +1,10 @@
-"""Builds prompts for reinforcement learning from rows in verl's schema, and counts dropped rows by reason.
+"""Builds prompts for reinforcement learning from upstream rows, and counts dropped rows by reason.
 
     python -m data_builders.build rl --source FILES, FOLDERS or a HUB ID --seed 0 --output-dir outputs/rl/data
+    python -m data_builders.build rl --source hiyouga/geometry3k --schema easyr1 --seed 0 --output-dir outputs/rl/data
+
+Rows have verl's columns, those of another `--schema`, or others that `--columns` names
+(`data_builders/sources/columns.py`).
 
 Rows are streamed once: their images are stored on disk without duplicates, and their texts in `records.jsonl`, one
 record per row, from which a killed build continues. Then the prompt set is written: `rl.jsonl`, `validation.jsonl`,
@@ -28,7 +32,7 @@ from typing import Any
 from data_builders.prompt_sets.images import place_file
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
 from data_builders.rl.kinds import ANSWER_KINDS, INFER, inferred_kind, listed_options
-from data_builders.rl.upstream import DROPPED, NOTED, RowRules, examine
+from data_builders.rl.upstream import DROPPED, NOTED, WAYS_OUT, RowRules, examine
 from data_builders.sources.rows import Source, open_sources
 from tracking.command import did_you_mean
 from tracking.progress import progress
@@ -95,6 +99,7 @@ class RlArguments(RowRules):
             split=self.hub_split,
             revision=self.hub_revision,
             image_root=Path(self.image_root) if self.image_root else None,
+            columns=self.names,
         )
 
 
@@ -227,7 +232,7 @@ def build_rl(directory: Path, output_dir: Path, arguments: RlArguments, seed: in
     prompts = [to_prompt(record, abilities, kinds) for record in records if "dropped" not in record]
     if not prompts:
         counted = Counter(record["dropped"] for record in records)
-        found = ", ".join(f"{reason} {num}" for reason, num in counted.most_common())
+        found = "; ".join(f"{reason} {num} ({explain(reason)})" for reason, num in counted.most_common())
         raise ValueError(
             f"none of {len(records)} rows of {', '.join(arguments.source)} can be used: {found or 'empty'}"
         )
@@ -299,10 +304,18 @@ def _entry(meaning: str, found: Mapping[str, str]) -> dict[str, Any]:
     return {"meaning": meaning, "count": len(found), "examples": dict(list(found.items())[:MAX_EXAMPLES])}
 
 
+def explain(reason: str) -> str:
+    """Returns the meaning of a reason why rows are dropped, and the option that helps, if there is one."""
+    way_out = WAYS_OUT.get(reason)
+    return f"{DROPPED[reason]}; {way_out}" if way_out else DROPPED[reason]
+
+
 def _print_report(report: Mapping[str, Any]) -> None:
-    dropped = ", ".join(f"{reason} {entry['count']}" for reason, entry in report["dropped"].items())
     sizes = ", ".join(f"{split} {num}" for split, num in report["splits"].items())
-    print(f"kept {report['num_kept']} of {report['num_rows']} rows ({sizes}); dropped: {dropped or 'none'}")
+    print(f"kept {report['num_kept']} of {report['num_rows']} rows ({sizes})")
+    for reason, entry in report["dropped"].items():
+        example = next(iter(entry["examples"]))
+        print(f"dropped, {reason}: {entry['count']} of the rows, such as {example}; {explain(reason)}")
     for split, num in report["splits"].items():
         if not num:
             print(f"no prompt fell into the split {split}: it has no file")

@@ -1,26 +1,29 @@
 """Reads upstream rows from Parquet, JSON Lines, folders of both, and hub data sets, a few rows at a time.
 
-Rows follow verl's schema: `prompt`, `images`, `reward_model.ground_truth`, `extra_info`, `data_source`. Rows contain
-their images, so at most `BATCH_ROWS` rows are in memory, plus the current page of the Parquet file (with most writers a
-row group, or 1,024 rows of it). Reading can start at any row.
+Rows have the columns of `columns.py`, by default those of verl: `prompt`, `images`, `reward_model.ground_truth`,
+`extra_info`, `data_source`. Rows contain their images, so at most `BATCH_ROWS` rows are in memory, plus the current
+page of the Parquet file (with most writers a row group, or 1,024 rows of it). Reading can start at any row.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_builders.sources.files import check_columns, file_sha256, parquet_columns
+from data_builders.sources.columns import Columns, check_columns_named
+from data_builders.sources.files import file_sha256, parquet_columns
 from data_builders.sources.hub import hub_place, stream_rows
 from models.hub import Repository, parse_repository
 
-COLUMNS = ("prompt", "images", "reward_model", "extra_info", "data_source")
-NEEDED_COLUMNS = ("prompt", "reward_model")
+VERL = Columns()
 SUFFIXES = (".parquet", ".jsonl")
 BATCH_ROWS = 16
+NUM_PEEKED = 100
+"""Rows of a JSON Lines file in which a column is looked for."""
 BUFFER_BYTES = 2**20
 """Read-ahead of the Parquet reader; without a limit it keeps each page twice, compressed and decompressed."""
 
@@ -43,7 +46,13 @@ class Source:
 
 
 def open_sources(
-    names: Sequence[str], *, config: str | None, split: str, revision: str | None, image_root: Path | None
+    names: Sequence[str],
+    *,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    image_root: Path | None,
+    columns: Columns = VERL,
 ) -> list[Source]:
     """Opens files, folders and hub data sets, sorted by label, so that the order of the names does not matter.
 
@@ -52,9 +61,10 @@ def open_sources(
             `owner/name@revision`.
         config, split, revision: part of a hub data set; a revision in the name takes precedence.
         image_root: base of image paths instead of each file's folder.
+        columns: the names of the columns that are read.
 
     Raises:
-        ValueError: if a name is none of these, a file is named twice, or the schema's columns are missing.
+        ValueError: if a name is none of these, a file is named twice, or needed columns are missing.
     """
     files: list[Path] = []
     hub: list[Repository] = []
@@ -76,8 +86,11 @@ def open_sources(
     for name, num in Counter([*map(str, resolved), *(each.repo for each in hub)]).items():
         if num > 1:
             raise ValueError(f"source {name} is named twice")
-    sources = [_file_source(path, label, image_root) for path, label in zip(files, _short_names(resolved), strict=True)]
-    sources.extend(_hub_source(repository, config, split) for repository in hub)
+    sources = [
+        _file_source(path, label, image_root, columns)
+        for path, label in zip(files, _short_names(resolved), strict=True)
+    ]
+    sources.extend(_hub_source(repository, config, split, columns) for repository in hub)
     return sorted(sources, key=lambda source: source.label)
 
 
@@ -99,23 +112,25 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
         num_parts += 1
 
 
-def _file_source(path: Path, label: str, image_root: Path | None) -> Source:
-    if path.suffix == ".parquet":
-        check_columns(path, NEEDED_COLUMNS, parquet_columns(path))
-    read = _parquet_rows if path.suffix == ".parquet" else _json_rows
+def _file_source(path: Path, label: str, image_root: Path | None, columns: Columns) -> Source:
+    is_parquet = path.suffix == ".parquet"
+    found = parquet_columns(path) if is_parquet else _json_columns(path, columns)
+    if found is not None:
+        check_columns_named(path, columns, found)
+    read = partial(_parquet_rows, path, columns) if is_parquet else partial(_json_rows, path)
     return Source(
         label=label,
         fingerprint=file_sha256(path),
-        rows=lambda start: read(path, start),
+        rows=read,
         image_root=image_root or path.parent,
     )
 
 
-def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
+def _parquet_rows(path: Path, named: Columns, start: int) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
-        columns = [column for column in COLUMNS if column in file.schema_arrow.names]
+        columns = [column for column in named.top_level if column in file.schema_arrow.names]
         position = 0
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
@@ -128,6 +143,16 @@ def _parquet_rows(path: Path, start: int) -> Iterator[Row]:
                 position += batch.num_rows
 
 
+def _json_columns(path: Path, columns: Columns) -> list[str] | None:
+    """Returns the names in the first rows, up to the first row with all needed ones; None if no row can be read."""
+    found: dict[str, None] = {}
+    for row in islice(_json_rows(path, 0), NUM_PEEKED):
+        found.update(dict.fromkeys(row or ()))
+        if not columns.missing(found):
+            break
+    return list(found) or None
+
+
 def _json_rows(path: Path, start: int) -> Iterator[Row]:
     with path.open("rb") as file:
         for line in islice((line for line in file if line.strip()), start, None):
@@ -135,20 +160,20 @@ def _json_rows(path: Path, start: int) -> Iterator[Row]:
                 row = json.loads(line)
                 if b"\\u" in line:
                     json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate could not be written
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield row if isinstance(row, dict) else None
 
 
-def _hub_source(repository: Repository, config: str | None, split: str) -> Source:
+def _hub_source(repository: Repository, config: str | None, split: str, columns: Columns) -> Source:
     place = hub_place(repository)
-    rows = stream_dataset(place.path, config=config, split=split, revision=place.revision)
+    rows = stream_dataset(place.path, config=config, split=split, revision=place.revision, columns=columns)
     label = "/".join([repository.repo, *([config] if config else []), split])
     return Source(label=label, fingerprint=place.commit, rows=rows, image_root=None)
 
 
 def stream_dataset(
-    place: str, *, config: str | None, split: str, revision: str | None = None
+    place: str, *, config: str | None, split: str, revision: str | None = None, columns: Columns = VERL
 ) -> Callable[[int], Iterator[Row]]:
     """Returns the rows of a hub data set, or of a folder with the same layout, starting at the given number.
 
@@ -162,8 +187,8 @@ def stream_dataset(
         named=f"source {place}",
         correct="hub_config or hub_split, or download it and name the folder",
     ).decode(False)
-    columns = dataset.column_names
-    if columns is not None:
-        check_columns(place, NEEDED_COLUMNS, columns)
-        dataset = dataset.select_columns([column for column in COLUMNS if column in columns])
+    found = dataset.column_names
+    if found is not None:
+        check_columns_named(place, columns, found)
+        dataset = dataset.select_columns([column for column in columns.top_level if column in found])
     return lambda start: iter(dataset.skip(start))

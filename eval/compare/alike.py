@@ -19,8 +19,8 @@ from tracking.run import RUN_FILE, read_run
 
 RECORDS_FILE = "records.jsonl"
 
-EVALUATION = "eval.run"
-PER_MODEL_SETTINGS = ("model", "model_fingerprint")
+EVALUATION, IMPORT = "eval.run", "eval.import"
+PER_MODEL_SETTINGS = ("model", "model_fingerprint", "box_space")
 """Settings of an evaluation in which the models of a comparison may differ."""
 PER_MODEL_TOKENS = ("eos_token_id", "pad_token_id")
 """Of the generation's settings: where a model ends its turn is its own."""
@@ -58,7 +58,7 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
         meant = f"; did you mean {' or '.join(map(str, near[:3]))}?" if near else ""
         raise ValueError(f"{directory} {what}; expected an output directory of {EVALUATION}{meant}")
     run = read_run(directory)
-    if run["command"] != EVALUATION:
+    if run["command"] not in (EVALUATION, IMPORT):
         way_out = ""
         if (directory / "final").is_dir():
             way_out = f"; evaluate its checkpoint first: {EVALUATION} --model {directory / 'final'}"
@@ -75,7 +75,7 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _is_evaluation(directory: Path) -> bool:
-    return (directory / RUN_FILE).is_file() and read_run(directory)["command"] == EVALUATION
+    return (directory / RUN_FILE).is_file() and read_run(directory)["command"] in (EVALUATION, IMPORT)
 
 
 def check_alike(entries: Sequence[Entry]) -> None:
@@ -90,12 +90,24 @@ def check_alike(entries: Sequence[Entry]) -> None:
         raise ValueError(f"model {repeated[0]!r} is named twice; expected each model and seed once, as NAME@SEED=DIR")
     first, *others = [(entry.label, read_evaluation(entry.directory)) for entry in entries]
     for label, run in others:
+        _check_same_command(first, (label, run))
         differing = list(_differing(shared_settings(first[1]["settings"]), shared_settings(run["settings"])))
         if differing:
             found = "; ".join(f"{name}: {ours!r} and {theirs!r}" for name, ours, theirs in differing)
             raise ValueError(
                 f"{first[0]} and {label} were evaluated with different {found}{_way_out(first, label, differing)}"
             )
+
+
+def _check_same_command(first: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:
+    """Refuses to compare replies of this suite with those of another harness, or of two harnesses."""
+    (label, _), (other_label, _) = first, other
+    ours, theirs = (run["settings"].get("harness", EVALUATION) for _, run in (first, other))
+    if ours != theirs:
+        raise ValueError(
+            f"{label} was asked by {ours} and {other_label} by {theirs}, which write prompts differently; compare "
+            "models that the same harness asked"
+        )
 
 
 def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +138,10 @@ def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[t
 
 def _way_out(first: tuple[str, Mapping[str, Any]], other: str, differing: Sequence[tuple[str, Any, Any]]) -> str:
     label, run = first
+    if run["command"] == IMPORT:
+        if any(name.startswith("tasks.") for name, _, _ in differing):
+            return f"; they were asked different prompts: import replies of {other} to the prompts of {label}"
+        return f"; import replies of {other} that were generated as those of {label}"
     if any(name.startswith("tasks.") for name, _, _ in differing):
         tasks = run["attempts"][-1].get("tasks", {}).values()
         as_first = f", as {label}: --tasks {shlex.join(tasks)}" if tasks else f" as {label}"

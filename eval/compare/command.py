@@ -8,7 +8,7 @@ model is compared with the baseline and with the reference, per task and ability
 interval of a pooled row covers new training seeds and new prompts if one of the models has two seeds or more (`scope`:
 training). Otherwise the row is about the evaluated checkpoints only. Prompts that belong together (a record's
 `cluster`) have cluster-robust errors. `eval/statistics/pooled.py` has the method. P-values and the intervals `low_holm`
-and `high_holm` are Holm-corrected within their family (the pooled ones of one metric; the ones per seed). `detectable`
+and `high_holm` are Holm-corrected within their family (one metric against one model; pooled, or per seed). `detectable`
 is the difference that would be found with a power of 80 % before correction. The two models are equivalent within
 `equivalent_within` (two one-sided tests at 5 %).
 
@@ -57,8 +57,8 @@ COLUMNS = (
     "task", "ability", "metric", "arm", "against", "seed", "scope", "n", "num_seeds", "num_seeds_against", "difference",
     "standard_error", "low", "high", "num_gained", "num_lost", "num_both_right", "num_both_wrong", "p", "p_holm",
     "low_holm", "high_holm", "family", "test", "detectable", "equivalent_within", "num_clusters", "seed_degrees",
-    "prompt_error", "seed_error", "residual_error", "seed_weight", "mean", "mean_against", "gain_kept", "gain_kept_low",
-    "gain_kept_high",
+    "prompt_error", "seed_error", "residual_error", "trained", "seed_weight", "mean", "mean_against", "gain_kept",
+    "gain_kept_low", "gain_kept_high",
 )  # fmt: skip
 
 

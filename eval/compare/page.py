@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.prompts import Prompt
-from eval.compare.scope import about, covers, is_significant, row_about, verdict, with_num_tests
+from eval.compare.scope import about, corrections, covers, is_significant, row_about, verdict, with_num_tests
 from eval.compare.sentences import answers, could_find, describe_figure, draw_differences, with_labels
 from eval.compare.transitions import FLIPS
 from eval.display.formatting import interval, points, probability
@@ -119,7 +120,7 @@ def render(
                 "name": metric,
                 "rows": difference_rows(pooled[pooled["metric"] == metric]),
                 "opened": metric in FLIPPING_METRICS,
-                "num_tests": int(pooled.loc[pooled["metric"] == metric, "num_tests"].max()),
+                "corrections": corrections(pooled[pooled["metric"] == metric]),
             }
             for metric in dict.fromkeys(pooled["metric"])
         ],
@@ -311,7 +312,7 @@ def thumbnail(path: Path) -> tuple[str, tuple[int, int]]:
     from PIL import Image
 
     with Image.open(path) as file:
-        picture = file.convert("RGB")
+        picture = eight_bits(file).convert("RGB")
     kind = "PNG" if max(picture.size) <= PICTURE_PIXELS else "JPEG"
     scale = PICTURE_PIXELS / max(picture.size)
     shown = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

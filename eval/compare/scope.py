@@ -37,13 +37,19 @@ def read_current(path: Path, command: str, needed: Sequence[str]) -> "pd.DataFra
     """Reads a table of a command.
 
     Raises:
-        ValueError: if an older version wrote it, without these columns.
+        ValueError: if it is no CSV table, or an older version wrote it, without these columns.
     """
-    table = read_table(path)
+    from pandas.errors import EmptyDataError, ParserError
+
+    try:
+        table = read_table(path)
+    except (EmptyDataError, ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV table; expected one that {command} wrote") from error
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise ValueError(
-            f"{path} has no column {missing[0]!r}: an older {command} wrote it; run that command again with --overwrite"
+            f"{path} has no column {missing[0]!r}: an older {command} wrote it; run that command again with "
+            f"--overwrite, or name a table of {command}"
         )
     return table
 
@@ -78,6 +84,17 @@ def verdict_of(p_holm: float, low: float, high: float, num_tests: float) -> str:
 
 def counted_tests(number: float) -> str:
     return f"{int(number)} test{'' if number == 1 else 's'}"
+
+
+def corrections(rows: "pd.DataFrame") -> str:
+    """Says for how many tests p-values are corrected: `9 tests`, or `15 tests against sft and 12 against full`."""
+    sizes = rows.groupby("against", sort=False)["num_tests"].max().astype(int)
+    if len(sizes) < 2:
+        return counted_tests(sizes.max() if len(sizes) else 0)
+    first, *others = sizes.items()
+    return " and ".join(
+        [f"{counted_tests(first[1])} against {first[0]}", *(f"{n} against {name}" for name, n in others)]
+    )
 
 
 def equality(row: Any) -> str:

@@ -5,12 +5,28 @@ module per kind of answer compares it with the gold. Nothing in this package gen
 """
 
 from eval.grading.answers import find_answer, is_well_formed, last_boxed
-from eval.grading.boxes import MIN_IOU, boxes_in, iou
-from eval.grading.grader import CORRECT, INCORRECT, KINDS, UNSCORED, Verdict, grade, is_gradable
+from eval.grading.boxes import (
+    BOX_SPACES,
+    FAMILY_BOX_SPACES,
+    IMAGE_SPACE,
+    MIN_IOU,
+    BoxSpace,
+    Size,
+    box_space,
+    boxes_in,
+    check_box_space,
+    iou,
+)
+from eval.grading.grader import CORRECT, INCORRECT, KINDS, UNSCORED, Verdict, grade, is_gradable, normalise_text
+from eval.grading.latex import plain
+from eval.grading.markup import continued, opens_thoughts, text_after_thoughts
 from eval.grading.mathematics import MAX_JUDGES
-from eval.grading.quantities import parse_number
+from eval.grading.options import named_options, yes_or_no
+from eval.grading.quantities import parse_number, parse_quantity, rounded
 
 __all__ = [
-    "CORRECT", "INCORRECT", "KINDS", "MAX_JUDGES", "MIN_IOU", "UNSCORED", "Verdict", "boxes_in", "find_answer",
-    "grade", "iou", "is_gradable", "is_well_formed", "last_boxed", "parse_number",
+    "BOX_SPACES", "CORRECT", "FAMILY_BOX_SPACES", "IMAGE_SPACE", "INCORRECT", "KINDS", "MAX_JUDGES", "MIN_IOU",
+    "UNSCORED", "BoxSpace", "Size", "Verdict", "box_space", "boxes_in", "check_box_space", "continued", "find_answer",
+    "grade", "iou", "is_gradable", "is_well_formed", "last_boxed", "named_options", "normalise_text", "opens_thoughts",
+    "parse_number", "parse_quantity", "plain", "rounded", "text_after_thoughts", "yes_or_no",
 ]  # fmt: skip

@@ -26,10 +26,14 @@ from eval.grading.answers import find_answer
 from eval.grading.boxes import equal_boxes
 from eval.grading.expressions import equal_mathematics
 from eval.grading.latex import unwrapped
+from eval.grading.markup import text_after_thoughts
 from eval.grading.options import equal_options, equal_yes_no
 from eval.grading.quantities import equal_numbers
+from eval.grading.single_number import states_several
 
 CORRECT, INCORRECT, UNSCORED = "correct", "incorrect", "unscored"
+UNFINISHED = "unfinished thoughts"
+"""The rule of a reply that was cut inside its thoughts, which has no answer."""
 
 MAX_ANSWER_CHARS = 400
 """Longer answers are not final answers; parsing them as mathematics can take unbounded time."""
@@ -71,12 +75,12 @@ def grade(
     options = tuple(choices or ())
     found = find_answer(response, kind, options)
     if found is None:
-        return Verdict(INCORRECT, None, "no answer")
+        return Verdict(INCORRECT, None, "no answer" if text_after_thoughts(response) is not None else UNFINISHED)
     answer, rule = found
     if len(answer) > MAX_ANSWER_CHARS and kind != "box":
         return Verdict(INCORRECT, answer[:MAX_ANSWER_CHARS], "answer too long")
     equal = KINDS[kind](answer, gold, choices=options, precision=precision)
-    if equal is None:
+    if equal is None or (not equal and kind == "number" and states_several(answer, gold, precision)):
         return Verdict(UNSCORED, answer, f"{rule}; not comparable as {kind}")
     return Verdict(CORRECT if equal else INCORRECT, answer, rule)
 
@@ -94,16 +98,16 @@ def is_gradable(gold: str, kind: str, choices: Sequence[str] | None = None, prec
 
 
 def _equal_texts(answer: str, gold: str) -> bool | None:
-    right = _normalise_text(gold)
-    return _normalise_text(answer) == right if right else None
+    right = normalise_text(gold)
+    return normalise_text(answer) == right if right else None
 
 
 def _equal_lists(answer: str, gold: str, precision: int | None) -> bool | None:
     ours, right = _elements(answer), _elements(gold)
-    if not all(_normalise_text(element) for element in right):
+    if not all(normalise_text(element) for element in right):
         return None
     return len(ours) == len(right) and all(
-        bool(equal_numbers(mine, other, precision)) or _normalise_text(mine) == _normalise_text(other)
+        bool(equal_numbers(mine, other, precision)) or normalise_text(mine) == normalise_text(other)
         for mine, other in zip(ours, right, strict=True)
     )
 
@@ -125,7 +129,8 @@ _SIGN = re.compile(r"(?<![\w)])[-−](?=\.?\d)|(?<=\d)[.,/:](?=\d)|[+#%°<>=&]")
 """Characters that change the meaning of a short text: -5, 3.5, 1/2, 9:30, C++, 50%."""
 
 
-def _normalise_text(text: str) -> str:
+def normalise_text(text: str) -> str:
+    """Returns a text without case, articles and punctuation, as `text` compares it."""
     text = unicodedata.normalize("NFC", unwrapped(_TEXT_COMMAND.sub(r"\1", text)))
     marks = {found.start() for found in _SIGN.finditer(text)}
     kept = "".join(

@@ -5,6 +5,7 @@ An answer names an option by, in this order:
     text      the option's text, ignoring case, LaTeX spelling, articles and full stop, and, if only one option has that
               number, its unit (`145` for `145°`)
     letter    `B`, `(B)`, `option B`, `B. 12`
+    asserted  a sentence says that it is the answer: `B is correct, not C`
     mention   the option occurs in it as whole words: `it would decrease`
 
 Text has precedence over letters: if the options are `(c), (a), (e), (d), (b)`, the answer `(b)` is the last, not the
@@ -14,10 +15,12 @@ them is right (`B. 12` where C is 12): such an answer cannot be judged.
 """
 
 import re
+import string
 from collections.abc import Sequence
 from functools import lru_cache
 
 from eval.grading.latex import plain
+from eval.grading.markup import undelimited
 from eval.grading.quantities import equal_quantities, parse_quantity
 
 LETTERS = "ABCDEFGHIJ"
@@ -27,15 +30,43 @@ _LETTER_ALONE = re.compile(rf"{_PREFIX}[(\[]?\s*({_LETTER})\s*[)\]]?\s*[.:)]?", 
 _LETTER_THEN_TEXT = re.compile(
     rf"{_PREFIX}(?:[(\[]\s*({_LETTER})\s*[)\]]|({_LETTER})\s*[.:)])[\s.:,–-]*(\S.*)", re.IGNORECASE | re.DOTALL
 )
+_ALONE = r"(?<![A-Za-z0-9_\\])"
+"""No letter or digit before: between Chinese and Latin letters there is no word boundary."""
+_ENDS = r"(?![A-Za-z0-9_])"
+_NOT_DENIED = r"(?<!不)(?<!不能)(?<!不应)(?<!误)"
 _MARKED_LETTER = re.compile(
-    r"\(([A-J])\)|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\s*(?:is|:)?\s*[*(\[]{0,2}([A-J])\b|\*\*\(?([A-J])\)?[.:]?\*\*"
-    r"|\b([A-J])\b(?=\s*(?:or|and|/|,|&)\s*\(?[A-J]\b)|\b(?:choose|pick|select|is|be)\s+([A-J])\b(?!\s+[a-z])|\b([B-J])\b(?=[.):]?\s*$)|(?<=[a-z:]\s)(A)(?=[.):]?\s*$)"
+    r"\(([A-J])\)|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\s*(?:is|:)?\s*[*(\[]{0,2}([A-J])\b"
+    r"|\*\*\(?([A-J])\)?[.:]?\*\*"
+    r"|\b([A-J])\b(?=\s*(?:or|and|/|,|&)\s*\(?[A-J]\b)|\b(?:choose|pick|select|is|be)\s+([A-J])\b(?!\s+[a-z])"
+    rf"|{_ALONE}([B-J]){_ENDS}(?=[.):。．]?\s*$)|(?:(?<=[a-z:]\s)|(?<=[\u4e00-\u9fff：]))(A)(?=[.):。．]?\s*$)"
+    r"|\A\W*([A-HJ])\b(?=\)?\*{0,2}(?:\s*[,;，；]|\s+[-–—]\s|\s+(?:because|since|as|not|but|rather|instead)\b))"
+    r"|(?:\b(?:go(?:es)? with|opt for|corresponds? to|match(?:es)?|it's|that's)\s+|选项?\s*[:：]?\s*)"
+    rf"([A-HJ]){_ENDS}(?!\s+[a-z])|{_ALONE}([A-J])\s?选?项"
+    r"|(?:(?<=\b[A-J] or )|(?<=\b[A-J] and )|(?<=\b[A-J], )|(?<=\b[A-J]/))([A-J])\b"
 )
 """A letter within a sentence that can be neither an article nor a variable."""
+_ASSERTED = re.compile(
+    rf"{_ALONE}\(?([A-HJ])\)?{_ENDS}(?:[.:)]?\s*\([^()\n]{{1,80}}\))?\*{{0,2}},?\s+"
+    r"(?:it is\b|(?:fits|matches|works|is)\s+best\b(?!\s+[a-z])|best\s+(?:fits|matches|describes|answers)\b"
+    r"|(?:is|was|must be|has to be|should be|would be|will be|seems(?: to be)?|appears(?: to be)?)\s+"
+    r"(?:(?:the|indeed|therefore|thus|hence|clearly|also|most|only|our|my|best)\s+){0,3}"
+    r"(?:correct|right|best(?:\s+(?:choice|option|answer|one|match|fit)|(?!\s+[a-z]))|answer|true|proper)\b)"
+    r"|\b(?:correct|right|best)\s+(?:answer|option|choice)\s+(?:is|must be|would be|should be)\s*:?\s*"
+    rf"(?:option\s+|choice\s+)?[*(\[]{{0,3}}([A-HJ]){_ENDS}"
+    rf"|{_ALONE}([A-J])\s*(?:选?项)?(?:是|才是|为|最)?(?:正确|对的|符合)"
+    rf"|(?:正确的?(?:选项|答案|一项|说法)?(?:应该|应)?(?:是|为)|{_NOT_DENIED}选(?:择)?)\s*[:：]?\s*\(?([A-J]){_ENDS}"
+)
+"""A letter of which a sentence says that it is the answer: `B is correct`, 所以选B."""
+_JOINED = re.compile(r"\(?\b[A-J]\b\)?(?:(?:\s*[,/&、]\s*|,?\s+(?:or|and)\s+|[或和])\(?[A-J]\b\)?)+")
+"""Several letters in a row: `A, B or C`."""
 _AND_ANOTHER = re.compile(r"(?:or|and|/|,|&)\W*(?:option\s*)?\(?[A-J]\b", re.IGNORECASE)
 _DENIED = re.compile(
-    r"\b(?:not|than|rather\s+than|instead\s+of|unlike)\s+(?:the\s+|an?\s+)?(?:(?:option|choice)\s+)?$", re.IGNORECASE
+    r"(?:\b(?:not|nor|neither|than|rather\s+than|instead\s+of|unlike|if|whether|suppose|assuming|why)\s+"
+    r"(?:(?:true|clear|certain|sure|said)\s+)?(?:that\s+)?(?:the\s+|an?\s+)?(?:(?:option|choice)\s+)?"
+    r"|(?:不[能应会]?|排除|不是|而非|而不是|如果|若|假设)\s*(?:选项?)?)\(?\*{0,2}$",
+    re.IGNORECASE,
 )
+_FULL_WIDTH = {0xFEE0 + ord(letter): letter for letter in string.ascii_letters}
 _SAID = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _YES_AND_NO = re.compile(r"\W*(?:yes|no|true|false)\W+(?:and|or)\W+(?:yes|no|true|false)\b", re.IGNORECASE)
 _SAYS = re.compile(
@@ -66,13 +97,49 @@ def named_options(answer: str, choices: Sequence[str] = ()) -> set[str]:
     by_text = _with_text(text, keys)
     if by_text:
         return by_text
+    answer = in_latin_letters(undelimited(answer))
     letter, rest = _letter_of(answer, len(keys) or len(LETTERS))
     if letter is not None:
         own = keys[letter] if keys else LETTERS[letter]
         others = mentions(rest, choices) if _AND_ANOTHER.match(rest) else []
         return {own} | _with_text(_key(rest), keys) | {named for _, _, named in others}
-    spans = mentions(answer, choices)
-    return {named for _, _, named in spans}
+    letters = {LETTERS.index(letter) for _, _, letter in asserted(answer, len(keys))}
+    if len(letters) == 1:
+        letter = letters.pop()
+        return {keys[letter] if keys else LETTERS[letter]}
+    return {named for _, _, named in mentions(answer, choices)}
+
+
+def asserted(text: str, num_options: int) -> list[tuple[int, int, str]]:
+    """Returns the positions of letters of which a text says that they are the answer, in order.
+
+    Args:
+        num_options: number of options; 0 if it is unknown.
+    """
+    known = LETTERS[: num_options or len(LETTERS)]
+    found = []
+    for match in _ASSERTED.finditer(in_latin_letters(text)):
+        number = next(number for number, group in enumerate(match.groups(), start=1) if group)
+        begin, end = match.span(number)
+        if (
+            match[number] in known
+            and joined_letters(text, begin) is None
+            and not _DENIED.search(text[max(0, begin - 40) : begin])
+        ):
+            found.append((begin, end, match[number]))
+    return found
+
+
+def joined_letters(text: str, begin: int) -> str | None:
+    """Returns the row of letters to which the one at a position belongs, such as `A or B`; None if it is alone."""
+    start = max(0, begin - 40)
+    rows = _JOINED.finditer(text[start : begin + 40])
+    return next((row.group() for row in rows if start + row.start() <= begin < start + row.end()), None)
+
+
+def in_latin_letters(text: str) -> str:
+    """Returns a text with full-width letters as ASCII letters, of the same length."""
+    return text if text.isascii() else text.translate(_FULL_WIDTH)
 
 
 def mentions(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
@@ -159,7 +226,7 @@ def _keys(choices: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _key(text: str) -> str:
-    return re.sub(r"\s+", " ", plain(text)).casefold().strip()
+    return re.sub(r"\s+", " ", plain(undelimited(text))).casefold().strip()
 
 
 @lru_cache(maxsize=1024)

@@ -15,10 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from eval.judge.reply import CUT, CUT_IN_THOUGHTS
+
 Result = TypeVar("Result")
 
 MAX_AT_ONCE = 8
 """Concurrent requests to an endpoint: servers answer several about as quickly as one."""
+MAX_REASONS = 5
+"""Reasons named in one line: servers put numbers into theirs."""
 
 
 class Calls(Generic[Result]):
@@ -60,8 +64,14 @@ class Calls(Generic[Result]):
                 future.set_result(result)
 
 
-def count_reasons(counts: Counter[str]) -> str:
-    """Formats reasons, most frequent first, with counts if there are several."""
-    if len(counts) == 1:
-        return next(iter(counts))
-    return ", ".join(f"{reason} ({number})" for reason, number in counts.most_common())
+def count_reasons(counts: Counter[str], *, hint: str) -> str:
+    """Formats reasons, most frequent first, with counts if there are several.
+
+    Args:
+        hint: what follows if a reply was cut: the option that raises the limit.
+    """
+    shown = [f"{reason} ({number})" for reason, number in counts.most_common(MAX_REASONS)]
+    if len(counts) > len(shown):
+        shown.append(f"{len(counts) - len(shown)} other reasons")
+    is_cut = not counts.keys().isdisjoint((CUT, CUT_IN_THOUGHTS))
+    return (next(iter(counts)) if len(counts) == 1 else ", ".join(shown)) + (hint if is_cut else "")

@@ -10,16 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from data_builders.prompt_sets.prompts import Prompt
-from eval.grading import grade, is_well_formed
+from eval.grading import BoxSpace, continued, grade, is_well_formed, opens_thoughts
 from eval.replies.batching import BatchSize
 from eval.replies.conditions import Query
 from eval.replies.engines import Engine, Request
-from eval.replies.pictures import pictures_sha256
+from eval.replies.pictures import AnswerSpaces, pictures_sha256
 from eval.replies.sampling import reply_seed
 from tracking.records import Record
 
 if TYPE_CHECKING:
     from eval.replies.generation import Generation
+
+OPENED_THOUGHTS = "opened_thoughts"
+"""Key of a record whose prompt opened `<think>`, so that its reply starts inside its thoughts."""
+BOX_SCALE = "box_scale"
+"""Key of the factors, horizontal and vertical, from pixels to the coordinates in which the model wrote its boxes."""
 
 
 def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch_size: int) -> list[list[Query]]:
@@ -40,9 +45,19 @@ def make_query_batches(queries: Sequence[Query], texts: Mapping[str, str], batch
 
 
 def answer_batch(
-    engine: Engine, batch: Sequence[Query], texts: Mapping[str, str], batch_size: int, seed: int
+    engine: Engine,
+    batch: Sequence[Query],
+    texts: Mapping[str, str],
+    batch_size: int,
+    seed: int,
+    spaces: AnswerSpaces | None = None,
 ) -> Iterator[list[Record]]:
-    """Yields the records of a batch: all at once, or in parts if memory is insufficient."""
+    """Yields the records of a batch: all at once, or in parts if memory is insufficient.
+
+    Args:
+        texts: key of a prompt's first sample -> rendered prompt.
+        spaces: how the model writes boxes, if not in pixels.
+    """
 
     def answer(queries: Sequence[Query]) -> list["Generation"]:
         return engine.answer(
@@ -54,12 +69,17 @@ def answer_batch(
 
     for part, generations in BatchSize(batch_size).run(batch, answer):
         yield [
-            _record(query, texts[query.key_of_first], generation)
+            _record(
+                query,
+                texts[query.key_of_first],
+                generation,
+                None if spaces is None else spaces(query.prompt, query.directory),
+            )
             for query, generation in zip(part, generations, strict=True)
         ]
 
 
-def _record(query: Query, text: str, generation: "Generation") -> Record:
+def _record(query: Query, text: str, generation: "Generation", space: BoxSpace | None) -> Record:
     prompt = query.prompt
     return {
         "key": query.key,
@@ -75,14 +95,22 @@ def _record(query: Query, text: str, generation: "Generation") -> Record:
         "precision": prompt.precision,
         "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "images_sha256": pictures_sha256(query.pictures),
-        **graded(prompt, generation),
-        "well_formed": is_well_formed(generation.response),
+        **graded(prompt, generation, text=text, space=space),
+        "well_formed": is_well_formed(continued(generation.response, opened=opens_thoughts(text))),
     }
 
 
-def graded(prompt: Prompt, generation: "Generation") -> Record:
-    """Returns what records keep of a reply: its text, why it ended, and the verdict of the rules."""
-    verdict = grade(generation.response, prompt.answer, prompt.answer_kind, prompt.choices, prompt.precision)
+def graded(prompt: Prompt, generation: "Generation", *, text: str, space: BoxSpace | None = None) -> Record:
+    """Returns what records keep of a reply: its text, why it ended, and the verdict of the rules.
+
+    Args:
+        text: the rendered prompt; if it opens `<think>`, the reply starts inside its thoughts.
+        space: the coordinates in which the model writes boxes, if they are not the gold's.
+    """
+    opened = opens_thoughts(text)
+    gold = prompt.answer if space is None else space.gold_text(prompt.answer)
+    reply = continued(generation.response, opened=opened)
+    verdict = grade(reply, gold, prompt.answer_kind, prompt.choices, prompt.precision)
     return {
         "response": generation.response,
         "num_tokens": generation.num_tokens,
@@ -90,4 +118,6 @@ def graded(prompt: Prompt, generation: "Generation") -> Record:
         "extracted": verdict.extracted,
         "status": verdict.status,
         "rule": verdict.rule,
+        **({OPENED_THOUGHTS: True} if opened else {}),
+        **({} if space is None else {BOX_SCALE: [space.scale_x, space.scale_y]}),
     }

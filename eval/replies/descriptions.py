@@ -21,13 +21,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data_builders.prompt_sets.depth import eight_bits, is_deep
 from data_builders.prompt_sets.prompts import Prompt
 from eval.judge.asking import MAX_AT_ONCE, Calls, count_reasons
 from eval.judge.cache import ReplyCache, content_hash
-from eval.judge.endpoint import Endpoint, EndpointError, Messages, UnansweredError, check_url, without_thoughts
+from eval.judge.endpoint import Endpoint, Messages, check_url
+from eval.judge.reply import CUT_IN_THOUGHTS, EndpointError, UnansweredError, without_thoughts
 from tracking.progress import progress
 
 if TYPE_CHECKING:
+    from eval.replies.generation import Generation
     from eval.replies.subject import Subject
 
 DESCRIPTIONS_FILE = "descriptions.jsonl"
@@ -36,9 +39,10 @@ INSTRUCTION = (
     "number and label, and how the parts relate to each other. Do not draw conclusions."
 )
 SENT_AS_IS = {"PNG": "image/png", "JPEG": "image/jpeg"}
-"""Formats that every endpoint accepts; others are sent as PNG."""
+"""Formats that every endpoint accepts; others are sent as PNG, and pictures of 16 bits as PNG of 8."""
 CHECK_PIXELS = 56
 """Side length of the image with which an endpoint is tested."""
+LIMIT_HINT = "; --describe-max-tokens raises the limit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +212,7 @@ class EndpointDescriptions:
         if failed:
             raise RuntimeError(
                 f"{failed.total()} of {len(missing)} requests for a description had no answer: "
-                f"{count_reasons(failed)}; the same command asks again, for these alone"
+                f"{count_reasons(failed, hint=LIMIT_HINT)}; the same command asks again, for these alone"
             )
 
     def __call__(self, prompt: Prompt, directory: Path) -> str | None:
@@ -280,7 +284,14 @@ class CheckpointDescriptions:
             for index, reply in zip(batch, replies, strict=True):
                 text = without_thoughts(reply.response).strip()
                 self._cache.put(keys[index], text, id=asked[index].id)
-                self.undescribed["an empty reply"] += not text
+                if not text:
+                    self.undescribed[_why_empty(reply)] += 1
+
+
+def _why_empty(reply: "Generation") -> str:
+    if not reply.response.strip():
+        return "an empty reply"
+    return CUT_IN_THOUGHTS if reply.finish_reason == "length" else "thoughts without a reply"
 
 
 def _source(arguments: DescriptionArguments, model: str) -> dict[str, Any]:
@@ -328,11 +339,11 @@ def _data_uri(data: bytes) -> str:
     from PIL import Image
 
     with Image.open(BytesIO(data)) as picture:
-        mime = SENT_AS_IS.get(picture.format or "")
+        mime = None if is_deep(picture) else SENT_AS_IS.get(picture.format or "")
         if mime is None:
             from qwen_vl_utils.vision_process import to_rgb
 
             stored = BytesIO()
-            to_rgb(picture).save(stored, format="PNG")
+            to_rgb(eight_bits(picture)).save(stored, format="PNG")
             data, mime = stored.getvalue(), "image/png"
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"

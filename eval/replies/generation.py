@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.prompts import Prompt
 from eval.replies.decoding import LENGTH, REPETITION, STOP, Reply, decode, read_prompts
 from eval.replies.prompting import chat_messages
@@ -138,7 +139,11 @@ def generate(
     import torch
     from PIL import Image
 
-    opened = [Image.open(image).convert("RGB") if isinstance(image, Path) else image for own in images for image in own]
+    opened = [
+        eight_bits(Image.open(image)).convert("RGB") if isinstance(image, Path) else image
+        for own in images
+        for image in own
+    ]
     given = {"images": opened} if opened else {}
     inputs = processor(text=list(texts), padding=True, return_tensors="pt", **given).to(model.device)
     with torch.inference_mode():

@@ -1,15 +1,20 @@
 """How are images prepared for a model? With `qwen_vl_utils`, and the same pixel limits for every engine.
 
-The limits are the processor's, or those given. An image is opened, composited onto white if it is transparent, and
-resized once to a multiple of the model's cell size within the limits, by Qwen's `fetch_image`. A black image has the
-size of the image that it replaces.
+The limits are the processor's, or those given. An image is opened, scaled to 8 bits a channel if it has more
+(`data_builders/prompt_sets/depth.py`), composited onto white if it is transparent, and resized once to a multiple of
+the model's cell size within the limits, by Qwen's `fetch_image`. A black image has the size of the image that it
+replaces.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from data_builders.prompt_sets.depth import eight_bits
+from data_builders.prompt_sets.prompts import Prompt
+from eval.grading import FAMILY_BOX_SPACES, BoxSpace, Size, box_space
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +76,7 @@ def open_picture(picture: Picture, limits: PixelLimits) -> "Image":
     from qwen_vl_utils.vision_process import fetch_image
 
     with Image.open(picture.path) as file:
-        image = Image.new("RGB", file.size) if picture.black else file.copy()
+        image = Image.new("RGB", file.size) if picture.black else eight_bits(file).copy()
     asked = {"image": image, "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
     try:
         shown: Image.Image = fetch_image(asked, image_patch_size=limits.patch_size)
@@ -81,6 +86,60 @@ def open_picture(picture: Picture, limits: PixelLimits) -> "Image":
             f"{limits.max_pixels} ({error}); raise max_pixels"
         ) from error
     return shown
+
+
+def resized_size(size: Size, limits: PixelLimits) -> Size:
+    """Returns the size in which the model sees an image of a size, in pixels."""
+    from qwen_vl_utils.vision_process import smart_resize
+
+    width, height = size
+    rows, columns = smart_resize(
+        height, width, factor=2 * limits.patch_size, min_pixels=limits.min_pixels, max_pixels=limits.max_pixels
+    )
+    return columns, rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSpaces:
+    """How one model writes boxes: a function from a prompt to the coordinates of its answer.
+
+    Known limit: if the images of a prompt have different sizes, it is not known which one the box is about; then its
+    coordinates are taken as pixels.
+    """
+
+    name: str | None
+    """One of `BOX_SPACES`; None for pixels."""
+    limits: PixelLimits | None
+    """None for a text-only model."""
+
+    def __call__(self, prompt: Prompt, directory: Path) -> BoxSpace | None:
+        """Returns the coordinates of the answer to a prompt that asks for a box; None for other prompts.
+
+        Args:
+            directory: the folder of the prompt's images.
+        """
+        if prompt.answer_kind != "box":
+            return None
+        return self.of_images({_size(directory / image) for image in prompt.images})
+
+    def of_images(self, sizes: Collection[Size]) -> BoxSpace | None:
+        """Returns the coordinates of an answer about images of these sizes."""
+        if self.name is None or self.limits is None or len(set(sizes)) != 1:
+            return None
+        size = next(iter(sizes))
+        return box_space(self.name, image_size=size, resized_size=resized_size(size, self.limits))
+
+
+def answer_spaces(model_type: str, limits: PixelLimits | None, *, name: str | None = None) -> AnswerSpaces:
+    """Returns how a model of a family writes boxes, or as `name` says."""
+    return AnswerSpaces(name=name or FAMILY_BOX_SPACES.get(model_type), limits=limits)
+
+
+def _size(path: Path) -> Size:
+    from PIL import Image
+
+    with Image.open(path) as file:
+        return file.size
 
 
 def pictures_sha256(pictures: Sequence[Picture]) -> str | None:

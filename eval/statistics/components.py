@@ -10,11 +10,13 @@ two arms and (1 + r_same - 2 r_start) v between an arm and its start.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from eval.statistics.design import Components
-from eval.statistics.differences import POOLED
+from eval.statistics.differences import AGAINST, ARM, BOTH, POOLED
 from eval.statistics.intervals import CONFIDENCE, Estimate
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 ARMS, START = "arm against arm", "arm against start"
 """The kinds of comparisons: two models with seeds, and a model with seeds against one that exists once."""
+SAME = "two runs of an arm"
 SAME_ARM, OTHER_ARM, WITH_START = 0.7, 0.65, 0.55
 """Correlation of the replies of two runs to one prompt: of one arm, of two arms, of an arm and its start.
 
@@ -35,7 +38,8 @@ In `benchmarks/results/pocket.json` it is 0.011 (95 % interval 0.008 to 0.018), 
 """
 COLUMNS = (
     "task", "ability", "metric", "arm", "against", "seed", "n", "num_seeds", "num_seeds_against", "num_clusters",
-    "seed_degrees", "prompt_error", "seed_error", "residual_error", "seed_weight",
+    "seed_degrees", "prompt_error", "seed_error", "residual_error", "seed_weight", "trained",
+    "mean", "mean_against",
 )  # fmt: skip
 """Columns of `comparison.csv` that are read."""
 
@@ -52,6 +56,8 @@ class Variation:
     seed_sd: Estimate | None = None
     """Measured standard deviation between runs with its interval."""
     seed_degrees: int = 0
+    correlations: dict[str, float] = field(default_factory=dict)
+    """Kind of two runs (`SAME`, `ARMS`, `START`) -> measured correlation of their replies to one prompt."""
 
     def given(
         self,
@@ -90,19 +96,13 @@ def measured_variations(table: "pd.DataFrame", *, metric: str, ability: str | No
     """Returns the variances of every ability of a comparison, in the order of its rows.
 
     Args:
-        table: `comparison.csv` of eval.compare.
+        table: `comparison.csv` of eval.compare, with `COLUMNS`.
         metric: only rows of this metric.
         ability: only this ability; all by default.
 
     Raises:
-        ValueError: for a table without the columns, the metric or the ability, or without a model with two seeds.
+        ValueError: for a table without the metric or the ability, or without a model with two seeds.
     """
-    missing = [column for column in COLUMNS if column not in table.columns]
-    if missing:
-        raise ValueError(
-            f"no column {missing[0]}; expected comparison.csv as the present eval.compare writes it. Run "
-            "eval.compare again on the same evaluations with --overwrite true"
-        )
     pooled = table[table["seed"].astype(str) == POOLED]
     for column, wanted in (("metric", metric), ("ability", ability)):
         known = list(dict.fromkeys(pooled[column]))
@@ -123,13 +123,11 @@ def measured_variations(table: "pd.DataFrame", *, metric: str, ability: str | No
 
 
 def _measured(rows: "pd.DataFrame", *, label: str) -> Variation:
-    trained = rows.apply(_trained, axis=1)
-    own_first = trained == rows["arm"]
-    groups = {ARMS: rows[trained == ""], START: rows[own_first if own_first.any() else trained != ""]}
+    started = ARM if (rows["trained"] == ARM).any() else AGAINST
+    groups = {ARMS: rows[rows["trained"] == BOTH], START: rows[rows["trained"] == started]}
     groups = {kind: own for kind, own in groups.items() if len(own)}
     # A row per model with seeds: against another start, its runs are the same.
-    of_seeds = groups.get(START, rows)
-    of_seeds = of_seeds[~trained[of_seeds.index].duplicated()] if START in groups else of_seeds
+    of_seeds = groups[START].drop_duplicates("arm" if started == ARM else "against") if START in groups else rows
     weights = of_seeds["seed_degrees"] / of_seeds["seed_degrees"].sum()
     total = float((of_seeds["seed_error"] ** 2 / of_seeds["seed_weight"] * weights).sum())
     residual = float((of_seeds["residual_error"] ** 2 / of_seeds["seed_weight"] * of_seeds["n"] * weights).sum())
@@ -149,15 +147,22 @@ def _measured(rows: "pd.DataFrame", *, label: str) -> Variation:
         num_prompts=num_prompts,
         seed_sd=seed_sd,
         seed_degrees=degrees,
+        correlations=_correlations(groups, residual),
     )
 
 
-def _trained(row: "pd.Series[float]") -> str:
-    """Returns the only model of a row that has seeds; empty if both have."""
-    first, second = 1 / row["num_seeds"], 1 / row["num_seeds_against"]
-    if math.isclose(row["seed_weight"], first + second, rel_tol=1e-4):
-        return ""
-    return str(row["arm"] if math.isclose(row["seed_weight"], first, rel_tol=1e-4) else row["against"])
+def _correlations(groups: "dict[str, pd.DataFrame]", residual: float) -> dict[str, float]:
+    """Returns the correlations of replies from which `assumed_variation` would give these variances."""
+    rates = {kind: own[["mean", "mean_against"] if kind == ARMS else ["mean"]] for kind, own in groups.items()}
+    replies = float(np.mean([value * (1 - value) for own in rates.values() for value in own.to_numpy(float).ravel()]))
+    prompts = {kind: float((own["prompt_error"] ** 2 * own["n"]).mean()) for kind, own in groups.items()}
+    same = 1 - residual / replies if replies else math.nan
+    found = {SAME: same}
+    if ARMS in prompts:
+        found[ARMS] = same - prompts[ARMS] / (2 * replies)
+    if START in prompts:
+        found[START] = (1 + same - prompts[START] / replies) / 2
+    return found
 
 
 def _num_degrees(rows: "pd.DataFrame") -> int:

@@ -4,6 +4,11 @@ A pooled row has all seeds of both models. If one of them has two seeds or more,
 as well as new prompts, and its `scope` is `training`. Otherwise, and in every row of a single seed, the interval covers
 new prompts only, and the row is about these checkpoints (`scope` is `checkpoints`). `eval/statistics/pooled.py` has the
 method.
+
+The rows that answer one question are corrected together (a family in the sense of Y. Hochberg and A. Tamhane, Multiple
+Comparison Procedures, 1987, section 1.2): those of one metric against one model, over all arms and abilities. "What did
+training change?" (against the start) and "does freezing a block matter?" (against the reference) are two questions,
+each with its own chance of 5 % of any false claim.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from eval.statistics.critical import critical_value
 from eval.statistics.intervals import CONFIDENCE, holm, holm_levels
 from eval.statistics.pairing import ABILITY, KINDS, Group, Pair, went
-from eval.statistics.pooled import Contrast, Term, contrast, critical_value, ratio_of_gains
+from eval.statistics.pooled import Contrast, Term, contrast, ratio_of_gains
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
 POOLED = "pooled"
 TRAINING, CHECKPOINTS = "training", "checkpoints"
 """What a row is about: the training procedure (several seeds), or the checkpoints that were evaluated."""
+BOTH, ARM, AGAINST, NEITHER = "both", "arm", "against", "neither"
+"""Which of a row's two models were trained with seeds, so that their runs differ; the others exist once."""
 COUNTS = dict(zip(KINDS, ("num_lost", "num_gained", "num_both_right", "num_both_wrong"), strict=True))
 """Kind of transition -> column."""
 
@@ -49,7 +57,7 @@ def _pair_rows(group: Group, pair: Pair, metric: str) -> Iterator[Row]:
     }  # fmt: skip
     first, second = pair.first.values(metric), pair.second.values(metric)
     sizes = {"num_seeds": len(first), "num_seeds_against": len(second)}
-    row = {**head, "seed": POOLED, **sizes, "family": f"{metric}, pooled"}
+    row = {**head, "seed": POOLED, **sizes, "family": f"{metric}, pooled, against {pair.against}"}
     row |= _tested(group, [_term(pair.first.seeds, first, 1.0), _term(pair.second.seeds, second, -1.0)])
     yield row
     if not row["n"]:
@@ -59,7 +67,7 @@ def _pair_rows(group: Group, pair: Pair, metric: str) -> Iterator[Row]:
         terms = [Term(coefficient=sign, values=one[None, :, None], trained=False)
                  for sign, one in zip((1.0, -1.0), values, strict=True)]  # fmt: skip
         row = {**head, "seed": "" if seed is None else seed, "num_seeds": 1, "num_seeds_against": 1}
-        yield row | {"family": f"{metric}, per seed"} | _tested(group, terms) | _counts(*values)
+        yield row | {"family": f"{metric}, per seed, against {pair.against}"} | _tested(group, terms) | _counts(*values)
 
 
 def _term(seeds: Sequence[int | None], values: Float[np.ndarray, "seeds n"], coefficient: float) -> Term:
@@ -98,8 +106,15 @@ def _variance(found: Contrast, terms: Sequence[Term]) -> Row:
         "residual_error": float(np.sqrt(found.residual[0])),
         "num_clusters": int(found.num_clusters[0]),
         "seed_degrees": found.num_degrees,
+        "trained": _trained(*terms),
         "seed_weight": float(sum(term.coefficient**2 / len(term.values) for term in terms if term.trained)),
     }
+
+
+def _trained(first: Term, second: Term) -> str:
+    if first.trained and second.trained:
+        return BOTH
+    return ARM if first.trained else AGAINST if second.trained else NEITHER
 
 
 def _test(found: Contrast, *, clustered: bool) -> str:

@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -37,21 +36,6 @@ def wilson(num_correct: int, n: int) -> Estimate:
     low = 0.0 if num_correct == 0 else float(low)  # exact value, which rounding would miss
     high = 1.0 if num_correct == n else float(high)
     return Estimate(rate, low, high, (rate * (1 - rate) / n) ** 0.5)
-
-
-def paired_interval(num_lost: int, num_gained: int, n: int) -> Estimate:
-    """Returns the share lost minus the share gained, with its interval; all NaN for n = 0.
-
-    Agresti and Min (Statistics in Medicine 24, 2005): the Wald interval after adding half an observation to each cell
-    of the two-by-two table. It is therefore also defined if no sample changed.
-    """
-    if n == 0:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    centre = (num_lost - num_gained) / (n + 2)
-    variance = (num_lost + num_gained + 1) - (num_lost - num_gained) ** 2 / (n + 2)
-    error = variance**0.5 / (n + 2)
-    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
-    return Estimate((num_lost - num_gained) / n, max(centre - half, -1.0), min(centre + half, 1.0), error)
 
 
 def mean_interval(values: Float[np.ndarray, "n ..."]) -> dict[str, np.ndarray]:

@@ -16,16 +16,9 @@ start checkpoint) has none. Three mean squares estimate the variance of the cont
 
     variance = (prompts - residual) + seeds = W + S        (W is at least 0)
 
-S has few degrees of freedom. The critical value lies between the t quantiles of both parts:
-
-    (1 - x) t[clusters - 1] + x t[seeds],    x = (S / (W + S)) ** k
-
-With k = 1 this is the method of W. Cochran and G. Cox (Experimental Designs, 1957, section 4.14). k was chosen so that
-the coverage is right for every ratio of W and S, at 95 % and beyond: k = 1.15 (0.85 at one degree of freedom), times
-(level / 0.05) ** 0.2 for levels below 0.05. At two degrees of freedom 95 % intervals cover between 94.8 and 96.7 %, at
-one degree between 94.3 and 98.3 %. Satterthwaite's degrees of freedom would cover as little as 92 and 87 %.
-`benchmarks/calibration.py` measures the coverage of every kind of row. If no model of the contrast has two seeds,
-nothing is known about seeds: S is 0, and the result is about these runs only (`num_degrees` is 0).
+S has few degrees of freedom. `critical.py` has the critical value, which lies between the t quantiles of both parts.
+If no model of the contrast has two seeds, nothing is known about seeds: S is 0, and the result is about these runs only
+(`num_degrees` is 0).
 
 For shares, V counts half a flip in each direction more than was seen, as A. Agresti and Y. Min do for paired
 proportions (Statistics in Medicine 24, 2005). So the interval has a width even if no reply changed.
@@ -37,11 +30,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from eval.statistics.critical import critical_value
 from eval.statistics.intervals import CONFIDENCE, Estimate
-from eval.statistics.power import POWER
+from eval.statistics.power import planned_test
 
 SMALLEST_P = 1e-300
-EXPONENT, EXPONENT_OF_ONE_DEGREE, LEVEL_EXPONENT = 1.15, 0.85, 0.2
 NUM_SWEEPS = 25
 """Of the fit of seeds and prompts if answers are missing."""
 NUM_HALVINGS = 60
@@ -111,34 +104,18 @@ class Contrast:
 
     def detectable(self, level: float = 1 - CONFIDENCE) -> Float[np.ndarray, " columns"]:
         """Returns the difference that would be found with a power of 80 % at this variance."""
-        return np.asarray((self.critical(level) + self.critical(2 * (1 - POWER))) * self.standard_error)
+        parts = zip(self.prompts, self.seeds, self.num_clusters, strict=True)
+        return np.array(
+            [
+                planned_test(w, s, num_clusters=clusters, num_degrees=self.num_degrees, level=level).detectable()
+                for w, s, clusters in parts
+            ]
+        )
 
     def one(self, column: int = 0, level: float = 1 - CONFIDENCE) -> Estimate:
         """Returns the estimate of one column with its interval."""
         value, half = float(self.estimate[column]), float(self.half_width(level)[column])
         return Estimate(value, value - half, value + half, float(self.standard_error[column]))
-
-
-def critical_value(
-    level: float | Float[np.ndarray, " columns"],
-    prompts: Float[np.ndarray, " columns"],
-    seeds: Float[np.ndarray, " columns"],
-    num_clusters: Int[np.ndarray, " columns"],
-    num_degrees: int,
-) -> Float[np.ndarray, " columns"]:
-    """Returns the number of standard errors in half an interval; NaN for fewer than two clusters."""
-    from scipy.special import stdtrit
-
-    tail = np.asarray(level, float) / 2
-    of_prompts = -stdtrit(np.where(num_clusters > 1, num_clusters - 1, np.nan), tail)
-    if not num_degrees:
-        return np.asarray(of_prompts)
-    of_seeds = -stdtrit(num_degrees, tail)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(prompts + seeds > 0, seeds / (prompts + seeds), 0.0)
-        base = EXPONENT_OF_ONE_DEGREE if num_degrees == 1 else EXPONENT
-        share = share ** (base * np.minimum(np.asarray(level, float) / 0.05, 1.0) ** LEVEL_EXPONENT)
-    return np.asarray(of_prompts + share * (of_seeds - of_prompts))
 
 
 def contrast(terms: Sequence[Term], *, clusters: Int[np.ndarray, " n"] | None = None, shares: bool = False) -> Contrast:

@@ -1,67 +1,96 @@
-"""What could this many samples have shown? The smallest detectable difference of a comparison, and the n required.
+"""What could a comparison have shown? The smallest detectable difference, and the number of samples required.
 
-Throughout: two-sided tests at 5 %, power 80 %, no correction for multiple comparisons.
+Throughout: two-sided tests, by default at 5 % with a power of 80 %, without correction for multiple comparisons.
 
-    one answer a prompt   the exact McNemar test, its power averaged over the number of discordant pairs (S. Duffy,
-                          Biometrics 40, 1984). The discordant rate is the observed one, or the difference itself if
-                          that is larger (then all flips go in one direction).
-    anything else         (z_0.975 + z_0.8) times the standard error (E. Miller, arXiv 2411.00640, section 5)
+    a pooled test         `PlannedTest`: from the parts W (prompts) and S (seeds) of the variance. The test compares the
+                          difference with the critical value (`critical.py`) times the root of the estimated W + S. The
+                          power is the normal probability of exceeding it, averaged over the chi-squared distributions
+                          of the estimates of W (clusters - 1 degrees of freedom) and S.
+    a published error     (z_0.975 + z_0.8) times the standard error (E. Miller, arXiv 2411.00640, section 5)
     independent samples   the arcsine approximation (J. Cohen, Statistical Power Analysis, 1988, chapter 6)
+
+Without an effect of seeds, and without one of prompts, `PlannedTest` has the power of Student's test.
 """
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from jaxtyping import Float
+
+from eval.statistics.critical import critical_value
 
 ALPHA = 0.05
 POWER = 0.8
-SMALLEST_SHARE = 1e-9
-"""Smaller binomial terms are omitted from sums."""
+NUM_SEED_NODES, NUM_PROMPT_NODES = 200, 30
+"""Nodes of the Gauss-Legendre quadrature over the cube root of the probabilities of the estimates of S and W: close to
+zero, where a small difference is found, there are more nodes."""
+BEYOND = 10.0
+"""Standard errors above the highest threshold at which any difference is found."""
 
 
-def mcnemar_power(n: int, discordant: float, difference: float, *, alpha: float = ALPHA) -> float:
-    """Returns the power of the exact two-sided McNemar test.
+@dataclass(frozen=True)
+class PlannedTest:
+    """The test of a difference with a known variance: its threshold for each possible estimate of the variance."""
+
+    standard_error: float
+    thresholds: Float[np.ndarray, " nodes"]
+    weights: Float[np.ndarray, " nodes"]
+    """Probabilities of the estimates; their sum is 1."""
+
+    def power(self, difference: float) -> float:
+        """Returns the probability that a true difference is found significant."""
+        from scipy.special import ndtr
+
+        found = ndtr((difference - self.thresholds) / self.standard_error)
+        found += ndtr((-difference - self.thresholds) / self.standard_error)
+        return float(found @ self.weights)
+
+    def detectable(self, power: float = POWER) -> float:
+        """Returns the smallest difference that is found with this power; NaN if there is no test."""
+        from scipy.optimize import brentq
+
+        if not np.isfinite(self.thresholds).all():
+            return math.nan
+        if self.standard_error == 0:
+            return 0.0
+        most = float(self.thresholds.max()) + BEYOND * self.standard_error
+        return float(brentq(lambda difference: self.power(difference) - power, 0.0, most, xtol=1e-6 * most))
+
+
+def planned_test(
+    prompts: float, seeds: float, *, num_clusters: float, num_degrees: int, level: float = ALPHA
+) -> PlannedTest:
+    """Returns the test of a difference between models.
 
     Args:
-        n: samples that both models answered.
-        discordant: share of samples that exactly one of the two gets right, in (0, 1].
-        difference: share that only the first gets right minus the share that only the second does;
-            at most `discordant`.
-        alpha: level of the test, half of it on each side.
+        prompts: the part W of the variance of the difference.
+        seeds: its part S.
+        num_clusters: of prompts; prompts that belong together are one cluster.
+        num_degrees: degrees of freedom of S; 0 if nothing is known about seeds, then S is 0.
+        level: of the two-sided test.
     """
-    from scipy.stats import binom
-
-    assert 0 < discordant <= 1 and abs(difference) <= discordant, (discordant, difference)
-    sizes = np.arange(n + 1)
-    shares = binom.pmf(sizes, n, discordant)
-    kept = shares > SMALLEST_SHARE
-    sizes, shares = sizes[kept], shares[kept]
-    # The largest count in the lower rejection region: its tail probability is at most alpha / 2.
-    critical = binom.ppf(alpha / 2, sizes, 0.5)
-    critical = np.where(binom.cdf(critical, sizes, 0.5) <= alpha / 2, critical, critical - 1)
-    gained = (discordant + difference) / (2 * discordant)
-    found = binom.cdf(critical, sizes, gained) + binom.sf(sizes - critical - 1, sizes, gained)
-    return float(np.sum(shares * found))
+    of_prompts, prompt_weights = _estimates(prompts, num_clusters - 1, NUM_PROMPT_NODES)
+    of_seeds, seed_weights = _estimates(seeds, num_degrees, NUM_SEED_NODES)
+    w, s = (grid.ravel() for grid in np.meshgrid(of_prompts, of_seeds, indexing="ij"))
+    thresholds = critical_value(level, w, s, np.full(len(w), num_clusters), num_degrees) * np.sqrt(w + s)
+    return PlannedTest(math.sqrt(prompts + seeds), thresholds, np.outer(prompt_weights, seed_weights).ravel())
 
 
-def mcnemar_detectable(n: int, num_discordant: int) -> float:
-    """Returns the smallest difference detectable by the exact McNemar test; NaN if there is none.
+def _estimates(variance: float, degrees: float, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns possible estimates of a variance, which are chi-squared, and their probabilities."""
+    from scipy.special import chdtri
 
-    Fewer than six samples never reach 5 %, and six only if all flip in the same direction.
-    """
-    from scipy.optimize import brentq
-
-    def missing(difference: float) -> float:
-        return mcnemar_power(n, max(num_discordant / n, difference), difference) - POWER
-
-    if n == 0 or missing(1.0) < 0:
-        return float("nan")
-    return float(brentq(missing, 1e-12, 1.0, xtol=1e-6))
+    if degrees <= 0:
+        return np.array([variance]), np.ones(1)
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    roots = (nodes + 1) / 2
+    return variance * chdtri(degrees, 1 - roots**3) / degrees, 1.5 * weights * roots**2
 
 
 def detectable(standard_error: float) -> float:
-    """Returns the smallest difference detectable with this standard error; NaN for an error of zero."""
+    """Returns the smallest difference detectable with a published standard error; NaN for an error of zero."""
     return _quantiles() * standard_error if standard_error > 0 else float("nan")
 
 

@@ -58,9 +58,9 @@ def score_table(records: Sequence[Record]) -> "pd.DataFrame":
                 "num_samples": max(len(outcome.samples) for outcome in own),
                 "num_unscored": sum(record["status"] == UNSCORED for record in group),
                 "well_formed_frac": _share(group, lambda record: record["well_formed"]),
-                "mean_tokens": sum(record["num_tokens"] for record in group) / len(group),
-                "at_limit_frac": _share(group, lambda record: record["finish_reason"] == LENGTH),
-                "repetition_frac": _share(group, lambda record: record["finish_reason"] == REPETITION),
+                "mean_tokens": _mean_tokens(group),
+                "at_limit_frac": _share_ended(group, LENGTH),
+                "repetition_frac": _share_ended(group, REPETITION),
             }
         )
     return pd.DataFrame(rows).sort_values(["task", "ability"], ignore_index=True)
@@ -84,6 +84,20 @@ def _mean(
     ]
     numbers = np.unique(labels, return_inverse=True)[1]
     return clustered_mean(np.array(list(values.values())), numbers), len(values)
+
+
+def _mean_tokens(group: Sequence[Record]) -> float:
+    """Returns the mean length of replies in tokens; NaN where another harness kept them without it."""
+    if any(record["num_tokens"] is None for record in group):
+        return float("nan")
+    return float(sum(record["num_tokens"] for record in group) / len(group))
+
+
+def _share_ended(group: Sequence[Record], reason: str) -> float:
+    """Returns the share of replies that ended for a reason; NaN where another harness kept them without one."""
+    if any(record["finish_reason"] is None for record in group):
+        return float("nan")
+    return _share(group, lambda record: record["finish_reason"] == reason)
 
 
 def _share(group: Sequence[Record], holds: Callable[[Record], bool]) -> float:

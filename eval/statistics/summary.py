@@ -11,12 +11,16 @@ from tracking.tables import format_first, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
+UNKNOWN = "–"
+"""Cell of what another harness did not keep."""
+
 
 def summary(output_dir: Path) -> list[str]:
     """Returns the lines about `scores.csv`; the definition of an ability only where it could be scored apart."""
     scores = read_table(output_dir / "scores.csv")
     defined = bool(((scores["num_ability"] > 0) & (scores["ability_score"] != scores["accuracy"])).any())
-    limit = f"at the limit of {read_run(output_dir)['settings']['max_new_tokens']:,}"
+    most = read_run(output_dir)["settings"]["max_new_tokens"]
+    limit = "at the limit" if most is None else f"at the limit of {most:,}"
     rows = [["task", "ability", "n", "accuracy", *(["ability score"] if defined else []), "tokens", limit]]
     for _, row in scores.iterrows():
         ability = format_share(*(row[f"ability_{name}"] for name in ("score", "low", "high")))
@@ -27,8 +31,8 @@ def summary(output_dir: Path) -> list[str]:
                 f"{row['n']:.0f}",
                 format_share(row["accuracy"], row["low"], row["high"]),
                 *([ability] if defined else []),
-                f"{row['mean_tokens']:.1f}",
-                f"{percent(row['at_limit_frac'])} %",
+                UNKNOWN if row.isna()["mean_tokens"] else f"{row['mean_tokens']:.1f}",
+                UNKNOWN if row.isna()["at_limit_frac"] else f"{percent(row['at_limit_frac'])} %",
             ]
         )
     numbers = (2, len(rows[0]) - 2, len(rows[0]) - 1)

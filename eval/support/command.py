@@ -10,8 +10,8 @@ its support is *widened*.
 
     majority          share of prompts whose most frequent answer is right. A tie counts as a fair draw among the tied
                       answers. All right answers count as one answer, however they are written; wrong ones are the same
-                      if they are equal as numbers, or else as texts without blanks and case. Samples without an answer,
-                      and those that could not be judged, are not counted
+                      if they mean the same under their kind (`votes.py`). Samples without an answer, and those that
+                      could not be judged, are not counted
     sometimes right   share of prompts with 0 < pass rate < 1, from which reinforcement learning learns
 
 O/support.csv    per task, ability and model: each metric and k with its interval
@@ -23,7 +23,6 @@ otherwise they are about the evaluated checkpoints (`eval/statistics/pooled.py`)
 at least k judged samples.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,11 +36,12 @@ from eval.compare.alike import check_alike
 from eval.compare.command import check_roles
 from eval.compare.scope import covers, read_current
 from eval.display.formatting import format_difference
-from eval.grading import CORRECT, UNSCORED, parse_number
+from eval.grading import CORRECT, UNSCORED
 from eval.replies.outcomes import GIVEN
 from eval.statistics.differences import CHECKPOINTS, TRAINING
 from eval.statistics.pairing import ENTRIES_ARGUMENT, Entry, parse_entry
 from eval.statistics.pooled import Contrast, Term, contrast
+from eval.support.votes import RIGHT, vote
 from tracking.command import parse_arguments
 from tracking.progress import progress
 from tracking.records import Record, read_records
@@ -74,23 +74,12 @@ def majority_share(samples: Sequence[Record]) -> float | None:
     judged = [sample for sample in samples if sample["status"] != UNSCORED]
     if not judged:
         return None
-    votes = Counter(_vote(sample) for sample in judged if sample["extracted"] is not None)
+    votes = Counter(vote(sample) for sample in judged if sample["extracted"] is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
     winners = [answer for answer, count in votes.items() if count == most]
     return float(RIGHT in winners) / len(winners)
-
-
-RIGHT = ("right",)
-"""What every right answer votes for."""
-
-
-def _vote(sample: Record) -> tuple[object, ...]:
-    if sample["status"] == CORRECT:
-        return RIGHT
-    number = parse_number(sample["extracted"])
-    return ("text", re.sub(r"\s+", "", sample["extracted"]).casefold()) if number is None else ("number", number)
 
 
 @dataclass(frozen=True)

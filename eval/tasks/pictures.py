@@ -14,11 +14,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import DECODING_ERRORS, store_image
 from tracking.product import write_text
 
 IMAGES_DIR = "images"
-INDEX_FILE = "index.json"
+INDEX_FILE = "index-2.json"
+"""The first kind of index, `index.json`, named pictures of 16 bits that were clipped to white."""
 
 
 class PictureStore:
@@ -44,7 +46,7 @@ class PictureStore:
             from qwen_vl_utils.vision_process import to_rgb
 
             try:
-                picture = to_rgb(Image.open(BytesIO(data)))
+                picture = to_rgb(eight_bits(Image.open(BytesIO(data))))
             except DECODING_ERRORS as error:
                 raise ValueError(f"the image cannot be decoded ({type(error).__name__})") from error
             picture.info.clear()  # otherwise a colour profile or transparency mark would be written

@@ -37,6 +37,7 @@ class TrainingPlan:
 
 def read_training_plan(arguments: StudyArguments) -> TrainingPlan:
     """Runs train.plan in a separate process."""
+    assert arguments.necessity is not None
     flags = ("--num_gpus", str(arguments.arm_gpus)) if arguments.arm_gpus else ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"

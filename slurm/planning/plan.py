@@ -45,6 +45,7 @@ class _Plan:
 
     def all(self) -> list[StudyJob]:
         arguments = self.arguments
+        assert arguments.necessity is not None
         if arguments.prompts:
             self._add_prompts(arguments.prompts)
         for position, text in enumerate(arguments.pairs):

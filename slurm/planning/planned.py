@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from slurm.planning.calibration import NO_TRAINING, plan_calibration, read_calibration
 from slurm.planning.cluster import Cluster
 from slurm.planning.hours import Costs, TrainingPlan, read_training_plan
 from slurm.planning.plan import plan_study
@@ -27,12 +28,19 @@ class Study:
     arguments: StudyArguments
     cluster: Cluster
     necessity: dict[str, Any]
+    """What train.necessity plans; of a calibration, what benchmarks.known_answers plans."""
     training: TrainingPlan
     jobs: list[StudyJob]
 
     @property
     def directory(self) -> Path:
         return Path(self.arguments.output_dir)
+
+    @property
+    def page(self) -> Path:
+        """The page that its last job writes."""
+        calibrated = self.arguments.calibration is not None
+        return self.directory / ("calibration/calibration.html" if calibrated else "report.html")
 
     def stages(self, jobs: Sequence[StudyJob], folder: str) -> list[Stage]:
         """Returns the submissions of some of the jobs."""
@@ -53,6 +61,10 @@ def read_study(arguments: StudyArguments) -> Study:
         ValueError: if one of its configurations is invalid.
     """
     cluster = read_settings(Cluster, Path(arguments.cluster))
+    if arguments.calibration is not None:
+        plan = read_calibration(arguments)
+        jobs = plan_calibration(arguments, plan)
+        return Study(arguments=arguments, cluster=cluster, necessity=plan, training=NO_TRAINING, jobs=jobs)
     with ThreadPoolExecutor() as pool:
         training = pool.submit(read_training_plan, arguments)
         necessity = read_necessity(arguments)

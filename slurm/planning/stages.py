@@ -26,6 +26,10 @@ TITLES = {
     "splice_abilities": "Evaluates every splice under the abilities' conditions.",
     "necessity": "Collects the results of the necessity study.",
     "report": "Writes the report from the available results.",
+    "instruments": "Asks each instrument for known answers.",
+    "starts": "Builds the starts of the positive control of freezing.",
+    "control": "Trains the arms of the positive control, a study per necessary block.",
+    "calibration": "Joins the answers of the instruments on one page.",
 }
 
 

@@ -7,13 +7,13 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from slurm.planning.settings import check_one_line, read_numbers
 from tracking.command import REPOSITORY_ROOT, did_you_mean, read_yaml
-from tracking.schedule import Job
+from tracking.jobs.job import Job
 
 PAPER_PATTERNS = ("in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "rl-in-rl")
 ALL_PATTERNS = ("in-in-in", "in-in-rl", "in-rl-in", "in-rl-rl", "rl-in-in", "rl-in-rl", "rl-rl-in", "rl-rl-rl")
@@ -27,6 +27,7 @@ INFERENCE = ("eval", "abilities", "samples", "swap", "skip", "attention")
 KINDS = (
     "data", "init", *TRAINING, "eval", "compare", "deltas", "necessity", "pairs", "descriptions", "abilities",
     "samples", "support", "swap", "skip", "attention", "splices", "claims", "report",
+    "instrument", "starts", "control", "calibration",
 )  # fmt: skip
 """All kinds of job; jobs of the same kind take about the same time."""
 
@@ -36,8 +37,14 @@ class StudyArguments:
     """A study: its experiment, its probes, and the cluster."""
 
     output_dir: str = field(metadata={"help": "folder of the whole study"})
-    necessity: str = field(metadata={"help": "YAML of train.necessity: models, prompts, arms and seeds"})
     cluster: str = field(metadata={"help": "YAML of the cluster, in configs/slurm/"})
+    necessity: str | None = field(
+        default=None, metadata={"help": "YAML of train.necessity: models, prompts, arms and seeds"}
+    )
+    calibration: str | None = field(
+        default=None,
+        metadata={"help": "YAML of benchmarks.known_answers, in place of an experiment: a job per instrument"},
+    )
     prompts: str | None = field(
         default=None, metadata={"help": "TASK:CONFIG of data_builders.build that builds the prompts of `necessity`"}
     )
@@ -112,10 +119,18 @@ class StudyArguments:
     num_parallel: int = field(
         default=0, metadata={"help": "number of jobs at the same time with --local; 0: one per core"}
     )
+    warm_start: bool = field(
+        default=True,
+        metadata={
+            "help": "start the jobs of --local as forks of one process that has imported the libraries, where the "
+            "results are the same; false: every job imports them itself"
+        },
+    )
 
     def __post_init__(self) -> None:
         check_one_line(vars(self))
         check_output_dir(self.output_dir)
+        self._check_kind()
         limits = {"arm_gpus": 1, "arm_nodes": 1, "probe_gpus": 1, "vllm_gpus": 0, "num_parallel": 0}
         for name, least in limits.items():
             value = getattr(self, name)
@@ -157,11 +172,29 @@ class StudyArguments:
                 raise ValueError(f"expected_s {kind!r} is no kind of job{did_you_mean(kind, KINDS)}")
         self.prompt_numbers()
 
+    def _check_kind(self) -> None:
+        if (self.necessity is None) == (self.calibration is None):
+            raise ValueError(
+                "expected necessity, the YAML of an experiment, or calibration, that of a calibration; "
+                f"found {'none' if self.necessity is None else 'both'}"
+            )
+        if self.calibration is not None:
+            allowed = ("output_dir", "cluster", "calibration", "expected_s", "num_parallel")
+            for entry in fields(self):
+                default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+                if entry.name not in allowed and getattr(self, entry.name) != default:
+                    raise ValueError(f"{entry.name} is given with calibration, which has its own models; leave it out")
+
     def config_files(self) -> list[str]:
         """Returns all configuration files that the study names directly."""
         probes = (self.swap, self.skip, self.attention, self.deltas, self.abilities, self.samples)
         built = [split_task(text)[1] for text in [*([self.prompts] if self.prompts else []), *self.pairs]]
-        return [self.necessity, self.cluster, *built, *(path for path in probes if path is not None)]
+        return [
+            *(path for path in (self.necessity, self.calibration) if path is not None),
+            self.cluster,
+            *built,
+            *(path for path in probes if path is not None),
+        ]
 
     def expected(self) -> dict[str, float]:
         """Kind of job -> seconds."""
@@ -239,6 +272,7 @@ class StudyJob:
 
 def read_necessity(arguments: StudyArguments) -> dict[str, Any]:
     """Gets train.necessity's plan from a separate process."""
+    assert arguments.necessity is not None
     command = (
         "train.necessity", "--config", arguments.necessity, "--output_dir", f"{arguments.output_dir}/necessity",
         "--plan_json", "true",

@@ -23,9 +23,9 @@ from slurm.planning.stages import Stage
 from slurm.planning.study import StudyJob
 from slurm.submitting.queueing import JOBS_FILE, Submitted, cancel_queued, latest_launch, queue_states, run_slurm
 from tracking.command import REPOSITORY_ROOT
+from tracking.jobs.job import settled
 from tracking.product import partial_path, write_text
 from tracking.run import LOCK_FILE, git_state, is_finished
-from tracking.schedule import settled
 
 
 def write_launch(study: Study, folder: Path, stages: Sequence[Stage]) -> None:

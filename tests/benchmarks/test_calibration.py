@@ -8,6 +8,7 @@ from benchmarks.calibration import KINDS, Outcome, all_settings, simulate, summa
 from eval.statistics.simulation import Setting, World
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("base_rate", [0.1, 0.4])
 @pytest.mark.parametrize("num_seeds", [0, 3])
 def test_simulated_models_have_the_stated_accuracy_and_spread_between_runs(base_rate: float, num_seeds: int) -> None:

@@ -3,7 +3,7 @@
 A block that opens with ```bash holds commands, one a line (longer ones continued with a backslash, here-documents
 included). A comment at the end of a command says what it needs or how it ends:
 
-    # needs a GPU | the network | a cluster | vLLM     only its arguments are checked
+    # needs a GPU | the network | a cluster | vLLM | files of your own     only its arguments are checked
     # takes 12 minutes                                 the same
     # exit status 1                                    it is run and has to end so
 
@@ -23,7 +23,7 @@ DOCS = REPOSITORY_ROOT / "docs"
 PAGES = (REPOSITORY_ROOT / "README.md", DOCS / "tutorial.md", *GUIDES, DOCS / "gpus.md")
 
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NEEDS = re.compile(r"#.*\b(needs (a GPU|the network|a cluster|vLLM)|takes \d+ minutes)")
+_NEEDS = re.compile(r"#.*\b(needs (a GPU|the network|a cluster|vLLM|files of your own)|takes \d+ minutes)")
 _STATUS = re.compile(r"#.*\bexit status (\d+)")
 _HERE_DOCUMENT = re.compile(r"<<\s*'?(\w+)'?")
 

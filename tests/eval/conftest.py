@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ class ChatServer:
     times: list[float] = field(default_factory=list)
     echoes_key: bool = False
     """True where replies hold the key that was sent."""
+    has_content: bool = True
+    """False where messages have no content, not even null."""
+    refusal: str = "no: {key}"
+    """The body of a response that is not 200."""
     released: threading.Event = field(default_factory=threading.Event)
 
 
@@ -68,7 +73,7 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             question = json.loads(body)
             server.asked.append(question)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.title(): value for name, value in self.headers.items()})
             server.times.append(time.monotonic())
             fault = server.always or (server.faults.pop(0) if server.faults else server.later or "none")
             unknown = next((name for name in server.unknown if name in question), None)
@@ -95,11 +100,13 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
         def completion(self) -> bytes:
             key = self.headers.get("Authorization", "").removeprefix("Bearer ") if server.echoes_key else ""
-            message = {"role": "assistant", "content": server.reply + key, **server.message}
+            content = {"content": server.reply + key} if server.has_content else {}
+            message = {"role": "assistant", **content, **server.message}
             return json.dumps({"choices": [{"message": message, "finish_reason": server.finish_reason}]}).encode()
 
-        def trickle(self) -> None:
-            for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000:
+        def trickle(self, at_once: bytes, slowly: bytes) -> None:
+            self.wfile.write(at_once)
+            for byte in slowly + b"x" * 1000:
                 if server.released.wait(0.05):
                     return
                 self.wfile.write(bytes([byte]))
@@ -110,7 +117,7 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
     def refusal(status: int, **headers: str) -> Any:
         def act(handler: Handler) -> None:
-            words = f"no: {handler.headers.get('Authorization')}".encode()
+            words = server.refusal.replace("{key}", str(handler.headers.get("Authorization"))).encode()
             handler.send(status, words, **(headers or {"Retry_After": server.retry_after}))
 
         return act
@@ -120,7 +127,10 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
         "none": lambda handler: handler.send(200, handler.completion()),
         "stall": lambda handler: server.released.wait(STALL_S),
         "never": lambda handler: server.released.wait(),
-        "trickle": Handler.trickle,
+        "trickle": partial(Handler.trickle, at_once=b"", slowly=b"HTTP/1.1 200 OK\r\nX-Slow: "),
+        "trickling body": partial(
+            Handler.trickle, at_once=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", slowly=b"{"
+        ),
         "429": refusal(429),
         "500": refusal(500),
         "503": refusal(503),
@@ -147,6 +157,7 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     httpd = Quiet(("127.0.0.1", 0), Handler)
     server = ChatServer(url=f"http://127.0.0.1:{httpd.server_address[1]}/v1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)  # openai 3.57 waits 0.5 s before it repeats
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield server

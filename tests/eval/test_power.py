@@ -64,6 +64,11 @@ def test_measured_variances_are_used_and_their_uncertainty_is_printed(
     printed = capsys.readouterr().out
     (variation,) = measured_variations(read_table(measured), metric="accuracy")
     assert printed.startswith("vision, measured on 240 prompts") and "4 degrees of freedom" in printed
+    same, arms, start = variation.correlations.values()
+    assert (
+        f"replies to one prompt {same:.2f} (two runs of an arm), {arms:.2f} (arm against arm), {start:.2f} (arm"
+        in printed
+    )
     size = Size(num_prompts=480, num_seeds=3, num_seeds_against=0)
     assert (
         cells(printed, "smallest")[f"{START} 3"][1]
@@ -123,9 +128,9 @@ def test_a_mistake_is_one_line(words: list[str], message: str) -> None:
 def test_a_table_that_is_not_a_comparison_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("model,accuracy\nsft,0.5\n")
-    with pytest.raises(ValueError, match=r"scores\.csv: no column task"):
+    with pytest.raises(ValueError, match=r"scores\.csv has no column 'task': an older eval\.compare wrote it"):
         main(["--measured", str(path)])
     for content in (b"", b"a,b\n1,2\n1,2,3\n", b"\xff\xfe\x00"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"scores\.csv is not a CSV table; expected comparison\.csv"):
+        with pytest.raises(ValueError, match=r"scores\.csv is not a CSV table; expected one that eval\.compare wrote"):
             main(["--measured", str(path)])

@@ -11,7 +11,8 @@ import pytest
 
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from eval import run
-from eval.judge.endpoint import Endpoint, RefusedError, UnusableReplyError
+from eval.judge.endpoint import Endpoint
+from eval.judge.reply import RefusedError, UnusableReplyError
 from eval.replies.generation import generate, greedy_settings, render_prompt
 from eval.replies.subject import open_subject
 from tracking.records import read_records
@@ -58,7 +59,7 @@ def test_a_cut_reply_and_a_question_that_is_too_long_are_results_of_their_own(vl
         asked.ask(
             [{"role": "user", "content": "There are 2 red and 4 blue objects . What is red + blue ?"}], max_tokens=1
         )
-    with pytest.raises(RefusedError, match="status 400"):
+    with pytest.raises(RefusedError, match=r"status 400: .*maximum context length"):
         asked.ask([{"role": "user", "content": "red " * 2 * CONTEXT}], max_tokens=4)
     assert asked.failures == 0
 

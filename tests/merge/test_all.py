@@ -42,6 +42,7 @@ def assert_holds(checkpoint: Path, expected: Tensors) -> None:
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize(
     ("num_layers", "tied", "swapped"), [(28, False, True), (36, True, False), (12, True, True), (12, False, False)]
 )
@@ -56,6 +57,7 @@ def test_all_patterns_equal_the_reference(
         assert_holds(tmp_path / "run" / folder / "checkpoint", expected)
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize(
     ("num_layers", "tied", "cuts"), [(28, False, (10, 19)), (36, True, (12, 24)), (12, True, (4, 8))]
 )

@@ -21,8 +21,8 @@ from slurm.status import format_status, study_status
 from slurm.submitting.queueing import Submitted, read_launch
 from slurm.submitting.submit import check_folder, dependency, sole_launch, submit, unfinished, write_launch
 from tracking.command import REPOSITORY_ROOT, Preempted
+from tracking.jobs.schedule import Schedule
 from tracking.run import open_run
-from tracking.schedule import Schedule
 
 CLUSTER = Cluster(time=["default=01:00:00"], gpus_per_node=0)
 

@@ -354,11 +354,12 @@ with contextlib.redirect_stderr(heard):
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
     "code": code, "said": heard.getvalue(), "cpu_s": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
-    "heavy": [name for name in ("torch", "transformers", "trl", "datasets", "sklearn") if name in sys.modules],
+    "heavy": [n for n in ("torch", "transformers", "trl", "datasets", "sklearn", "openai") if n in sys.modules],
 }))
 """
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("command", CASES)
 def test_mistakes_at_a_command_are_told_at_once_and_quickly(command: str) -> None:
     argv, expected = CASES[command]

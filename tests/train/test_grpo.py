@@ -439,3 +439,33 @@ def test_a_run_that_shares_prompts_ends_like_one_that_does_not(
         moved += float((other - before).square().sum())
         apart += float((one - other).square().sum())
     assert 0 < apart < 1e-4 * moved  # Adam turns rounding in tiny gradients into steps, in few elements
+
+
+@pytest.mark.slow
+def test_a_run_begun_before_prompts_could_be_shared_continues_as_it_began(
+    warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"max_steps": 2, "save_steps": 1}
+    undisturbed = tmp_path / "undisturbed"
+    main(flags(warm_checkpoint, tiny_prompts, undisturbed, share_prompts="false", **settings))
+    directory = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    for name in ("final", "checkpoints/checkpoint-2"):
+        shutil.rmtree(directory / name)
+    state = json.loads((directory / "run.json").read_text())
+    del state["settings"]["share_prompts"]
+    (directory / "run.json").write_text(json.dumps({**state, "status": "running"}))
+    command = flags(warm_checkpoint, tiny_prompts, directory, **settings)
+    capsys.readouterr()
+    main(command)
+    said = capsys.readouterr().out
+    assert "shared prompts: no, share_prompts is false" in said
+    assert said.count(f"note: the run in {directory} was begun before prompts could be shared") == 1
+    assert weights(directory / "final") == weights(undisturbed / "final")
+    pd.testing.assert_frame_equal(metrics(directory), metrics(undisturbed))
+    main(command)
+    main([*command, "--share_prompts", "false"])
+    assert "note:" not in capsys.readouterr().out
+    assert "share_prompts" not in json.loads((directory / "run.json").read_text())["settings"]
+    main([*command, "--overwrite", "true", "--max_steps", "1"])
+    assert "shared prompts: yes, " in capsys.readouterr().out
+    assert json.loads((directory / "run.json").read_text())["settings"]["share_prompts"] is True

@@ -15,7 +15,7 @@ from data_builders.build import DATA_DIR
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, check_expression
 from models.pocket import CHECKPOINT_DIR
 from tracking.command import raise_mistakes
-from tracking.schedule import Job
+from tracking.jobs.job import Job
 from train import FINAL_DIR
 from train.freezing.arms import Arm, check_arm
 from train.freezing.freeze import FreezeArguments
@@ -80,6 +80,13 @@ class NecessityArguments:
         metadata={"help": "command that starts train.grpo, such as 'accelerate launch --num_processes 2 -m'"},
     )
     num_parallel: int = field(default=0, metadata={"help": "number of jobs at the same time; 0: one per core"})
+    warm_start: bool = field(
+        default=True,
+        metadata={
+            "help": "start local jobs as forks of one process that has imported the libraries, where the results are "
+            "the same; false: every job imports them itself"
+        },
+    )
     expected_s: list[str] = field(
         default_factory=list,
         metadata={

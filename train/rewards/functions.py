@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from eval.grading import MAX_JUDGES, grade, is_well_formed, last_boxed
+from eval.grading import BOX_SPACES, MAX_JUDGES, check_box_space, grade, is_well_formed, last_boxed
 from tracking.command import check_all, did_you_mean
 from tracking.run import OVERWRITE_ARGUMENT
+from train.rewards.form import AS_GIVEN, ReplyForm
 from train.rewards.own import RewardFunction, check_name, is_own, load_reward
 
 MAX_REMEMBERED = 65_536
@@ -53,10 +54,17 @@ class RewardArguments:
             "help": "number of tokens before max_completion_length over which the overlong reward falls from 0 to -1"
         },
     )
+    box_space: str | None = field(
+        default=None,
+        metadata={
+            "help": f"coordinates in which the model writes boxes: {', '.join(BOX_SPACES)}; by default those of the "
+            "model's family"
+        },
+    )
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
-        check_all(partial(check_rewards, self.rewards), self._check_buffer)
+        check_all(partial(check_rewards, self.rewards), self._check_buffer, partial(check_box_space, self.box_space))
 
     def check_inputs(self) -> None:
         """Imports rewards of one's own."""
@@ -80,11 +88,15 @@ def accuracy(
     answer_kind: Sequence[str],
     choices: Sequence[Sequence[str]] | None = None,
     precision: Sequence[int | None] | None = None,
+    images: Sequence[Sequence[Any]] | None = None,
+    *,
+    form: ReplyForm = AS_GIVEN,
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
     """1 for a right answer, 0 for a wrong one, None if the grader cannot judge."""
-    verdicts = _judge_all(_replies(completions), answer, answer_kind, choices, precision, log_metric)
+    golds = _golds(answer, answer_kind, images, form)
+    verdicts = _judge_all(_replies(completions, form), golds, answer_kind, choices, precision, log_metric)
     return [None if verdict is None else float(verdict) for verdict in verdicts]
 
 
@@ -94,14 +106,18 @@ def format(  # noqa: A001 (TRL logs a reward under its function's name)
     answer_kind: Sequence[str],
     choices: Sequence[Sequence[str]] | None = None,
     precision: Sequence[int | None] | None = None,
+    images: Sequence[Sequence[Any]] | None = None,
     *,
     prompt_style: str = "plain",
+    form: ReplyForm = AS_GIVEN,
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
     """1 for a reply in the form of the prompt style, 0 otherwise, None if accuracy is None."""
-    replies = _replies(completions)
-    verdicts = _judge_all(replies, answer, answer_kind, choices, precision, log_metric)
+    replies = _replies(completions, form)
+    verdicts = _judge_all(
+        replies, _golds(answer, answer_kind, images, form), answer_kind, choices, precision, log_metric
+    )
     return [
         None if verdict is None else float(FORMATS[prompt_style](reply))
         for reply, verdict in zip(replies, verdicts, strict=True)
@@ -115,14 +131,17 @@ def overlong(
     completion_ids: Sequence[Sequence[int]],
     choices: Sequence[Sequence[str]] | None = None,
     precision: Sequence[int | None] | None = None,
+    images: Sequence[Sequence[Any]] | None = None,
     *,
     max_tokens: int,
     buffer_tokens: int,
+    form: ReplyForm = AS_GIVEN,
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
     """0 for a reply that does not reach the buffer, -1 at the maximum length, linear between; None as in accuracy."""
-    verdicts = _judge_all(_replies(completions), answer, answer_kind, choices, precision, log_metric)
+    golds = _golds(answer, answer_kind, images, form)
+    verdicts = _judge_all(_replies(completions, form), golds, answer_kind, choices, precision, log_metric)
     return [
         None if verdict is None else length_penalty(len(tokens), max_tokens=max_tokens, buffer_tokens=buffer_tokens)
         for tokens, verdict in zip(completion_ids, verdicts, strict=True)
@@ -196,9 +215,25 @@ def bind_rewards(
     ]
 
 
-def _replies(completions: Sequence[Any]) -> list[str]:
+def in_form(functions: Sequence[RewardFunction], names: Sequence[str], form: ReplyForm) -> list[RewardFunction]:
+    """Returns the functions with the form in which the model writes; those of one's own get the replies as they are."""
+    return [
+        function if is_own(name) else partial(function, form=form)
+        for name, function in zip(names, functions, strict=True)
+    ]
+
+
+def _replies(completions: Sequence[Any], form: ReplyForm) -> list[str]:
     """Returns the text of each completion: a string, or the messages of a turn."""
-    return [reply if isinstance(reply, str) else reply[-1]["content"] for reply in completions]
+    return [form.reply(reply if isinstance(reply, str) else reply[-1]["content"]) for reply in completions]
+
+
+def _golds(
+    golds: Sequence[str], kinds: Sequence[str], images: Sequence[Sequence[Any]] | None, form: ReplyForm
+) -> list[str]:
+    """Returns the gold answers as the model would write them."""
+    shown = [()] * len(golds) if images is None else images
+    return [form.gold(gold, kind, own) for gold, kind, own in zip(golds, kinds, shown, strict=True)]
 
 
 def _judge_all(

@@ -9,11 +9,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_builders.prompt_sets.depth import eight_bits, is_deep
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, check_folder, check_split, read_prompts
 from eval.grading import is_gradable
@@ -158,11 +160,18 @@ def filter_prompts(
 def count_tokens(
     prompt: Prompt, arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
 ) -> int | str:
-    """Returns the number of tokens of a prompt, or the reason why it cannot be tokenized.
+    """Returns the number of tokens of a prompt, or the reason why it cannot be tokenized."""
+    text = render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
+    return count_text_tokens(text, prompt, arguments, processor)
+
+
+def count_text_tokens(
+    text: str, prompt: Prompt, arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
+) -> int | str:
+    """Returns the number of tokens of a rendered prompt, or the reason why it cannot be tokenized.
 
     An image's tokens are computed from its height and width, without decoding its pixels.
     """
-    text = render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
     tokenizer = tokenizer_of(processor)
     num_tokens = len(tokenizer(text)["input_ids"])
     if processor is tokenizer:
@@ -211,15 +220,26 @@ def build_dataset(
     with_response: bool,
     text_only: bool = False,
 ) -> "Dataset":
-    """Returns a conversational TRL dataset in the given order; images are opened lazily.
+    """Returns a conversational TRL dataset in the given order; images are opened lazily, each once per batch.
 
     For a text-only model it has no image column: TRL treats even empty lists as multimodal data.
     """
     from datasets import Dataset, Image, List
 
     dataset = Dataset.from_list([_row(prompt, arguments, with_response=with_response) for prompt in prompts])
-    dataset = dataset.remove_columns("images") if text_only else dataset.cast_column("images", List(Image()))
-    return dataset.select(order)
+    if text_only:
+        return dataset.remove_columns("images").select(order)
+    return dataset.cast_column("images", List(Image(decode=False))).select(order).with_transform(_open_images)
+
+
+def _open_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Returns the columns of some rows with their images opened; rows with the same image get the same object."""
+    from datasets import Image
+
+    opened = {entry["path"]: entry for row in batch.get("images", ()) for entry in row}
+    opened = {path: Image().decode_example(entry) for path, entry in opened.items()}
+    images = [[opened[entry["path"]] for entry in row] for row in batch.get("images", ())]
+    return {**batch, **({"images": images} if "images" in batch else {})}
 
 
 def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> dict[str, Any]:
@@ -228,7 +248,7 @@ def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> di
         messages.insert(0, {"role": "system", "content": arguments.system_prompt})
     row: dict[str, Any] = {
         "prompt": messages,  # TRL puts the images first, like eval.replies.prompting
-        "images": [str(Path(arguments.prompts) / image) for image in prompt.images],
+        "images": [_image_entry(Path(arguments.prompts) / image) for image in prompt.images],
     }
     if with_response:
         if prompt.response is None:
@@ -240,3 +260,18 @@ def _row(prompt: Prompt, arguments: DataArguments, *, with_response: bool) -> di
         row["choices"] = list(prompt.choices)
         row["precision"] = prompt.precision
     return row
+
+
+def _image_entry(path: Path) -> dict[str, str | bytes | None]:
+    """Returns an image as `datasets` stores it: its path, or its content if it must be scaled to 8 bits a channel."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if not is_deep(image):
+                return {"path": str(path), "bytes": None}
+            stored = BytesIO()
+            eight_bits(image).save(stored, format="PNG")
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); repair or remove it") from error
+    return {"path": str(path), "bytes": stored.getvalue()}

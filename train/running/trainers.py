@@ -8,7 +8,6 @@ from trl import SFTTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
-from eval.replies.generation import tokenizer_of
 from train.rewards.equal import equal_groups
 from train.rollouts.gap import Gap
 from train.rollouts.guard import Pass, RolloutGuard
@@ -41,9 +40,8 @@ def common_arguments(
         num_generations: replies to each prompt of an evaluation.
         with_response: for supervised training.
     """
-    text_only = tokenizer_of(processor) is processor
     evaluated = load_validation(
-        validation, data, training, num_generations=num_generations, with_response=with_response, text_only=text_only
+        validation, data, training, processor, num_generations=num_generations, with_response=with_response
     )
     return {"args": training, "train_dataset": dataset, "eval_dataset": evaluated, "processing_class": processor}
 

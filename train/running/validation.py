@@ -6,16 +6,20 @@ means, and several processes would pad an incomplete batch with duplicates.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from data_builders.prompt_sets.prompts import Prompt
+from eval.replies.generation import tokenizer_of
 from tracking.command import is_main_process
+from tracking.processes import on_main_process
 from train.running.data import DataArguments, build_dataset, load_prompts, training_order
+from train.running.examples import keep_whole
 from train.running.order import one_kind_a_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainingArguments
+    from transformers import ProcessorMixin, TrainingArguments
 
 ORDER_SEED = 0
 
@@ -37,12 +41,14 @@ def load_validation(
     arguments: ValidationArguments,
     data: DataArguments,
     training: "TrainingArguments",
+    processor: "ProcessorMixin",
     *,
     num_generations: int = 1,
     with_response: bool = False,
-    text_only: bool = False,
 ) -> "dict[str, Dataset] | None":
     """Returns the configured evaluation sets, or None.
+
+    In supervised training, examples that `max_length` would cut are left out, as in training.
 
     Raises:
         ValueError: if a split is given without a strategy, or vice versa.
@@ -54,7 +60,13 @@ def load_validation(
         )
     if arguments.validation_split is None:
         return None
-    prompts = load_prompts(replace(data, split=arguments.validation_split), with_response=with_response)
+    named = replace(data, split=arguments.validation_split)
+    prompts = load_prompts(named, with_response=with_response)
+    left_out: list[str] = []
+    if with_response:
+        keep = partial(keep_whole, prompts, named, processor, max_length=training.max_length)
+        prompts, report = on_main_process(keep)
+        left_out = [f"validation: {note}" for note in report.notes]
     batch_size = prompts_per_eval_batch(training, num_generations)
     sets, notes = validation_sets(
         prompts,
@@ -62,10 +74,10 @@ def load_validation(
         batch_size=batch_size,
         max_prompts=arguments.validation_limit,
         with_response=with_response,
-        text_only=text_only,
+        text_only=tokenizer_of(processor) is processor,
     )
     if is_main_process():
-        print("\n".join(notes), flush=True)
+        print("\n".join([*left_out, *notes]), flush=True)
     return sets
 
 

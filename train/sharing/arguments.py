@@ -1,6 +1,9 @@
 """Are prompts shared? The argument, without heavy imports."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from tracking.run import RUN_FILE, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,3 +17,14 @@ class SharingArguments:
             "is the same but for rounding, in less time; false: TRL's own computation"
         },
     )
+
+
+def begun_without_sharing(directory: Path, command: str) -> bool:
+    """True if a command's run in a folder was begun before `share_prompts` existed, and so computes as TRL does.
+
+    Its `run.json` does not have the setting.
+    """
+    if not (directory / RUN_FILE).is_file():
+        return False
+    run = read_run(directory)
+    return bool(run["command"] == command) and "share_prompts" not in run["settings"]

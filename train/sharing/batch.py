@@ -1,5 +1,6 @@
 """Which rows of a batch have the same prompt? Compared token by token and picture by picture, value by value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,16 +62,21 @@ class Batch:
     def num_prompt_columns(self) -> int:
         return self.ids.shape[1] - self.num_reply_columns
 
-    def part(self, start: int, end: int) -> "Batch":
+    def part(self, rows: Sequence[int]) -> "Batch":
         """Returns some of the rows."""
-        pictures = None if self.pictures is None else self.pictures[start:end]
+        pictures = None if self.pictures is None else tuple(self.pictures[row] for row in rows)
+        kept = list(rows)
         return Batch(
-            ids=self.ids[start:end],
-            mask=self.mask[start:end],
+            ids=self.ids[kept],
+            mask=self.mask[kept],
             num_reply_columns=self.num_reply_columns,
-            types=None if self.types is None else self.types[start:end],
+            types=None if self.types is None else self.types[kept],
             pictures=pictures if pictures is not None and any(pictures) else None,
         )
+
+    def has_pictures(self, rows: Sequence[int]) -> bool:
+        """True if one of some rows has a picture."""
+        return self.pictures is not None and any(self.pictures[row] for row in rows)
 
     def groups(self) -> list[Group]:
         """Returns the distinct prompts with their rows, in order of appearance."""

@@ -4,6 +4,7 @@ The pass has a mask and positions of its own and no cache, so it works under gra
 other pass does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,24 @@ def scores(outputs: Any, batch: Batch, layout: Layout, *, entropy: bool) -> Scor
         return whole.view(-1, columns)[:, batch.num_prompt_columns :]
 
     return Scores(logps=unpacked(outputs.log_probs), entropies=unpacked(outputs.entropy) if entropy else None)
+
+
+def together_again(one: Scores, other: Scores, rows: Sequence[int], other_rows: Sequence[int]) -> Scores:
+    """Returns the scores of a batch from those of two parts.
+
+    Args:
+        one: scores of the batch's `rows`.
+        other: scores of its `other_rows`.
+    """
+    places = torch.tensor([*rows, *other_rows], device=one.logps.device).argsort()
+
+    def joined(ours: Tensor, theirs: Tensor) -> Tensor:
+        return torch.cat([ours, theirs])[places]
+
+    entropies = None
+    if one.entropies is not None and other.entropies is not None:
+        entropies = joined(one.entropies, other.entropies)
+    return Scores(logps=joined(one.logps, other.logps), entropies=entropies)
 
 
 def _positions(batch: Batch, groups: list[Group], layout: Layout, backbone: Any) -> Int[Tensor, "... rows width"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from train.sharing.batch import Batch, join_pictures
+from train.sharing.decoding import can_decode, decode
 from train.sharing.models import backbone_of
 
 
@@ -66,6 +67,7 @@ def generate_from_shared_prompts(
         attention_mask=attention_mask,
         past_key_values=cache,
         generation_config=generation_config,
+        **({"custom_generate": decode} if can_decode(generation_config, input_ids.device) else {}),
     )
 
 

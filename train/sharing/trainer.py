@@ -11,10 +11,11 @@ from trl.trainer.utils import shuffle_sequence_dict
 
 from train.rollouts.vllm import replaced
 from train.sharing.batch import Batch, join_pictures
-from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores
+from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores, together_again
 from train.sharing.models import backbone_of, hidden_size_of, obstacle, tower_changes
 from train.sharing.order import NORMALIZED_PER_PASS, reordered, together
 from train.sharing.pictures import PictureReader, instead
+from train.sharing.processor import DistinctProcessor
 from train.sharing.rollout import generate_from_shared_prompts
 
 PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
@@ -32,18 +33,26 @@ class SharingGRPOTrainer(GRPOTrainer):
         self.not_shared: str | None = "share_prompts is false"
         """Why every row is read by itself; None if prompts are shared."""
         self._reader = PictureReader()
+        self._has_signal: list[bool] | None = None
+        """Whether each row's advantage differs from zero, while a loss is computed in which only such rows count."""
         super().__init__(*args, **kwargs)
         if share_prompts:
             self.not_shared = obstacle(self.accelerator.unwrap_model(self.model))
 
     def describe_sharing(self) -> str:
-        """Returns whether prompts are shared, or why not, in one line."""
+        """Returns whether prompts are shared, or where and why not, in one line."""
         if self.not_shared is not None:
             return f"no, {self.not_shared}; each reply is computed with a prompt of its own"
+        rollouts = self._rollout_obstacle()
         if self.args.per_device_train_batch_size == 1:
-            where = "in rollouts only" if self._cache_can_be_given else "nowhere"
-            return f"{where}, because a pass has a single reply (per_device_train_batch_size 1)"
-        return "yes, each prompt is read once for all its replies in a pass, and each distinct picture once"
+            single = "a pass has a single reply (per_device_train_batch_size 1)"
+            return f"nowhere, because {single} and {rollouts}" if rollouts else f"in rollouts only, because {single}"
+        parts = ["yes, each prompt is read once for all its replies in a pass, and each distinct picture once"]
+        if rollouts is not None:
+            parts.append(f"not in rollouts, because {rollouts}")
+        if self._fixed_order is not None and self.args.steps_per_generation > 1:
+            parts.append(f"a group's replies stay spread over the passes of a step, because {self._fixed_order}")
+        return "; ".join(parts)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         with replaced(grpo_trainer, "shuffle_sequence_dict", self._shuffled):
@@ -62,24 +71,41 @@ class SharingGRPOTrainer(GRPOTrainer):
 
     @property
     def brings_together(self) -> bool:
-        """True if the order of the passes leaves a step's gradient the same, so that groups are brought together."""
-        per_pass = (
-            self.loss_type in NORMALIZED_PER_PASS or self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0
-        )
-        return self.not_shared is None and not per_pass
+        """True if the replies of a group are brought together within a step."""
+        return self.not_shared is None and self._fixed_order is None
 
     @property
-    def _cache_can_be_given(self) -> bool:
-        """True if Transformers generates, with a cache of the default kind and whole weights."""
-        if self.use_vllm or self.use_transformers_continuous_batching:
-            return False
+    def _fixed_order(self) -> str | None:
+        """Why another order of the passes would change a step's gradient; None if it would not."""
+        if self.loss_type in NORMALIZED_PER_PASS:
+            return f"loss_type {self.loss_type} is normalized per pass"
+        if self._entropy_bonus_enabled:
+            return "the entropy bonus is a mean per pass"
+        if self.top_entropy_quantile < 1.0:
+            return f"top_entropy_quantile {self.top_entropy_quantile:g} is taken per pass"
+        return None
+
+    def _rollout_obstacle(self) -> str | None:
+        """Returns why rollouts do not share prompts; None if Transformers generates, with its default kind of cache."""
         config = self.generation_config
-        default_cache = config.cache_implementation is None and config.use_cache is not False
-        return default_cache and (not self._is_zero_3 or self.args.ds3_gather_for_generation)
+        if self.use_vllm:
+            return "vLLM generates the replies"
+        if self.use_transformers_continuous_batching:
+            return "continuous batching generates the replies"
+        if config.cache_implementation is not None:
+            return f"cache_implementation is {config.cache_implementation}"
+        if config.use_cache is False:
+            return "use_cache is false"
+        if self._is_zero_3 and not self.args.ds3_gather_for_generation:
+            return "ds3_gather_for_generation is false"
+        return None
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._reader.forget()
-        return super()._generate_and_score_completions(inputs)
+        if self.not_shared is not None:
+            return super()._generate_and_score_completions(inputs)
+        with instead(self, "processing_class", DistinctProcessor(self.processing_class)):
+            return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
@@ -88,7 +114,7 @@ class SharingGRPOTrainer(GRPOTrainer):
         turn = partial(
             super()._generate_single_turn, prompt_ids, images, multimodal_fields, num_generations, has_tool_images
         )
-        if self.not_shared is not None or not self._cache_can_be_given:
+        if self.not_shared is not None or self._rollout_obstacle() is not None:
             return turn()
         model = self.accelerator.unwrap_model(self.model_wrapped)
         backbone = backbone_of(model)
@@ -126,11 +152,12 @@ class SharingGRPOTrainer(GRPOTrainer):
         batch = _batch(input_ids, attention_mask, logits_to_keep, fields)
         assert not compute_aux_loss, "only mixture-of-experts models have one"
         backbone = backbone_of(self.accelerator.unwrap_model(model))
-        step = batch_size or len(input_ids)
+        num_rows = len(input_ids)
+        step = batch_size or num_rows
         with self._reader.reading(backbone, keep=self._tower_is_fixed(model, backbone)):
             parts = [
-                self._scores(model, backbone, batch.part(start, start + step), entropy=compute_entropy)
-                for start in range(0, len(input_ids), step)
+                self._scores(model, backbone, batch, range(start, min(start + step, num_rows)), entropy=compute_entropy)
+                for start in range(0, num_rows, step)
             ]
         entropies = [part.entropies for part in parts if part.entropies is not None]
         return torch.cat([part.logps for part in parts]), torch.cat(entropies) if entropies else None, None
@@ -147,7 +174,50 @@ class SharingGRPOTrainer(GRPOTrainer):
         plugin = self.accelerator.state.deepspeed_plugin
         return plugin is not None and plugin.zero_stage == ZERO_3
 
-    def _scores(self, model: Any, backbone: Any, batch: Batch, *, entropy: bool) -> Scores:
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        """Computes TRL's loss; rows that cannot have a gradient are read without one.
+
+        Only in a single process without an engine: the passes of several processes would not match.
+        """
+        alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        if alone and torch.is_grad_enabled() and self._loss_is_advantage_times_something:
+            self._has_signal = (inputs["advantages"] != 0).tolist()
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._has_signal = None
+
+    @property
+    def _loss_is_advantage_times_something(self) -> bool:
+        """True if a row whose advantage is zero has no gradient."""
+        return self.beta == 0.0 and not self._entropy_bonus_enabled and not self.aux_loss_enabled
+
+    def _scores(self, model: Any, backbone: Any, batch: Batch, rows: range, *, entropy: bool) -> Scores:
+        """Scores some of the rows, those of groups without any advantage without a gradient."""
+        part = batch.part(rows)
+        silent = self._silent_rows(part, backbone, rows)
+        if not silent:
+            return self._pass(model, backbone, part, entropy=entropy)
+        loud = sorted(set(range(len(rows))) - set(silent))
+        with torch.no_grad():
+            without = self._pass(model, backbone, part.part(silent), entropy=entropy)
+        return together_again(self._pass(model, backbone, part.part(loud), entropy=entropy), without, loud, silent)
+
+    def _silent_rows(self, part: Batch, backbone: Any, rows: range) -> list[int]:
+        """Returns the rows to be read without a gradient; none if all would be, or the tower would get no gradient.
+
+        An optimizer treats a gradient of zero and a missing one differently.
+        """
+        if self._has_signal is None:
+            return []
+        groups = part.groups()
+        silent = [group for group in groups if not any(self._has_signal[rows[row]] for row in group.rows)]
+        quiet = sorted(row for group in silent for row in group.rows)
+        loud = sorted(set(range(len(rows))) - set(quiet))
+        misses_pictures = tower_changes(backbone) and part.has_pictures(quiet) and not part.has_pictures(loud)
+        return quiet if loud and not misses_pictures else []
+
+    def _pass(self, model: Any, backbone: Any, batch: Batch, *, entropy: bool) -> Scores:
         """Scores the rows of one forward pass."""
         packed = layout_if_cheaper(batch, hidden_size=hidden_size_of(backbone))
         if packed is None:

@@ -205,6 +205,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(models: dict[str, Path]
     assert not products(tmp_path / "out")
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize(
     ("start", "end"),
     [
@@ -252,6 +253,7 @@ def test_spelling_and_shards_make_no_difference(models: dict[str, Path], undistu
         pd.testing.assert_frame_equal(found, expected[list(found)])
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_makes_no_difference(models: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:
     main([*command(models, tmp_path / "out"), "--num_threads", "3"])
     found, expected = products(tmp_path / "out"), products(undisturbed)
@@ -331,6 +333,7 @@ def test_the_leading_values_alone_leave_what_needs_all_of_them_empty(models: dic
             assert (np.abs(own["sigma"] - exact) <= own["sigma_error"]).all()
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize(
     ("measures", "expected"),
     [

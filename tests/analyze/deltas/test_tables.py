@@ -59,6 +59,7 @@ def exact_ranks(values: np.ndarray) -> dict[str, float]:
     }
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("phase", ["sft", "rl"])
 def test_every_parameter_measures_what_numpy_measures(study: Study, phase: str) -> None:
     table = study.matrices(phase)

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from analyze.report.command import write_report
 from analyze.report.inputs import read_inputs
-from eval.statistics.intervals import paired_interval, wilson
+from eval.statistics.intervals import Estimate, wilson
+from eval.statistics.pooled import single_runs
 from tracking.run import open_run
 from tracking.tables import write_table
 
@@ -54,9 +56,14 @@ def swap_output(directory: Path, moved: dict[int, int], n: int = 100) -> Path:
     )  # fmt: skip
 
 
+def drop_of(num_lost: int) -> Estimate:
+    """Returns the drop where so many of 50 right answers are lost."""
+    return single_runs(np.arange(50) < num_lost, np.zeros(50, bool)).one()
+
+
 def skip_output(directory: Path, num_lost: int, p_holm: float) -> Path:
     """Leaves a skip of one layer, and of nothing, on 50 problems of which 40 are right."""
-    drop = paired_interval(num_lost, 0, 50)
+    drop = drop_of(num_lost)
     whole, own = wilson(40, 50), wilson(40 - num_lost, 50)
     rows = [
         {"configuration": "none", "kind": "none", "accuracy": whole.estimate, "low": whole.low, "high": whole.high},
@@ -149,7 +156,7 @@ def test_an_answer_whose_control_failed_says_so_first(tmp_path: Path) -> None:
 
 def test_a_loss_without_a_layer_has_a_minus_sign_and_its_interval(tmp_path: Path) -> None:
     page = page_of(skip_output(tmp_path / "sft", 10, 0.004))
-    drop = paired_interval(10, 0, 50)
+    drop = drop_of(10)
     said = f"−20.0 points [−{100 * drop.high:.1f}, −{100 * drop.low:.1f}]"
     assert f"In this run, leaving out layer 0 (early) costs most: {said} on vision (sft, n = 50)." in page
     assert f"the costliest single layer is 0 (early): sft {said}, 3 of 3 layers with a significant loss." in page

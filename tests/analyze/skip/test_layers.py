@@ -95,6 +95,7 @@ def logits(model: Any, inputs: Any) -> torch.Tensor:
     return output
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize(
     ("checkpoint", "dtype", "tolerance"),
     [
@@ -125,6 +126,7 @@ def test_each_row_has_the_logits_of_a_model_rebuilt_without_what_it_leaves_out(
             assert (skipped[0] - plain[0])[mask[0]].abs().max() > 100 * tolerance, configuration.name
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize(
     ("checkpoint", "seeing"),
     [

@@ -98,6 +98,7 @@ def direct_logits(
     return logits[0, len(target.input_ids) - 1 :]
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=["fp32", "fp64"])
 @pytest.mark.parametrize(("fixture", "num_layers"), CASES)
 def test_every_swap_equals_hidden_states_replaced_by_hooks(

@@ -18,7 +18,7 @@ def test_its_rows_keep_their_verdicts_and_the_figure_has_the_gains_kept(tmp_path
     names = ("quantity", "place", "truth", "estimate", "low", "high", "is_right")
     found = [Answer(instrument="necessity", case="mid", **dict(zip(names, row, strict=True))) for row in rows]
     write_table(tmp_path / "answers.csv", answer_table(found))
-    read = necessity.read_answers(tmp_path / "answers.csv")
+    read = necessity.read_control(tmp_path / "answers.csv")
     assert [answer.verdict for answer in read] == [FOUND, WRONG, FOUND]
     figure = INSTRUMENTS[necessity.NAME].draw(answer_table(read))
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["gain kept"]

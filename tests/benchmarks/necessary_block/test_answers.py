@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks.known_answers.answers import answer_table
-from benchmarks.necessary_block.answers import count_replies, judge_gains
+from benchmarks.necessary_block.answers import LEVEL, MAX_CLAIMED, MAX_SPLITS, count_replies, judge_gains
 from benchmarks.necessary_block.command import main, summarise
+from eval.splits import splits_of
+from eval.statistics.critical import critical_value
 
 NOTHING, ALL = (0.0, -0.1, 0.1), (1.0, 0.97, 1.03)
 
@@ -81,3 +84,26 @@ def test_blocks_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"blocks are \['middle'\]; expected some of early, mid, late"):
         main(["--blocks", "middle", "--output-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def splits_of_sound_studies(num_seeds: int, num_studies: int) -> np.ndarray:
+    """Returns the share of splits that the pooled test claims in each of many studies whose seeds differ by chance."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(num_studies, num_seeds))
+    splits = splits_of(range(num_seeds), most=MAX_SPLITS)
+    halves = np.array([np.isin(np.arange(num_seeds), half) for half, _ in splits])
+    first, second = halves.sum(1), (~halves).sum(1)
+    means = values @ halves.T / first, values @ (~halves).T / second
+    inside = (values**2).sum(1)[:, None] - first * means[0] ** 2 - second * means[1] ** 2
+    degrees = num_seeds - 2
+    seeds = inside / degrees * (1 / first + 1 / second)
+    critical = critical_value(LEVEL, np.zeros(seeds.size), seeds.ravel(), np.full(seeds.size, 300), degrees)
+    claimed = np.abs(means[0] - means[1]) > critical.reshape(seeds.shape) * np.sqrt(seeds)
+    return np.asarray(claimed.mean(1))
+
+
+def test_a_sound_test_stays_below_the_limit_with_ten_seeds_and_not_with_four() -> None:
+    assert len(splits_of(range(10), most=MAX_SPLITS + 1)) == MAX_SPLITS
+    ten, four = splits_of_sound_studies(10, 1000), splits_of_sound_studies(4, 1000)
+    assert ten.mean() == pytest.approx(LEVEL, abs=0.002) and np.mean(ten > MAX_CLAIMED) < 0.01
+    assert four.mean() == pytest.approx(LEVEL, abs=0.015) and np.mean(four > MAX_CLAIMED) > 0.1

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +210,12 @@ def test_small_large_and_crowded_instances_are_not_asked_about(tmp_path: Path) -
     photographs = write_photographs(tmp_path / "coco", 90, annotations=change)
     pairs = build(tmp_path / "set", photographs, len({*usable}), categories=["dog"])
     assert sorted(meta_of(pair)["image_id"] for pair in pairs) == sorted(usable)
-    with pytest.raises(ValueError, match=f"there are photographs for {len(usable)}; ask for fewer"):
+    reasons = (
+        "1 with no instance of at least min_area_frac 0.01, 1 with instances of more than max_area_frac 0.5 together, "
+        "1 with a crowd region"
+    )
+    found = re.escape(f"there are photographs for {len(usable)} (not used: {reasons}); ask for fewer")
+    with pytest.raises(ValueError, match=found):
         build(tmp_path / "more", photographs, len(usable) + 1, categories=["dog"])
     with_small = build(tmp_path / "small", photographs, len(usable) + 1, categories=["dog"], min_area_frac=0.005)
     assert refused[0] in {meta_of(pair)["image_id"] for pair in with_small}
@@ -342,6 +348,28 @@ def test_mistakes_that_only_the_annotations_show_are_named(photographs: tuple[Pa
         build(tmp_path / "set", (tmp_path / "gone.json", photographs[1]), 3)
     with pytest.raises(ValueError, match=r"recognition-00000\d: everything would be painted out"):
         build(tmp_path / "all", photographs, 3, source_kind="inpainted", mask_dilation=100)
+
+
+def test_too_few_photographs_say_why_the_others_are_not_used(tmp_path: Path) -> None:
+    def as_run_lengths(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**each, "segmentation": {"counts": [9, 3], "size": [64, 96]}} for each in annotations]
+
+    def without_size(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**each, "width": -1} for each in images]
+
+    masks = write_photographs(tmp_path / "masks", 20, annotations=as_run_lengths)
+    with pytest.raises(
+        ValueError, match=r"photographs for 0 \(not used: \d+ with masks as run lengths, which inpainting"
+    ):
+        build(tmp_path / "set", masks, 3, source_kind="inpainted")
+    assert len(build(tmp_path / "white", masks, 3)) == 3, "a blank canvas needs no outline"
+    sizes = write_photographs(tmp_path / "sizes", 20, images=without_size)
+    with pytest.raises(
+        ValueError, match=r"photographs for 0 \(not used: \d+ that has -1 x 64 pixels in its annotations\)"
+    ):
+        build(tmp_path / "set", sizes, 3)
+    with pytest.raises(ValueError, match=r"\d+ with no instance of at least min_area_frac 0\.4"):
+        build(tmp_path / "set", write_photographs(tmp_path / "small", 20), 3, min_area_frac=0.4)
 
 
 def test_what_is_described_names_the_annotations_by_content_and_no_place(

@@ -211,3 +211,15 @@ def test_photographs_that_cannot_be_used_say_why(tmp_path: Path) -> None:
             open_photograph(content, size)
     with pytest.raises(UnusableImageError, match="is not there"):
         read_photograph(tmp_path / "gone.jpg")
+
+
+def test_sizes_below_one_pixel_leave_a_photograph_out_with_that_reason(tmp_path: Path) -> None:
+    content = described([annotation(1), annotation(2)], [1, 2])
+    content["images"][0]["width"] = -1
+    path = write(tmp_path, content)
+    found = {}
+    for split in ("train", "validation", "test"):
+        found.update(read_annotations(path, split).left_out)
+    assert list(found.values()) == [
+        f"has -1 x {content['images'][0]['height']} pixels in its annotations; expected at least 1 x 1"
+    ]

@@ -501,6 +501,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sources: list[Path]) -> Path
     return directory
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("num_done", [0, 1, 25, 30, 45])
 def test_a_build_continues_from_its_records_to_the_same_product(
     tmp_path: Path, sources: list[Path], whole: Path, num_done: int

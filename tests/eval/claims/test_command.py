@@ -13,8 +13,8 @@ from eval.claims.command import main
 from eval.claims.measured import canonical_model, in_the_papers_words, read_measured
 from eval.claims.published import HYBRIDS, Claim, list_claims, read_published, separate_samples
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNDECIDED, UNMEASURED, claim_table, statement_table, verdict
+from eval.statistics.critical import critical_value
 from eval.statistics.intervals import holm
-from eval.statistics.pooled import critical_value
 from tracking.command import REPOSITORY_ROOT
 
 PAPER = REPOSITORY_ROOT.parent / "shared" / "reference" / "paper.md"

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eval.compare.scope import about, equality, in_this_run, read_comparison
+from eval.compare.scope import about, corrections, equality, in_this_run, read_comparison
 from eval.compare.sentences import answers, could_find, draw_differences, with_labels
 
 ROW = {
@@ -102,3 +102,10 @@ def test_tasks_are_kept_apart_in_sentences_and_figures() -> None:
     assert ">vision (test)<" in drawing and ">vision (mathvista)<" in drawing
     assert drawing.count("<circle") == 2 and drawing.count('fill="#fff"') == 1
     assert drawing.count('stroke-width="0.8"') == 2, "the corrected intervals"
+
+
+def test_the_number_of_tests_is_said_for_each_model_that_is_compared_with() -> None:
+    rows = pd.DataFrame({"against": ["sft", "sft", "full"], "num_tests": [15, 15, 12]})
+    assert corrections(rows) == "15 tests against sft and 12 against full"
+    assert corrections(rows[rows["against"] == "full"]) == "12 tests"
+    assert corrections(rows.assign(num_tests=1).iloc[:1]) == "1 test"

@@ -79,6 +79,7 @@ def test_a_question_without_end_holds_up_no_other_thread(monkeypatch: pytest.Mon
     eval.grading.mathematics._idle.clear()
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_judge_that_someone_kills_is_replaced(judge: psutil.Process, kill: signal.Signals) -> None:
     judge.send_signal(kill)

@@ -1,30 +1,21 @@
 """Asking a model behind an address, against a server in this process: faults, time, settings and the key."""
 
 import email.utils
+import logging
 import time
 from typing import Any
 
 import pytest
 
-from eval.judge.endpoint import (
-    MAX_FAILURES,
-    SETTINGS,
-    Endpoint,
-    EndpointError,
-    RefusedError,
-    UnansweredError,
-    UnusableReplyError,
-    check_url,
-)
+from eval.judge.endpoint import MAX_FAILURES, SETTINGS, Endpoint, check_url
+from eval.judge.reply import EndpointError, RefusedError, UnansweredError, UnusableReplyError, refusal_reason
 
 SECRET = "sk-only-for-this-test"
 MESSAGES = [{"role": "user", "content": "Which?"}]
 
 
 def endpoint(server: Any, **changes: Any) -> Endpoint:
-    values: dict[str, Any] = {
-        "model": "judge", "key_variable": "TEST_KEY", "timeout_s": 0.3, "num_attempts": 3, "first_wait_s": 0.01,
-    }  # fmt: skip
+    values: dict[str, Any] = {"model": "judge", "key_variable": "TEST_KEY", "timeout_s": 0.3, "num_attempts": 3}
     return Endpoint(url=server.url, **{**values, **changes})
 
 
@@ -42,8 +33,8 @@ def test_a_question_is_one_greedy_chat_completion_with_the_key_of_the_environmen
 
 @pytest.mark.parametrize(
     "fault",
-    ["stall", "trickle", "429", "500", "503", "garbage", "other JSON", "deep JSON", "half a JSON", "cut connection",
-     "closed connection"],
+    ["stall", "trickle", "trickling body", "429", "500", "503", "garbage", "other JSON", "deep JSON", "half a JSON",
+     "cut connection", "closed connection"],
 )  # fmt: skip
 def test_what_may_go_better_is_tried_again_and_ends_in_time(chat_server: Any, fault: str) -> None:
     chat_server.faults = [fault, fault]
@@ -74,11 +65,37 @@ def test_what_another_attempt_cannot_change_is_not_tried_again(chat_server: Any,
     assert len(chat_server.asked) == 1
 
 
-@pytest.mark.parametrize("message", [{}, {"content": None, "reasoning_content": "Well"}], ids=["reply", "thoughts"])
-def test_a_reply_cut_at_its_limit_is_no_reply(message: dict[str, Any], chat_server: Any) -> None:
-    chat_server.finish_reason, chat_server.message = "length", message
-    with pytest.raises(EndpointError, match="cut at its limit"):
-        endpoint(chat_server, timeout_s=5).ask(MESSAGES, max_tokens=7)
+CUT_IN_THOUGHTS = "^a reply cut in its thoughts$"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({}, "^a reply cut at its limit$"),
+        ({"content": "<think>2?</think> cor"}, "^a reply cut at its limit$"),
+        ({"content": "cor", "reasoning_content": "2?"}, "^a reply cut at its limit$"),
+        ({"content": None, "reasoning_content": "Well"}, CUT_IN_THOUGHTS),
+        ({"content": "", "reasoning": "Well"}, CUT_IN_THOUGHTS),
+        ({"content": "\n<think>Well"}, CUT_IN_THOUGHTS),
+        ({"content": "[THINK]Well"}, CUT_IN_THOUGHTS),
+        ({"content": [{"type": "thinking", "thinking": []}]}, CUT_IN_THOUGHTS),
+        (None, CUT_IN_THOUGHTS),
+    ],
+)
+def test_a_reply_cut_at_its_limit_or_in_its_thoughts_is_no_reply(
+    message: dict[str, Any] | None, said: str, chat_server: Any
+) -> None:
+    if message is None:  # some servers send no content at all
+        chat_server.message, chat_server.has_content = {"reasoning_content": "Well"}, False
+    else:
+        chat_server.message = message
+    chat_server.finish_reason = "length"
+    asked = endpoint(chat_server, timeout_s=5)
+    for _ in range(2 * MAX_FAILURES):
+        with pytest.raises(UnusableReplyError, match=said):
+            asked.ask(MESSAGES, max_tokens=7)
+    chat_server.message, chat_server.has_content, chat_server.finish_reason = {}, True, "stop"
+    assert asked.ask(MESSAGES, max_tokens=7) == "correct", "the endpoint is still asked"
 
 
 def test_settings_that_an_endpoint_refuses_by_name_are_left_out_from_then_on(chat_server: Any) -> None:
@@ -108,8 +125,11 @@ def test_a_refusal_that_repeats_the_question_costs_no_setting(chat_server: Any) 
         ("<think>red?\nno</think>\n\nblue", {}, "blue"),
         ("red? no</think>blue", {}, "blue"),
         ("blue", {"reasoning_content": "red? no"}, "blue"),
+        ("", {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "blue"}]}, "blue"),
+        ("[THINK]red? no[/THINK]blue", {}, "blue"),
         ("<think>red? no, blue", {}, None),
         ("<think>red?</think>\n", {}, None),
+        ("", {"content": None, "reasoning": "red?"}, None),
     ],
 )
 def test_thoughts_are_not_read(reply: str, message: dict[str, Any], read: str | None, chat_server: Any) -> None:
@@ -137,7 +157,8 @@ def test_what_becomes_of_one_question_says_nothing_of_the_endpoint(fault: str, c
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("404", "status 404; is there such a model"), ("503", r"status 503 \(2 attempts\)"), ("400", "status 400"),
+    [("404", "status 404; is there such a model"), ("503", r"status 503 \(2 attempts\)"),
+     ("400", "status 400: no: None; correct what it names"),
      ("garbage", "no chat completion"), ("401", "is the key in TEST_KEY right")],
 )  # fmt: skip
 def test_an_endpoint_is_tried_before_long_work(fault: str, said: str, chat_server: Any) -> None:
@@ -157,10 +178,11 @@ def test_the_server_says_how_long_to_wait(chat_server: Any, form: str) -> None:
     assert second - first > 0.4
 
 
-def test_waits_grow_from_attempt_to_attempt(chat_server: Any) -> None:
+def test_waits_grow_from_attempt_to_attempt(chat_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.1)
     chat_server.always = "500"
     with pytest.raises(EndpointError):
-        endpoint(chat_server, timeout_s=5, num_attempts=4, first_wait_s=0.1).ask(MESSAGES, max_tokens=7)
+        endpoint(chat_server, timeout_s=5, num_attempts=4).ask(MESSAGES, max_tokens=7)
     gaps = [after - before for before, after in zip(chat_server.times, chat_server.times[1:], strict=False)]
     assert [gap >= 0.075 * 2**n for n, gap in enumerate(gaps)] == [True, True, True]
 
@@ -172,9 +194,8 @@ def test_nobody_listening_is_an_error_in_time() -> None:
         key_variable="TEST_KEY",
         timeout_s=0.5,
         num_attempts=2,
-        first_wait_s=0.01,
     )
-    with pytest.raises(EndpointError, match=r"no connection \(ConnectionRefusedError\) \(2 attempts\)"):
+    with pytest.raises(EndpointError, match=r"no connection \(\[Errno \d+\] Connection refused\) \(2 attempts\)"):
         asked.ask(MESSAGES, max_tokens=7)
 
 
@@ -197,10 +218,14 @@ def test_an_endpoint_that_fails_again_and_again_is_asked_no_more_and_that_is_sai
     assert capsys.readouterr().err.count("is asked no more") == 1
 
 
-def test_the_key_is_in_no_error_no_reply_and_no_representation(
-    chat_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_key_is_in_no_error_no_reply_no_log_and_no_representation(
+    chat_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("TEST_KEY", SECRET)
+    caplog.set_level(logging.DEBUG)
     asked = endpoint(chat_server)
     said = [repr(asked), str(vars(asked))]
     for fault in ("400", "401", "404", "429", "500", "redirect", "garbage", "closed connection", "stall"):
@@ -213,7 +238,8 @@ def test_the_key_is_in_no_error_no_reply_and_no_representation(
     assert said[-1] == "correct[key]"
     assert all(SECRET in sent["Authorization"] for sent in chat_server.headers)
     captured = capsys.readouterr()
-    assert SECRET not in "".join(said) + captured.out + captured.err
+    assert "openai" in caplog.text, "the client logs its requests"
+    assert SECRET not in "".join(said) + captured.out + captured.err + caplog.text
 
 
 @pytest.mark.parametrize("key", [f"{SECRET}\nX: y", f"{SECRET} two", f"{SECRET}é"])
@@ -235,3 +261,53 @@ def test_an_address_with_a_password_is_refused_without_showing_it(url: str) -> N
     with pytest.raises(ValueError, match="endpoint at a carries more than a path") as raised:
         check_url(url)
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ('{"error": {"message": "at most 4096 tokens;\\n5012 asked", "code": 400}}', "at most 4096 tokens, 5012 asked"),
+        ('{"object": "error", "message": "no images for {key}"}', "no images for Bearer [key]"),
+        ('{"error": "{key}"}', "Bearer [key]"),
+        ('{"detail": [{"msg": "field required"}]}', '[{"msg": "field required"}]'),
+        ("too long", "too long"),
+        ("<html>\n<body>Bad Request</body></html>", ""),
+        ("", ""),
+        ("x" * 195 + "{key}", "x" * 195 + "Bear…"),
+    ],
+)
+def test_the_reason_of_a_refusal_is_told_in_one_line_without_the_key(
+    body: str, told: str, chat_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", SECRET)
+    chat_server.always, chat_server.refusal = "400", body
+    with pytest.raises(RefusedError) as raised:
+        endpoint(chat_server, timeout_s=5).ask(MESSAGES, max_tokens=7)
+    assert str(raised.value) == (f"status 400: {told}" if told else "status 400")
+
+
+def test_a_reason_that_is_deeply_nested_or_long_stays_short() -> None:
+    assert refusal_reason("[" * 100_000).startswith("[[")
+    assert len(refusal_reason('{"error": "' + "long " * 1000 + '"}')) <= 200
+
+
+def test_no_key_but_that_of_the_named_variable_is_sent(chat_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client reads variables of its own, which must not reach an endpoint that another variable is named for."""
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {SECRET}")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    asked = endpoint(chat_server, timeout_s=5)
+    assert asked.ask(MESSAGES, max_tokens=7) == "correct"
+    monkeypatch.setenv("TEST_KEY", "another")
+    assert asked.ask(MESSAGES, max_tokens=7) == "correct"
+    assert [sent.get("Authorization") for sent in chat_server.headers] == [None, "Bearer another"]
+    assert SECRET not in str(chat_server.headers)
+
+
+def test_a_wait_that_is_too_long_ends_the_question(chat_server: Any) -> None:
+    chat_server.always, chat_server.retry_after = "429", "3600"
+    begin = time.monotonic()
+    with pytest.raises(UnansweredError, match=r"^status 429$"):
+        endpoint(chat_server, timeout_s=5).ask(MESSAGES, max_tokens=7)
+    assert len(chat_server.asked) == 1 and time.monotonic() - begin < 5

@@ -32,10 +32,8 @@ def arguments(server: Any, **changes: Any) -> JudgeArguments:
 
 def quick_judge(server: Any, directory: Path) -> Judge:
     """A judge whose attempts end soon and follow each other quickly."""
-    endpoint = Endpoint(
-        url=server.url, model="m", key_variable="OPENAI_API_KEY", timeout_s=0.3, num_attempts=2, first_wait_s=0.01
-    )
-    return Judge(endpoint, ReplyCache(directory / JUDGE_FILE))
+    endpoint = Endpoint(url=server.url, model="m", key_variable="OPENAI_API_KEY", timeout_s=0.3, num_attempts=2)
+    return Judge(endpoint, ReplyCache(directory / JUDGE_FILE), max_tokens=64)
 
 
 def record_of(verdict: Verdict, key: str, sample: dict[str, str]) -> dict[str, Any]:
@@ -139,9 +137,12 @@ def test_the_key_is_sent_and_stands_in_no_file_and_no_log(
     chat_server.echoes_key = False
     judge = quick_judge(chat_server, tmp_path)
     verdicts.append(with_judge(UNDECIDED, judge, **SAMPLE))
+    chat_server.always = "400"
+    verdicts.append(with_judge(UNDECIDED, judge, **SAMPLE | {"gold": "refused"}))
+    assert verdicts[-1].rule == f"{UNDECIDED.rule}; judge; status 400: no: Bearer [key]"
     chat_server.always = "401"
     verdicts += [with_judge(UNDECIDED, judge, **SAMPLE | {"gold": str(number)}) for number in range(7)]
-    assert [verdict.status for verdict in verdicts] == [UNSCORED, CORRECT, *[UNSCORED] * 7]
+    assert [verdict.status for verdict in verdicts] == [UNSCORED, CORRECT, *[UNSCORED] * 8]
     assert all(sent["Authorization"] == f"Bearer {SECRET}" for sent in chat_server.headers)
     captured = capsys.readouterr()
     assert "is asked no more" in captured.err
@@ -200,4 +201,40 @@ def test_a_report_tells_unanswered_questions_from_undecided_ones_each_by_its_rea
     assert found.unanswered_line == (
         "3 of 6 judge questions had no answer: status 503 (4 attempts) (2), no connection (1)"
     )
-    assert found.undecided_line == "1 of 6 judge questions got no verdict: a reply cut at its limit"
+    assert found.undecided_line == (
+        "1 of 6 judge questions got no verdict: a reply cut at its limit; --judge-max-tokens raises the limit "
+        "(with --overwrite, or in another --output-dir)"
+    )
+
+
+@pytest.mark.parametrize("reply", ["<think>2?</think>\n\ncorrect", "So it is the same.</think> correct"])
+def test_a_judge_may_think_before_its_verdict(reply: str, chat_server: Any, tmp_path: Path) -> None:
+    chat_server.reply = reply
+    judge = open_judge(arguments(chat_server, judge_max_tokens=4096), tmp_path)
+    assert with_judge(UNDECIDED, judge, **SAMPLE).status == CORRECT
+    assert chat_server.asked[0]["max_tokens"] == 4096
+
+
+def test_a_judge_that_is_cut_in_its_thoughts_is_told_and_goes_on_being_asked(
+    chat_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat_server.finish_reason, chat_server.message = "length", {"content": None, "reasoning_content": "Let me see"}
+    judge = open_judge(arguments(chat_server), tmp_path)
+    assert judge is not None
+    judge.check()
+    hint = "a reply cut in its thoughts; --judge-max-tokens raises the limit"
+    assert f"note: it answered with {hint}" in capsys.readouterr().err
+    samples = [record_of(UNDECIDED, str(number), SAMPLE | {"gold": str(number)}) for number in range(50)]
+    found = Judging(judge).finish(samples, {record["key"]: SAMPLE["question"] for record in samples})
+    assert {record["rule"] for record in found} == {f"{UNDECIDED.rule}; judge; a reply cut in its thoughts"}
+    assert report(found).undecided_line.startswith(f"50 of 50 judge questions got no verdict: {hint} (with")
+    assert report(found).unanswered_line.startswith("0 of 50")
+    assert len(chat_server.asked) == 1 + 50
+
+
+def test_many_different_reasons_are_told_in_one_short_line() -> None:
+    records = [
+        {"status": UNSCORED, "rule": f"answer tag; judge; status 400: {number} tokens are too many"}
+        for number in range(40)
+    ]
+    assert report(records).undecided_line.endswith("4 tokens are too many (1), 35 other reasons")

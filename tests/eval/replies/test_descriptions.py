@@ -154,6 +154,7 @@ def test_a_checkpoint_describes_in_batches_what_is_missing_and_is_not_loaded_for
     told = [together(each, pictures) for each in prompts]
     assert [alone(each, pictures) for each in prompts] == told
     assert told[3] is None
+    assert not together.undescribed, "nothing is told of images that have a description"
     assert told[0] == told[2]
 
     import eval.replies.subject
@@ -163,6 +164,15 @@ def test_a_checkpoint_describes_in_batches_what_is_missing_and_is_not_loaded_for
 
     monkeypatch.setattr(eval.replies.subject.Subject, "load", refuse)
     assert [opened(arguments, tmp_path / "together")(each, pictures) for each in prompts] == told
+
+
+def test_a_description_that_is_cut_in_its_thoughts_is_told_as_that(
+    chat_server: Any, tmp_path: Path, pictures: Path
+) -> None:
+    chat_server.finish_reason, chat_server.message = "length", {"content": None, "reasoning_content": "I see"}
+    descriptions = opened(by_endpoint(chat_server), tmp_path)
+    descriptions.prepare([prompt("p", "a.png"), prompt("q", "b.png")], pictures)
+    assert descriptions.undescribed == {"a reply cut in its thoughts": 2}
 
 
 @pytest.mark.parametrize(

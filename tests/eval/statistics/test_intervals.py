@@ -13,7 +13,6 @@ from eval.statistics.intervals import (
     holm_levels,
     mcnemar,
     mean_interval,
-    paired_interval,
     paired_t,
     wilson,
 )
@@ -41,27 +40,6 @@ def test_wilson_of_nothing_is_no_number() -> None:
 def test_wilsons_interval_ends_exactly_where_no_sample_says_otherwise(n: int) -> None:
     assert wilson(0, n).low == 0.0 < wilson(0, n).high < 1
     assert wilson(n, n).high == 1.0 > wilson(n, n).low > 0
-
-
-def test_a_paired_interval_is_walds_with_half_an_observation_more_in_each_cell() -> None:
-    both, lost, gained, neither = cells = np.array([20, 9, 2, 12]) + 0.5
-    weights, difference = cells / cells.sum(), np.array([0, 1, -1, 0])
-    mean = float(weights @ difference)
-    error = float(weights @ (difference - mean) ** 2 / cells.sum()) ** 0.5
-    found = paired_interval(9, 2, 43)
-    assert found.estimate == pytest.approx(7 / 43)
-    assert (found.low, found.high) == pytest.approx((mean - 1.959964 * error, mean + 1.959964 * error))
-    assert both + lost + gained + neither == 45
-
-
-@pytest.mark.parametrize("shares", [(0.02, 0.01), (0.3, 0.05), (0.6, 0.0)])
-@pytest.mark.parametrize("n", [20, 200])
-def test_a_paired_interval_holds_the_true_drop_about_as_often_as_it_says(shares: tuple[float, float], n: int) -> None:
-    lost, gained = shares
-    drawn = np.random.default_rng(0).multinomial(n, [lost, gained, 1 - lost - gained], size=2000)
-    intervals = [paired_interval(int(a), int(b), n) for a, b, _ in drawn]
-    covered = np.mean([interval.low <= lost - gained <= interval.high for interval in intervals])
-    assert 0.92 <= covered <= 1
 
 
 @pytest.mark.parametrize(("gained", "lost", "both"), [(0, 0, 5), (6, 1, 10), (1, 6, 0), (20, 20, 3), (40, 11, 100)])

@@ -1,60 +1,56 @@
-"""Smallest differences that could be shown: enumeration, G*Power's manual, Connor's formula, Cohen's table."""
+"""Smallest differences that could be shown: Student's test, simulated tests, the normal limit, Cohen's table."""
 
-import itertools
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
-from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
-from eval.statistics.power import detectable, mcnemar_detectable, mcnemar_power, num_needed
+from eval.statistics.critical import critical_value
+from eval.statistics.power import detectable, num_needed, planned_test
 
 
-def test_power_agrees_with_the_worked_example_of_g_power() -> None:
-    # G*Power's manual, McNemar: odds ratio 0.25, 40 % discordant, n = 50, one-sided 5 %: power 0.839343. Ours is
-    # two-sided at twice the level; its other side is found with a probability of 1.5e-5.
-    assert mcnemar_power(50, 0.4, 0.24, alpha=0.10) == pytest.approx(0.839343, abs=3e-5)
+def student(shift: float, degrees: int, level: float) -> float:
+    """Returns the power of the two-sided t test at a difference of so many standard errors."""
+    critical = scipy.stats.t.ppf(1 - level / 2, degrees)
+    return float(sum(scipy.stats.nct.sf(critical, degrees, sign * shift) for sign in (1, -1)))
 
 
-@pytest.mark.parametrize(("n", "discordant", "difference"), [(14, 0.5, 0.3), (20, 0.3, 0.3), (18, 0.9, -0.4)])
-def test_power_is_the_share_of_all_tables_that_the_test_rejects(n: int, discordant: float, difference: float) -> None:
-    gained, lost = (discordant + difference) / 2, (discordant - difference) / 2
-    expected = 0.0
-    for num_gained, num_lost in itertools.product(range(n + 1), repeat=2):
-        rest = n - num_gained - num_lost
-        if rest < 0 or mcnemar([[rest, num_gained], [num_lost, 0]], exact=True).pvalue > 0.05:
-            continue
-        expected += scipy.stats.multinomial.pmf([num_gained, num_lost, rest], n, [gained, lost, 1 - gained - lost])
-    assert mcnemar_power(n, discordant, difference) == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("level", [0.05, 0.05 / 27])
+@pytest.mark.parametrize("degrees", [1, 2, 3, 6, 40])
+def test_with_one_part_alone_it_is_students_test(degrees: int, level: float) -> None:
+    of_seeds = planned_test(0.0, 0.04, num_clusters=500, num_degrees=degrees, level=level)
+    of_prompts = planned_test(0.04, 0.0, num_clusters=degrees + 1, num_degrees=0, level=level)
+    for test, precision in ((of_seeds, 0.01), (of_prompts, 0.04)):  # fewer nodes for the part of the prompts
+        for shift in (1.0, 4.0, 12.0):
+            assert test.power(0.2 * shift) == pytest.approx(student(shift, degrees, level), abs=0.005)
+        assert student(test.detectable() / 0.2, degrees, level) == pytest.approx(0.8, abs=precision)
 
 
-@pytest.mark.parametrize(("n", "num_discordant"), [(40, 20), (100, 30), (500, 70), (1500, 600)])
-def test_what_is_detectable_is_found_four_times_in_five(n: int, num_discordant: int) -> None:
-    found = mcnemar_detectable(n, num_discordant)
-    assert mcnemar_power(n, num_discordant / n, found) == pytest.approx(0.8, abs=1e-3)
+@pytest.mark.parametrize(("num_degrees", "share"), [(1, 0.5), (2, 0.2), (6, 0.8)])
+def test_with_both_parts_it_is_found_four_times_in_five(num_degrees: int, share: float) -> None:
+    rng = np.random.default_rng(0)
+    w, s, num_clusters, number = 1 - share, share, 30, 40_000
+    detectable = planned_test(w, s, num_clusters=num_clusters, num_degrees=num_degrees).detectable()
+    of_prompts, of_seeds = (
+        part * rng.chisquare(degrees, number) / degrees for part, degrees in ((w, num_clusters - 1), (s, num_degrees))
+    )
+    critical = critical_value(0.05, of_prompts, of_seeds, np.full(number, num_clusters), num_degrees)
+    found = np.abs(rng.normal(detectable, 1.0, number)) > critical * np.sqrt(of_prompts + of_seeds)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.008)  # four binomial standard errors
 
 
-def test_it_approaches_connors_formula_for_many_samples() -> None:
-    # R. Connor, Biometrics 43 (1987), solved for the difference.
-    upper, power = scipy.stats.norm.ppf([0.975, 0.8])
-    for n, rate in ((400, 0.3), (2000, 0.1), (5000, 0.2)):
-        root = power * math.sqrt(n + power**2 - upper**2)
-        connor = math.sqrt(rate) * (upper * math.sqrt(n) + root) / (n + power**2)
-        assert connor < mcnemar_detectable(n, round(n * rate)) < 1.05 * connor
+def test_with_many_prompts_and_seeds_it_is_the_normal_one() -> None:
+    for w, s, degrees in ((0.01, 0.0, 0), (0.0, 0.01, 100_000), (0.004, 0.006, 100_000)):
+        found = planned_test(w, s, num_clusters=1_000_000, num_degrees=degrees).detectable()
+        assert found == pytest.approx(detectable(0.1), rel=1e-3)
 
 
-def test_without_a_flip_it_is_the_share_that_gives_six_flips_one_way() -> None:
-    for n in (20, 100, 1000):
-        found = mcnemar_detectable(n, 0)
-        assert scipy.stats.binom.sf(5, n, found) == pytest.approx(0.8, abs=1e-3)
-        assert mcnemar_detectable(n, 1) == pytest.approx(found)
-
-
-def test_so_few_samples_that_no_test_could_reject_show_nothing() -> None:
-    assert all(math.isnan(mcnemar_detectable(n, min(n, 3))) for n in range(6))
-    assert 0.9 < mcnemar_detectable(6, 3) < 1
+def test_one_cluster_tests_nothing_and_without_a_variance_every_difference_is_found() -> None:
+    assert math.isnan(planned_test(0.01, 0.01, num_clusters=1, num_degrees=3).detectable())
+    assert planned_test(0.0, 0.0, num_clusters=20, num_degrees=3).detectable() == 0
 
 
 def test_a_normal_estimate_finds_its_detectable_difference_four_times_in_five() -> None:

@@ -147,6 +147,7 @@ def hashes(donors: dict[str, str]) -> dict[Path, str]:
     return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_splice_equals_the_written_one(
     donors_of_family: Callable[[str], dict[str, str]], tmp_path: Path, family: str

@@ -25,7 +25,10 @@ from slurm.submitting.submit import unfinished
 from tracking.command import REPOSITORY_ROOT
 from tracking.run import open_run
 
-STUDIES = sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))
+STUDIES = sorted(
+    path for path in (REPOSITORY_ROOT / "configs").glob("*/study.yaml") if "\nnecessity:" in path.read_text()
+)
+"""Of experiments."""
 CPU = Cluster(time=["default=01:00:00"], gpus_per_node=0)
 GPU = Cluster(time=["default=01:00:00"], gpus_per_node=8)
 ARMS = ("full", "freeze-mid")

@@ -18,7 +18,10 @@ from slurm.planning.settings import read_settings
 from slurm.planning.study import StudyArguments
 from tracking.command import REPOSITORY_ROOT, parse_arguments
 
-STUDIES = sorted((REPOSITORY_ROOT / "configs").glob("*/study.yaml"))
+STUDIES = sorted(
+    path for path in (REPOSITORY_ROOT / "configs").glob("*/study.yaml") if "\nnecessity:" in path.read_text()
+)
+"""Of experiments; a calibration has no probes of its own."""
 EVALUATION = (EvaluationArguments, SamplingArguments, DescriptionArguments)
 GIVEN: dict[str, tuple[Sequence[type], list[str]]] = {
     "swap": ((SwapArguments,), ["--model", "m", "--pairs", "p"]),

@@ -88,6 +88,7 @@ def patient_judges(monkeypatch: pytest.MonkeyPatch) -> Any:
     end_all()
 
 
+@pytest.mark.slow
 def test_a_verdict_that_did_not_come_in_time_is_missing_from_the_later_rewards_too(
     patient_judges: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,17 @@ def test_rows_stand_in_the_given_order_with_pictures_and_gold(tiny_prompts: Path
     assert "completion" not in dataset.column_names
 
 
+def test_rows_of_a_batch_with_the_same_picture_get_one_object(tiny_prompts: Path) -> None:
+    data = DataArguments(prompts=str(tiny_prompts), split="rl")
+    prompts = load_prompts(data)
+    batch = build_dataset(prompts, [2, 3, 2, 7], data, with_response=False).__getitems__([0, 1, 2, 3])
+    (first,), (other,), (again,), none = (row["images"] for row in batch)
+    assert first is again and first is not other and none == []
+    with Image.open(tiny_prompts / prompts[2].images[0]) as expected:
+        assert first == expected
+    assert [row["answer"] for row in batch] == [prompts[index].answer for index in (2, 3, 2, 7)]
+
+
 def test_the_teachers_reply_is_the_completion(tiny_prompts: Path) -> None:
     data = DataArguments(prompts=str(tiny_prompts), split="sft")
     prompts = load_prompts(data)

@@ -3,6 +3,7 @@
 TRL's function is called itself, so a version that changes its meaning fails here.
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -162,6 +163,7 @@ def assert_same(trainer: Any, batch: dict[str, Any]) -> None:
         assert values == pytest.approx(plain.metrics[name], rel=TOLERANCE, abs=1e-7, nan_ok=True), name
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_with_unequal_lengths_and_several_pictures(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -188,6 +190,12 @@ LOSSES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def test_every_loss_type_of_trl_is_compared() -> None:
+    described = GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    assert set(re.findall(r"'(\w+)'", described.split("Supported values are")[1].split(".")[0])) == set(LOSS_TYPES)
+
+
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_every_loss(name: str, pocket_checkpoint: Path, tmp_path: Path) -> None:
     trainer = make_trainer(pocket_checkpoint, tmp_path, **LOSSES[name])
@@ -207,6 +215,7 @@ ARMS = {
 }
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("checkpointing", ["off", "reentrant", "non-reentrant"])
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_arm_under_gradient_checkpointing_of_both_kinds(
@@ -220,6 +229,7 @@ def test_every_arm_under_gradient_checkpointing_of_both_kinds(
     assert_same(trainer, replies(trainer, PROMPTS))
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("changes", [{}, {"beta": 0.2, "gradient_checkpointing": True}], ids=["alone", "reference"])
 def test_adapters(changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
@@ -227,6 +237,7 @@ def test_adapters(changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Pa
     assert_same(trainer, replies(trainer, PROMPTS))
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("rows_per_pass", [1, 3, 6, 16])
 def test_passes_that_cut_groups(rows_per_pass: int, pocket_checkpoint: Path, tmp_path: Path) -> None:
     trainer = make_trainer(pocket_checkpoint, tmp_path)
@@ -264,6 +275,7 @@ def test_a_batch_without_any_reply_to_learn_from_gives_gradients_of_zero(
     assert found[0].gradients.keys() == found[1].gradients.keys()
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("sampled", [True, False], ids=["sampled", "greedy"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rollouts_are_the_same_and_read_each_prompt_once(
@@ -374,6 +386,67 @@ def test_only_groups_with_equal_rewards_are_silenced(pocket_checkpoint: Path, tm
     assert silent.tolist() == [True] * 4 + [False] * 4 + [True] * 4
     assert batch["advantages"][4:8].sign().tolist() == [1, 1, -1, -1]
     assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(2 / 3)]
+
+
+SILENT: dict[str, tuple[list[int], int]] = {
+    "some groups": ([0, 2], 2),
+    "a single reply of a group": ([], 4),
+    "all groups": ([0, 1, 2, 3], 4),
+    "all groups with pictures": ([0, 2, 3], 4),
+}
+"""Groups without any advantage, and the number of groups that are read with a gradient."""
+
+
+@pytest.mark.cases_slow
+@pytest.mark.parametrize("name", list(SILENT))
+@pytest.mark.parametrize("frozen", [[], ["vision", "projector"]], ids=["tower trains", "tower frozen"])
+def test_groups_without_advantages_are_read_without_a_gradient_and_all_else_is_the_same(
+    frozen: list[str], name: str, pocket_checkpoint: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(pocket_checkpoint, tmp_path, freeze=FreezeArguments(freeze=frozen))
+    batch = replies(trainer, PROMPTS)
+    silent, num_loud = SILENT[name]
+    if frozen and name == "all groups with pictures":
+        num_loud = 1  # the tower gets no gradient in any case
+    batch["advantages"] = torch.linspace(-1, 1, 16)
+    batch["advantages"][4] = 0.0
+    for group in silent:
+        batch["advantages"][group * NUM_GENERATIONS : (group + 1) * NUM_GENERATIONS] = 0.0
+    plain = run(trainer, batch, shared=False)
+    watched: list[int] = []
+    scored = batch["completion_mask"].sum(dim=1)
+    trainer._pass = partial(count_scored, watched, trainer._pass)
+    shared = run(trainer, batch, shared=True)
+    loud = [row for row in range(16) if num_loud == 4 or row // NUM_GENERATIONS not in silent]
+    assert sum(watched) == scored[loud].sum()
+    assert shared.gradients.keys() == plain.gradients.keys()
+    scale = max(gradient.norm() for gradient in plain.gradients.values())
+    for parameter, expected in plain.gradients.items():
+        distance = (shared.gradients[parameter] - expected).norm()
+        assert distance <= TOLERANCE * max(expected.norm(), 1e-2 * scale), parameter
+    assert shared.loss == pytest.approx(plain.loss, rel=TOLERANCE, abs=1e-7)
+    for metric, values in shared.metrics.items():
+        assert values == pytest.approx(plain.metrics[metric], rel=TOLERANCE, abs=1e-7, nan_ok=True), metric
+
+
+def count_scored(counted: list[int], run_pass: Any, model: Any, backbone: Any, batch: Any, **options: Any) -> Any:
+    """Counts the reply tokens of the passes with a gradient."""
+    if torch.is_grad_enabled():
+        counted.append(int(batch.mask[:, batch.num_prompt_columns :].sum()))
+    return run_pass(model, backbone, batch, **options)
+
+
+@pytest.mark.cases_slow
+@pytest.mark.parametrize("changes", [{"beta": 0.2}, {"entropy_coef": 0.05}], ids=["reference", "entropy bonus"])
+def test_a_loss_with_other_terms_gives_gradients_to_groups_without_advantages(
+    changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(pocket_checkpoint, tmp_path, **changes)
+    batch = replies(trainer, PROMPTS)
+    if "ref_per_token_logps" in batch:
+        batch["ref_per_token_logps"] += 0.3 * torch.randn_like(batch["ref_per_token_logps"])
+    batch["advantages"][NUM_GENERATIONS:] = 0.0
+    assert_same(trainer, batch)
 
 
 def test_the_run_says_whether_prompts_are_shared_and_computes_as_trl_does_otherwise(

@@ -3,25 +3,26 @@
 A job is a command with an output directory. A finished job is not run again, unless it collects the results of other
 jobs and one of those runs again. Jobs end with their parent process, so a killed study leaves no process that writes.
 After a failure no new jobs are started; with `keep_going`, jobs that do not depend on the failed one continue.
+
+If more jobs are ready than cores are free, those that head the longest chain of further jobs start first. A study's
+base model and cold start are such a chain, in which every job waits for the one before.
 """
 
-import ctypes
 import heapq
 import json
 import os
-import shlex
+import select
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tracking.command import EXIT_PREEMPTED, Preempted
+from tracking.jobs.job import Job, settled
+from tracking.jobs.starting import Process, Starter
 from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
-from tracking.run import is_finished
 
 POLL_S = 0.25
 MIN_FRACTION = 0.1
@@ -30,50 +31,12 @@ NUM_LOG_LINES = 15
 """Number of lines shown of a failed job's log."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One command of a study."""
-
-    name: str
-    kind: str
-    """Jobs of the same kind take about the same time."""
-    command: tuple[str, ...]
-    output_dir: Path
-    needs: tuple[str, ...] = ()
-    """Jobs that must finish successfully before it starts."""
-    after: tuple[str, ...] = ()
-    """Jobs that must end, successfully or not, before it starts."""
-
-    @property
-    def shell(self) -> str:
-        """The command line."""
-        first = "python" if self.command[0] == sys.executable else self.command[0]
-        return shlex.join((first, *self.command[1:]))
-
-
-class Placed(Protocol):
-    """A job's dependencies on other jobs."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def output_dir(self) -> str | Path: ...
-    @property
-    def after(self) -> tuple[str, ...]: ...
-
-
-def settled(jobs: Collection[Placed]) -> set[str]:
-    """Returns the finished jobs whose `after` jobs are finished too, so that they have no new inputs."""
-    finished = {job.name for job in jobs if is_finished(Path(job.output_dir))}
-    while stale := {job.name for job in jobs if job.name in finished and set(job.after) - finished}:
-        finished -= stale
-    return finished
-
-
 @dataclass
 class _Running:
     job: Job
-    process: "subprocess.Popen[bytes]"
+    process: Process
+    ended: int
+    """A file that becomes readable when the process ends."""
     started: float
 
     def fraction(self) -> float:
@@ -96,6 +59,7 @@ class Schedule:
         log_dir: Path,
         expected_s: dict[str, float],
         keep_going: bool = False,
+        warm_start: bool = True,
     ) -> None:
         names = [job.name for job in jobs]
         assert len(set(names)) == len(names), f"job names repeat: {names}"
@@ -109,6 +73,7 @@ class Schedule:
         self._running: list[_Running] = []
         self._stopped = False
         self._keep_going = keep_going
+        self._warm_start = warm_start
         self._failed: list[Job] = []
         self._left_out: list[Job] = []
 
@@ -122,8 +87,19 @@ class Schedule:
         """
         self._log_dir.mkdir(parents=True, exist_ok=True)
         previous = signal.signal(signal.SIGTERM, self._stop)
+        finished = settled(self._jobs)
+        waiting = [job for job in self._jobs if job.name not in finished]
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self._num_parallel))
         try:
-            return self._run()
+            starter = Starter(
+                waiting,
+                environment={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                log_dir=self._log_dir,
+                warm_start=self._warm_start,
+                say=self._line.say,
+            )
+            with closing(starter):
+                return self._run(waiting, finished, starter)
         finally:
             signal.signal(signal.SIGTERM, previous)
 
@@ -132,9 +108,7 @@ class Schedule:
         for entry in self._running:
             entry.process.terminate()
 
-    def _run(self) -> dict[str, float]:
-        finished = settled(self._jobs)
-        waiting = [job for job in self._jobs if job.name not in finished]
+    def _run(self, waiting: list[Job], finished: set[str], starter: Starter) -> dict[str, float]:
         running = self._running
         failed = self._failed
         if finished:
@@ -143,10 +117,11 @@ class Schedule:
             while running or (waiting and self._goes_on):
                 if self._goes_on:
                     self._leave_out(waiting)
-                    self._start_ready(waiting, running, finished)
-                time.sleep(POLL_S)
+                    self._start_ready(waiting, running, finished, starter)
+                select.select([*(entry.ended for entry in running), *starter.pending()], [], [], POLL_S)
                 for entry in [entry for entry in running if entry.process.poll() is not None]:
                     running.remove(entry)
+                    os.close(entry.ended)
                     if entry.process.returncode == 0:
                         self._finish(entry, finished)
                     elif self._stopped or entry.process.returncode == EXIT_PREEMPTED:
@@ -180,28 +155,39 @@ class Schedule:
                 self._left_out.append(job)
                 lost.add(job.name)
 
-    def _start_ready(self, waiting: list[Job], running: list[_Running], finished: set[str]) -> None:
+    def _start_ready(self, waiting: list[Job], running: list[_Running], finished: set[str], starter: Starter) -> None:
         ended = finished | {job.name for job in (*self._failed, *self._left_out)}
         ready = [job for job in waiting if not set(job.needs) - finished and not set(job.after) - ended]
-        for job in ready:
-            if len(running) < self._num_parallel:
+        if not ready or len(running) >= self._num_parallel:
+            return
+        chains = self._chains(waiting)
+        for job in sorted(ready, key=lambda job: -chains[job.name]):
+            if len(running) < self._num_parallel and starter.is_ready(job):
                 waiting.remove(job)
-                running.append(self._start(job))
+                running.append(self._start(job, starter))
+                if self._stopped:  # meanwhile
+                    running[-1].process.terminate()
 
-    def _start(self, job: Job) -> _Running:
-        threads = str(max(1, len(os.sched_getaffinity(0)) // self._num_parallel))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    def _chains(self, waiting: Sequence[Job]) -> dict[str, float]:
+        """Returns for each job the seconds that it and the longest chain of jobs after it take."""
+        chains: dict[str, float] = {}
+
+        def length(job: Job) -> float:
+            if job.name not in chains:
+                followers = [other for other in waiting if job.name in (*other.needs, *other.after)]
+                chains[job.name] = self._estimate(job.kind) + max(map(length, followers), default=0.0)
+            return chains[job.name]
+
+        for job in waiting:
+            length(job)
+        return chains
+
+    def _start(self, job: Job, starter: Starter) -> _Running:
         with self._log_path(job).open("ab") as log:
             log.write(f"$ {job.shell}\n".encode())
             log.flush()
-            process = subprocess.Popen(
-                job.command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 (this process has one thread)
-            )
-        return _Running(job, process, time.monotonic())
+            process = starter.start(job, log)
+        return _Running(job, process, os.pidfd_open(process.pid), time.monotonic())
 
     def _finish(self, entry: _Running, finished: set[str]) -> None:
         duration = time.monotonic() - entry.started
@@ -250,8 +236,3 @@ class Schedule:
         lines = said[max(0, said.rfind(f"$ {job.shell}\n")) :].splitlines()  # only this attempt's
         tail = "\n".join(f"    {line}" for line in lines[-NUM_LOG_LINES:])
         return f"{job.name} failed; the end of {self._log_path(job)}:\n{tail}"
-
-
-def _end_with_parent() -> None:
-    """Makes Linux terminate this process when its parent dies for any reason (prctl, PR_SET_PDEATHSIG = 1)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -2,20 +2,24 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tracking.command import EXIT_PREEMPTED, Preempted
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
+from tracking.jobs.starting import WARM_LOG, Starter, has_gpu
 from tracking.run import is_finished
-from tracking.schedule import Job, Schedule
 
-REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
 
 PROGRAM = """
 import sys, time
@@ -126,7 +130,8 @@ def test_jobs_end_with_a_scheduler_that_is_killed(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
 from pathlib import Path
-from tracking.schedule import Job, Schedule
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 job = Job(name="child", kind="test", command={child.command!r}, output_dir=Path({str(child.output_dir)!r}))
 Schedule([job], num_parallel=1, log_dir=Path({str(tmp_path / "logs")!r}), expected_s={{}}).run()
 """
@@ -158,7 +163,8 @@ time.sleep(60)
 import sys
 sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
 from pathlib import Path
-from tracking.schedule import Job, Schedule
+from tracking.jobs.job import Job
+from tracking.jobs.schedule import Schedule
 out = Path({str(tmp_path)!r})
 jobs = [
     Job(name="saving", kind="a", command=(sys.executable, "-c", {saves!r}), output_dir=out / "a"),
@@ -199,3 +205,45 @@ def test_the_shell_line_can_be_typed(tmp_path: Path) -> None:
     entry = Job(name="a", kind="a", command=(sys.executable, "-m", "x.y", "--name", "a b"), output_dir=tmp_path)
     assert entry.shell == "python -m x.y --name 'a b'"
     assert Job(name="a", kind="a", command=("accelerate", "launch"), output_dir=tmp_path).shell == "accelerate launch"
+
+
+def test_the_job_at_the_head_of_the_longest_chain_begins_first(tmp_path: Path) -> None:
+    jobs = [
+        job(tmp_path, "alone"),
+        job(tmp_path, "head"),
+        job(tmp_path, "middle", needs=("head",)),
+        job(tmp_path, "end", needs=("middle", "alone")),
+    ]
+    (tmp_path / "out").mkdir()
+    Schedule(jobs, num_parallel=1, log_dir=tmp_path / "logs", expected_s={"test": 1.0}).run()
+    begun = re.findall(r"^(\w+) begins", (tmp_path / "journal").read_text(), re.MULTILINE)
+    assert begun == ["head", "alone", "middle", "end"]
+
+
+@pytest.fixture
+def without_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Two jobs that would be forks of a warm process, which fails to import its first library."""
+    (tmp_path / "accelerate.py").write_text("raise ImportError('damaged')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY_ROOT}")
+    command = (sys.executable, "-m", "train.verify", "--help")
+    return [Job(name=name, kind="a", command=command, output_dir=tmp_path / name) for name in ("a", "b")]
+
+
+@pytest.mark.skipif(has_gpu(), reason="on a machine with a GPU jobs start cold")
+def test_the_end_of_the_imports_is_waited_for_only_once(tmp_path: Path, without_libraries: list[Job]) -> None:
+    with closing(
+        Starter(without_libraries, environment=os.environ, log_dir=tmp_path, warm_start=True, say=print)
+    ) as starter:
+        assert select.select(starter.pending(), [], [], 60)[0]  # readable until it is read
+        assert starter.pending() == []
+
+
+@pytest.mark.skipif(has_gpu(), reason="on a machine with a GPU jobs start cold")
+def test_without_a_warm_process_jobs_start_cold(
+    tmp_path: Path, without_libraries: list[Job], capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs = without_libraries
+    assert set(Schedule(jobs, num_parallel=2, log_dir=tmp_path / "logs", expected_s={}).run()) == {"a", "b"}
+    assert capfd.readouterr().err.count("the warm process ended; every job imports its libraries itself") == 1
+    assert "damaged" in (tmp_path / "logs" / WARM_LOG).read_text()
+    assert "usage" in (tmp_path / "logs" / "a.log").read_text().lower()

@@ -1,0 +1,1 @@
+"""Replies that other evaluation harnesses kept: how their files are read, and where their verdicts differ from ours."""

@@ -1,0 +1,1 @@
+"""How do the commands of a study run on one machine: in which order, and in which processes?"""
