@@ -32,6 +32,7 @@ from eval.grading.expressions import plainly_equal
 from eval.grading.latex import plain
 from eval.grading.mathematics import MAX_JUDGES, equal_expressions
 from eval.grading.quantities import parse_quantity
+from eval.grading.structure import parts_in
 from tracking.command import REPOSITORY_ROOT, run_command
 from tracking.product import write_text
 from tracking.run import git_state, hardware
@@ -68,6 +69,7 @@ def grade_all(questions: Sequence[Question]) -> tuple[float, dict[str, int]]:
     """Grades replies sequentially; returns the seconds and the verdicts."""
     plain.cache_clear()
     parse_quantity.cache_clear()
+    parts_in.cache_clear()
     begin = time.perf_counter()
     verdicts = Counter(grade(reply, gold, "math").status for reply, gold in questions)
     return time.perf_counter() - begin, dict(verdicts)

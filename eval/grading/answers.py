@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from eval.grading.boxes import boxes_in
+from eval.grading.latex import in_ascii
 from eval.grading.markup import displayed, formulas_in, result_of, text_after_thoughts, undelimited, without_layout
 from eval.grading.options import asserted, joined_letters, mentions, named_options, yes_or_no
 from eval.grading.quantities import find_numbers, parse_number, parse_quantity, with_unit
@@ -268,9 +269,18 @@ def _last_number(sentence: str) -> str | None:
     return sentence if parse_number(sentence) is not None else None
 
 
+_OPTION_OR_WORD = re.compile(
+    r"\W*(?:[A-J]|(?:\([A-J]\)|[A-J][.):])(?:\s*\S+){0,3}|(?:yes|no|true|false)(?:,?\s[^\W\d]+){0,4})\W*",
+    re.IGNORECASE,
+)
+"""A short sentence that is an option, with or without its text, or yes or no: a data set of formulas has such golds."""
+
+
 def _last_formula(sentence: str) -> str | None:
     formulas = formulas_in(sentence[-MAX_SENTENCE_CHARS:])
-    return result_of(formulas[-1]) if formulas else _last_number(sentence)
+    if formulas:
+        return result_of(formulas[-1])
+    return sentence if _OPTION_OR_WORD.fullmatch(in_ascii(sentence)) else _last_number(sentence)
 
 
 def _short_text(sentence: str) -> str | None:

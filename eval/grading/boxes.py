@@ -129,7 +129,6 @@ _RUN = re.compile(rf"{_NUMBER}(?:{_BETWEEN}{_NUMBER})*")
 
 def boxes_in(text: str) -> list[Box]:
     """Returns the distinct boxes in a text: those with named coordinates or corners first, then the others in order."""
-    text = in_ascii(text)
     boxes: dict[Box, None] = {}
     text = in_ascii(text)
     for read in READINGS:

@@ -15,7 +15,7 @@ from eval.grading.mathematics import equal_expressions
 from eval.grading.notations import UNDECIDABLE, compare_notations
 from eval.grading.options import equal_options, equal_yes_no
 from eval.grading.quantities import Quantity, equal_quantities, parse_quantity
-from eval.grading.structure import equal_structures
+from eval.grading.structure import HAS_PARTS, equal_structures
 
 MAX_DEPTH = 20
 """Deeper nesting is not a final answer, and its parsing time is unbounded."""
@@ -26,13 +26,17 @@ _WORDS = re.compile(r"\$?\s*\\(?:text|mbox|textbf|mathrm)\{[^{}0-9\\]*[A-Za-z]{2
 _LETTERS = re.compile(r"[A-Za-z]+(?:[ '-][A-Za-z]+)*")
 _OPTION = re.compile(r"\$?\s*(?:\\(?:text|mbox|textbf|mathrm|mathbf)\{)?\s*\(?([A-J])\)?\s*\}?\s*\$?")
 _OPTION_AND_TEXT = re.compile(r"\s*(?:\(([A-J])\)|([A-J])[.)])\s*(\S.*)", re.DOTALL)
+_VECTOR = re.compile(r"[(\[].*,.*[)\]]|\\begin\{[pb]?matrix\}.*(?:\\\\|&).*", re.DOTALL)
+"""A tuple, an interval or a matrix with several entries, which no number equals."""
+_SIDE_BY_SIDE = re.compile(r"[-\d.]+(?: [-\d.]+)+")
+_DIGITS = re.compile(r"[\d,]+")
 _YES_NO = frozenset(("yes", "no", "true", "false"))
-_SAME = (
-    frozenset(("no solution", "no solutions", "empty set", "\\emptyset", "\\varnothing", "\\{\\}")),
-    frozenset(("all real numbers", "all reals", "\\mathbb{R}", "\\mathbbR", "(-\\infty,\\infty)")),
-    frozenset(("infinity", "\\infty")),
-)
-"""Words and formulas of the same meaning."""
+_MEANINGS = {
+    "no solution": "none", "no solutions": "none", "empty set": "none", "\\emptyset": "none", "\\varnothing": "none",
+    "\\{\\}": "none", "all real numbers": "reals", "all reals": "reals", "\\mathbb{r}": "reals", "\\mathbbr": "reals",
+    "(-\\infty,\\infty)": "reals", "infinity": "infinity", "\\infty": "infinity",
+}  # fmt: skip
+"""Words and formulas, in lower case -> their meaning."""
 _FUNCTIONS = frozenset((
     "infinity", "infty", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "max", "min", "gcd",
     "lcm", "det", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "pi", "theta", "alpha", "beta", "gamma",
@@ -60,24 +64,29 @@ def plainly_equal(answer: str, gold: str) -> bool | None:
     if right is None:
         if _OPTION.fullmatch(gold):
             return None if _is_undecidable(ours, theirs) else equal_options(answer, gold)
-        if any({ours.casefold(), theirs.casefold()} <= group for group in _SAME):
+        meaning = _MEANINGS.get(theirs.casefold())
+        if meaning is not None and meaning == _MEANINGS.get(ours.casefold()):
             return True
         if _WORDS.fullmatch(gold) or _is_word(theirs):
             words = _bare_words(theirs)
             return equal_yes_no(answer, gold) if words in _YES_NO else _bare_words(ours) == words
         if _is_capitalized(ours, theirs):
             return True
-        option = _OPTION_AND_TEXT.fullmatch(unwrapped(gold))
+        option = _OPTION_AND_TEXT.fullmatch(unwrapped(gold)) if ")" in gold or "." in gold else None
         if option is not None:
             return _equal_option_and_text(answer, option[1] or option[2], option[3])
     elif number is not None:
         return equal_quantities(number, right)
     if _are_side_by_side(ours) and not _are_side_by_side(theirs):
         return False
-    if _depth(ours) > MAX_DEPTH:
+    if len(ours) > MAX_DEPTH and _depth(ours) > MAX_DEPTH:
         return False
-    if right is not None and re.fullmatch(r"[\d,]+", ours):
+    if right is not None and _DIGITS.fullmatch(ours):
         return False  # malformed thousands, or a list
+    if (right is not None and _VECTOR.fullmatch(ours)) or (number is not None and _VECTOR.fullmatch(theirs)):
+        return False
+    if not HAS_PARTS.search(answer) and not HAS_PARTS.search(gold) and not _OPTION_AND_TEXT.fullmatch(ours):
+        return None
     return equal_structures(_without_option(answer), gold, _equal_values)
 
 
@@ -144,7 +153,7 @@ def _is_undecidable(ours: str, theirs: str) -> bool:
 
 
 def _are_side_by_side(text: str) -> bool:
-    return re.fullmatch(r"[-\d.]+(?: [-\d.]+)+", text) is not None
+    return " " in text and _SIDE_BY_SIDE.fullmatch(text) is not None
 
 
 def _depth(text: str) -> int:

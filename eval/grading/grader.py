@@ -4,7 +4,8 @@ The answer is extracted from the response by the first rule that applies (`answe
 
     number  equal as exact quantities; thousands separators, percent and units as in `quantities.py`; if the data set
             states decimals (`precision`), both sides are rounded to them
-    math    equal as mathematical expressions (`expressions.py`: plain spelling, exact numbers, then math-verify)
+    math    equal as mathematical expressions (`expressions.py`: plain spelling, exact numbers and lists of them, then
+            symbolic mathematics with math-verify)
     choice  the same option, named by its letter or its text (`options.py`)
     yes_no  yes or no, true or false
     box     IoU above 0.5 (`boxes.py`)

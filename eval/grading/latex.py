@@ -23,35 +23,45 @@ _UNICODE = _FULL_WIDTH | str.maketrans({
 _ROOT = re.compile(r"√\s*\(([^()]*)\)|√\s*\{([^{}]*)\}|√\s*(\d+|[A-Za-z])")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
-_Step = tuple[re.Pattern[str], str]
+_Step = tuple[str, re.Pattern[str], str]
 _STEPS: list[_Step] = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
+    (sign, re.compile(pattern), replacement)
+    for sign, pattern, replacement in (
+        # LaTeX's spellings of a thousands separator
+        ("", r"(?<=\d)(?:,\\!\s*|\{,\}|\\[,;:!]|\\ |~|\{\\[,:; ]\})(?=\d{3})", ""),
+        ("\\", r"\\(?:left|right|displaystyle|textstyle|[bB]igg?[lr]?|limits)(?![A-Za-z])\s*\.?", ""),
+        ("", r"\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)space(?![A-Za-z])|(?<!\\)~", " "),
+        ("frac", r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (
-            r"(?<=\d)(?:,\\!\s*|\{,\}|\\[,;:!]|\\ |~|\{\\[,:; ]\})(?=\d{3})",
+            "\\",
+            r"\\(?:text|mbox|hbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}",
+            r" \1 ",
+        ),
+        ("\\frac", r"\\frac\s*(\d|[A-Za-z](?![A-Za-z]))", r"\\frac{\1}"),
+        ("\\frac", r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*(\d|[A-Za-z])", r"\\frac{\1}{\2}"),
+        ("\\frac", r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
+        ("\\sqrt", r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))", r"\\sqrt{\1}"),
+        ("\\circ", r"\s*(?:\^\s*\{\s*\\circ\s*\}|\^\s*\\circ)(?![A-Za-z])", "°"),
+        ("\\degree", r"\s*\*?\s*\\degree(?![A-Za-z])", "°"),
+        ("{", r"([\^_])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2"),
+        ("\\", r"\\(le|ge|ne)(?![A-Za-z])", r"\\\1q"),
+        ("brace", r"\\lbrace(?![A-Za-z])", r"\\{"),
+        ("brace", r"\\rbrace(?![A-Za-z])", r"\\}"),
+        ("\\%", r"\\%", "%"),
+        ("\\cdot", r"(?<=\d)\s*\\cdot\s*(?=\\[A-Za-z]|[A-Za-z(])", ""),
+        ("\\times", r"(?<=\d)\s*\\times\s*(?=\\[A-Za-z]|[A-Za-z(])", ""),
+        ("*", r"(?<=\d)\s*\*\s*(?=\\[A-Za-z]|[A-Za-z(])", ""),
+        ("\\cdot", r"\s*\\cdot\s*(?=\d)", r"\\times "),
+        ("\\times", r"\s*\\times\s*(?=\d)", r"\\times "),
+        (",", r"(?<=\d)\s*,\s+(?=\d{3}(?!\d))", ", "),  # a list of numbers, not thousands
+        (
+            " ",
+            r"\s++(?![A-Za-z0-9])|(?<![A-Za-z0-9,])\s+|(?<=,)\s+(?!\d{3}(?!\d))|(?<=\d)\s+(?=[A-Za-z])",
             "",
-        ),  # LaTeX's spellings of a thousands separator
-        (r"\\(?:left|right|displaystyle|textstyle|[bB]igg?[lr]?|limits)(?![A-Za-z])\s*\.?", ""),
-        (r"\\[,;:! ]|\\q?quad(?![A-Za-z])|(?<!\\)~", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:text|mbox|hbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\frac\s*(\d|[A-Za-z](?![A-Za-z]))", r"\\frac{\1}"),
-        (r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*(\d|[A-Za-z])", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
-        (r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))", r"\\sqrt{\1}"),
-        (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\*?\s*\\degree)(?![A-Za-z])", "°"),
-        (r"([\^_])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2"),
-        (r"\\(le|ge|ne)(?![A-Za-z])", r"\\\1q"),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\%", "%"),
-        (r"(?<=\d)\s*(?:\\cdot|\\times|\*)\s*(?=\\[A-Za-z]|[A-Za-z(])", ""),
-        (r"\s*(?:\\cdot|\\times)\s*(?=\d)", r"\\times "),
-        (r"(?<=\d)\s*,\s+(?=\d{3}(?!\d))", ", "),  # a list of numbers, not thousands
-        (r"\s\s+", " "),
-        (r"\s+(?![A-Za-z0-9])|(?<![A-Za-z0-9,])\s+|(?<=,)\s+(?!\d{3}(?!\d))|(?<=\d)\s+(?=[A-Za-z])", ""),
+        ),
     )
 ]
+"""A sign without which a step changes nothing, what it looks for, and what it writes instead."""
 _FACTORS = r"(?:[\d.{}]|\\sqrt|\\pi\s?)+"
 _SLASH = re.compile(rf"([+-]?)({_FACTORS})/({_FACTORS})")
 _FULL_STOP = re.compile(r"[\s.,;]+$")
@@ -62,9 +72,11 @@ _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")
 def plain(text: str) -> str:
     """Returns the plain spelling of a short answer."""
     text = in_ascii(unwrapped(text))
-    if "\\" in text or "{" in text or "*" in text or "^" in text or " " in text or "~" in text:
-        for pattern, replacement in _STEPS:
-            text = pattern.sub(replacement, text)
+    if "\\" in text or "{" in text or "*" in text or "^" in text or " " in text or "~" in text or "\n" in text:
+        text = text.replace("\n", " ").replace("\t", " ")
+        for sign, pattern, replacement in _STEPS:
+            if sign in text:
+                text = pattern.sub(replacement, text)
     text = _FULL_STOP.sub("", text).strip()
     slash = _SLASH.fullmatch(text) if text.count("/") == 1 else None
     return f"{slash[1]}\\frac{{{slash[2]}}}{{{slash[3]}}}" if slash else text

@@ -52,13 +52,11 @@ def numeral_in_base(text: str) -> tuple[str, int] | None:
 def compare_notations(answer: str, gold: str) -> bool | str | None:
     """Returns whether two values are equal if one is written in one of the notations, else None; may be UNDECIDABLE."""
     text = answer + gold
-    if "_" not in text and "mod" not in text and "'" not in text and "prime" not in text:
-        return None
-    ours, theirs = plain(answer), plain(gold)
-    for compare in _COMPARED:
-        verdict = compare(ours, theirs)
-        if verdict is not None:
-            return verdict
+    for signs, compare in _COMPARED:
+        if any(sign in text for sign in signs):
+            verdict = compare(plain(answer), plain(gold))
+            if verdict is not None:
+                return verdict
     return None
 
 
@@ -137,4 +135,9 @@ def _degrees(found: re.Match[str]) -> Quantity:
     return Quantity(-value if found["sign"] else value, UNITS["°"])
 
 
-_COMPARED: tuple[Callable[[str, str], bool | str | None], ...] = (_compare_bases, _compare_residues, _compare_arcs)
+_COMPARED: tuple[tuple[tuple[str, ...], Callable[[str, str], bool | str | None]], ...] = (
+    (("_",), _compare_bases),
+    (("mod",), _compare_residues),
+    (("'", "prime"), _compare_arcs),
+)
+"""Signs of a notation, and how it is compared."""

@@ -14,6 +14,7 @@ other parts decide it. Names before an equals sign count if both sides have them
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from eval.grading.latex import in_ascii, plain, unwrapped
 from eval.grading.quantities import Quantity, parse_quantity
@@ -21,16 +22,20 @@ from eval.grading.quantities import Quantity, parse_quantity
 EqualValues = Callable[[str, str], bool | None]
 """Compares an answer's value with the gold's; None if undecided."""
 
+HAS_PARTS = re.compile(
+    r"[,;:=_'~，、：；或和与且]|or|and|\bto\b|mod|prime|\\(?:pm|mp|cup|begin|[{}])|±|∪", re.IGNORECASE
+)
+"""Without any of these, two answers are single values in no special notation."""
 MAX_ITEMS = 24
 """Longer lists are compared as one value."""
 VALUE, LIST, SET, TUPLE, RATIO = "value", "list", "set", "tuple", "ratio"
 
 _BOUNDS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
 _SIZES = re.compile(r"\\(?:left|right|displaystyle|textstyle|[bB]igg?[lr]?|limits)(?![A-Za-z])\s*\.?")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,?\\!\s*|\{,\}|\\[,:; ]|~|\{\\[,:; ]\})(?=\d{3})")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,?\\!\s*|\{,\}|\\[,:; ]|~|\{\\[,:; ]\}|\\(?:thin|med|thick)space\s*)(?=\d{3})")
 _SPACES = re.compile(r"(?<!\\)\\[,;:!\s]|\\q?quad(?![A-Za-z])|(?<!\\)~|\\(?:thin|med|thick)space(?![A-Za-z])|\s+")
 _TEXT = re.compile(r"\\(?:text|mbox|hbox|textbf|textit|textrm|mathrm)\s*\{([^{}]*)\}")
-_HAS_CONNECTIVE = re.compile(r"(?<![A-Za-z])(?:or|and|to)(?![A-Za-z])|[或和与且]", re.IGNORECASE)
+_HAS_CONNECTIVE = re.compile(r"(?<![A-Za-z])(?:l?or|l?and|to)(?![A-Za-z])|[或和与且]|以及", re.IGNORECASE)
 _OR = re.compile(
     r"\s*,?\s*(?:(?<![A-Za-z\\])or(?![A-Za-z])|或者?|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))\s*", re.IGNORECASE
 )
@@ -53,6 +58,8 @@ _LABEL = re.compile(
 _RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|neq?|lt|gt|leqslant|geqslant|equiv|sim|in|subset)(?![A-Za-z])")
 _WHOLE = re.compile(r"\\(?:begin|cup|cap|setminus|emptyset|varnothing|mathbb|infty|mid|dots|ldots|cdots)|\|")
 """Values that can equal a list, a set or an interval, or that only mathematics can compare with them."""
+_SET_BUILDER = re.compile(r"\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid(?![A-Za-z])|\||:)(.+)")
+"""The condition of a set of real numbers: `x > 1` in `x \\mid x > 1`."""
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
 _NUMBER_TO_NUMBER = re.compile(r"(?<=\d)\s+to\s+(?=\d)")
 
@@ -75,26 +82,38 @@ class Parts:
 
 def cleaned(text: str) -> str:
     r"""Returns an answer on one line, without commands for sizes and spaces, with one spelling of `or` and `and`."""
-    text = _BOUNDS.sub(" ", in_ascii(unwrapped(text)))
-    if "\\" in text or "~" in text:
-        text = _SIZES.sub("", _THOUSANDS.sub("", text))
-        text = _TEXT.sub(lambda found: f" {found[1]} " if _HAS_CONNECTIVE.search(found[1]) else found.group(), text)
-        for command, bracket in _BRACKETS:
-            text = command.sub(bracket, text)
-    text = _SPACES.sub(" ", text)
-    text = _AND.sub(" and ", _OR.sub(" or ", text)).strip()
-    return _NUMBER_TO_NUMBER.sub(":", text)
+    text = in_ascii(unwrapped(text))
+    if "\\" in text or "~" in text or "$" in text:
+        text = _SIZES.sub("", _THOUSANDS.sub("", _BOUNDS.sub(" ", text)))
+        if "\\text" in text or "\\m" in text or "\\hbox" in text:
+            text = _TEXT.sub(_opened, text)
+        if "angle" in text or "brace" in text or "colon" in text:
+            for command, bracket in _BRACKETS:
+                text = command.sub(bracket, text)
+        text = _SPACES.sub(" ", text)
+    elif " " in text or "\n" in text:
+        text = _SPACES.sub(" ", text)
+    if _HAS_CONNECTIVE.search(text) or "\\vee" in text:
+        text = _NUMBER_TO_NUMBER.sub(":", _AND.sub(" and ", _OR.sub(" or ", text)))
+    return text.strip()
+
+
+def _opened(found: re.Match[str]) -> str:
+    """Returns the words of `\\text{ or }` without the command."""
+    return f" {found[1]} " if _HAS_CONNECTIVE.search(found[1]) else found.group()
 
 
 def equal_structures(answer: str, gold: str, equal_values: EqualValues) -> bool | None:
     """Returns whether two answers have equal parts; None if that is undecided."""
-    ours, theirs = cleaned(answer), cleaned(gold)
-    columns = [_MATRIX.fullmatch(side) for side in (ours, theirs)]
-    if (columns[0] is None) != (columns[1] is None):
-        ours, theirs = (
-            _as_tuple(found[2], side) if found else side for found, side in zip(columns, (ours, theirs), strict=True)
-        )
-    return _equal(parts_of(ours), parts_of(theirs), equal_values)
+    if ("\\begin" in answer) != ("\\begin" in gold):
+        answer, gold = (_as_tuple(cleaned(side)) for side in (answer, gold))
+    return _equal(parts_in(answer), parts_in(gold), equal_values)
+
+
+@lru_cache(maxsize=4096)
+def parts_in(text: str) -> Parts:
+    """Returns the parts of an answer."""
+    return parts_of(cleaned(text))
 
 
 def parts_of(text: str) -> Parts:
@@ -111,6 +130,9 @@ def parts_of(text: str) -> Parts:
         flat = [own for item in items for own in (item.items if item.sort == LIST and not item.label else (item,))]
         return Parts(text=text, sort=LIST, items=tuple(flat))
     inner, brackets = _enclosed(text)
+    condition = _SET_BUILDER.fullmatch(inner) if brackets == "\\{\\}" else None
+    if condition is not None and _RELATION.search(condition[1]):
+        return parts_of(condition[1])
     if brackets:
         pieces = [] if "|" in inner or "\\mid" in inner or _RELATION.search(inner) else _pieces(inner, in_brackets=True)
         items = [parts_of(piece) for piece in pieces]
@@ -178,12 +200,15 @@ def _ratio(text: str) -> list[str]:
     return terms if all(terms) else [text]
 
 
-def _as_tuple(rows: str, otherwise: str) -> str:
-    """Returns a matrix of one column or one row as a tuple."""
-    entries = [[entry.strip() for entry in row.split("&")] for row in re.split(r"\\\\+", rows) if row.strip()]
+def _as_tuple(text: str) -> str:
+    """Returns a matrix of one column or one row as a tuple, and other answers as they are."""
+    matrix = _MATRIX.fullmatch(text)
+    if matrix is None:
+        return text
+    entries = [[entry.strip() for entry in row.split("&")] for row in re.split(r"\\\\+", matrix[2]) if row.strip()]
     if len(entries) > 1 and all(len(row) == 1 for row in entries):
         return f"({', '.join(row[0] for row in entries)})"
-    return f"({', '.join(entries[0])})" if len(entries) == 1 and len(entries[0]) > 1 else otherwise
+    return f"({', '.join(entries[0])})" if len(entries) == 1 and len(entries[0]) > 1 else text
 
 
 def _equal(ours: Parts, theirs: Parts, equal_values: EqualValues) -> bool | None:

@@ -72,7 +72,8 @@ _MIXED = re.compile(rf"(?<![\d.^_A-Za-z}}])(\d+)\s*{_FRACTION}|(?<![\d.^_A-Za-z}
 _E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])")
 _PRIME = re.compile(r"([A-Za-z])('+)")
 _NAME = re.compile(r"\\(?:text|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+(?![A-Za-z])(?:\s*\()?|I")
-_DEGREE = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?|\s*\\degree(?![A-Za-z])|\s*°")
+_DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\s*\\degree(?![A-Za-z])|\s*°")
+_DEGREES = re.compile(r"(?<![\w.^])(\d+(?:\.\d+)?)\^\{\\circ\}")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _TEXT_STARTS = re.compile(r"\\(?:text|mbox|textrm|mathrm|textbf|operatorname)\s*\{")
 _BARE_UNIT = re.compile(r"(?<=[\d})\s])\s*([A-Za-zμ]{2,}(?:\^\{?[23]\}?)?(?:/[A-Za-z]+(?:\^\{?[23]\}?)?)?)$")
@@ -207,6 +208,8 @@ def _rewritten(text: str) -> str:
     text = _MIXED.sub(_improper, text)
     text = _E_NOTATION.sub(r"\1\\times 10^{\2}", text)
     text = _DEGREE.sub(r"^{\\circ}", text)
+    if _TRIGONOMETRY.search(text):
+        text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = _PRIME.sub(lambda found: rf"\text{{{found[1]}{'prime' * len(found[2])}}}", text)
     text = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", text)
     return _NAME.sub(_renamed, text)
@@ -327,7 +330,7 @@ def _equal_expressions(left: Any, right: Any, *, has_decimal: bool) -> bool | No
     verdicts: list[bool] = []
     for top, bottom in POINTS if symbols else POINTS[:1]:
         point = {symbol: Rational(top + 16 * number, bottom + 2 * number) for number, symbol in enumerate(symbols)}
-        first, second = left.subs(point), right.subs(point)
+        first, second = (side.subs(point).replace(_is_odd_root_of_negative, _real_root) for side in (left, right))
         verdict = _close(first, second, tolerance)
         if verdict and first.is_rational and second.is_rational:
             difference = (first - second).doit()

@@ -93,7 +93,7 @@ def parse_unit(text: str) -> Unit | None:
     if known is not None:
         return known
     words = re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*", text)
-    if not words or len(words) > MAX_WORDS or re.search(r"[0-9=+*^\\<>{}$/:,;]", text):
+    if not words or len(words) > MAX_WORDS or re.search(r"[0-9=+*^\\<>{}$/:,;_]", text):
         return None
     if len(words[0]) == 1 and words[0].isascii() and (len(text) == 1 or words[0].casefold() != "a"):
         return None
