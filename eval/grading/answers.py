@@ -40,6 +40,8 @@ NUM_LAST_SENTENCES = 3
 MAX_MARKED_CHARS = 500
 MAX_OPTION_CHARS = 300
 """Number of characters examined after an announcement; an explanation may follow an option."""
+MAX_QUICK_BRACES = 12
+"""Number of closing braces up to which the end of a box is found by counting, which is faster than a scan."""
 MAX_TAIL_CHARS = 100
 """Number of characters in which a JSON object at the end of a reply must close; a fence may follow it."""
 JSON_ENDS = frozenset("} `\n\t]")
@@ -91,8 +93,9 @@ def find_answer(response: str, kind: str, choices: Sequence[str] = ()) -> tuple[
     for rule, find in RULES.items():
         answer = find(reply, kind, choices)
         if answer is not None and (answer := answer.strip()):
-            after = _after_box(reply, answer, kind, choices) if rule == "boxed" and kind in NAMED else None
-            return after or (answer, rule)
+            if rule == "boxed" and kind in NAMED:
+                return _after_box(reply, answer, kind, choices) or (answer, rule)
+            return answer, rule
     return None
 
 
@@ -107,9 +110,14 @@ def last_boxed(text: str) -> str | None:
     if start < 0:
         return None
     begin = start + len("\\boxed{")
-    inner = text[begin : text.find("}", begin)]
-    if inner and "{" not in inner and "\\" not in inner and text[begin + len(inner)] == "}":
-        return inner
+    end = begin - 1
+    for _ in range(MAX_QUICK_BRACES):
+        end = text.find("}", end + 1)
+        inner = text[begin:end]
+        if end < 0 or "\\{" in inner or inner.endswith("\\") or "\\\\" in inner:
+            break
+        if inner.count("{") == inner.count("}"):
+            return inner
     depth = 1
     for brace in _BRACES.finditer(text, begin):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
@@ -315,7 +323,7 @@ def _narrowed(text: str, kind: str) -> str:
     text = text.strip()
     if kind == "number":
         return the_number(text)
-    if kind == "math":
+    if kind == "math" and ("$" in text or "\\(" in text or "\\[" in text):
         formulas = formulas_in(text)
         return formulas[0] if len(formulas) == 1 else text
     return text

@@ -2,6 +2,7 @@
 
     accuracy   1 for a right answer, 0 for a wrong one
     format     1 for a reply in the form that the prompt style requires, 0 otherwise
+               (a `<think>` that the chat template opened counts as the reply's, `form.py`)
     overlong   0 up to L - B tokens, falling to -1 at L tokens: DAPO's soft penalty (arXiv 2503.14476, eq. 13), with
                L = max_completion_length and B = overlong_buffer_tokens
     MODULE:FUNCTION   a reward of your own (`own.py`)

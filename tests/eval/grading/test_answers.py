@@ -40,6 +40,11 @@ def test_boxes_are_read_with_balanced_braces() -> None:
     assert last_boxed(r"\boxed{a{b}{c{d}}} e}") == "a{b}{c{d}}"
     assert last_boxed(r"\boxed{a{b}") is None
     assert last_boxed("nothing") is None
+    assert last_boxed(r"\boxed{}") == ""
+    assert last_boxed(r"\boxed{a \\} b}") == r"a \\"
+    many = "{a}" * 30
+    assert last_boxed(rf"\boxed{{{many}}}}}") == many
+    assert last_boxed(rf"\boxed{{{many}") is None
 
 
 @pytest.mark.parametrize(
