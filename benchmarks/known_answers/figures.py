@@ -18,6 +18,8 @@ WIDTH = 9.2
 LEAST_RATIO = 30
 """Between the ends of a logarithmic axis; below it, an axis is linear."""
 MOST_COLUMNS = 3
+MOST_LETTERS = 30
+"""Of all labels below a panel; longer ones stand upright."""
 
 Draw = Callable[["pd.DataFrame"], "Figure"]
 """Draws the answers of one instrument."""
@@ -87,7 +89,8 @@ def draw_bars(answers: "pd.DataFrame") -> "Figure":
             chosen = [number for number, verdict in enumerate(own["verdict"]) if (verdict == WRONG) == is_wrong]
             if chosen:
                 _dots(axes, chosen, own.iloc[chosen], colour, label)
-        axes.set_xticks(places, own["place"], rotation=90 if len(own) > 4 else 0, fontsize=8)
+        is_long = own["place"].str.len().sum() > MOST_LETTERS
+        axes.set_xticks(places, own["place"], rotation=90 if is_long else 0, fontsize=8)
     common_legend(figure, panels)
     return figure
 

@@ -52,15 +52,40 @@ def decode(
             `position_ids`, [..., rows, tokens]; `attention_mask`, [rows, tokens], zero for padding, or None. They are
             no parameters: Transformers 5.23 would take arguments of these names away from the model's.
     """
-    past_key_values, position_ids, attention_mask = (
-        given[name] for name in ("past_key_values", "position_ids", "attention_mask")
-    )
+    with torch.inference_mode():
+        replies = _continue(
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            _with_room(given["past_key_values"]),
+            given["position_ids"][..., -1:],
+            None if given["attention_mask"] is None else _additive(given["attention_mask"], model.dtype),
+        )
+    return replies.clone()  # a tensor made in inference mode cannot take part in training
+
+
+def _continue(
+    model: Any,
+    input_ids: Int[Tensor, "rows tokens"],
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: Any,
+    cache: Cache,
+    position: Int[Tensor, "... rows 1"],
+    mask: Float[Tensor, "rows 1 1 tokens"] | None,
+) -> Int[Tensor, "rows tokens"]:
+    """Returns the prompts with their replies.
+
+    Args:
+        position: of the prompts' last tokens.
+        mask: added to the scores of the prompts' tokens.
+    """
     num_rows, padding = len(input_ids), generation_config._pad_token_tensor
     pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(num_rows, dtype=torch.bool, device=input_ids.device)
     rows = torch.arange(num_rows, device=input_ids.device)
-    cache, position = _with_room(past_key_values), position_ids[..., -1:]
-    mask = None if attention_mask is None else _additive(attention_mask, model.dtype)
     while True:
         logits = model(
             input_ids=input_ids[rows, -1:],
