@@ -26,7 +26,7 @@ import hashlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ from tracking.tables import write_table
 if TYPE_CHECKING:
     from eval.replies.generation import Processor
 
-__all__ = ["ARGUMENTS", "EvaluationArguments", "Task", "evaluate", "load_task", "main"]
+__all__ = ["ARGUMENTS", "EvaluationArguments", "Task", "evaluate", "main"]
 
 CACHE_DIR = "outputs/tasks"
 ATTENTION = "sdpa"
@@ -174,18 +174,6 @@ ARGUMENTS = (EvaluationArguments, SamplingArguments, DescriptionArguments, Judge
 """All arguments of the command."""
 
 
-def load_task(name: str, cache_dir: str = CACHE_DIR) -> Task:
-    """Reads a task given as in `--tasks`."""
-    return open_task(name, cache_dir=Path(cache_dir))
-
-
-def limited(task: Task, limit: int | None) -> Task:
-    """Returns a task with its first prompts alone; the whole task without a limit."""
-    if limit is None:
-        return task
-    return replace(task, prompts=task.prompts[:limit], facts={**task.facts, "limit": limit})
-
-
 def evaluate(
     arguments: EvaluationArguments,
     sampling: SamplingArguments = SamplingArguments(),  # noqa: B008 (frozen)
@@ -202,7 +190,9 @@ def evaluate(
 
     join_processes()
     tasks = on_main_process(
-        lambda: [limited(load_task(name, arguments.cache_dir), arguments.limit) for name in arguments.tasks]
+        lambda: [
+            open_task(name, cache_dir=Path(arguments.cache_dir)).limited(arguments.limit) for name in arguments.tasks
+        ]
     )
     names = [task.name for task in tasks]
     for name in names:

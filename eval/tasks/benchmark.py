@@ -1,7 +1,7 @@
 """What is a task, and what is a benchmark? Prompts with the folder of their images, and how rows become prompts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ class Task:
     """Changes with the prompts and their images."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Source of the prompts, for `run.json`."""
+
+    def limited(self, limit: int | None) -> "Task":
+        """Returns the task with its first prompts alone; the whole task without a limit."""
+        if limit is None:
+            return self
+        return replace(self, prompts=self.prompts[:limit], facts={**self.facts, "limit": limit})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from PIL import Image
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from eval.compare.command import main as compare
 from eval.replies.generation import make_batches, render_prompt
-from eval.run import EvaluationArguments, evaluate, limited, load_task, main
+from eval.run import CACHE_DIR, EvaluationArguments, evaluate, main
+from eval.tasks import open_task
 from merge.recipes.recipe import read_recipe, recipe_from_dict
 from merge.splice import main as splice
 from models.loading import load_processor
@@ -241,15 +242,15 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 
 def test_a_task_without_a_split_or_named_twice_is_refused(pocket_checkpoint: Path, prompt_set: Path) -> None:
     with pytest.raises(ValueError, match="is unknown; expected FOLDER:SPLIT"):
-        load_task("test")
+        open_task("test", cache_dir=Path(CACHE_DIR))
     with pytest.raises(ValueError, match="is named twice"):
         EvaluationArguments(model=str(pocket_checkpoint), tasks=[f"{prompt_set}:test"] * 2, output_dir="out")
 
 
 def test_a_limit_takes_the_first_prompts_of_each_task(prompt_set: Path) -> None:
-    whole = load_task(f"{prompt_set}:test")
-    assert limited(whole, None) is whole
-    first = limited(whole, 2)
+    whole = open_task(f"{prompt_set}:test", cache_dir=Path(CACHE_DIR))
+    assert whole.limited(None) is whole
+    first = whole.limited(2)
     assert first.prompts == whole.prompts[:2] and first.fingerprint == whole.fingerprint
     assert first.facts["limit"] == 2 and "limit" not in whole.facts
 
