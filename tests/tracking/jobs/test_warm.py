@@ -57,7 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_warm(folder: Path) -> WarmProcess:
     path = os.pathsep.join((str(folder), str(REPOSITORY_ROOT)))
     environment = {**os.environ, "PYTHONPATH": path, "HELD": "a b", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore SIGINT
     warm = WarmProcess(environment, folder / "warm.log")
+    signal.signal(signal.SIGINT, previous)
     wait_for(lambda: warm.is_ready() or warm.has_ended)
     assert not warm.has_ended, (folder / "warm.log").read_text()
     return warm
