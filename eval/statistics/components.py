@@ -156,7 +156,9 @@ def _correlations(groups: "dict[str, pd.DataFrame]", residual: float) -> dict[st
     rates = {kind: own[["mean", "mean_against"] if kind == ARMS else ["mean"]] for kind, own in groups.items()}
     replies = float(np.mean([value * (1 - value) for own in rates.values() for value in own.to_numpy(float).ravel()]))
     prompts = {kind: float((own["prompt_error"] ** 2 * own["n"]).mean()) for kind, own in groups.items()}
-    same = 1 - residual / replies if replies else math.nan
+    if replies == 0:  # every model answers every prompt alike
+        return {}
+    same = 1 - residual / replies
     found = {SAME: same}
     if ARMS in prompts:
         found[ARMS] = same - prompts[ARMS] / (2 * replies)

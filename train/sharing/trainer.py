@@ -87,11 +87,11 @@ class SharingGRPOTrainer(GRPOTrainer):
 
     def _rollout_obstacle(self) -> str | None:
         """Returns why rollouts do not share prompts; None if Transformers generates, with its default kind of cache."""
-        config = self.generation_config
         if self.use_vllm:
             return "vLLM generates the replies"
         if self.use_transformers_continuous_batching:
             return "continuous batching generates the replies"
+        config = self.generation_config  # with vLLM there is none
         if config.cache_implementation is not None:
             return f"cache_implementation is {config.cache_implementation}"
         if config.use_cache is False:

@@ -35,7 +35,7 @@ UNMENDED = ("ZeRO-2, offload", "ZeRO-3")
 """Engines that run once more without StaleGradients."""
 SETTINGS: dict[str, Any] = {
     "split": "rl", "shuffle": False, "max_steps": len(STEPS), "per_device_train_batch_size": 4, "num_generations": 4,
-    "max_completion_length": 8, "temperature": 1.5, "learning_rate": 2e-4, "lr_scheduler_type": "constant",
+    "max_completion_length": 12, "temperature": 1.5, "learning_rate": 2e-4, "lr_scheduler_type": "constant",
     "adam_beta1": 0.0, "beta": 0.0, "logging_steps": 1, "save_steps": 1, "telemetry_steps": 0, "report_to": "none",
     "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "seed": 3, "ddp_timeout": 100,
 }  # fmt: skip
