@@ -58,7 +58,7 @@ def check_checkpoint(name: str) -> None:
     if not path.is_dir():
         if parse_repository(name) is None:
             local_checkpoint(name)  # says what is wrong
-    elif not (path / CONFIG_FILE).is_file() and not any(path.glob("*.safetensors")):
+    elif not (path / CONFIG_FILE).is_file():
         read_model_config(path)  # says what the folder is
 
 
