@@ -240,6 +240,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             trainer.add_callback(MetricsRecorder(log))
         num_kept, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # pruned by CheckpointProof
         preemption = Preemption(stage.can_resume_at)
+        stack.callback(preemption.restore)
         breaches_of = partial(saved_breaches, start=start, digests=digests, lora=lora)
         for callback in (
             CheckpointProof(breaches_of, proofs, num_kept=num_kept),
