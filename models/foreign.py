@@ -30,21 +30,7 @@ TRAINER_STEP = re.compile(r"checkpoint-(\d+)")
 OTHER_TRAINED = ("non_lora_state_dict.bin", "non_lora_trainables.bin")
 """Pickled weights beside an adapter: what was trained in full, such as the projector."""
 
-MERGE_ADAPTER = (
-    "import re, sys, torch; from peft import PeftModel; from models.families import family_of; "
-    "from models.loading import load_model, load_processor, local_checkpoint; "
-    "start = local_checkpoint(sys.argv[1]); model = load_model(start); family = family_of(model.config.model_type); "
-    "also = {family.canonical(n.removeprefix('base_model.model.')): t for f in sys.argv[4:] "
-    "for n, t in torch.load(f, map_location='cpu', weights_only=True).items()}; "
-    "odd = model.load_state_dict(also, strict=False).unexpected_keys; assert not odd, odd; "
-    "names = {'^' + re.escape(old): new for old, new in family.spellings}; "
-    "PeftModel.from_pretrained(model, sys.argv[2], key_mapping=names).merge_and_unload().save_pretrained(sys.argv[3]); "
-    "load_processor(start).save_pretrained(sys.argv[3])"
-)
-"""Merges an adapter in any spelling; PEFT 0.21 would load one in that of Transformers 4 into nothing, with a warning.
-
-Arguments: the model, the adapter, the output folder, and files of further trained weights, which are loaded first.
-"""
+MERGE_ADAPTER = "import sys; from models.peft_adapter import merge_adapter_into; merge_adapter_into(*sys.argv[1:])"
 PICKLE_TO_SAFETENSORS = (
     "import sys, torch, safetensors.torch as st; "
     "st.save_file({n: t.clone(memory_format=torch.contiguous_format) for f in sys.argv[2:] "
