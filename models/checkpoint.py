@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
 from models.foreign import ADAPTER_CONFIG_FILE, CONFIG_FILE, SHARD, explain_folder
-from models.layout import Layout, is_tied, layout_from_shapes, read_model_config
+from models.layout import Layout, layout_from_shapes, read_model_config
 from models.shards import (
     DTYPES,
     FLOATING,
@@ -29,6 +29,7 @@ from models.shards import (
     same_bytes,
     write_safetensors,
 )
+from models.tying import is_tied
 
 if TYPE_CHECKING:
     import torch

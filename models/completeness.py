@@ -7,8 +7,9 @@ from collections import Counter
 
 from models.checkpoint import INDEX_FILE, Checkpoint, is_tied_duplicate, stored_layout
 from models.foreign import CONFIG_FILE
-from models.layout import Layout, Parameter, config_value, is_tied
+from models.layout import Layout, Parameter, config_value
 from models.shards import FLOATING
+from models.tying import explain_lost_head, is_tied, tie_flags
 from tracking.command import did_you_mean
 
 
@@ -28,7 +29,7 @@ def check_complete(checkpoint: Checkpoint, layout: Layout) -> None:
     if missing:
         raise ValueError(
             f"{_place(checkpoint)}: lacks {missing[0]!r}, which {CONFIG_FILE} asks for "
-            f"({len(missing)} such){did_you_mean(missing[0], extra)}"
+            f"({len(missing)} such){did_you_mean(missing[0], extra)}{_about_head(checkpoint, missing[0])}"
         )
     if extra:
         raise ValueError(
@@ -56,7 +57,10 @@ def check_against_config(checkpoint: Checkpoint) -> None:
     present = {parameter.region for parameter in layout}
     for region, prefix in family.regions:
         if region not in present and region not in optional:
-            raise ValueError(f"{_place(checkpoint)}: lacks {prefix + '*'!r}, the {region} of a {family.model_type}")
+            raise ValueError(
+                f"{_place(checkpoint)}: lacks {prefix + '*'!r}, the {region} of a {family.model_type}"
+                f"{_about_head(checkpoint, prefix)}"
+            )
     _check_stack(checkpoint, layout, "llm", config_value(config, *family.num_layers_key))
     if family.num_vision_blocks_key:
         _check_stack(checkpoint, layout, "vision", config_value(config, *family.num_vision_blocks_key))
@@ -84,15 +88,21 @@ def _check_tied_head(checkpoint: Checkpoint, *, tied: bool) -> None:
     """Rejects a stored head that differs from the embedding matrix although the configuration ties them.
 
     Transformers 5.23 loads such a file untied, with a warning; comparing, training or splicing one of the two tensors
-    would then miss the other.
+    would then miss the other. Flags that contradict each other are resolved before (`models/tying.py`).
     """
     places = {checkpoint.family.place(name)[0]: name for name in checkpoint.tensors}
     head = places.get("head")
     if tied and head and "embed" in places and not is_tied_duplicate(checkpoint, head):
+        flags = " and ".join(name for name, value in tie_flags(checkpoint.config).items() if value is True)
         raise ValueError(
             f"{checkpoint.tensors[head].file}: {head!r} differs from {places['embed']!r}, while {CONFIG_FILE} ties the "
-            "two (tie_word_embeddings); set it to false if both are meant, or remove the head"
+            f"two ({flags}); set {flags} to false if both tensors are meant, or remove the head"
         )
+
+
+def _about_head(checkpoint: Checkpoint, name: str) -> str:
+    is_head = any(region == "head" and name.startswith(prefix) for region, prefix in checkpoint.family.regions)
+    return explain_lost_head(checkpoint.config) if is_head else ""
 
 
 def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: object) -> None:

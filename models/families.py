@@ -32,6 +32,8 @@ class Family:
     """(prefix in files, canonical prefix)."""
     num_layers_key: tuple[str, ...] = ("text_config", "num_hidden_layers")
     num_vision_blocks_key: tuple[str, ...] | None = ("vision_config", "depth")
+    decoder_ties: bool = False
+    """True if Transformers ties the head also where only the decoder's part of the configuration says so."""
 
     @property
     def text_only(self) -> bool:
@@ -92,6 +94,7 @@ QWEN2_5_VL = Family(
     vision_blocks="model.visual.blocks.",
     regions=_VLM_REGIONS,
     spellings=_VLM_SPELLINGS,
+    decoder_ties=True,
 )
 
 QWEN2_VL = replace(QWEN2_5_VL, model_type="qwen2_vl")
@@ -106,6 +109,7 @@ QWEN3_VL = replace(
         ("projector", "model.visual.deepstack_merger_list."),
         *_VLM_REGIONS,
     ),
+    decoder_ties=False,
 )
 
 QWEN2 = Family(

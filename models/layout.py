@@ -13,6 +13,7 @@ from typing import Any
 from models.families import Family, family_of
 from models.foreign import CONFIG_FILE, explain_folder
 from models.shards import parse_json_object
+from models.tying import as_loaded
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per element, by dtype name."""
@@ -68,6 +69,9 @@ def layout_of(path: Path) -> Layout:
 def read_model_config(path: Path) -> dict[str, Any]:
     """Reads a model's `config.json`, or the one in the given folder.
 
+    Where the flags of a folder's configuration contradict each other about a tied head, its weights decide
+    (`models/tying.py`).
+
     Raises:
         ValueError: if it is missing, malformed, of an unsupported family, or describes quantised weights.
     """
@@ -89,7 +93,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
             f"{method.get('quant_method') if isinstance(method, dict) else method}); "
             "expected the checkpoint they were made from"
         )
-    return config
+    return as_loaded(config, path.parent)
 
 
 def config_value(config: dict[str, Any], *keys: str) -> Any:
@@ -110,15 +114,6 @@ def head_size(config: dict[str, Any]) -> int:
     return int(hidden // num_heads)
 
 
-def is_tied(config: dict[str, Any]) -> bool:
-    """Returns whether the output head is the embedding matrix.
-
-    As in Transformers 5.23: the model's or its decoder's configuration says so; if neither does, it is untied.
-    """
-    text = config.get("text_config")
-    return any(part.get("tie_word_embeddings") is True for part in (config, text) if isinstance(part, dict))
-
-
 def layout_from_config(config: dict[str, Any]) -> Layout:
     """Returns the layout of the model that a configuration describes."""
     family = family_of(config["model_type"])
@@ -131,7 +126,10 @@ def layout_from_config(config: dict[str, Any]) -> Layout:
     # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their shapes;
     # within set_zero3_state (read in 5.23) it assumes that this has already happened.
     with torch.device("meta"), set_zero3_state():
-        model = getattr(transformers, family.auto_class).from_config(parsed, dtype=torch.bfloat16)
+        # The names do not depend on the attention; the one that the configuration names may not be installed.
+        model = getattr(transformers, family.auto_class).from_config(
+            parsed, dtype=torch.bfloat16, attn_implementation="eager"
+        )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied parameters once
     return layout_from_shapes(family, shapes, tied=bool(parsed.tie_word_embeddings))
 

@@ -7,6 +7,7 @@ from models.families import Family, family_of
 from models.foreign import CONFIG_FILE
 from models.hub import CODE_FILES, parse_repository, snapshot
 from models.layout import read_model_config
+from models.processor import check_files, check_picture_token, check_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ CHECKPOINT_IGNORED = [*CODE_FILES, "*/*.safetensors", "*/*.json"]
 """Files not fetched: training checkpoints that some repositories keep in folders."""
 
 DTYPE_ARGUMENT = {"help": "dtype of the model: auto (as stored), float32 or bfloat16"}
+DEFAULT_ATTENTION = "sdpa"
 ATTENTION_ARGUMENT = {"help": "attention implementation: sdpa, eager or flash_attention_2"}
 """Metadata of the fields `dtype` and `attn_implementation` of all commands."""
 
@@ -56,7 +58,7 @@ def check_checkpoint(name: str) -> None:
     if not path.is_dir():
         if parse_repository(name) is None:
             local_checkpoint(name)  # says what is wrong
-    elif not (path / CONFIG_FILE).is_file() and not any(path.glob("*.safetensors")):
+    elif not (path / CONFIG_FILE).is_file():
         read_model_config(path)  # says what the folder is
 
 
@@ -75,29 +77,67 @@ def load_model(
 ) -> "PreTrainedModel":
     """Loads a checkpoint's weights (safetensors only, no code from the checkpoint) into its family's class.
 
+    Args:
+        directory: the checkpoint.
+        dtype: dtype of the model; `auto` keeps the stored one.
+        attn_implementation: sdpa if None. An attention that the checkpoint's `config.json` names is ignored:
+            Transformers 5.23 would prefer it to the argument.
+
     Raises:
-        ValueError: if the checkpoint has no weights for a parameter, which Transformers would initialise at random.
+        ValueError: if the checkpoint has no weights for a parameter, which Transformers would initialise at random, or
+            if the attention is not available here.
     """
     import transformers
 
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     auto_class = getattr(transformers, _family(directory).auto_class)
+    asked = attn_implementation or DEFAULT_ATTENTION
+    config = transformers.AutoConfig.from_pretrained(directory)
+    config._attn_implementation = asked  # also of the decoder and the tower (read in 5.23)
     model: PreTrainedModel
-    model, found = auto_class.from_pretrained(
-        directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-    )
+    try:
+        model, found = auto_class.from_pretrained(
+            directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"attn_implementation {asked!r} is not available here: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{directory}: has no weights for {missing[0]!r} ({len(missing)} such); it is incomplete")
+    if others := sorted(attentions_of(model) - {asked}):
+        raise ValueError(f"attn_implementation {asked!r} was asked for, but {others[0]!r} would run; name that instead")
     return model
 
 
+def attentions_of(model: "PreTrainedModel") -> set[str]:
+    """Returns the attention implementations that the parts of a model run with."""
+    from transformers import PreTrainedModel
+
+    parts = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return {str(part.config._attn_implementation) for part in parts}
+
+
 def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase":
-    """Loads a checkpoint's processor, or a text-only model's tokenizer, with left padding as generation requires."""
+    """Loads a checkpoint's processor, or a text-only model's tokenizer, with left padding as generation requires.
+
+    Raises:
+        ValueError: if files are missing or damaged, or if the tokenizer loses text or does not fit the model.
+    """
     import transformers
 
-    auto_class = transformers.AutoTokenizer if _family(directory).text_only else transformers.AutoProcessor
-    processor: ProcessorMixin | PreTrainedTokenizerBase = auto_class.from_pretrained(directory, padding_side="left")
-    return processor
+    config, family = read_model_config(directory), _family(directory)
+    check_files(directory, family)
+    auto_class = transformers.AutoTokenizer if family.text_only else transformers.AutoProcessor
+    processor: Any
+    try:
+        processor = auto_class.from_pretrained(directory, padding_side="left")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{directory}: its tokenizer or processor cannot be loaded ({reason})") from error
+    check_tokenizer(processor if family.text_only else processor.tokenizer, directory, config, family)
+    if not family.text_only:
+        check_picture_token(processor, directory, config)
+    checked: ProcessorMixin | PreTrainedTokenizerBase = processor
+    return checked
 
 
 def _family(directory: Path) -> Family:

@@ -133,6 +133,8 @@ def read_prompt(prompt: Any) -> Asked:
 
 def _as_messages(prompt: Any) -> list[Mapping[str, Any]]:
     """Returns a prompt's messages; those written as JSON text are parsed, and never taken as the question."""
+    if prompt is None:
+        raise DefectError("no_question", "the row has no prompt")
     if isinstance(prompt, str) and not _MESSAGES_TEXT.match(prompt):
         return [{"role": "user", "content": prompt}]
     found: Any = prompt

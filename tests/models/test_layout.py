@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from models.families import QWEN2_5_VL
-from models.layout import head_size, is_tied, layout_from_config, layout_from_shapes, layout_of
+from models.layout import head_size, layout_from_config, layout_from_shapes, layout_of
+from models.tying import is_tied
 from tracking.command import REPOSITORY_ROOT
 
 FRANKENSTEIN_3B = REPOSITORY_ROOT / "configs" / "frankenstein_3b" / "config.json"

@@ -1,14 +1,17 @@
 """Names on the hub, against a web server that answers as the hub does; and what loading refuses."""
 
+import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.hub import Repository, hub_commit, snapshot
-from models.loading import load_model, local_checkpoint, resolved_revision
+from models.layout import layout_from_config, layout_of
+from models.loading import DEFAULT_ATTENTION, attentions_of, load_model, local_checkpoint, resolved_revision
 from tests.models.damage import MISFITS
 
 Hub = Any
@@ -184,3 +187,40 @@ def test_weights_that_are_missing_are_not_made_up(pocket_checkpoint: Path, tmp_p
     MISFITS["lost_tensor"][0](directory)
     with pytest.raises(ValueError, match=r"has no weights for '.*layers\.0\.mlp\.up_proj\.weight' \(1 such\)"):
         load_model(directory)
+
+
+def name_attention(directory: Path, place: str, attention: str) -> None:
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    section, _, key = place.rpartition(".")
+    (config[section] if section else config)[key] = attention
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("written", ["eager", "flash_attention_2"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "_attn_implementation",
+        "attn_implementation",
+        "text_config._attn_implementation",
+        "vision_config.attn_implementation",
+    ],
+)
+def test_the_attention_that_was_asked_for_runs_whatever_the_configuration_names(
+    pocket_checkpoint: Path, tmp_path: Path, place: str, written: str
+) -> None:
+    directory = Path(shutil.copytree(pocket_checkpoint, tmp_path / "checkpoint"))
+    name_attention(directory, place, written)
+    for asked in ("sdpa", "eager", None):
+        assert attentions_of(load_model(directory, attn_implementation=asked)) == {asked or DEFAULT_ATTENTION}
+    assert list(layout_of(directory).parameters) == list(layout_of(pocket_checkpoint).parameters)
+    config = json.loads((directory / "config.json").read_text())
+    assert layout_from_config(config).num_layers == layout_of(pocket_checkpoint).num_layers
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None or find_spec("kernels") is not None, reason="it is installed")
+def test_an_attention_that_is_not_installed_is_one_line(pocket_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="attn_implementation 'flash_attention_2' is not available here: ") as caught:
+        load_model(pocket_checkpoint, attn_implementation="flash_attention_2")
+    assert "\n" not in str(caught.value)

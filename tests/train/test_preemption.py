@@ -1,6 +1,7 @@
 """A run stopped by a signal saves its state, reports it, and after continuing ends like an uninterrupted run."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import pandas as pd
 import pytest
 from transformers import TrainerCallback
 
+import train.running.stage
 import train.running.trainers
+import train.sft
 from models.checkpoint import open_checkpoint
 from tracking.command import EXIT_PREEMPTED, REPOSITORY_ROOT, Preempted
 from train.grpo import main
@@ -108,3 +111,46 @@ def test_resuming_with_another_number_of_processes_is_refused_with_the_reason(
     path.write_text(json.dumps({**state, "status": "running"}))
     with pytest.raises(ValueError, match=r"was begun by 2 processes, now there are 1: .* use 2 processes"):
         main(command)
+
+
+class Messages(logging.Handler):
+    """Keeps what a logger says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def test_a_signal_while_the_final_checkpoint_is_made_is_a_stop_that_continues(
+    pocket_checkpoint: Path, tiny_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "model_name_or_path": pocket_checkpoint, "prompts": tiny_prompts, "split": "sft",
+        "output_dir": tmp_path / "run", "max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 4,
+        "learning_rate": 2e-3, "report_to": "none", "logging_steps": 1,
+        "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "freeze": "vision",
+    }  # fmt: skip
+    command = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    write, handler = train.running.stage.write_final, signal.getsignal(signal.SIGTERM)
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.running.stage, "write_final", interrupted)
+        with pytest.raises(Preempted, match="stopped by SIGTERM after the last step") as stopped:
+            train.sft.main(command)
+    assert stopped.value.code == EXIT_PREEMPTED and signal.getsignal(signal.SIGTERM) == handler
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "run" / "final").exists()
+    messages = Messages()
+    logger = logging.getLogger("transformers.trainer")
+    logger.addHandler(messages)
+    train.sft.main(command)
+    logger.removeHandler(messages)
+    assert [line for line in messages.said if "missing keys" in line] == []  # the head is tied, not lost
+    assert weights(tmp_path / "run" / "final") == weights(tmp_path / "run" / "checkpoints" / "checkpoint-2")

@@ -59,7 +59,7 @@ def test_the_report_holds_every_tensor(
 ) -> None:
     end = copy_of("end")
     report = end.parent / "deep" / "proof.json"
-    main([*arguments(pocket_checkpoint, end, "mid"), "--report", str(report)])
+    main([*arguments(pocket_checkpoint, end, "mid"), "--report", str(report), "--allow-unchanged"])
     proof = json.loads(report.read_text())
     assert [tensor["name"] for tensor in proof["tensors"]] == list(pocket_layout.parameters)
     assert proof["breaches"] == [] and proof["frozen"] == ["mid"]
@@ -71,8 +71,8 @@ def test_the_report_holds_every_tensor(
 def test_the_hubs_spelling_of_the_same_weights_verifies(
     pocket_checkpoint: Path, pocket_layout: Layout, hub_spelling: Path, flipped: Callable[..., None]
 ) -> None:
-    main(arguments(pocket_checkpoint, hub_spelling, "llm", "vision", "projector"))
-    main(arguments(hub_spelling, pocket_checkpoint, "llm", "vision", "projector"))
+    for start, end in ((pocket_checkpoint, hub_spelling), (hub_spelling, pocket_checkpoint)):
+        main(["--start", str(start), "--end", str(end), "--identical"])
     flipped(hub_spelling, plan_freeze(pocket_layout, FreezeArguments(freeze=["vision:0"])).frozen[0])
     with pytest.raises(SystemExit):
         main(arguments(pocket_checkpoint, hub_spelling, "vision"))
@@ -108,3 +108,118 @@ def test_a_truncated_or_missing_checkpoint_is_refused(pocket_checkpoint: Path, c
         main(arguments(pocket_checkpoint, end, "mid"))
     with pytest.raises(ValueError, match="does not exist"):
         main(arguments(pocket_checkpoint, end / "nowhere", "mid"))
+
+
+def test_nothing_that_moved_is_a_failure_unless_it_is_allowed(
+    pocket_checkpoint: Path, copy_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a merge of an adapter that PEFT loaded into nothing."""
+    end = copy_of("end")
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments(pocket_checkpoint, end, "mid"))
+    assert exit_info.value.code == EXIT_BREACH
+    assert "WARNING: nothing moved. All " in capsys.readouterr().out
+    main([*arguments(pocket_checkpoint, end, "mid"), "--allow-unchanged"])
+    assert "proof: all 24 tensors of mid" in capsys.readouterr().out
+
+
+def test_a_lossless_conversion_is_proved_by_either_way_of_naming_everything(
+    pocket_checkpoint: Path, pocket_layout: Layout, copy_of: Callable[[str], Path], flipped: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    end = copy_of("end")
+    everything = ("llm", "vision", "projector", "embed", "norm", *(() if pocket_layout.tied else ("head",)))
+    folders = ["--start", str(pocket_checkpoint), "--end", str(end)]
+    asked = ([*folders, "--identical"], [*folders, "--frozen", *everything])
+    for words in asked:
+        main(words)
+        assert f"proof: all {len(pocket_layout.parameters)} tensors of" in capsys.readouterr().out
+    victim = next(name for name in pocket_layout.parameters if name.endswith("merger.ln_q.weight"))
+    flipped(end, victim)
+    for words in asked:
+        with pytest.raises(SystemExit):
+            main(words)
+        assert f"breach: {victim}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--frozen", "mid", "--identical"], []])
+def test_what_must_be_identical_is_named_once(pocket_checkpoint: Path, words: list[str]) -> None:
+    with pytest.raises(ValueError, match="of --frozen and --identical; expected --frozen BLOCK … or --identical"):
+        main(["--start", str(pocket_checkpoint), "--end", str(pocket_checkpoint), *words])
+
+
+def resize_vocabulary(directory: Path, change: int) -> str:
+    """Pads or cuts the embedding matrix in weights and configuration, and returns its name."""
+    checkpoint = open_checkpoint(directory)
+    (name,) = (name for name in checkpoint.tensors if name.endswith("embed_tokens.weight"))
+    rows, width = checkpoint.tensors[name].shape
+    size = len(checkpoint.data(name)) // rows
+    content = {stored.name_on_disk: bytes(checkpoint.data(stored.name)) for stored in checkpoint.tensors.values()}
+    entries = [
+        (stored.name_on_disk, stored.dtype, (rows + change, width) if stored.name == name else stored.shape)
+        for stored in checkpoint.tensors.values()
+    ]
+    on_disk = checkpoint.tensors[name].name_on_disk
+    content[on_disk] = (content[on_disk] + bytes(size * max(0, change)))[: size * (rows + change)]
+    write_safetensors(directory / "model.safetensors", entries, content.__getitem__)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["vocab_size"] = rows + change
+    path.write_text(json.dumps(config))
+    return name
+
+
+@pytest.mark.parametrize("change", [64, -8])
+def test_a_resized_vocabulary_leaves_everything_else_to_compare(
+    pocket_checkpoint: Path, pocket_layout: Layout, copy_of: Callable[[str], Path], flipped: Callable[..., None],
+    capsys: pytest.CaptureFixture[str], change: int,
+) -> None:  # fmt: skip
+    end = copy_of("end")
+    name = resize_vocabulary(end, change)
+    rows = pocket_layout.parameters[name].shape[0]
+    for words in ((pocket_checkpoint, end, "mid"), (end, pocket_checkpoint, "mid")):
+        with pytest.raises(SystemExit):
+            main(arguments(*words))
+        assert "WARNING: nothing moved" in capsys.readouterr().out
+    plan = plan_freeze(pocket_layout, FreezeArguments(freeze=["mid", "vision"]))
+    trained = next(other for other in plan.trainable if other != name)
+    flipped(end, trained)
+    main(arguments(pocket_checkpoint, end, "mid", "vision"))
+    printed = capsys.readouterr().out
+    assert f"proof: all {len(plan.frozen)} tensors of mid vision are bit-identical" in printed
+    assert f"not compared: {name}: " in printed and f"of the first {min(rows, rows + change)} rows, 0 differ" in printed
+    flipped(end, name)
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments(pocket_checkpoint, end, "mid", "embed"))
+    assert exit_info.value.code == EXIT_BREACH
+    printed = capsys.readouterr().out
+    assert f"NOT PROVED: {name} should be identical" in printed and ", 1 differ" in printed
+    flipped(end, plan.frozen[0])
+    with pytest.raises(SystemExit):
+        main(arguments(pocket_checkpoint, end, "mid", "vision"))
+    assert f"breach: {plan.frozen[0]}" in capsys.readouterr().out
+
+
+def test_a_head_that_only_the_end_has_does_not_matter_to_the_tower(
+    pocket_checkpoint: Path, pocket_layout: Layout, copy_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA with `modules_to_save: [lm_head]` on a tied model; PEFT unties it at the top of the configuration only."""
+    end = copy_of("end")
+    checkpoint = open_checkpoint(end)
+    (embed,) = (name for name in checkpoint.tensors if name.endswith("embed_tokens.weight"))
+    stored = checkpoint.tensors[embed]
+    content = {one.name_on_disk: bytes(checkpoint.data(one.name)) for one in checkpoint.tensors.values()}
+    content["lm_head.weight"] = bytes(byte ^ 1 for byte in content[stored.name_on_disk])
+    entries = [(one.name_on_disk, one.dtype, one.shape) for one in checkpoint.tensors.values()]
+    entries.append(("lm_head.weight", stored.dtype, stored.shape))
+    write_safetensors(end / "model.safetensors", entries, content.__getitem__)
+    config = json.loads((end / "config.json").read_text())
+    config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = False, True
+    (end / "config.json").write_text(json.dumps(config))
+    main(arguments(pocket_checkpoint, end, "vision", "llm"))
+    printed = capsys.readouterr().out
+    assert "proof: all " in printed and f"not compared: lm_head.weight: only {end} has it" in printed
+    for words in (["--frozen", "head"], ["--identical"]):
+        with pytest.raises(SystemExit):
+            main(["--start", str(pocket_checkpoint), "--end", str(end), *words])
+        assert "NOT PROVED: lm_head.weight should be identical" in capsys.readouterr().out

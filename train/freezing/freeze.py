@@ -87,11 +87,16 @@ class FreezePlan:
     notes: tuple[str, ...]
 
 
-def plan_freeze(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
+def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool = True) -> FreezePlan:
     """Resolves the expressions against a model.
 
+    Args:
+        layout: the model's parameters.
+        arguments: the expressions.
+        leave_some: something must be left to train.
+
     Raises:
-        ValueError: for an unknown or unmatched expression, and if nothing would be left to train.
+        ValueError: for an unknown or unmatched expression, and if nothing would be left to train although it must.
     """
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
     always = resolve(arguments.always_freeze, layout, partition)
@@ -102,7 +107,7 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
         chosen = resolve(arguments.freeze, layout, partition)
         frozen = set(chosen.names) | set(always.names)
     trainable = tuple(name for name in layout.parameters if name not in frozen)
-    if not trainable:
+    if leave_some and not trainable:
         raise ValueError(
             f"freeze {arguments.freeze}, train_only {arguments.train_only} and always_freeze "
             f"{arguments.always_freeze} leave nothing to train"
@@ -114,6 +119,12 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
         trainable,
         (*chosen.notes, *always.notes),
     )
+
+
+def freeze_all(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
+    """Returns the plan in which every parameter is frozen; the arguments give the partition."""
+    partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    return FreezePlan(layout, partition, tuple(layout.parameters), (), ())
 
 
 def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.layout import WIDTHS
+from models.loading import DEFAULT_ATTENTION
 from train.freezing.freeze import FreezeArguments
 from train.planning.memory import Engine
 from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS
@@ -152,7 +153,7 @@ def make_recipe(
         engine_bf16=engine_bf16,
         autocast=bf16 and not config,
         dtype=None if model_config.dtype in (None, "auto") else model_config.dtype,
-        attention=model_config.attn_implementation or "sdpa",
+        attention=model_config.attn_implementation or DEFAULT_ATTENTION,
         sequences_per_pass=training.per_device_train_batch_size,
         passes_per_step=training.gradient_accumulation_steps,
         passes_per_generation=_passes_per_generation(training, num_gpus),

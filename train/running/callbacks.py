@@ -15,7 +15,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tracking.processes import any_process, on_main_process, wait_for_all
+from tracking.command import Preempted
+from tracking.processes import any_process, num_processes, on_main_process, wait_for_all
 from tracking.product import write_text
 from tracking.progress import PROGRESS_FILE, StatusLine, format_duration
 from tracking.records import RecordLog
@@ -109,11 +110,15 @@ class Preemption(TrainerCallback):
 
     A scheduler signals the processes at slightly different times; an all-reduce makes all of them save at the same
     step. `can_resume_at` returns whether nothing is lost after a step (GRPO: at the end of a generation batch).
+
+    After the last step there is nothing left to save: a single process then stops at once, until `restore` is called.
+    Several processes write the final checkpoint and end, because the others would wait for the one that stopped.
     """
 
     def __init__(self, can_resume_at: Callable[[int], bool]) -> None:
         self._can_resume_at = can_resume_at
         self._signalled = False
+        self._trained = False
         self._previous: Any = None
         self.stopped = False
 
@@ -128,11 +133,18 @@ class Preemption(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trained = True
+
+    def restore(self) -> None:
+        """Gives SIGTERM back to what handled it before training."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
 
     def _remember(self, signal_number: int, frame: Any) -> None:
         self._signalled = True
+        if self._trained and num_processes() == 1:
+            raise Preempted("stopped by SIGTERM after the last step, before final/ was finished")
 
 
 class StaleGradients(TrainerCallback):

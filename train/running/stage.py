@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint
 from eval.replies.rollouts import ROLLOUT_FILE
-from models.loading import load_model, load_processor, resolved_revision
+from models.loading import DEFAULT_ATTENTION, load_model, load_processor, resolved_revision
 from tracking.command import Preempted
 from tracking.processes import num_processes, on_main_process, wait_for_all
 from tracking.product import write_text
@@ -173,7 +173,8 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
             on_main_process(lambda: _check_num_processes(directory, settings["num_processes"]))
         with open_shared_run(directory, command=stage.command, settings=settings, overwrite=overwrite) as run:
             if not run.finished:
-                run.note(start_revision=resolved_revision(start.name))
+                attention = stage.model_config.attn_implementation or DEFAULT_ATTENTION
+                run.note(start_revision=resolved_revision(start.name), attn_implementation=attention)
                 _train(stage, start, directory)
     except Preempted:
         wait_for_all()  # launchers end all processes as soon as one has ended, while the main one still records it
@@ -239,6 +240,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             trainer.add_callback(MetricsRecorder(log))
         num_kept, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # pruned by CheckpointProof
         preemption = Preemption(stage.can_resume_at)
+        stack.callback(preemption.restore)
         breaches_of = partial(saved_breaches, start=start, digests=digests, lora=lora)
         for callback in (
             CheckpointProof(breaches_of, proofs, num_kept=num_kept),

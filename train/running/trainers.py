@@ -1,12 +1,13 @@
 """The trainers: TRL's, with telemetry, support for prompts with and without images, and checked rollouts."""
 
+import copy
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trl import SFTTrainer
 from trl.trainer import grpo_trainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, create_model_from_path
 
 from train.rewards.equal import equal_groups
 from train.rollouts.gap import Gap
@@ -21,7 +22,7 @@ from train.sharing.trainer import PICTURE_FIELDS, SharingGRPOTrainer
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import ProcessorMixin, TrainingArguments
+    from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
 
 def common_arguments(
@@ -50,6 +51,15 @@ class WatchedSFTTrainer(SFTTrainer, WatchedTrainer):
     """TRL's supervised trainer with telemetry per block."""
 
 
+def _reference_model(policy: "PreTrainedModel", path: str, **options: Any) -> "PreTrainedModel":
+    """Loads the reference model with the policy's configuration.
+
+    TRL 1.16 loads it with the checkpoint's own, and an attention that this names is preferred to the one asked for.
+    """
+    model: PreTrainedModel = create_model_from_path(path, config=copy.deepcopy(policy.config), **options)
+    return model
+
+
 class WatchedGRPOTrainer(SharingGRPOTrainer, WatchedTrainer):
     """TRL's GRPO trainer with telemetry per block, for prompts with and without images, and with checked rollouts."""
 
@@ -67,7 +77,11 @@ class WatchedGRPOTrainer(SharingGRPOTrainer, WatchedTrainer):
         """The rewards of the current generation batch, of all processes."""
         self._written_at: int | None = None
         """The step whose weights generated the current replies."""
-        with replaced(grpo_trainer, "VLLMGeneration", partial(CheckedGeneration, setup=engine)):
+        policy = args[0] if args else kwargs["model"]
+        with (
+            replaced(grpo_trainer, "VLLMGeneration", partial(CheckedGeneration, setup=engine)),
+            replaced(grpo_trainer, "create_model_from_path", partial(_reference_model, policy)),
+        ):
             super().__init__(*args, **kwargs)
 
     def rollout_facts(self) -> dict[str, Any]:

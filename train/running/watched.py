@@ -29,6 +29,12 @@ class WatchedTrainer(Trainer):
         """Returns facts about the rollout engine; empty for a trainer without one."""
         return {}
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Does not call a tied head missing, as Transformers 5.23 does when it resumes from a checkpoint."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         telemetry = self._telemetry
         # The last backward pass of a step averages gradients over processes; clipping comes after it.

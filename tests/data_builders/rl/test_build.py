@@ -225,6 +225,7 @@ def test_every_row_that_is_dropped_is_counted_and_named(tmp_path: Path) -> None:
         ("unreadable_row", "[1, 2]\n"),
         ("unreadable_row", '{"prompt": "half a pair \\ud800", "reward_model": {"ground_truth": "1"}}\n'),
         ("unreadable_row", {"prompt": 7, "reward_model": {"ground_truth": "7"}}),
+        ("no_question", {"reward_model": {"ground_truth": "7"}}),
         ("no_question", text_row(" ", "5")),
         ("no_question", row(1, prompt=[{"role": "system", "content": "x"}])),
         ("no_question", row(1, prompt=asking("<image>"), images=[shown])),

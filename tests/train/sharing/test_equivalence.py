@@ -3,7 +3,9 @@
 TRL's function is called itself, so a version that changes its meaning fails here.
 """
 
+import json
 import re
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from trl import GRPOConfig
 
 from models.layout import layout_of
-from models.loading import load_model, load_processor
+from models.loading import attentions_of, load_model, load_processor
 from train.freezing.backward import stop_backward_early
 from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze
 from train.running.trainers import WatchedGRPOTrainer
@@ -463,3 +465,12 @@ def test_the_run_says_whether_prompts_are_shared_and_computes_as_trl_does_otherw
         assert seen == 0
     shared = make_trainer(pocket_checkpoint, tmp_path)
     assert shared.describe_sharing().startswith("yes, ")
+
+
+def test_the_reference_model_has_the_policys_attention(pocket_checkpoint: Path, tmp_path: Path) -> None:
+    """Not the one that `config.json` names, which TRL's own loading prefers to the one asked for."""
+    directory = Path(shutil.copytree(pocket_checkpoint, tmp_path / "checkpoint"))
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_attn_implementation": "flash_attention_2"}))
+    trainer = make_trainer(directory, tmp_path / "run", beta=0.2, attn_implementation="eager")
+    assert attentions_of(trainer.ref_model) == attentions_of(trainer.model) == {"eager"}
