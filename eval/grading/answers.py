@@ -284,11 +284,24 @@ _OPTION_OR_WORD = re.compile(
 """A short sentence that is an option, with or without its text, or yes or no: a data set of formulas has such golds."""
 
 
+_LATEX = re.compile(r"\\[A-Za-z]|[_^]")
+_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
+
+
 def _last_formula(sentence: str) -> str | None:
     formulas = formulas_in(sentence[-MAX_SENTENCE_CHARS:])
     if formulas:
         return result_of(formulas[-1])
+    if _is_formula(sentence):
+        return result_of(sentence)
     return sentence if _OPTION_OR_WORD.fullmatch(in_ascii(sentence)) else _last_number(sentence)
+
+
+def _is_formula(sentence: str) -> bool:
+    """True for a formula without delimiters: LaTeX, and no words outside its text commands."""
+    if len(sentence) > MAX_SENTENCE_CHARS or not _LATEX.search(sentence) or not sentence.isascii():
+        return False
+    return not any(word.isalpha() and len(word) > 1 for word in _COMMAND.sub(" ", sentence).split())
 
 
 def _short_text(sentence: str) -> str | None:

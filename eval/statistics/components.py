@@ -28,7 +28,7 @@ SAME = "two runs of an arm"
 SAME_ARM, OTHER_ARM, WITH_START = 0.7, 0.65, 0.55
 """Correlation of the replies of two runs to one prompt: of one arm, of two arms, of an arm and its start.
 
-In the pocket study with four seeds (`benchmarks/results/pocket.json`) they are 0.65 to 0.82, 0.64 to 0.81, and 0.14 to
+In the pocket study with four seeds (docs/log.md, 2026-11-28) they are 0.65 to 0.82, 0.64 to 0.81, and 0.14 to
 0.85 over abilities: training moves some abilities much further from the start than others.
 """
 ASSUMED_SEED_SD = 0.02
