@@ -55,7 +55,7 @@ from eval.replies.sampling import SamplingArguments
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.scores import score_table
 from eval.statistics.summary import summary
-from eval.tasks import Task, check_task, open_task
+from eval.tasks import CACHE_DIR, Task, check_task, open_task
 from models.layout import read_model_config
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT, load_processor
 from tracking.command import (
@@ -80,7 +80,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ARGUMENTS", "EvaluationArguments", "Task", "evaluate", "main"]
 
-CACHE_DIR = "outputs/tasks"
 ATTENTION = "sdpa"
 
 
@@ -137,7 +136,9 @@ class EvaluationArguments:
     batch_size: int = field(default=16, metadata={"help": "replies generated together; fewer if memory runs out"})
     dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
     attn_implementation: str = field(default=ATTENTION, metadata=ATTENTION_ARGUMENT)
-    cache_dir: str = field(default=CACHE_DIR, metadata={"help": "folder that images of benchmarks are unpacked to"})
+    cache_dir: str = field(
+        default=str(CACHE_DIR), metadata={"help": "folder that images of benchmarks are unpacked to"}
+    )
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:

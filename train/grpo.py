@@ -35,6 +35,7 @@ from train.rollouts.setup import RolloutArguments, check_context, check_rollout,
 from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS, GrpoArguments
 from train.running.collectives import skip_shared_memory
 from train.running.data import DataArguments, FilterReport, filter_prompts, load_prompts
+from train.running.start import start_name
 from train.sharing.arguments import begun_without_sharing
 
 if TYPE_CHECKING:
@@ -227,9 +228,7 @@ def _validation_prompts(ours: GrpoArguments) -> list[Prompt]:
 
 def _usable_prompts(data: DataArguments, model_config: "ModelConfig") -> tuple[list[Prompt], FilterReport]:
     """Reads the prompts and filters unusable ones; the main process filters for all."""
-    if not model_config.model_name_or_path:
-        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
-    directory = local_checkpoint(model_config.model_name_or_path)
+    directory = local_checkpoint(start_name(model_config))
     prompts = load_prompts(data)
     kept, report = on_main_process(lambda: filter_prompts(prompts, data, load_processor(directory)))
     if is_main_process():

@@ -23,6 +23,7 @@ from train.freezing.freeze import FreezeArguments
 from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.collectives import skip_shared_memory
 from train.running.data import DataArguments, load_prompts
+from train.running.start import start_name
 from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
 
@@ -104,9 +105,7 @@ def _whole_examples(
     from train.running.examples import keep_whole
 
     prompts = load_prompts(data, with_response=True)
-    if not model_config.model_name_or_path:
-        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
-    directory = local_checkpoint(model_config.model_name_or_path)
+    directory = local_checkpoint(start_name(model_config))
     kept, report = on_main_process(
         lambda: keep_whole(prompts, data, load_processor(directory), max_length=training.max_length)
     )

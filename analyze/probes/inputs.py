@@ -12,7 +12,6 @@ from pathlib import Path
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import KINDS
-from eval.run import CACHE_DIR
 from eval.tasks import open_task
 from models.layout import Layout
 from tracking.command import check_all, did_you_mean
@@ -63,7 +62,7 @@ def load_problems(
     problems: list[Problem] = []
     fingerprints: dict[str, str] = {}
     for name in named:
-        task = open_task(name, cache_dir=Path(CACHE_DIR))
+        task = open_task(name)
         if task.name in fingerprints:
             raise ValueError(f"two tasks have the name {task.name!r}; probe them into two output directories")
         fingerprints[task.name] = task.fingerprint

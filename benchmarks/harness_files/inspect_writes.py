@@ -27,13 +27,11 @@ from inspect_ai.scorer import choice, match
 from inspect_ai.solver import generate, multiple_choice
 from PIL import Image
 
-COLOURS = {"red_circle": (200, 30, 30), "blue_square": (30, 30, 200), "green_triangle": (30, 160, 30)}
 
-
-def picture(name: str) -> str:
+def picture(colour: list[int]) -> str:
     """Returns a picture as a data URI."""
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), COLOURS[name]).save(buffer, "PNG")
+    Image.new("RGB", (8, 8), tuple(colour)).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -43,10 +41,7 @@ def main() -> None:
     words = Task(
         name="own_words",
         dataset=MemoryDataset(
-            [
-                Sample(id=one["id"], input=one["question"], target=one["solution"].rpartition("#### ")[2])
-                for one in cases["words"]
-            ]
+            [Sample(id=one["id"], input=one["question"], target=one["answer"]) for one in cases["words"]]
         ),
         solver=generate(),
         scorer=match(numeric=True),
@@ -59,12 +54,15 @@ def main() -> None:
                     id=one["id"],
                     input=[
                         ChatMessageUser(
-                            content=[ContentText(text=one["question"]), ContentImage(image=picture(one["picture"]))]
+                            content=[
+                                ContentText(text=one["question"]),
+                                ContentImage(image=picture(cases["pictures"][one["picture"]])),
+                            ]
                         )
                     ],
                     choices=one["options"],
                     target=one["answer"],
-                    metadata={"category": "colour" if "colour" in one["question"] else "shape"},
+                    metadata={"category": one["category"]},
                 )
                 for one in cases["shapes"]
             ]

@@ -11,8 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-COLOURS = {"red_circle": (200, 30, 30), "blue_square": (30, 30, 200), "green_triangle": (30, 160, 30)}
-
 
 def main() -> None:
     cases_file, name, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -35,10 +33,10 @@ def main() -> None:
             )
 
     cases = json.loads(cases_file.read_text())
-    for picture, colour in COLOURS.items():
+    for picture, colour in cases["pictures"].items():
         place = folder / "images" / "OwnShapes" / f"{picture}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (28, 28), colour).save(place)
+        Image.new("RGB", (28, 28), tuple(colour)).save(place)
     rows = [
         {
             "index": number,
@@ -46,7 +44,7 @@ def main() -> None:
             "question": one["question"],
             **dict(zip("ABCD", one["options"], strict=True)),
             "answer": one["answer"],
-            "category": "colour" if "colour" in one["question"] else "shape",
+            "category": one["category"],
         }
         for number, one in enumerate(cases["shapes"])
     ]

@@ -8,6 +8,7 @@ Known limits: two pictures of one patient are scaled separately, so their levels
 16 bits are not affected: Pillow reads their upper 8 bits.
 """
 
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,8 @@ from tracking.progress import say
 MAX_LEVEL = 255
 MAX_16_BIT = 65535
 
-_told: set[str] = set()
-"""The modes of which this process has told."""
+_told = Event()
+"""Set once this process has printed that pictures are scaled."""
 
 
 class _Range(NamedTuple):
@@ -35,7 +36,7 @@ def is_deep(image: Image.Image) -> bool:
 def eight_bits(image: Image.Image) -> Image.Image:
     """Returns a picture with 8 bits a channel: the same one, or a grey copy scaled by its range of values.
 
-    The first picture of a process that is scaled is told in one line.
+    For the first picture that a process scales, one line is printed.
     """
     if not is_deep(image):
         return image
@@ -53,9 +54,9 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _tell(mode: str, found: _Range) -> None:
-    if not _told:
+    if not _told.is_set():
         say(
             f"note: a picture has more than 8 bits a channel (mode {mode}, values {found.low:g} to {found.high:g}); "
             "such pictures are scaled, each by its own range of values"
         )
-    _told.add(mode)
+    _told.set()

@@ -16,6 +16,7 @@ announced after a box replaces it. All rules run in time linear in the reply's l
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from eval.grading.boxes import boxes_in
@@ -84,6 +85,14 @@ _A_MARK = re.compile(r"^[ \t]*(?:\*\*)?A:(?:\*\*)?[ \t]*(\S[^\n]*)", re.MULTILIN
 _SENTENCES = re.compile(r"\n|(?<=[a-z)])[.!?]\s|(?<=[。！？])")
 _TAGS = re.compile(r"</?(?:answer|think|conclusion|summary|solution)>", re.IGNORECASE)
 
+_OPTION_OR_WORD = re.compile(
+    r"\W*(?:[A-J]|(?:\([A-J]\)|[A-J][.):])(?:\s*\S+){0,3}|(?:yes|no|true|false)(?:,?\s[^\W\d]+){0,4})\W*",
+    re.IGNORECASE,
+)
+"""A short sentence that is an option, with or without its text, or yes or no: a data set of formulas has such golds."""
+_LATEX = re.compile(r"\\[A-Za-z]|[_^]")
+_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
+
 
 def find_answer(response: str, kind: str, choices: Sequence[str] = ()) -> tuple[str, str] | None:
     """Returns the answer and the name of the rule that found it, or None if there is none."""
@@ -139,10 +148,12 @@ def _after_box(reply: str, boxed: str, kind: str, choices: Sequence[str]) -> tup
 
 def announced(reply: str) -> re.Match[str] | None:
     """Returns the last announcement of a reply, without the answer after it."""
-    last = None
-    for last in _ANNOUNCED.finditer(reply):  # noqa: B007 (the last one is wanted)
-        pass
-    return last
+    return _last(_ANNOUNCED, reply)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0] if found else None
 
 
 def announced_text(reply: str, end: int, kind: str) -> str:
@@ -167,9 +178,7 @@ def json_answer(reply: str) -> str | None:
     """Returns the value of the answer key if a reply ends with a JSON object that has one; strings without quotes."""
     if reply[-1:] not in JSON_ENDS or not reply[-MAX_TAIL_CHARS:].rstrip("` \n\t]").endswith("}"):
         return None
-    last = None
-    for last in _KEY.finditer(reply):  # noqa: B007 (the last one is wanted)
-        pass
+    last = _last(_KEY, reply)
     value = _ANSWER_VALUE.match(reply, last.end()) if last is not None else None
     if last is None or value is None or "{" not in reply[: last.start()] or not _REST.match(reply, value.end()):
         return None
@@ -275,17 +284,6 @@ def _last_number(sentence: str) -> str | None:
     if numbers:
         return with_unit(sentence, numbers[-1])
     return sentence if parse_number(sentence) is not None else None
-
-
-_OPTION_OR_WORD = re.compile(
-    r"\W*(?:[A-J]|(?:\([A-J]\)|[A-J][.):])(?:\s*\S+){0,3}|(?:yes|no|true|false)(?:,?\s[^\W\d]+){0,4})\W*",
-    re.IGNORECASE,
-)
-"""A short sentence that is an option, with or without its text, or yes or no: a data set of formulas has such golds."""
-
-
-_LATEX = re.compile(r"\\[A-Za-z]|[_^]")
-_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 
 
 def _last_formula(sentence: str) -> str | None:

@@ -15,7 +15,7 @@ from eval.grading.mathematics import equal_expressions
 from eval.grading.notations import UNDECIDABLE, compare_notations
 from eval.grading.options import equal_options, equal_yes_no
 from eval.grading.quantities import Quantity, equal_quantities, parse_quantity
-from eval.grading.structure import HAS_PARTS, equal_structures
+from eval.grading.structure import HAS_PARTS, are_side_by_side, equal_structures
 
 MAX_DEPTH = 20
 """Deeper nesting is not a final answer, and its parsing time is unbounded."""
@@ -28,7 +28,6 @@ _OPTION = re.compile(r"\$?\s*(?:\\(?:text|mbox|textbf|mathrm|mathbf)\{)?\s*\(?([
 _OPTION_AND_TEXT = re.compile(r"\s*(?:\(([A-J])\)|([A-J])[.)])\s*(\S.*)", re.DOTALL)
 _VECTOR = re.compile(r"[(\[].*,.*[)\]]|\\begin\{[pb]?matrix\}.*(?:\\\\|&).*", re.DOTALL)
 """A tuple, an interval or a matrix with several entries, which no number equals."""
-_SIDE_BY_SIDE = re.compile(r"[-\d.]+(?: [-\d.]+)+")
 _DIGITS = re.compile(r"[\d,]+")
 _YES_NO = frozenset(("yes", "no", "true", "false"))
 _MEANINGS = {
@@ -77,7 +76,7 @@ def plainly_equal(answer: str, gold: str) -> bool | None:
             return _equal_option_and_text(answer, option[1] or option[2], option[3])
     elif number is not None:
         return equal_quantities(number, right)
-    if _are_side_by_side(ours) and not _are_side_by_side(theirs):
+    if are_side_by_side(ours) and not are_side_by_side(theirs):
         return False
     if len(ours) > MAX_DEPTH and _depth(ours) > MAX_DEPTH:
         return False
@@ -101,7 +100,7 @@ def _equal_values(answer: str, gold: str) -> bool | None:
     number, right = _quantities(ours, theirs)
     if number is not None and right is not None:
         return equal_quantities(number, right)
-    return False if _are_side_by_side(ours) and not _are_side_by_side(theirs) else None
+    return False if are_side_by_side(ours) and not are_side_by_side(theirs) else None
 
 
 def _quantities(ours: str, theirs: str) -> tuple[Quantity | None, Quantity | None]:
@@ -150,10 +149,6 @@ def _is_undecidable(ours: str, theirs: str) -> bool:
     if len(theirs) < 3 or not (ours.isalpha() and theirs.isalpha()) or sorted(ours) != sorted(theirs):
         return False
     return any(letter in "aeiou" for letter in theirs) and list(theirs) != sorted(theirs)
-
-
-def _are_side_by_side(text: str) -> bool:
-    return " " in text and _SIDE_BY_SIDE.fullmatch(text) is not None
 
 
 def _depth(text: str) -> int:

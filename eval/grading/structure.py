@@ -12,7 +12,7 @@ other parts decide it. Names before an equals sign count if both sides have them
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -60,6 +60,7 @@ _WHOLE = re.compile(r"\\(?:begin|cup|cap|setminus|emptyset|varnothing|mathbb|inf
 """Values that can equal a list, a set or an interval, or that only mathematics can compare with them."""
 _SET_BUILDER = re.compile(r"\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid(?![A-Za-z])|\||:)(.+)")
 """The condition of a set of real numbers: `x > 1` in `x \\mid x > 1`."""
+_SIDE_BY_SIDE = re.compile(r"[-\d.]+(?: [-\d.]+)+")
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
 _NUMBER_TO_NUMBER = re.compile(r"(?<=\d)\s+to\s+(?=\d)")
 
@@ -98,6 +99,11 @@ def cleaned(text: str) -> str:
     return text.strip()
 
 
+def are_side_by_side(text: str) -> bool:
+    """True for several numbers without a sign between them."""
+    return " " in text and _SIDE_BY_SIDE.fullmatch(text) is not None
+
+
 def _opened(found: re.Match[str]) -> str:
     """Returns the words of `\\text{ or }` without the command."""
     return f" {found[1]} " if _HAS_CONNECTIVE.search(found[1]) else found.group()
@@ -126,21 +132,17 @@ def parts_of(text: str) -> Parts:
         return Parts(text=text)
     pieces = _pieces(text)
     if len(pieces) > 1:
-        items = [parts_of(piece) for piece in pieces]
-        flat = [own for item in items for own in (item.items if item.sort == LIST and not item.label else (item,))]
-        return Parts(text=text, sort=LIST, items=tuple(flat))
+        return Parts(text=text, sort=LIST, items=_elements(pieces))
     inner, brackets = _enclosed(text)
     condition = _SET_BUILDER.fullmatch(inner) if brackets == "\\{\\}" else None
     if condition is not None and _RELATION.search(condition[1]):
         return parts_of(condition[1])
     if brackets:
         pieces = [] if "|" in inner or "\\mid" in inner or _RELATION.search(inner) else _pieces(inner, in_brackets=True)
-        items = [parts_of(piece) for piece in pieces]
         if brackets == "\\{\\}" or (brackets == "{}" and len(pieces) > 1):
-            flat = [own for item in items for own in (item.items if item.sort == LIST and not item.label else (item,))]
-            return Parts(text=text, sort=SET if flat else VALUE, items=tuple(flat))
+            return Parts(text=text, sort=SET if pieces else VALUE, items=_elements(pieces))
         if len(pieces) > 1:
-            return Parts(text=text, sort=TUPLE, items=tuple(items), brackets=brackets)
+            return Parts(text=text, sort=TUPLE, items=tuple(map(parts_of, pieces)), brackets=brackets)
     terms = _ratio(text)
     if len(terms) > 1:
         return Parts(text=text, sort=RATIO, items=tuple(Parts(text=term) for term in terms))
@@ -151,16 +153,25 @@ def parts_of(text: str) -> Parts:
     return Parts(text=text)
 
 
+def _elements(pieces: Sequence[str]) -> tuple[Parts, ...]:
+    """Returns the elements that pieces of a list stand for: those of a list without a name count one by one."""
+    parts = map(parts_of, pieces)
+    return tuple(own for part in parts for own in (part.items if part.sort == LIST and not part.label else (part,)))
+
+
+def _tokens(text: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Yields the brackets and separators of a text, each with the number of brackets that are open after it."""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += 1 if token["opening"] else -1 if token["closing"] else 0
+        yield token, depth
+
+
 def _pieces(text: str, *, in_brackets: bool = False) -> list[str]:
     """Splits at the top-level `or`, `and`, semicolons, unions and commas; commas of thousands do not count."""
-    depth, found = 0, []
-    for token in _TOKEN.finditer(text):
-        if token["opening"]:
-            depth += 1
-        elif token["closing"]:
-            depth -= 1
-        elif depth == 0 and (token["word"] or token["union"] or token["mark"]):
-            found.append(token)
+    found = [
+        token for token, depth in _tokens(text) if depth == 0 and (token["word"] or token["union"] or token["mark"])
+    ]
     commas = [token for token in found if token.group() == ","]
     thousands = {token.start() for token in commas if _BETWEEN_THOUSANDS.match(text, token.start())}
     if in_brackets or len(thousands) < len(commas):
@@ -178,9 +189,7 @@ def _enclosed(text: str) -> tuple[str, str]:
     r"""Returns what stands within the brackets that enclose the whole text, and the brackets: `()`, `[)`, `\{\}`."""
     if not text or text[0] not in "([{\\" or text[-1] not in ")]}":
         return text, ""
-    depth = 0
-    for token in _TOKEN.finditer(text):
-        depth += 1 if token["opening"] else -1 if token["closing"] else 0
+    for token, depth in _tokens(text):
         if depth == 0:
             opening, closing = ("\\{", "\\}") if text.startswith("\\{") else (text[0], text[-1])
             if token.end() < len(text) or not text.endswith(closing) or opening == "\\":
@@ -190,9 +199,8 @@ def _enclosed(text: str) -> tuple[str, str]:
 
 
 def _ratio(text: str) -> list[str]:
-    depth, terms, begin = 0, [], 0
-    for token in _TOKEN.finditer(text) if ":" in text else ():
-        depth += 1 if token["opening"] else -1 if token["closing"] else 0
+    terms, begin = [], 0
+    for token, depth in _tokens(text) if ":" in text else ():
         if depth == 0 and token["colon"]:
             terms.append(text[begin : token.start()].strip())
             begin = token.end()
@@ -227,9 +235,7 @@ def _equal(ours: Parts, theirs: Parts, equal_values: EqualValues) -> bool | None
     if RATIO in sorts:
         return _equal_ratios(ours, theirs, equal_values)
     if sorts == {TUPLE}:
-        if ours.brackets != theirs.brackets or len(ours.items) != len(theirs.items):
-            return False
-        return _all(_equal(mine, other, equal_values) for mine, other in zip(ours.items, theirs.items, strict=True))
+        return False if ours.brackets != theirs.brackets else _in_order(ours.items, theirs.items, equal_values)
     if sorts == {SET, TUPLE}:
         return False
     if TUPLE in sorts and LIST not in sorts:
@@ -318,18 +324,18 @@ def _base(label: str) -> str:
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
     """Returns False if one is False, else None if one is None, else True."""
-    result: bool | None = True
-    for verdict in verdicts:
-        if verdict is False:
-            return False
-        result = verdict if verdict is None else result
-    return result
+    return _decided(verdicts, by=False)
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
-    result: bool | None = False
+    """Returns True if one is True, else None if one is None, else False."""
+    return _decided(verdicts, by=True)
+
+
+def _decided(verdicts: Iterable[bool | None], *, by: bool) -> bool | None:
+    result: bool | None = not by
     for verdict in verdicts:
-        if verdict is True:
-            return True
+        if verdict is by:
+            return by
         result = verdict if verdict is None else result
     return result

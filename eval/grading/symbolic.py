@@ -49,7 +49,7 @@ from sympy.logic.boolalg import And  # type: ignore[import-untyped]
 from eval.grading.latex import plain
 from eval.grading.notations import UNDECIDABLE, compare_notations
 from eval.grading.quantities import are_compatible
-from eval.grading.structure import equal_structures
+from eval.grading.structure import are_side_by_side, equal_structures
 from eval.grading.units import PERCENT, UNITS, Unit, known_unit, parse_unit
 
 DIGITS = 40
@@ -79,7 +79,6 @@ _TEXT_STARTS = re.compile(r"\\(?:text|mbox|textrm|mathrm|textbf|operatorname)\s*
 _BARE_UNIT = re.compile(r"(?<=[\d})\s])\s*([A-Za-zμ]{2,}(?:\^\{?[23]\}?)?(?:/[A-Za-z]+(?:\^\{?[23]\}?)?)?)$")
 _WORDS = re.compile(r"\\(?:text|mbox|textrm)\s*\{[^{}]*[A-Za-z]{2}[^{}]*\}")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent|per cent)\s*\}|percent)$")
-_SIDE_BY_SIDE = re.compile(r"[-\d.]+(?: [-\d.]+)+")
 _ORDER = re.compile(r"[<>]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)(?![A-Za-z])")
 _CONNECTED = re.compile(r" (?:or|and) |,|\\cup")
 
@@ -96,7 +95,7 @@ def equal_values(answer: str, gold: str) -> bool | None:
     noted = compare_notations(answer, gold)
     if noted is not None:
         return None if noted == UNDECIDABLE else bool(noted)
-    if bool(_SIDE_BY_SIDE.fullmatch(answer)) != bool(_SIDE_BY_SIDE.fullmatch(gold)):
+    if are_side_by_side(answer) != are_side_by_side(gold):
         return False
     verdict = _equal_quantities(split_unit(answer), split_unit(gold))
     if verdict is not True and any(_BARE_UNIT.search(side) for side in (answer, gold)):
@@ -198,7 +197,7 @@ def _parsed(text: str, is_complex: bool) -> Formula | None:
                 conversion_config=CONVERSION,
             )
             return _meant(parsed)
-        except Exception:
+        except Exception:  # the parser fails with errors of its grammar, of SymPy and of Python
             continue
     return None
 
@@ -266,7 +265,7 @@ def _region(text: str, is_complex: bool) -> tuple[Any, set[Any]] | None:
             letters |= {letter for formula in formulas if formula for letter in formula.value.free_symbols}
             common = Intersection(*solutions)
             alternatives.append(Union(*solutions) if common is S.EmptySet and "," in alternative else common)
-        except Exception:
+        except Exception:  # SymPy cannot solve every inequality, and fails in many ways
             return None
     return Union(*alternatives), letters
 

@@ -11,7 +11,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.harnesses.replies import Fields, Measure, Reply, Source, as_score, as_text, longest_reply, need, read_json
+from eval.harnesses.replies import (
+    Fields,
+    Measure,
+    Reply,
+    Source,
+    as_score,
+    as_text,
+    first_line,
+    longest_reply,
+    need,
+    read_json,
+)
 from eval.replies.decoding import LENGTH, STOP
 
 INSPECT = "inspect"
@@ -70,8 +81,8 @@ def _own_reader(path: Path) -> Any:
     try:
         return json.loads(read_eval_log(str(path)).model_dump_json(exclude_none=True))
     except Exception as error:  # a damaged archive fails in the zip, JSON or schema layer below
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path}: inspect_ai cannot read this log ({said[0]}); copy it again") from error
+        said = first_line(str(error), type(error).__name__)
+        raise ValueError(f"{path}: inspect_ai cannot read this log ({said}); copy it again") from error
 
 
 def _generation(log: Fields) -> dict[str, Any]:
@@ -102,13 +113,12 @@ def _reply(task: str, sample: Any, where: str) -> Reply:
         measures=dict(_measures(sample.get("scores") or {})),
         num_tokens=(output.get("usage") or {}).get("output_tokens"),
         finish_reason={"stop": STOP, **dict.fromkeys(LIMITS, LENGTH)}.get(first.get("stop_reason")),
-        no_reply=f"the sample ended in an error: {_first_line(error)}" if error else "",
+        no_reply=f"the sample ended in an error: {_said(error)}" if error else "",
     )
 
 
-def _first_line(error: Any) -> str:
-    message = as_text(error.get("message") if isinstance(error, dict) else error).strip()
-    return (message.splitlines() or ["no message"])[0]
+def _said(error: Any) -> str:
+    return first_line(as_text(error.get("message") if isinstance(error, dict) else error), "no message")
 
 
 def _measures(scores: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:

@@ -12,11 +12,21 @@ answer that was read), `num_tokens`, `finish_reason` (`stop` or `length`). Other
 from pathlib import Path
 
 from eval.grading import KINDS
-from eval.harnesses.replies import Fields, Measure, Reply, Source, as_score, as_text, need, pictures_in, read_lines
+from eval.harnesses.replies import (
+    NO_QUESTION,
+    Fields,
+    Measure,
+    Reply,
+    Source,
+    as_score,
+    as_text,
+    need,
+    pictures_in,
+    read_lines,
+)
 from eval.replies.decoding import LENGTH, REPETITION, STOP
 
 PLAIN = "plain"
-NO_QUESTION = "(the file does not have the question)"
 
 
 def read_plain(path: Path) -> Source:

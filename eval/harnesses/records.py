@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 
 from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import MAX_JUDGES, UNSCORED, Verdict, grade, is_well_formed
-from eval.harnesses.replies import Reply, as_text
+from eval.harnesses.replies import NO_QUESTION, Reply, as_text
 from eval.replies.outcomes import GIVEN, record_key
 from tracking.progress import progress
 from tracking.records import Record
@@ -134,7 +134,7 @@ def prompts_of(replies: Iterable[Reply], groups: Iterable[str]) -> dict[str, lis
             Prompt(
                 id=reply.id,
                 ability=ability,
-                question=reply.question.strip() or "(the file does not have the question)",
+                question=reply.question.strip() or NO_QUESTION,
                 answer=reply.gold,
                 answer_kind=reply.kind or "",
                 choices=reply.choices,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Fields = Mapping[str, Any]
+NO_QUESTION = "(the file does not have the question)"
 
 
 class NotThisFormatError(ValueError):
@@ -134,6 +135,20 @@ def as_score(value: Any) -> float | None:
     if isinstance(value, bool | int | float) and 0 <= float(value) <= 1:
         return float(value)
     return None
+
+
+def is_number(value: Any) -> bool:
+    """True for a number, and for a text that is one."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def first_line(text: str, otherwise: str) -> str:
+    """Returns the first line of what a package says, or something else if it says nothing."""
+    return (text.strip().splitlines() or [otherwise])[0]
 
 
 def longest_reply(generation: Fields) -> int | None:

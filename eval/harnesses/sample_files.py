@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval.grading import OPENED, continued, opens_thoughts
 from eval.harnesses.replies import (
     Fields,
     Measure,
@@ -24,6 +25,7 @@ from eval.harnesses.replies import (
     Source,
     as_score,
     as_text,
+    is_number,
     longest_reply,
     need,
     pictures_in,
@@ -42,7 +44,6 @@ QUESTION_FIELDS = ("question", "Question", "problem", "query", "input", "prompt"
 SCORE_FIELDS = ("score", "true_false", "correct", "is_correct", "hit", "acc", "accuracy", "judge_result")
 ANSWER_FIELDS = ("parsed_pred", "extraction", "extracted_answer", "pred_answer", "prediction", "pred")
 """In a metric that lmms-eval keeps as a mapping, until its aggregation: the verdict, and the answer that was read."""
-THINK = "<think>"
 _LM_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
 _LMMS_NAME = re.compile(r"(?P<date>.+?)_samples_(?P<task>.+)\.jsonl")
 _MODEL_NAME = re.compile(r"(?:pretrained|model|model_version|path)=([^,]+)")
@@ -160,8 +161,8 @@ def _lm_line(row: Fields, where: str) -> Line | None:
     if isinstance(wanted, str) or _is_likelihood(row["resps"]):  # the answer whose likelihood is asked
         return None
     doc = row["doc"] if isinstance(row["doc"], dict) else {}
-    opened = isinstance(asked, str) and asked.rstrip().endswith(THINK)  # by the chat template
-    responses = tuple(f"{THINK}{one}" if opened and THINK not in one else one for one in _leaves(row["resps"]))
+    opened = isinstance(asked, str) and opens_thoughts(asked)
+    responses = tuple(continued(one, opened=opened and OPENED not in one) for one in _leaves(row["resps"]))
     question = next((doc[name] for name in QUESTION_FIELDS if isinstance(doc.get(name), str) and doc[name].strip()), "")
     names = row.get("metrics") or [name for name in row if name not in OWN_FIELDS]
     compared = next(_leaves(row["filtered_resps"]), None)
@@ -245,17 +246,9 @@ def _is_likelihood(value: Any) -> bool:
     """True for pairs such as `["-1.25", "False"]`: a log-likelihood, and whether the answer is the likeliest one."""
     if not isinstance(value, list) or not value:
         return False
-    if len(value) == 2 and value[1] in ("True", "False") and _is_number(value[0]):
+    if len(value) == 2 and value[1] in ("True", "False") and is_number(value[0]):
         return True
     return all(isinstance(one, list) and _is_likelihood(one) for one in value)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _without_repeated_measures(replies: Sequence[Reply]) -> list[Reply]:

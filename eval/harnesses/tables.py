@@ -14,7 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.harnesses.replies import Fields, Measure, Reply, Source, as_score, as_text, need, pictures_in, read_json
+from eval.harnesses.replies import (
+    Fields,
+    Measure,
+    Reply,
+    Source,
+    as_score,
+    as_text,
+    first_line,
+    is_number,
+    need,
+    pictures_in,
+    read_json,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,17 +85,17 @@ def _table(path: Path) -> "pd.DataFrame":
         try:
             table: pd.DataFrame = pd.read_excel(path, engine="openpyxl", **options)
         except Exception as error:  # zip, XML and cell errors of openpyxl have no common class
-            raise ValueError(f"{path}: not readable as an Excel file ({_first_line(error)}); copy it again") from error
+            raise ValueError(f"{path}: not readable as an Excel file ({_said(error)}); copy it again") from error
         return table
     try:
         table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **options)
     except ValueError as error:
-        raise ValueError(f"{path}: not readable as a table ({_first_line(error)}); copy it again") from error
+        raise ValueError(f"{path}: not readable as a table ({_said(error)}); copy it again") from error
     return table
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _said(error: Exception) -> str:
+    return first_line(str(error), type(error).__name__)
 
 
 def _named(path: Path) -> tuple[str | None, str]:
@@ -113,15 +125,7 @@ def _reply(task: str, row: Fields, where: str, suffix: str) -> Reply:
         measures={
             name: Measure(score=score)
             for name in VERDICTS
-            if _is_number(row.get(name)) and (score := as_score(float(row[name]))) is not None
+            if is_number(row.get(name)) and (score := as_score(float(row[name]))) is not None
         },
         no_reply=row["prediction"] if failed else CUT if cut else "",
     )
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -1,9 +1,9 @@
 """How does every attempt at a request end in time? The `openai` client, with an HTTP client that bounds attempts.
 
-HTTP clients bound single reads, so a server that sends a byte now and then would hold a request for ever. Here the
-whole attempt runs in a thread, which is abandoned after the time limit. To the `openai` client an attempt that took too
-long looks like any other timeout, and a response that is no chat completion like any other broken one, so it repeats
-both.
+HTTP clients bound single reads, so a server that sends single bytes slowly could hold a request open without limit.
+Here the whole attempt runs in a thread, which is abandoned after the time limit. To the `openai` client an attempt that
+took too long looks like any other timeout, and a response that is no chat completion like any other broken one, so it
+repeats both.
 
 Imported only when a request is sent: `openai` takes a second to import.
 """

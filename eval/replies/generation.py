@@ -62,12 +62,20 @@ def chat_template_of(processor: "Processor") -> str:
 def render_prompt(processor: "Processor", prompt: Prompt, *, style: str, system_prompt: str | None) -> str:
     """Returns the prompt's text with the chat template and generation prompt applied."""
     messages = chat_messages(prompt.question, num_images=len(prompt.images), style=style, system_prompt=system_prompt)
+    if processor is tokenizer_of(processor) and prompt.images:
+        raise ValueError(f"prompt {prompt.id!r} has images, and the model is text-only")
+    return render_messages(processor, messages, add_generation_prompt=True)
+
+
+def render_messages(processor: "Processor", messages: Sequence[dict[str, Any]], **options: Any) -> str:
+    """Returns messages, whose contents are lists of parts, as the text of the chat template.
+
+    Args:
+        options: further arguments of the template. That of a text-only model gets contents as strings.
+    """
     if processor is tokenizer_of(processor):
-        if prompt.images:
-            raise ValueError(f"prompt {prompt.id!r} has images, and the model is text-only")
         messages = [{**message, "content": message["content"][0]["text"]} for message in messages]
-    text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return text
+    return str(processor.apply_chat_template(messages, tokenize=False, **options))
 
 
 def make_batches(prompts: Sequence[Prompt], texts: Sequence[str], batch_size: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ Without an effect of seeds, and without one of prompts, `PlannedTest` has the po
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -74,7 +75,7 @@ def planned_test(
     of_prompts, prompt_weights = _estimates(prompts, num_clusters - 1, NUM_PROMPT_NODES)
     of_seeds, seed_weights = _estimates(seeds, num_degrees, NUM_SEED_NODES)
     w, s = (grid.ravel() for grid in np.meshgrid(of_prompts, of_seeds, indexing="ij"))
-    thresholds = critical_value(level, w, s, np.full(len(w), num_clusters), num_degrees) * np.sqrt(w + s)
+    thresholds = critical_value(level, w, s, np.array([num_clusters]), num_degrees) * np.sqrt(w + s)
     return PlannedTest(math.sqrt(prompts + seeds), thresholds, np.outer(prompt_weights, seed_weights).ravel())
 
 
@@ -84,9 +85,15 @@ def _estimates(variance: float, degrees: float, num_nodes: int) -> tuple[np.ndar
 
     if degrees <= 0:
         return np.array([variance]), np.ones(1)
-    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-    roots = (nodes + 1) / 2
+    roots, weights = _nodes(num_nodes)
     return variance * chdtri(degrees, 1 - roots**3) / degrees, 1.5 * weights * roots**2
+
+
+@lru_cache
+def _nodes(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns nodes between 0 and 1, and their weights, which add up to 2."""
+    nodes, weights = np.polynomial.legendre.leggauss(number)
+    return (nodes + 1) / 2, weights
 
 
 def detectable(standard_error: float) -> float:

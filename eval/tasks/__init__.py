@@ -43,7 +43,10 @@ TASKS: dict[str, Benchmark] = {
 """Benchmarks by name."""
 
 
-def open_task(name: str, *, cache_dir: Path, with_images: bool = True) -> Task:
+CACHE_DIR = Path("outputs/tasks")
+
+
+def open_task(name: str, *, cache_dir: Path = CACHE_DIR, with_images: bool = True) -> Task:
     """Reads a task.
 
     Args:

@@ -12,7 +12,7 @@ from PIL import Image
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from eval.compare.command import main as compare
 from eval.replies.generation import make_batches, render_prompt
-from eval.run import CACHE_DIR, EvaluationArguments, evaluate, main
+from eval.run import EvaluationArguments, evaluate, main
 from eval.tasks import open_task
 from merge.recipes.recipe import read_recipe, recipe_from_dict
 from merge.splice import main as splice
@@ -242,13 +242,13 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 
 def test_a_task_without_a_split_or_named_twice_is_refused(pocket_checkpoint: Path, prompt_set: Path) -> None:
     with pytest.raises(ValueError, match="is unknown; expected FOLDER:SPLIT"):
-        open_task("test", cache_dir=Path(CACHE_DIR))
+        open_task("test")
     with pytest.raises(ValueError, match="is named twice"):
         EvaluationArguments(model=str(pocket_checkpoint), tasks=[f"{prompt_set}:test"] * 2, output_dir="out")
 
 
 def test_a_limit_takes_the_first_prompts_of_each_task(prompt_set: Path) -> None:
-    whole = open_task(f"{prompt_set}:test", cache_dir=Path(CACHE_DIR))
+    whole = open_task(f"{prompt_set}:test")
     assert whole.limited(None) is whole
     first = whole.limited(2)
     assert first.prompts == whole.prompts[:2] and first.fingerprint == whole.fingerprint

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.grading import continued, opens_thoughts
-from eval.replies.generation import tokenizer_of
+from eval.replies.generation import render_messages
 from eval.replies.pictures import AnswerSpaces, answer_spaces, pixel_limits
 from eval.replies.prompting import chat_messages
 
@@ -60,12 +60,6 @@ def reply_form(
         template_options: further arguments of the chat template.
     """
     messages = chat_messages("1", num_images=0, style="plain")
-    if tokenizer_of(processor) is processor:
-        messages = [{**message, "content": message["content"][0]["text"]} for message in messages]
-    prompt = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=False, **(template_options or {})
-    )
+    prompt = render_messages(processor, messages, add_generation_prompt=True, **(template_options or {}))
     limits = pixel_limits(processor, min_pixels=None, max_pixels=None)
-    return ReplyForm(
-        opened_thoughts=opens_thoughts(str(prompt)), spaces=answer_spaces(model_type, limits, name=box_space)
-    )
+    return ReplyForm(opened_thoughts=opens_thoughts(prompt), spaces=answer_spaces(model_type, limits, name=box_space))

@@ -96,8 +96,8 @@ def accuracy(
     **_: Any,
 ) -> list[float | None]:
     """1 for a right answer, 0 for a wrong one, None if the grader cannot judge."""
-    golds = _golds(answer, answer_kind, images, form)
-    verdicts = _judge_all(_replies(completions, form), golds, answer_kind, choices, precision, log_metric)
+    replies = _replies(completions, form)
+    verdicts = _judge_all(replies, answer, answer_kind, choices, precision, images, form, log_metric)
     return [None if verdict is None else float(verdict) for verdict in verdicts]
 
 
@@ -116,9 +116,7 @@ def format(  # noqa: A001 (TRL logs a reward under its function's name)
 ) -> list[float | None]:
     """1 for a reply in the form of the prompt style, 0 otherwise, None if accuracy is None."""
     replies = _replies(completions, form)
-    verdicts = _judge_all(
-        replies, _golds(answer, answer_kind, images, form), answer_kind, choices, precision, log_metric
-    )
+    verdicts = _judge_all(replies, answer, answer_kind, choices, precision, images, form, log_metric)
     return [
         None if verdict is None else float(FORMATS[prompt_style](reply))
         for reply, verdict in zip(replies, verdicts, strict=True)
@@ -141,8 +139,8 @@ def overlong(
     **_: Any,
 ) -> list[float | None]:
     """0 for a reply that does not reach the buffer, -1 at the maximum length, linear between; None as in accuracy."""
-    golds = _golds(answer, answer_kind, images, form)
-    verdicts = _judge_all(_replies(completions, form), golds, answer_kind, choices, precision, log_metric)
+    replies = _replies(completions, form)
+    verdicts = _judge_all(replies, answer, answer_kind, choices, precision, images, form, log_metric)
     return [
         None if verdict is None else length_penalty(len(tokens), max_tokens=max_tokens, buffer_tokens=buffer_tokens)
         for tokens, verdict in zip(completion_ids, verdicts, strict=True)
@@ -229,23 +227,19 @@ def _replies(completions: Sequence[Any], form: ReplyForm) -> list[str]:
     return [form.reply(reply if isinstance(reply, str) else reply[-1]["content"]) for reply in completions]
 
 
-def _golds(
-    golds: Sequence[str], kinds: Sequence[str], images: Sequence[Sequence[Any]] | None, form: ReplyForm
-) -> list[str]:
-    """Returns the gold answers as the model would write them."""
-    shown = [()] * len(golds) if images is None else images
-    return [form.gold(gold, kind, own) for gold, kind, own in zip(golds, kinds, shown, strict=True)]
-
-
 def _judge_all(
     replies: Sequence[str],
     golds: Sequence[str],
     kinds: Sequence[str],
     choices: Sequence[Sequence[str]] | None,
     precisions: Sequence[int | None] | None,
+    images: Sequence[Sequence[Any]] | None,
+    form: ReplyForm,
     log_metric: Callable[[str, float], None] | None,
 ) -> list[bool | None]:
-    """Returns the grader's verdicts and logs the share of replies without one."""
+    """Returns the grader's verdicts, with the golds as the model would write them; logs the share without one."""
+    shown = [()] * len(golds) if images is None else images
+    golds = [form.gold(gold, kind, own) for gold, kind, own in zip(golds, kinds, shown, strict=True)]
     options = [()] * len(replies) if choices is None else [tuple(texts) for texts in choices]
     with ThreadPoolExecutor(MAX_JUDGES) as pool:
         verdicts = list(pool.map(_judge, replies, golds, kinds, options, precisions or [None] * len(replies)))

@@ -6,7 +6,7 @@ are filtered first and counted by reason (`FILTERED`).
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -115,6 +115,19 @@ class FilterReport:
     """Keyed by reason, one of `FILTERED`; a prompt is counted under the first that applies."""
 
 
+def by_reason(ids: Mapping[str, Sequence[str]], meanings: Mapping[str, str]) -> dict[str, Filtered]:
+    """Returns what a report says of filtered prompts, in the order of the reasons' meanings.
+
+    Args:
+        ids: reason -> ids of the prompts.
+    """
+    return {
+        reason: Filtered(meaning=meaning, count=len(ids[reason]), examples=list(ids[reason][:MAX_EXAMPLES]))
+        for reason, meaning in meanings.items()
+        if reason in ids
+    }
+
+
 def filter_prompts(
     prompts: Sequence[Prompt], arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
 ) -> tuple[list[Prompt], FilterReport]:
@@ -148,11 +161,7 @@ def filter_prompts(
         num_kept=len(kept),
         max_prompt_tokens=arguments.max_prompt_tokens,
         longest_prompt_tokens=longest,
-        filtered={
-            reason: Filtered(meaning=meaning, count=len(filtered[reason]), examples=filtered[reason][:MAX_EXAMPLES])
-            for reason, meaning in FILTERED.items()
-            if reason in filtered
-        },
+        filtered=by_reason(filtered, FILTERED),
     )
 
 

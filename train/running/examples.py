@@ -13,10 +13,10 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from data_builders.prompt_sets.prompts import Prompt
-from eval.replies.generation import render_prompt, tokenizer_of
+from eval.replies.generation import render_messages, render_prompt, tokenizer_of
 from eval.replies.prompting import chat_messages
 from tracking.progress import progress
-from train.running.data import FILTERED, MAX_EXAMPLES, DataArguments, Filtered, count_text_tokens
+from train.running.data import FILTERED, DataArguments, Filtered, by_reason, count_text_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -92,11 +92,7 @@ def keep_whole(
         num_kept=len(kept),
         max_length=max_length,
         longest_example_tokens=longest,
-        filtered={
-            reason: Filtered(meaning=meaning, count=len(left_out[reason]), examples=left_out[reason][:MAX_EXAMPLES])
-            for reason, meaning in LEFT_OUT.items()
-            if reason in left_out
-        },
+        filtered=by_reason(left_out, LEFT_OUT),
     )
     if not kept:
         counts = ", ".join(f"{reason} {filtered.count}" for reason, filtered in report.filtered.items())
@@ -140,7 +136,4 @@ def _render_example(
         system_prompt=arguments.system_prompt,
     )
     messages.append({"role": "assistant", "content": [{"type": "text", "text": prompt.response}]})
-    if processor is tokenizer_of(processor):
-        messages = [{**message, "content": message["content"][0]["text"]} for message in messages]
-    text: str = processor.apply_chat_template(messages, tokenize=False)
-    return text
+    return render_messages(processor, messages)

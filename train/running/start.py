@@ -24,6 +24,17 @@ class Start:
     """Frozen and trainable parameters; under LoRA, trainable means with an adapter."""
 
 
+def start_name(config: "ModelConfig") -> str:
+    """Returns the folder or hub id of the start checkpoint.
+
+    Raises:
+        ValueError: if none is given.
+    """
+    if not config.model_name_or_path:
+        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
+    return str(config.model_name_or_path)
+
+
 def open_start(config: "ModelConfig", freeze: FreezeArguments) -> Start:
     """Opens the start checkpoint and resolves the frozen blocks, before anything is written.
 
@@ -31,9 +42,7 @@ def open_start(config: "ModelConfig", freeze: FreezeArguments) -> Start:
         ValueError: if the checkpoint is missing, damaged or inconsistent with its configuration, an expression
             matches nothing, or nothing is left to train.
     """
-    name = config.model_name_or_path
-    if not name:
-        raise ValueError("model_name_or_path is missing; expected the checkpoint to start from")
+    name = start_name(config)
     checkpoint = open_checkpoint(local_checkpoint(name))
     plan = plan_freeze(layout_of(checkpoint.directory), freeze)
     check_complete(checkpoint, plan.layout)

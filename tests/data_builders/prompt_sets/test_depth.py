@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_a_picture_of_8_bits_is_left_as_it_is(mode: str) -> None:
 
 
 def test_it_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(depth, "_told", set())
+    monkeypatch.setattr(depth, "_told", Event())
     for _ in range(3):
         eight_bits(Image.fromarray(np.rint(ramp(300, 4095)).astype(np.uint16)))
     told = capsys.readouterr().err

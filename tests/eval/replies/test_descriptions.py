@@ -154,7 +154,7 @@ def test_a_checkpoint_describes_in_batches_what_is_missing_and_is_not_loaded_for
     told = [together(each, pictures) for each in prompts]
     assert [alone(each, pictures) for each in prompts] == told
     assert told[3] is None
-    assert not together.undescribed, "nothing is told of images that have a description"
+    assert not together.undescribed, "images that have a description are not reported"
     assert told[0] == told[2]
 
     import eval.replies.subject
