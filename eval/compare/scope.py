@@ -4,6 +4,7 @@ A statement about training needs an interval over several training runs (`scope`
 is about the checkpoints that were evaluated, and says "in this run".
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,8 @@ def equality(row: Any) -> str:
     within, margin = 100 * row["equivalent_within"], f"{100 * MARGIN:.0f} points"
     if within <= 100 * MARGIN:
         return f"equal within {margin}"
-    return f"undecided whether equal within {margin} (shown: within {within:.1f})"
+    shown = math.ceil(round(10 * within, 6)) / 10  # rounded up: less was not shown
+    return f"undecided whether equal within {margin} (shown: within {shown:.1f})"
 
 
 def num_seeds(row: Any) -> str:

@@ -79,6 +79,7 @@ def test_what_could_have_been_found_is_said_with_seeds_and_prompts() -> None:
 def test_equality_needs_its_own_test() -> None:
     assert equality({"equivalent_within": 0.049}) == "equal within 5 points"
     assert equality({"equivalent_within": 0.072}) == "undecided whether equal within 5 points (shown: within 7.2)"
+    assert equality({"equivalent_within": 0.0503}) == "undecided whether equal within 5 points (shown: within 5.1)"
 
 
 def test_a_section_says_what_its_statements_are_about() -> None:
