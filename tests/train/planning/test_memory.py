@@ -56,7 +56,9 @@ def test_zero_3_steps_large_groups_in_several_flat_tensors() -> None:
     assert sub_groups(tensors, Engine(num_processes=2, stage=3)) == [[25]]
 
 
-def test_weight_decay_is_parted_as_trainer_parts_it(pocket_checkpoint: Path, qwen3_vl_checkpoint: Path) -> None:
+def test_weight_decay_is_parted_as_trainer_parts_it(
+    pocket_checkpoint: Path, qwen3_vl_checkpoint: Path, qwen3_5_checkpoint: Path
+) -> None:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer
 
     from models.layout import layout_from_config
@@ -67,7 +69,8 @@ def test_weight_decay_is_parted_as_trainer_parts_it(pocket_checkpoint: Path, qwe
     config = Qwen2VLConfig(
         text_config=small, vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
     )
-    models = [load_model(pocket_checkpoint), load_model(qwen3_vl_checkpoint), Qwen2VLForConditionalGeneration(config)]
+    checkpoints = (pocket_checkpoint, qwen3_vl_checkpoint, qwen3_5_checkpoint)
+    models = [*map(load_model, checkpoints), Qwen2VLForConditionalGeneration(config)]
     for model in models:
         layout = layout_from_config(model.config.to_dict())
         expected = set(Trainer.get_decay_parameter_names(None, model)) & set(layout.parameters)
