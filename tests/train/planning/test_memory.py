@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from models.checkpoint import kept_float32, open_checkpoint
 from models.layout import Layout, layout_of
 from models.pocket import PocketShape, write_pocket_checkpoint
 from tracking.command import REPOSITORY_ROOT
@@ -181,21 +182,26 @@ ENGINES = [
         **FP32_SUMS,
     ),
     engine_case("zero3 fp32 lora", 3, ["early"], dtype="float32", lora_rank=3),
+    engine_case("zero2 mixed", 2, ["early"]),
+    engine_case("zero3 mixed", 3, ["early"], zero={"stage3_param_persistence_threshold": 8}),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def counted_engines(
-    warm_python: Path, tmp_path_factory: pytest.TempPathFactory
+    warm_python: Path, mixed_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[dict[str, dict[str, int]]]]:
-    """What two ranks of ten engines held: one launch for all; the shape has odd sizes, so that there is padding."""
+    """What two ranks of the engines held: one launch for all; the shape has odd sizes, so that there is padding."""
     directory = tmp_path_factory.mktemp("engines")
     checkpoint = directory / "checkpoint"
     shape = PocketShape(num_layers=3, hidden_size=64, num_heads=4, num_kv_heads=2, mlp_size=96, num_vision_blocks=1,
                         vision_hidden_size=32, vision_mlp_size=63)  # fmt: skip
     write_pocket_checkpoint(checkpoint, shape=shape, seed=0)
     cases = directory / "cases.json"
-    cases.write_text(json.dumps([{**case, "checkpoint": str(checkpoint)} for case in ENGINES]))
+    chosen = [mixed_checkpoint if case["name"].endswith("mixed") else checkpoint for case in ENGINES]
+    cases.write_text(
+        json.dumps([{**case, "checkpoint": str(path)} for case, path in zip(ENGINES, chosen, strict=True)])
+    )
     worker = Path(__file__).with_name("count_engine_bytes.py")
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
     command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -212,9 +218,10 @@ def counted_engines(
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ENGINES, ids=lambda case: case["name"])
 def test_each_rank_of_an_engine_holds_what_the_plan_says(
-    counted_engines: tuple[Path, list[dict[str, dict[str, int]]]], case: dict[str, Any]
+    counted_engines: tuple[Path, list[dict[str, dict[str, int]]]], mixed_checkpoint: Path, case: dict[str, Any]
 ) -> None:
     checkpoint, counted = counted_engines
+    checkpoint = mixed_checkpoint if case["name"].endswith("mixed") else checkpoint
     tensors, engine = planned_engine(checkpoint, case)
     for rank, of_rank in enumerate(counted):
         items = held_items(tensors, engine, rank)
@@ -239,7 +246,14 @@ def planned_engine(checkpoint: Path, case: dict[str, Any]) -> tuple[list[Tensor]
     if case["lora_rank"]:
         plan = plan_adapters(plan, freeze, ModelConfig(use_peft=True, lora_r=case["lora_rank"]))
     width = WIDTHS[case["dtype"]]
-    return tensors_in_memory(plan, weight_bytes=width, adapter_rank=case["lora_rank"], adapter_bytes=width), engine
+    tensors = tensors_in_memory(
+        plan,
+        weight_bytes=width,
+        adapter_rank=case["lora_rank"],
+        adapter_bytes=width,
+        float32=kept_float32(open_checkpoint(checkpoint)),
+    )
+    return tensors, engine
 
 
 @pytest.mark.slow
