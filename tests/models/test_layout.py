@@ -100,7 +100,7 @@ def test_published_3b_configuration_has_its_published_size() -> None:
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        ("llama", "'llama' is not supported; supported are qwen2, qwen2_5_vl, qwen2_vl, qwen3_vl"),
+        ("llama", "'llama' is not supported; supported are qwen2, qwen2_5_vl, qwen2_vl, qwen3, qwen3_vl"),
         ("qwen2.5_vl", "did you mean 'qwen2_5_vl'"),
     ],
 )
