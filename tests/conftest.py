@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: an untrained checkpoint of each family (pocket is a Qwen2.5-VL)."""
+"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
 
 import fcntl
 import gc
