@@ -32,6 +32,8 @@ class Family:
     """(prefix in files, canonical prefix)."""
     num_layers_key: tuple[str, ...] = ("text_config", "num_hidden_layers")
     num_vision_blocks_key: tuple[str, ...] | None = ("vision_config", "depth")
+    deepstack_key: tuple[str, ...] | None = None
+    """Where the configuration lists the vision blocks whose output is added to the first decoder layers."""
     decoder_ties: bool = False
     """True if Transformers ties the head also where only the decoder's part of the configuration says so."""
 
@@ -109,6 +111,7 @@ QWEN3_VL = replace(
         ("projector", "model.visual.deepstack_merger_list."),
         *_VLM_REGIONS,
     ),
+    deepstack_key=("vision_config", "deepstack_visual_indexes"),
     decoder_ties=False,
 )
 
@@ -123,7 +126,9 @@ QWEN2 = Family(
     num_vision_blocks_key=None,
 )
 
-FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN2)}
+QWEN3 = replace(QWEN2, model_type="qwen3")  # its layers also have q_norm and k_norm
+
+FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN2, QWEN3)}
 
 
 def family_of(model_type: str) -> Family:

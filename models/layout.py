@@ -116,22 +116,35 @@ def head_size(config: dict[str, Any]) -> int:
 
 def layout_from_config(config: dict[str, Any]) -> Layout:
     """Returns the layout of the model that a configuration describes."""
-    family = family_of(config["model_type"])
+    shapes, tied = shapes_from_config(config)
+    return layout_from_shapes(family_of(config["model_type"]), shapes, tied=tied)
+
+
+def shapes_from_config(
+    config: dict[str, Any], *, auto_class: str | None = None
+) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Returns the shape of every parameter of the model that a configuration describes, and whether it ties its head.
+
+    Args:
+        config: the content of a `config.json`.
+        auto_class: the class of Transformers that builds the model; by default the one its family's record names.
+    """
     import torch
     import transformers
     from transformers.modeling_utils import set_zero3_state
 
+    model_type = config["model_type"]
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
-    parsed = transformers.AutoConfig.for_model(family.model_type, **values)
+    parsed = transformers.AutoConfig.for_model(model_type, **values)
     # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their shapes;
     # within set_zero3_state (read in 5.23) it assumes that this has already happened.
     with torch.device("meta"), set_zero3_state():
         # The names do not depend on the attention; the one that the configuration names may not be installed.
-        model = getattr(transformers, family.auto_class).from_config(
+        model = getattr(transformers, auto_class or family_of(model_type).auto_class).from_config(
             parsed, dtype=torch.bfloat16, attn_implementation="eager"
         )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied parameters once
-    return layout_from_shapes(family, shapes, tied=bool(parsed.tie_word_embeddings))
+    return shapes, bool(parsed.tie_word_embeddings)
 
 
 def layout_from_shapes(family: Family, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> Layout:

@@ -25,7 +25,8 @@ gc.disable()  # until all modules are imported
 
 LONGEST = (
     "slurm/test_real_slurm_study.py", "train/test_study_end_to_end.py", "slurm/test_real_slurm.py",
-    "train/test_modes.py", "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
+    "train/test_modes.py", "train/test_family_processes.py", "models/check/test_families.py",
+    "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
     "benchmarks/test_gpu_rehearsal.py", "train/test_processes.py", "docs/test_guides.py",
     "benchmarks/known_answers/test_command.py",
     "eval/replies/test_vllm_engine.py", "eval/replies/test_vllm_cut_start.py", "train/rollouts/test_vllm.py",
@@ -236,6 +237,31 @@ def write_qwen2(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> 
 
 
 @pytest.fixture(scope="session")
+def qwen3_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-only Qwen3 with tied embeddings, as its smaller models have it."""
+    return write_qwen3(tmp_path_factory.mktemp("qwen3") / "checkpoint", pocket_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def qwen3_untied_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-only Qwen3 with a head of its own, as its larger models have it."""
+    return write_qwen3(tmp_path_factory.mktemp("qwen3-untied") / "checkpoint", pocket_tokenizer, tied=False)
+
+
+def write_qwen3(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE, *, tied: bool = True) -> Path:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = decoder_sizes(tokenizer, head_size)
+    sizes["num_attention_heads"] *= 2  # wider than the hidden size, as Qwen3-0.6B and 4B have it
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=head_size, tie_word_embeddings=tied))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3-VL with tied embeddings and two deepstack mergers, as its smaller models have it."""
     return write_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl") / "checkpoint", pocket_tokenizer)
@@ -321,7 +347,7 @@ def write_qwen2_vl(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) 
     return directory
 
 
-FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}
+FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen3": write_qwen3, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}
 
 
 @pytest.fixture(scope="session")

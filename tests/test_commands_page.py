@@ -30,7 +30,8 @@ GUIDES = {
     "data_builders.vocabulary": "pairs", "eval.boundary": "grading", "eval.claims": "statistics",
     "eval.compare": "statistics", "eval.import": "import", "eval.power": "plan", "eval.regrade": "grading",
     "eval.run": "grading", "eval.support": "statistics", "eval.tower": "probes", "merge.all": "splices",
-    "merge.splice": "splices", "merge.verify": "splices", "models.fetch": "clusters", "slurm.cancel": "clusters",
+    "merge.splice": "splices", "merge.verify": "splices", "models.check": "your_architecture",
+    "models.fetch": "clusters", "slurm.cancel": "clusters",
     "slurm.gather": "clusters", "slurm.launch": "clusters", "slurm.status": "clusters", "train.grpo": "freeze",
     "train.necessity": "freeze", "train.plan": "plan", "train.sft": "own-data", "train.verify": "verify",
 }  # fmt: skip
