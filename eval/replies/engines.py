@@ -249,6 +249,11 @@ def check_vllm(subject: "Subject") -> None:
         )
     if subject.plan is not None:
         raise ValueError("engine vllm reads a checkpoint, not a recipe; write the splice with merge.splice first")
+    if subject.merged is not None:
+        raise ValueError(
+            "engine vllm reads a checkpoint, not an adapter; write its merge first: python -m merge.splice --pattern "
+            f"a:a:a --donor a={subject.name} --rest a --output-dir FOLDER"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("engine vllm uses all GPUs by itself; start one process, without accelerate launch")
     check_platform(subject.directory, otherwise="use --engine huggingface")

@@ -12,18 +12,19 @@ from typing import Any, NamedTuple
 
 from merge.recipes.companions import CompanionFile, find_companions
 from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
+from models.adapters.merged import APPLIED, MergedCheckpoint
+from models.adapters.opening import open_model, other_base
 from models.blocks import Partition, format_layers, make_partition, resolve
 from models.checkpoint import (
     INDEX_FILE,
     WEIGHTS_FILE,
     Checkpoint,
     check_same_tensors,
-    open_checkpoint,
     stored_layout,
 )
 from models.completeness import check_against_config
 from models.layout import Layout, Parameter
-from models.loading import local_checkpoint, resolved_revision
+from models.loading import resolved_revision
 from models.shards import encode_header, num_bytes, read_header
 
 
@@ -103,7 +104,7 @@ def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePl
     Raises:
         ValueError: if the donors are incompatible, or a tensor has no owner or two.
     """
-    donors = {name: open_checkpoint(local_checkpoint(checkpoint)) for name, checkpoint in recipe.donors.items()}
+    donors = {name: open_model(checkpoint) for name, checkpoint in recipe.donors.items()}
     layout = _shared_layout(donors)
     partition = make_partition(layout.num_layers, partition=recipe.partition, cuts=recipe.cuts)
     parts, notes = _assign(recipe, layout, partition)
@@ -112,6 +113,10 @@ def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePl
     first = next(iter(donors))
     if first not in recipe.used_donors:
         notes.append(f"{first}: gives the layout on disk and no weights")
+    for name, donor in donors.items():
+        if isinstance(donor, MergedCheckpoint):
+            notes.append(f"{name}: the adapter {donor.adapter.directory} on {donor.base.directory}, {APPLIED}")
+            notes += [f"{name}: {warning}" for warning in [other_base(donor)] if warning]
     shards, index = _lay_out(recipe, donors, layout, max_shard_bytes)
     files, lacking = find_companions(recipe.files_donor, donors)
     return SplicePlan(

@@ -392,7 +392,10 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (pickled_weights, r"pickled weights \(pytorch_model\.bin\), which can run code.*python -c \""),
     (gguf_weights, r"GGUF weights \(model-Q4_K_M\.gguf\).* name the safetensors checkpoint"),
     (deepspeed_state, r"DeepSpeed training state \(global_step10\).*zero_to_fp32 .* && python -c \""),
-    (adapter_alone, r"PEFT adapter \(adapter_config\.json\).*final/.*outputs/sft/final.*merge_adapter_into"),
+    (
+        adapter_alone,
+        r"PEFT adapter \(adapter_config\.json\).*final/.*outputs/sft/final.*merge_adapter_into|peft_type is None; only",
+    ),
     (adapter_beside_the_model, r"full model and an adapter \(adapter_config\.json\)"),
     (shards_without_index, rf"2 shards \({SHARDS[0]} …\) without {INDEX}; copy it"),
     (empty_file, rf"{WEIGHTS}: 0 bytes are too few .* truncated"),
