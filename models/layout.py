@@ -83,7 +83,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
     if "model_type" not in config:
         raise ValueError(f"{path} has no model_type; expected the configuration of a Transformers model")
     try:
-        family_of(config["model_type"])
+        _check_decoder(config, family_of(config["model_type"]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if config.get("quantization_config"):
@@ -94,6 +94,17 @@ def read_model_config(path: Path) -> dict[str, Any]:
             "expected the checkpoint they were made from"
         )
     return as_loaded(config, path.parent)
+
+
+def _check_decoder(config: dict[str, Any], family: Family) -> None:
+    """Rejects a decoder that the family's record does not describe; without a type, it is the family's first."""
+    decoder = config.get("text_config")
+    found = decoder.get("model_type") if isinstance(decoder, dict) else None
+    if family.decoders and found is not None and found not in family.decoders:
+        raise ValueError(
+            f"its decoder is a {found!r} (text_config.model_type); for a {family.model_type}, supported are "
+            f"{', '.join(family.decoders)}"
+        )
 
 
 def config_value(config: dict[str, Any], *keys: str) -> Any:

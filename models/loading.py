@@ -8,6 +8,7 @@ from models.foreign import CONFIG_FILE
 from models.hub import CODE_FILES, parse_repository, snapshot
 from models.layout import read_model_config
 from models.processor import check_files, check_picture_token, check_tokenizer
+from models.tying import is_tied
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,9 @@ def load_model(
     auto_class = getattr(transformers, _family(directory).auto_class)
     asked = attn_implementation or DEFAULT_ATTENTION
     config = transformers.AutoConfig.from_pretrained(directory)
+    # Where a family is tied by default, Transformers compares the two weights. Under ZeRO-3 (5.23) each process holds
+    # a part of them or nothing, and an untied head would be taken for the embedding matrix.
+    config.tie_word_embeddings = is_tied(read_model_config(directory))
     config._attn_implementation = asked  # also of the decoder and the tower (read in 5.23)
     model: PreTrainedModel
     try:
@@ -130,7 +134,7 @@ def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase
     processor: Any
     try:
         processor = auto_class.from_pretrained(directory, padding_side="left")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{directory}: its tokenizer or processor cannot be loaded ({reason})") from error
     check_tokenizer(processor if family.text_only else processor.tokenizer, directory, config, family)

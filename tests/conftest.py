@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
+"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL, Qwen3-VL, InternVL."""
 
 import fcntl
 import gc
@@ -15,6 +15,7 @@ import pytest
 
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
+from tests.small_internvl import build_internvl_tokenizer, write_internvl
 from tests.small_study import write_study_settings
 from tests.warm import start_server
 from tracking.command import REPOSITORY_ROOT, quiet_libraries
@@ -345,6 +346,12 @@ def write_qwen2_vl(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) 
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def internvl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random InternVL with a Qwen2 decoder and a head of its own, as InternVL 3 has it."""
+    return write_internvl(tmp_path_factory.mktemp("internvl") / "checkpoint", build_internvl_tokenizer())
 
 
 FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen3": write_qwen3, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}

@@ -37,12 +37,18 @@ TARGET_BYTES = 16
 GATED, UNGATED = 3, 2
 """Saved tensors of the MLP's width before its output projection: SwiGLU saves gate, its activation and up."""
 
-ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "attn.qkv")
-ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.proj")
+ATTENTION_INPUTS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "attn.qkv", "attention.q_proj", "attention.k_proj",
+    "attention.v_proj",
+)  # fmt: skip
+ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.proj", "attention.projection_layer")
 MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj", "mlp.fc1", "mlp.linear_fc1")
 MLP_OUTPUTS = ("mlp.down_proj", "mlp.fc2", "mlp.linear_fc2")
-HEAD_NORMS = {"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"}
-NORMS = (("input_layernorm", "norm1"), ("post_attention_layernorm", "norm2"))
+HEAD_NORMS = {
+    "self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj",
+    "attention.q_norm": "attention.q_proj", "attention.k_norm": "attention.k_proj",
+}  # fmt: skip
+NORMS = (("input_layernorm", "norm1", "layernorm_before"), ("post_attention_layernorm", "norm2", "layernorm_after"))
 """Parameter names within a layer, for decoder and vision tower."""
 
 
@@ -79,7 +85,7 @@ class Layer:
     mlp_output: Linear
     norms_train: tuple[bool, bool]
     head_norm_width: int = 0
-    """Norms of queries and keys, if any (Qwen3)."""
+    """Norms of queries and keys, if any (Qwen3, InternVL's largest tower)."""
     head_norms_train: bool = False
 
     @property

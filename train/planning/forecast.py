@@ -75,6 +75,11 @@ def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoin
     """Reads a model's configuration and, for a checkpoint, its headers."""
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
     merge = vision.get("spatial_merge_size", 2)
+    side = vision.get("patch_size", 14)
+    side = side[0] if isinstance(side, list) else side
+    num_frames = 1 if layout.family.tiled else vision.get("temporal_patch_size", 2)
+    if layout.family.tiled:
+        merge = round(1 / config.get("downsample_ratio", 0.5))
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
     width, stored = WIDTHS[dtype], layout.num_elements * WIDTHS[dtype]
     if checkpoint is not None:
@@ -83,8 +88,8 @@ def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoin
     return Model(
         layout=layout,
         num_heads=text["num_attention_heads"],
-        num_vision_heads=vision.get("num_heads", 1),
-        pixels_a_patch=3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2,
+        num_vision_heads=vision.get("num_heads") or vision.get("num_attention_heads", 1),
+        pixels_a_patch=3 * num_frames * side**2,
         patches_a_token=merge**2 if layout.num_vision_blocks else 0,
         stored_bytes=stored,
         stored_width=width,

@@ -22,7 +22,7 @@ from eval.replies.generation import (
 )
 from models.loading import load_model, load_processor
 
-FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl", "internvl")
 QUESTIONS = (
     "What is 2 + 3 ?",
     "How many red objects are there ?",
