@@ -234,11 +234,10 @@ def _shrink_decoder(decoder: dict[str, Any]) -> int:
     }  # fmt: skip
     _replace(decoder, sizes)
     _cut_layers(decoder)
-    own = decoder.get("per_layer_config") or {}  # sizes that some layers have of their own, as in Gemma 4
-    decoder |= (
-        {"per_layer_config": {key: own[key] for key in own if int(key) < decoder["num_hidden_layers"]}} if own else {}
-    )
-    for layer in (decoder.get("per_layer_config") or {}).values():
+    own: dict[Any, Any] = decoder.get("per_layer_config") or {}  # sizes of single layers, as in Gemma 4
+    if own:
+        decoder["per_layer_config"] = {key: own[key] for key in own if int(key) < decoder["num_hidden_layers"]}
+    for layer in decoder["per_layer_config"].values() if own else ():
         _replace(layer, {**sizes, "head_dim": 2 * head_size})
     for rope in _rotary(decoder):
         if sections := rope.get("mrope_section"):
