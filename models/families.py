@@ -5,12 +5,13 @@ files to them (the first match is used, so longer prefixes come before shorter o
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tracking.command import did_you_mean
 
-ATTENTION_PARTS = ("self_attn.", "input_layernorm.")
-"""A layer's attention with its input norm."""
+ATTENTION_PARTS = ("self_attn.", "linear_attn.", "input_layernorm.")
+"""A layer's attention, of either kind, with its input norm."""
 MLP_PARTS = ("mlp.", "post_attention_layernorm.")
 """A layer's MLP with its input norm."""
 
@@ -50,11 +51,26 @@ class Family:
     """True if a picture is cut into tiles of one size, which the tower reads one by one."""
     vllm: bool = True
     """False if replies by vLLM are not supported."""
+    layer_kinds: tuple[tuple[str, str], ...] = ()
+    """(kind as `layer_types` names it, prefix of its own tensors) where decoder layers are of several kinds."""
+    float32: tuple[str, ...] = ()
+    """Endings of the tensors that files may store in fp32 among others in bf16; they are kept in fp32."""
+    carried: tuple[str, ...] = ()
+    """Regions that Transformers does not load: no model has them in memory, and nothing trains them."""
 
     @property
     def text_only(self) -> bool:
         """True for a model without a vision tower, which uses a tokenizer instead of a processor."""
         return self.vision_blocks is None
+
+    def keeps_float32(self, name: str) -> bool:
+        """True for a tensor whose fp32 values must not be rounded to the dtype of the others."""
+        return name.endswith(self.float32) if self.float32 else False
+
+    def kind_of(self, rests: Iterable[str]) -> str:
+        """Returns the kind of the decoder layer that has tensors of these names; empty if the family has one kind."""
+        names = tuple(rests)
+        return next((kind for kind, prefix in self.layer_kinds if any(name.startswith(prefix) for name in names)), "")
 
     def canonical(self, name: str) -> str:
         """Returns the canonical spelling of a parameter's name in a file."""
@@ -176,7 +192,31 @@ INTERNVL = Family(
     vllm=False,
 )
 
-FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN2, QWEN3, INTERNVL)}
+QWEN3_5 = replace(
+    QWEN2_5_VL,
+    model_type="qwen3_5",  # also Qwen3.6 and Qwen3.8
+    regions=(("vision", "model.visual.pos_embed."), *_VLM_REGIONS, ("mtp", "mtp.")),
+    decoder_ties=False,
+    layer_kinds=(("linear_attention", "linear_attn."), ("full_attention", "self_attn.")),
+    # Qwen3.5 is published with these two in fp32 and all others in bf16, Qwen3.6 with all in bf16.
+    float32=(".linear_attn.A_log", ".linear_attn.norm.weight"),
+    carried=("mtp",),  # the layer that predicts a second token
+)
+
+QWEN3_5_TEXT = replace(
+    QWEN2,
+    model_type="qwen3_5_text",  # what Transformers makes of the decoder of a Qwen3.5 alone
+    regions=(*QWEN2.regions, ("mtp", "mtp.")),
+    spellings=(("model.language_model.", "model."),),
+    layer_kinds=QWEN3_5.layer_kinds,
+    float32=QWEN3_5.float32,
+    carried=QWEN3_5.carried,
+)
+
+FAMILIES = {
+    family.model_type: family
+    for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5, QWEN2, QWEN3, QWEN3_5_TEXT, INTERNVL)
+}
 
 OTHER_LAYOUTS = {
     "internvl_chat": "InternVL's own layout, which runs code of its repository; name the repository of the same model "

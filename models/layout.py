@@ -6,13 +6,13 @@ a pocket model.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from models.families import Family, family_of
 from models.foreign import CONFIG_FILE, explain_folder
-from models.shards import parse_json_object
+from models.shards import parse_json_object, read_header
 from models.tying import as_loaded
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -26,7 +26,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     region: str
-    """`llm` for a decoder layer, or vision, projector, embed, norm, head."""
+    """`llm` for a decoder layer, or vision, projector, embed, norm, head; mtp in the files of some families."""
     index: int | None
     """Number of the decoder layer or vision block; None outside of them."""
     rest: str
@@ -55,15 +55,45 @@ class Layout:
     def num_elements(self) -> int:
         return sum(parameter.num_elements for parameter in self)
 
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The tensors of a checkpoint's files that Transformers does not load: no model has them in memory."""
+        return tuple(parameter.name for parameter in self if parameter.region in self.family.carried)
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each decoder layer, as `layer_types` names it; empty words where all layers are of one kind."""
+        rests: dict[int, list[str]] = {}
+        for parameter in self:
+            if parameter.region == "llm":
+                assert parameter.index is not None
+                rests.setdefault(parameter.index, []).append(parameter.rest)
+        return tuple(self.family.kind_of(rests[index]) for index in sorted(rests))
+
 
 def layout_of(path: Path) -> Layout:
     """Reads the layout from a `config.json`, or from a folder with one.
+
+    A folder's layout also has the tensors of its files that Transformers does not load (`Family.carried`).
 
     Raises:
         ValueError: if the file is missing, malformed, of an unsupported family, or describes parameters that fit no
             region.
     """
-    return layout_from_config(read_model_config(path))
+    layout = layout_from_config(read_model_config(path))
+    return _with_carried(layout, path) if layout.family.carried and path.is_dir() else layout
+
+
+def _with_carried(layout: Layout, directory: Path) -> Layout:
+    prefixes = tuple(prefix for region, prefix in layout.family.regions if region in layout.family.carried)
+    shapes = {
+        stored.name: stored.shape
+        for file in sorted(directory.glob("*.safetensors"))
+        for stored in read_header(file).tensors
+        if stored.name.startswith(prefixes)
+    }
+    added = layout_from_shapes(layout.family, shapes, tied=layout.tied).parameters
+    return replace(layout, parameters={**layout.parameters, **added})
 
 
 def read_model_config(path: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _prefill(model: Any, processor: Any, skip: RowwiseSkip, rows: Rows, plan: Pl
         **picture_inputs(model, inputs),
     )
     for layer, states in zip(cache.layers, branches.of_row, strict=True):
-        layer.batch_select_indices(states)
+        layer.reorder_cache(states)  # also a layer that keeps a state instead of keys and values
     prompts = torch.tensor(rows.prompts, device=model.device)
     return {
         "input_ids": input_ids[prompts],

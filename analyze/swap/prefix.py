@@ -12,6 +12,11 @@ and answer as rows of one batch:
     rows = Continuation(model, cache, prompts=..., prefix_lengths=...)
     rows.answer_logprobs(answers), rows.decode(max_new_tokens=64, stop_ids=[...])
 
+The same holds for layers with a recurrent state (linear attention, as in Qwen3.5): what later tokens see of a prefix is
+the state after its last token, and in a swap from layer k on that state is the source's own in every layer >= k, as the
+text before the picture is the same in both. But padding changes such a state, unless it stands before the first token.
+So for these models only prompts of equal lengths go through in one batch (`runs_together`).
+
 Only the public cache interface is used. Positions are always given: what the model remembers of an earlier prompt (its
 rope deltas) never enters.
 
@@ -22,6 +27,7 @@ own run. (To overwrite the hidden states at layer k alone, and let the target's 
 mix both pictures; `reference.py` has the same definition as this module.)
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -122,12 +128,31 @@ def positions_argument(positions: Int[Tensor, "sections rows tokens"]) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Prefixes:
-    """Keys and values of several prefixes, a row each; shorter ones are padded on the right."""
+    """What the layers keep of several prefixes, a row each; shorter ones are padded on the right."""
 
-    layers: tuple[
-        tuple[Float[Tensor, "rows heads longest head_size"], Float[Tensor, "rows heads longest head_size"]], ...
-    ]
+    layers: tuple[tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]], ...]
+    """Of each layer: keys and values [rows, heads, longest, head_size]; or, with a recurrent state, that of the
+    convolution and the recurrent one."""
+    is_state: tuple[bool, ...]
+    """Of each layer: whether it keeps a recurrent state."""
     lengths: Int[Tensor, " rows"]
+    config: Any
+    """The decoder's, from which an empty cache is made."""
+
+
+def has_state(model: Any) -> bool:
+    """True for a model some of whose layers keep a recurrent state, which padding would change."""
+    return "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
+def runs_together(model: Any, prompts: Sequence[ReadyPrompt]) -> list[list[int]]:
+    """Returns which prompts may be rows of one batch: all, or under a recurrent state those of equal lengths."""
+    if not has_state(model):
+        return [list(range(len(prompts)))]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        groups.setdefault((prompt.num_prefix_tokens, prompt.num_question_tokens), []).append(place)
+    return list(groups.values())
 
 
 @torch.inference_mode()
@@ -141,7 +166,8 @@ def read_prefixes(model: Any, prompts: Sequence[ReadyPrompt]) -> Prefixes:
     for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         input_ids[row, :length] = prompt.input_ids[:length]
         positions[:, row, :length] = prompt.position_ids[:, :length]
-    cache = DynamicCache()
+    config = model.config.get_text_config(decoder=True)
+    cache = DynamicCache(config=config)
     model(
         input_ids=input_ids.to(model.device),
         position_ids=positions_argument(positions).to(model.device),
@@ -150,9 +176,16 @@ def read_prefixes(model: Any, prompts: Sequence[ReadyPrompt]) -> Prefixes:
         use_cache=True,
         logits_to_keep=1,
     )
+    is_state = tuple(cache.is_linear)
+    assert len(set(lengths)) == 1 or not any(is_state), "padding after a prefix would change its state"
     return Prefixes(
-        layers=tuple((layer.keys, layer.values) for layer in cache.layers),
+        layers=tuple(
+            (layer.conv_states[0], layer.recurrent_states[0]) if linear else (layer.keys, layer.values)
+            for layer, linear in zip(cache.layers, is_state, strict=True)
+        ),
+        is_state=is_state,
         lengths=torch.tensor(lengths, device=model.device),
+        config=config,
     )
 
 
@@ -173,10 +206,14 @@ def compose(
     from transformers import DynamicCache
 
     assert plan.shape == (len(target_rows), len(prefixes.layers)), (plan.shape, len(prefixes.layers))
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(prefixes.layers):
-        rows = torch.where(plan[:, layer], source_rows, target_rows).to(keys.device)
-        cache.update(keys[rows], values[rows], layer)
+    cache = DynamicCache(config=prefixes.config)
+    for layer, (first, second) in enumerate(prefixes.layers):
+        rows = torch.where(plan[:, layer], source_rows, target_rows).to(first.device)
+        if prefixes.is_state[layer]:
+            cache.update_conv_state(first[rows], layer)
+            cache.update_recurrent_state(second[rows], layer)
+        else:
+            cache.update(first[rows], second[rows], layer)
     return cache
 
 
@@ -214,6 +251,7 @@ class Continuation:
             prefix_lengths: how much of each row's cache counts.
         """
         self._model, self._cache = model, cache
+        self._restores = has_state(model)
         self._mask = torch.arange(cache.get_seq_length(), device=model.device) < prefix_lengths[:, None]
         self._next = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
         # Questions are padded on the left, so that all rows decode side by side; what is padded is never attended to.
@@ -249,6 +287,7 @@ class Continuation:
         if longest == 1:
             return total
         mask, read = self._mask, padded[:, :-1]
+        before = copy.deepcopy(self._cache) if self._restores else self._cache  # a recurrent state cannot be cropped
         offsets = torch.arange(longest - 1, device=self._model.device)
         # What pads an answer on the right comes after all that counts, so nothing that counts looks at it.
         logits = self._read(
@@ -257,7 +296,10 @@ class Continuation:
         for place in range(1, longest):
             scored = (place < counts) & (place >= num_given)
             total = total + torch.where(scored, _logprob(logits[:, place - 1], padded[:, place]), 0)
-        self._cache.crop(-(longest - 1))
+        if self._restores:
+            self._cache = before
+        else:
+            self._cache.crop(-(longest - 1))
         self._mask = mask
         return total
 
@@ -285,7 +327,7 @@ class Continuation:
             if len(going) < len(active):
                 active = [active[place] for place in going]
                 kept = torch.tensor(going, device=self._model.device)
-                self._cache.batch_select_indices(kept)
+                self._cache.reorder_cache(kept)
                 self._mask, self._next, chosen = self._mask[kept], self._next[kept], chosen[kept]
             seen = torch.ones_like(chosen[:, None], dtype=torch.bool)
             logits = self._read(chosen[:, None], self._next[None, :, None].expand(self._num_sections, -1, 1), seen)[

@@ -15,7 +15,15 @@ from torch import Tensor
 from analyze.swap.controls import check_pair, control_swaps
 from analyze.swap.pairs import PairOptions, ReadyPair, UnusablePairError, open_pair
 from analyze.swap.plan import Asking, Unit, swapped_layers
-from analyze.swap.prefix import Continuation, ReadyPrompt, Reply, compose, joined_pictures, read_prefixes
+from analyze.swap.prefix import (
+    Continuation,
+    ReadyPrompt,
+    Reply,
+    compose,
+    joined_pictures,
+    read_prefixes,
+    runs_together,
+)
 from analyze.swap.records import SwappedPair, Variant, pair_record
 from eval.replies.batching import BatchSize
 from eval.replies.generation import greedy_settings
@@ -86,13 +94,17 @@ def swap_pairs(
         settings: of greedy generation (`eval.replies.generation.greedy_settings`).
     """
     num_layers = len(swaps) - 1
-    variants = run_variants(
-        model,
-        pairs,
-        [*swaps, *control_swaps(num_layers)],
-        with_itself=[False] * (num_layers + 2) + [True],
-        settings=settings,
-    )
+    variants: list[list[Variant]] = [[] for _ in pairs]
+    for places in runs_together(model, [pair.target for pair in pairs]):
+        found = run_variants(
+            model,
+            [pairs[place] for place in places],
+            [*swaps, *control_swaps(num_layers)],
+            with_itself=[False] * (num_layers + 2) + [True],
+            settings=settings,
+        )
+        for place, own in zip(places, found, strict=True):
+            variants[place] = own
     plain = plain_replies(model, [prompt for pair in pairs for prompt in (pair.target, pair.source)], settings)
     results = []
     for number, (pair, (*swapped, full, itself)) in enumerate(zip(pairs, variants, strict=True)):

@@ -16,8 +16,10 @@ from models.families import FAMILIES
 from models.layout import layout_of
 from tests.models.damage import CONFIG, EMBED, on_disk, read_tensors, write_tensors
 
-FIXTURES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "pocket", "qwen3_vl": "qwen3_vl", "qwen2": "qwen2", "qwen3": "qwen3",
-            "internvl": "internvl"}  # fmt: skip
+FIXTURES = {
+    "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "pocket", "qwen3_vl": "qwen3_vl", "qwen3_5": "qwen3_5", "qwen2": "qwen2",
+    "qwen3": "qwen3", "internvl": "internvl",
+}  # fmt: skip
 HEAD = "lm_head.weight"
 FLAGS: tuple[bool | None, ...] = (None, False, True)
 HEADS = ("none", "equal", "differs")

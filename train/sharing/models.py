@@ -43,8 +43,11 @@ def obstacle(model: Any) -> str | None:
     config = model.config.get_text_config()
     if config._attn_implementation not in ATTENTION:
         return f"attn_implementation is {config._attn_implementation}; expected {' or '.join(ATTENTION)}"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    kinds = getattr(config, "layer_types", None) or ()
+    if "sliding_attention" in kinds:
         return "the model has layers with sliding-window attention"
+    if "linear_attention" in kinds:
+        return "the model has layers with a recurrent state (linear attention), which no mask can divide into branches"
     dropped = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
     if dropped:
         return f"dropout differs between replies ({dropped[0]})"

@@ -57,7 +57,7 @@ def test_zero_3_steps_large_groups_in_several_flat_tensors() -> None:
 
 
 def test_weight_decay_is_parted_as_trainer_parts_it(
-    pocket_checkpoint: Path, qwen3_vl_checkpoint: Path, internvl_checkpoint: Path
+    pocket_checkpoint: Path, qwen3_vl_checkpoint: Path, qwen3_5_checkpoint: Path, internvl_checkpoint: Path
 ) -> None:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer
 
@@ -69,8 +69,8 @@ def test_weight_decay_is_parted_as_trainer_parts_it(
     config = Qwen2VLConfig(
         text_config=small, vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
     )
-    loaded = [load_model(path) for path in (pocket_checkpoint, qwen3_vl_checkpoint, internvl_checkpoint)]
-    models = [*loaded, Qwen2VLForConditionalGeneration(config)]
+    checkpoints = (pocket_checkpoint, qwen3_vl_checkpoint, qwen3_5_checkpoint, internvl_checkpoint)
+    models = [*map(load_model, checkpoints), Qwen2VLForConditionalGeneration(config)]
     for model in models:
         layout = layout_from_config(model.config.to_dict())
         expected = set(Trainer.get_decay_parameter_names(None, model)) & set(layout.parameters)

@@ -24,6 +24,11 @@ def test_every_family_shares_with_both_implementations(
             assert obstacle(load_model(checkpoint, attn_implementation=attention)) is None
 
 
+def test_a_recurrent_state_cannot_be_divided(qwen3_5_checkpoint: Path) -> None:
+    found = obstacle(load_model(qwen3_5_checkpoint))
+    assert found is not None and "layers with a recurrent state (linear attention)" in found
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
