@@ -49,6 +49,8 @@ class Family:
     """Attributes of the processor that name the tokens it adds before and after a picture's own."""
     tiled: bool = False
     """True if a picture is cut into tiles of one size, which the tower reads one by one."""
+    ungated_saves: int = 2
+    """Tensors that the activation of an MLP without a gate saves for its gradient: 2 of quick GELU, 1 of GELU."""
     vllm: bool = True
     """False if replies by vLLM are not supported."""
     layer_kinds: tuple[tuple[str, str], ...] = ()
@@ -142,6 +144,7 @@ QWEN3_VL = replace(
         *_VLM_REGIONS,
     ),
     deepstack_key=("vision_config", "deepstack_visual_indexes"),
+    ungated_saves=1,
     decoder_ties=False,
 )
 
@@ -189,6 +192,7 @@ INTERNVL = Family(
     position_sections=1,
     picture_marks=("start_image_token", "end_image_token"),
     tiled=True,
+    ungated_saves=1,
     vllm=False,
 )
 
