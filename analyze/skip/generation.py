@@ -18,7 +18,7 @@ import torch
 
 from analyze.skip.layers import Branches, Plan, RowwiseSkip
 from data_builders.prompt_sets.depth import eight_bits
-from eval.replies.decoding import LENGTH, REPETITION, STOP, prompt_positions
+from eval.replies.decoding import LENGTH, REPETITION, STOP, picture_inputs, prompt_positions
 from eval.replies.generation import Generation, tokenizer_of
 from eval.replies.repetition import RepetitionStop
 from models.families import family_of
@@ -97,10 +97,10 @@ def _prefill(model: Any, processor: Any, skip: RowwiseSkip, rows: Rows, plan: Pl
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **{name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs},
+        **picture_inputs(model, inputs),
     )
     for layer, states in zip(cache.layers, branches.of_row, strict=True):
-        layer.batch_select_indices(states)
+        layer.reorder_cache(states)  # also a layer that keeps a state instead of keys and values
     prompts = torch.tensor(rows.prompts, device=model.device)
     return {
         "input_ids": input_ids[prompts],

@@ -20,6 +20,12 @@ def decoder_of(model: Any) -> Any:
     return model.get_submodule(family_of(model.config.model_type).layers.removesuffix(".layers."))
 
 
+def attention_of(layer: Any) -> Any:
+    """Returns a layer's attention, of either kind."""
+    children = dict(layer.named_children())
+    return children.get("self_attn") or children["linear_attn"]
+
+
 def rebuilt_without(model: Any, configuration: Configuration) -> Any:
     """Returns a copy of a model in which what a configuration leaves out is gone."""
     if configuration.kind in ("attn", "mlp"):
@@ -42,7 +48,7 @@ def without_layers(model: Any, layers: Iterable[int]) -> Any:
     kept = [decoder.layers[number] for number in numbers]
     decoder.layers = nn.ModuleList(kept)
     for number, layer in enumerate(kept):
-        layer.self_attn.layer_idx = number
+        attention_of(layer).layer_idx = number
     for config in {id(c): c for c in (decoder.config, rebuilt.config.get_text_config())}.values():
         config.num_hidden_layers = len(kept)
         if getattr(config, "layer_types", None):
@@ -68,7 +74,9 @@ def with_zero_weights(model: Any, number: int, part: str) -> Any:
     """Returns a copy in which the last matrix of a layer's attention or MLP is zero, so that it adds nothing."""
     rebuilt = copy.deepcopy(model)
     layer = decoder_of(rebuilt).layers[number]
-    last = {"attn": layer.self_attn.o_proj, "mlp": layer.mlp.down_proj}[part]
+    attention = attention_of(layer)
+    output = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
+    last = {"attn": output, "mlp": layer.mlp.down_proj}[part]
     assert last.bias is None
     nn.init.zeros_(last.weight)
     return rebuilt

@@ -29,9 +29,8 @@ def model_inputs(model: Any, prompt: ReadyPrompt) -> dict[str, Any]:
     inputs = {
         "input_ids": prompt.input_ids[None],
         "attention_mask": torch.ones_like(prompt.input_ids)[None],
-        "mm_token_type_ids": prompt.token_types[None],
-        "pixel_values": prompt.pixel_values,
-        "image_grid_thw": torch.tensor([prompt.grid]),
+        **({"mm_token_type_ids": prompt.token_types[None]} if len(prompt.position_ids) > 1 else {}),
+        **prompt.pictures,
     }
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 

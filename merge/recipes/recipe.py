@@ -1,11 +1,12 @@
 """Which donor owns which part of the model? The recipe of a splice, read from YAML or from a pattern.
 
     partition: thirds               # or paper, or instead of it   cuts: [8, 20]
-    donors: {in: FOLDER-OR-HUB-ID, rl: FOLDER-OR-HUB-ID}
+    donors: {in: FOLDER-OR-HUB-ID, rl: FOLDER-OR-HUB-ID}        # checkpoints, or PEFT adapters
     blocks: {early: in, mid: rl, late: {start: in, end: rl, alpha: 0.5}}
     rest: {vision: in, projector: in, embed: in, norm: in, head: in}
     files: in                       # config, tokenizer, processor, chat template; by default the first donor's
 
+A donor that is an adapter stands for its base with the adapter merged in, in fp32 and rounded once.
 The first donor determines the layout: names on disk, shards, order. An owner is a donor, or arithmetic on donors:
 `start + alpha · (end − start)`, or, with `onto`, `onto + alpha · (end − start)`.
 
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.blocks import BLOCKS, PARTITION_ARGUMENT, REGIONS
-from models.loading import check_checkpoint
+from models.adapters.opening import check_model
+from models.blocks import ALL_REGIONS, BLOCKS, PARTITION_ARGUMENT, REGIONS
 from tracking.command import did_you_mean, read_yaml
 
 KEYS = ("donors", "partition", "cuts", "blocks", "rest", "files")
@@ -92,7 +93,7 @@ class Recipe:
         if not self.blocks:
             raise ValueError("blocks names no decoder layers; expected an owner for early, mid and late")
         _check_expressions("blocks", self.blocks, (*BLOCKS, "llm"), "rest")
-        _check_expressions("rest", self.rest, REGIONS, "blocks")
+        _check_expressions("rest", self.rest, ALL_REGIONS, "blocks")
         for where, owner in (*_named("blocks", self.blocks), *_named("rest", self.rest)):
             for name in donors_of(owner):
                 _check_known(where, name, self.donors)
@@ -177,7 +178,7 @@ def check_donor(donor: str) -> None:
         ValueError: that says what is wrong.
     """
     for checkpoint in parse_donors([donor]).values():
-        check_checkpoint(checkpoint)
+        check_model(checkpoint)
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
@@ -271,7 +272,7 @@ def _check_expressions(key: str, named: Mapping[str, Owner], words: Sequence[str
         word = re.split("[:.]", str(expression))[0]
         if isinstance(expression, str) and word in words:
             continue
-        if isinstance(expression, str) and word in (*BLOCKS, "llm", *REGIONS):
+        if isinstance(expression, str) and word in (*BLOCKS, "llm", *ALL_REGIONS):
             raise ValueError(f"{key}: {expression!r} belongs under {other}; expected {', '.join(words)}")
         if re.fullmatch(r"\d+(-\d+)?", str(expression)):
             raise ValueError(f"{key}: {expression!r} names layers without a stack; did you mean 'llm:{expression}'?")

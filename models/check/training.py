@@ -6,12 +6,13 @@ One process on a CPU. That the same holds under DDP and ZeRO is tested for every
 import copy
 from typing import TYPE_CHECKING, Any
 
+from models.adapters.opening import merge_adapter_of
 from models.blocks import BLOCKS
 from models.check.outcome import Outcome, absent, fails, holds, within
 from models.check.small import PICTURES, QUESTIONS, Small, held_tensors
 from models.checkpoint import open_checkpoint, write_like
 from models.loading import load_model
-from train.freezing.adapters import adapter_breaches, add_adapters, merge_adapter, plan_adapters
+from train.freezing.adapters import adapter_breaches, add_adapters, plan_adapters
 from train.freezing.backward import GraphWitness, stop_backward_early
 from train.freezing.freeze import (
     FreezeArguments,
@@ -126,7 +127,7 @@ def check_lora(small: Small) -> Outcome:
         return fails("LoRA", f"the saved adapter has {breaches[0]} against the plan ({len(breaches)} such)")
     start = open_checkpoint(small.directory)
     final.mkdir()
-    write_like(final, start=start, weights=merge_adapter(start, adapter))
+    write_like(final, start=start, weights=merge_adapter_of(adapter, start))
     changes = compare_tensors(start, open_checkpoint(final), plan)
     if broken := broken_tensors(changes):
         return fails("LoRA", f"{broken[0]} has no adapter and changed ({len(broken)} such)")

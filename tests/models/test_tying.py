@@ -16,7 +16,10 @@ from models.families import FAMILIES
 from models.layout import layout_of
 from tests.models.damage import CONFIG, EMBED, on_disk, read_tensors, write_tensors
 
-FIXTURES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "pocket", "qwen3_vl": "qwen3_vl", "qwen2": "qwen2", "qwen3": "qwen3"}
+FIXTURES = {
+    "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "pocket", "qwen3_vl": "qwen3_vl", "qwen3_5": "qwen3_5", "qwen2": "qwen2",
+    "qwen3": "qwen3", "internvl": "internvl",
+}  # fmt: skip
 HEAD = "lm_head.weight"
 FLAGS: tuple[bool | None, ...] = (None, False, True)
 HEADS = ("none", "equal", "differs")
@@ -34,9 +37,10 @@ def set_flags(directory: Path, outer: bool | None, nested: bool | None) -> None:
 
 def set_head(directory: Path, head: str) -> None:
     tensors = read_tensors(directory)
-    tensors.pop(HEAD, None)
+    name = next((name for name in tensors if name.endswith(HEAD)), HEAD)  # as the family spells it on disk
+    tensors.pop(name, None)
     if head != "none":
-        tensors[HEAD] = tensors[on_disk(tensors, EMBED)] + (head == "differs")
+        tensors[name] = tensors[on_disk(tensors, EMBED)] + (head == "differs")
     write_tensors(directory, tensors)
 
 
