@@ -51,8 +51,6 @@ class Family:
     """True if a picture is cut into tiles of one size, which the tower reads one by one."""
     ungated_saves: int = 2
     """Tensors that the activation of an MLP without a gate saves for its gradient: 2 of quick GELU, 1 of GELU."""
-    vllm: bool = True
-    """False if replies by vLLM are not supported."""
     layer_kinds: tuple[tuple[str, str], ...] = ()
     """(kind as `layer_types` names it, prefix of its own tensors) where decoder layers are of several kinds."""
     float32: tuple[str, ...] = ()
@@ -193,7 +191,6 @@ INTERNVL = Family(
     picture_marks=("start_image_token", "end_image_token"),
     tiled=True,
     ungated_saves=1,
-    vllm=False,
 )
 
 QWEN3_5 = replace(
