@@ -20,6 +20,7 @@ from models.pocket import write_pocket_checkpoint
 from tests.analyze.deltas.changes import deltas, fp64
 from tests.merge.donors import narrow
 from tests.models.adapters.making import edit_config, write_adapter
+from tracking.tables import write_table
 
 TOLERANCE = 1e-6
 EVERYTHING = "energy floor spectra null geometry"
@@ -47,12 +48,14 @@ def tables(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     written: dict[str, pd.DataFrame] = {}
     arms = ["--rl", f"one={models['one']}", f"two={models['two']}", "--subspace_rank", SUBSPACE_RANK]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analyze.deltas.command.write_table", lambda path, table: written.update({path.stem: table}))
-        patch.setattr("analyze.deltas.command.draw_all", lambda *_: None)
-        patch.setattr("analyze.deltas.command.summary", lambda _: [])
+        patch.setattr(
+            "analyze.deltas.command.write_table",
+            lambda path, table: (written.update({path.stem: table}), write_table(path, table)),
+        )
         directory = tmp_path_factory.mktemp("run") / "out"
-        written |= deltas(directory, "--sft", models["base"], *arms, measures=EVERYTHING)
-    return written
+        spectra = deltas(directory, "--sft", models["base"], *arms, measures=EVERYTHING)["spectra"]
+    assert len(list((directory / "figures").glob("*.png"))) == 5
+    return written | {"spectra": spectra}
 
 
 def product(models: Models, arm: str, name: str) -> np.ndarray:
