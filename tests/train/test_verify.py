@@ -235,6 +235,7 @@ def adapters(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     write_adapter(pocket_checkpoint, root / "late", **late)
     write_adapter(pocket_checkpoint, root / "untrained", std=0.0, **late)
     write_adapter(pocket_checkpoint, root / "saved", modules_to_save=["merger"], **late)
+    write_adapter(pocket_checkpoint, root / "early", layers_to_transform=[0, 1])
     write_adapter(pocket_checkpoint, root / "head", modules_to_save=["lm_head"], **late)
     return root
 
@@ -267,6 +268,17 @@ def test_a_block_that_an_adapter_changes_is_a_breach(
     printed = capsys.readouterr().out
     assert "breach: model.language_model.layers.4.mlp.down_proj.weight: an update of rank 2" in printed
     assert "BREACH: the adapter changes " in printed and "proof" not in printed
+
+
+def test_layers_to_transform_that_reach_the_tower_are_found(
+    pocket_checkpoint: Path, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT takes the tower's blocks 0 and 1 for layers too (`findings/peft-layers-to-transform-…`)."""
+    main(arguments(pocket_checkpoint, adapters / "early", "mid", "late", "projector"))
+    with pytest.raises(SystemExit):
+        main(arguments(pocket_checkpoint, adapters / "early", "vision"))
+    printed = capsys.readouterr().out
+    assert all(f"breach: model.visual.blocks.{block}.mlp.down_proj.weight: " in printed for block in (0, 1))
 
 
 def test_the_verdict_on_an_adapter_is_that_on_its_merge(
