@@ -4,6 +4,7 @@
     llm, llm:4, llm:0-8     decoder layers, counted from 0, ranges inclusive as printed in papers
     vision, vision:0-7      the vision tower, or blocks of it
     projector, embed, norm, head
+    mtp                     tensors of Qwen3.5's files that predict a second token; no model has them in memory
     EXPRESSION.attn         of layers: the attention with its input norm
     EXPRESSION.mlp          of layers: the MLP with its norm
 
@@ -21,6 +22,9 @@ from tracking.command import check_all, did_you_mean
 
 BLOCKS = ("early", "mid", "late")
 REGIONS = ("vision", "projector", "embed", "norm", "head")
+CARRIED_REGIONS = ("mtp",)
+"""Regions of the files of some families that no model has in memory (`Family.carried`)."""
+ALL_REGIONS = (*REGIONS, *CARRIED_REGIONS)
 PARTITIONS = ("thirds", "paper")
 """Names of ways to cut the decoder into early, mid and late."""
 PARTITION_ARGUMENT = {
@@ -136,10 +140,10 @@ def check_expression(expression: str) -> None:
 
 
 def _parse(expression: str) -> re.Match[str]:
-    valid = [*BLOCKS, "llm", *REGIONS, *(f"{name}.{part}" for name in (*BLOCKS, "llm") for part in PARTS)]
+    valid = [*BLOCKS, "llm", *ALL_REGIONS, *(f"{name}.{part}" for name in (*BLOCKS, "llm") for part in PARTS)]
     expected = "expected early, mid, late, llm, llm:0-8, vision, vision:0-7, projector, embed, norm or head"
     parsed = _EXPRESSION.fullmatch(expression)
-    if parsed is None or parsed["name"] not in (*BLOCKS, "llm", *REGIONS):
+    if parsed is None or parsed["name"] not in (*BLOCKS, "llm", *ALL_REGIONS):
         raise ValueError(f"block expression {expression!r} is unknown{did_you_mean(expression, valid)} ({expected})")
     name, part = parsed["name"], parsed["part"]
     if parsed["first"] is not None and name not in ("llm", "vision"):
@@ -158,6 +162,11 @@ def _match(expression: str, layout: Layout, partition: Partition) -> list[Parame
         raise ValueError(
             f"block expression {expression!r}: {layout.family.model_type} is a text-only model without {name}; "
             "expected early, mid, late, llm, llm:0-8, embed, norm or head"
+        )
+    if name in CARRIED_REGIONS and not any(parameter.region == name for parameter in layout):
+        raise ValueError(
+            f"block expression {expression!r}: this {layout.family.model_type} has no {name}; expected early, mid, "
+            "late, llm, llm:0-8 or a region that it has"
         )
     region = "llm" if name in BLOCKS else name
     indices = _indices(expression, parsed, layout, partition)

@@ -331,4 +331,4 @@ def main(argv: list[str] | None = None) -> None:
                     measure_matrices(plan, arguments, log)
                 tables = write_tables(plan, arguments.measures, list(log), output_dir)
             draw_all(tables, output_dir / "figures")
-    print(*summary(output_dir), f"deltas: {output_dir / 'layers.csv'}", sep="\n")
+    print(*summary(output_dir), *plan.notes, f"deltas: {output_dir / 'layers.csv'}", sep="\n")

@@ -1,7 +1,7 @@
 """Which checkpoints are compared with which? The phases of a comparison, checked before anything is measured."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.adapters.changes import is_adapted
@@ -9,7 +9,7 @@ from models.adapters.merged import MergedCheckpoint
 from models.adapters.opening import merge_adapter_of, open_model, other_base
 from models.adapters.reading import LowRank, is_adapter
 from models.blocks import Partition, block_names, make_partition
-from models.checkpoint import Checkpoint, check_same_tensors
+from models.checkpoint import Checkpoint, carried_tensors, check_same_tensors, without
 from models.completeness import check_against_config, check_complete
 from models.layout import Layout, Parameter, layout_of
 from models.loading import local_checkpoint
@@ -44,7 +44,7 @@ class DeltaPlan:
     layout: Layout
     partition: Partition
     notes: tuple[str, ...] = ()
-    """Notes for the user, about adapters."""
+    """Notes for the user: about adapters, and what the comparison leaves out."""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -101,14 +101,18 @@ def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name!r} is named twice; expected each phase or arm once with each seed")
+    lost = _lost(checkpoints)
+    checkpoints = [without(opened, lost) for opened in checkpoints]
     layout = layout_of(checkpoints[0].directory)
+    layout = replace(layout, parameters={name: own for name, own in layout.parameters.items() if name not in lost})
     check_complete(checkpoints[0], layout)
     for opened in checkpoints[1:]:
         check_against_config(opened)
         check_same_tensors(checkpoints[0], opened)
         check_complete(opened, layout)
     blocks = make_partition(layout.num_layers, partition=partition, cuts=cuts)
-    notes = tuple(note for phase in phases for note in _notes(phase, checkpoints))
+    note = f"not compared: {len(lost)} tensors that not all checkpoints have, the first is {min(lost, default='')}"
+    notes = (*(note for phase in phases for note in _notes(phase, checkpoints)), *((note,) if lost else ()))
     return DeltaPlan(checkpoints=checkpoints, phases=phases, layout=layout, partition=blocks, notes=notes)
 
 
@@ -145,3 +149,9 @@ def _notes(phase: Phase, checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
             f"{phase}: an adapter: its change s·B·A is exact, and its null is left out, because no shuffled matrix is "
             "of low rank; the columns merged_… say what merging leaves of it"
         )
+
+
+def _lost(checkpoints: Sequence[Checkpoint]) -> set[str]:
+    """Returns the tensors that Transformers does not load, and so does not save, where some checkpoint lacks them."""
+    held = [set(carried_tensors(opened)) for opened in checkpoints]
+    return held[0].union(*held) - held[0].intersection(*held)

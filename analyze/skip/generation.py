@@ -4,9 +4,9 @@ Prompts are prefilled together, up to their last token, with what their rows sha
 is spread over the rows, and Transformers' own `generate` reads the last token and decodes, greedily. Positions are
 given explicitly: what the model remembers of an earlier prompt (its rope deltas) never enters.
 
-Qwen3-VL adds features of the picture between its first layers, at places it knows by their row. Its prompts are
-therefore prefilled row by row. Those features are no part of a layer: a layer that is skipped still has them added
-after it.
+A family with deepstack (Qwen3-VL) adds features of the picture between its first layers, at places it knows by their
+row. Its prompts are therefore prefilled row by row. Those features are no part of a layer: a layer that is skipped
+still has them added after it.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ import torch
 
 from analyze.skip.layers import Branches, Plan, RowwiseSkip
 from data_builders.prompt_sets.depth import eight_bits
-from eval.replies.decoding import LENGTH, REPETITION, STOP, prompt_positions
+from eval.replies.decoding import LENGTH, REPETITION, STOP, picture_inputs, prompt_positions
 from eval.replies.generation import Generation, tokenizer_of
 from eval.replies.repetition import RepetitionStop
-from models.families import QWEN3_VL
+from models.families import family_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def answer_rows(
     plan = rows.plan.to(model.device)
     model.generation_config = GenerationConfig(**settings)
     with torch.inference_mode():
-        if model.config.model_type == QWEN3_VL.model_type:
+        if family_of(model.config.model_type).deepstack_key:
             every = _tokenize(processor, rows.texts, rows.images, rows.prompts).to(model.device)
             inputs = dict(every)
         else:
@@ -97,10 +97,10 @@ def _prefill(model: Any, processor: Any, skip: RowwiseSkip, rows: Rows, plan: Pl
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **{name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs},
+        **picture_inputs(model, inputs),
     )
     for layer, states in zip(cache.layers, branches.of_row, strict=True):
-        layer.batch_select_indices(states)
+        layer.reorder_cache(states)  # also a layer that keeps a state instead of keys and values
     prompts = torch.tensor(rows.prompts, device=model.device)
     return {
         "input_ids": input_ids[prompts],

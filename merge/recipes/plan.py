@@ -19,8 +19,10 @@ from models.checkpoint import (
     INDEX_FILE,
     WEIGHTS_FILE,
     Checkpoint,
+    carried_tensors,
     check_same_tensors,
     stored_layout,
+    without,
 )
 from models.completeness import check_against_config
 from models.layout import Layout, Parameter
@@ -160,13 +162,18 @@ def _shared_layout(donors: Mapping[str, Checkpoint]) -> Layout:
                 f"donor {name} is a {donor.family.model_type}, {first} a {start.family.model_type}; "
                 "expected donors of one family"
             )
-        check_same_tensors(start, donor)
+        check_same_tensors(_loaded(start), _loaded(donor))
         if stored_layout(donor).tied != layout.tied:
             tied, untied = (first, name) if layout.tied else (name, first)
             raise ValueError(
                 f"donor {tied} ties its head to its embeddings, {untied} does not; expected donors that agree"
             )
     return layout
+
+
+def _loaded(donor: Checkpoint) -> Checkpoint:
+    """Returns a donor without the tensors that Transformers does not load, which another one may have lost."""
+    return without(donor, carried_tensors(donor))
 
 
 def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple[Part, ...], list[str]]:
@@ -176,6 +183,10 @@ def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple
     taken: dict[str, str] = {}
     narrower = [expression for expression in recipe.rest if expression.startswith("vision:")]
     rest = dict(recipe.rest)
+    for region in dict.fromkeys(layout.parameters[name].region for name in layout.carried):
+        if region not in rest and len(set(rest.values())) == 1:
+            rest[region] = next(iter(rest.values()))
+            notes.append(f"{region}: from {rest[region]}, as all other regions")
     if "vision" in rest and narrower:
         rest["vision"] = rest.pop("vision")  # last: gets the rest of the tower; no expression names the stem alone
         notes.append(f"vision: what {' and '.join(narrower)} leave of the tower, the patch embedding included")
@@ -229,8 +240,15 @@ def _describe(parameters: Sequence[Parameter]) -> str:
 
 
 def _check_dtypes(recipe: Recipe, donors: Mapping[str, Checkpoint], owners: Mapping[str, Owner]) -> None:
-    one, *others = recipe.used_donors
-    for name in owners:
+    for name, owner in owners.items():
+        holders = {donor: donors[donor] for donor in recipe.used_donors if name in donors[donor].tensors}
+        for donor in donors_of(owner):
+            if donor not in holders:
+                raise ValueError(
+                    f"the recipe takes {name!r} from {donor}, which lacks it (Transformers neither loads nor saves "
+                    f"it); take it from {' or '.join(holders) or 'a donor that has it'}"
+                )
+        one, *others = holders
         expected = donors[one].tensors[name].dtype
         for other in others:
             found = donors[other].tensors[name].dtype
@@ -245,12 +263,14 @@ def _lay_out(
     recipe: Recipe, donors: Mapping[str, Checkpoint], layout: Layout, max_shard_bytes: int | None
 ) -> tuple[tuple[ShardPlan, ...], bytes | None]:
     """Returns the shards and the index: the first donor's own, or repacked."""
-    first, weights = donors[next(iter(donors))], donors[recipe.used_donors[0]]
+    first = donors[next(iter(donors))]
+    used = [donors[name] for name in recipe.used_donors]
     files: dict[Path, list[ShardEntry]] = {}
     for stored in first.tensors.values():
         # If a tied donor stores the embedding matrix twice, the stored head comes from the embedding matrix's owner.
         name = stored.name if stored.name in layout.parameters else _embedding(layout)
-        entry = ShardEntry(stored.name_on_disk, name, weights.tensors[name].dtype, stored.shape)
+        dtype = next(donor.tensors[name].dtype for donor in used if name in donor.tensors)
+        entry = ShardEntry(stored.name_on_disk, name, dtype, stored.shape)
         files.setdefault(stored.file, []).append(entry)
     metadata = read_header(next(iter(files))).metadata
     same = all(entry.dtype == first.tensors[entry.name].dtype for entries in files.values() for entry in entries)

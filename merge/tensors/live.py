@@ -75,8 +75,9 @@ class LiveSplicer:
             self._load(files, dtype)
         assert self._model is not None
         parameters = dict(self._model.named_parameters())  # a tied head appears once, as the embedding matrix
-        _check_names(parameters, plan, files)
-        for name, owner in plan.owners.items():
+        owners = {name: owner for name, owner in plan.owners.items() if name not in plan.layout.carried}
+        _check_names(parameters, owners, files)
+        for name, owner in owners.items():
             source = _source(owner, donors)
             if self._sources.get(name) != source:
                 self._sources.pop(name, None)  # if the copy fails, the tensor's source is unknown
@@ -126,9 +127,9 @@ def live_splices(
         yield recipe, splicer.splice(recipe)
 
 
-def _check_names(parameters: dict[str, Any], plan: SplicePlan, files: Checkpoint) -> None:
+def _check_names(parameters: dict[str, Any], owners: dict[str, Owner], files: Checkpoint) -> None:
     """Rejects a configuration with other tensors: loading the written splice would initialise some at random."""
-    for names, others, verb in ((parameters, plan.owners, "expects"), (plan.owners, parameters, "knows no")):
+    for names, others, verb in ((parameters, owners, "expects"), (owners, parameters, "knows no")):
         unmatched = sorted(set(names) - set(others))
         if unmatched:
             raise ValueError(

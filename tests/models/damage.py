@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.families import FAMILIES
+
 Damage = tuple[Callable[[Path], None], str]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -384,7 +386,7 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (config_is_a_list, r"config\.json is a list; expected a JSON object"),
     (config_says_it_twice, r"config\.json names 'model_type' twice"),
     (no_model_type, r"config\.json has no model_type"),
-    (other_family, r"config\.json: model_type 'llava' is not supported; supported are qwen2, qwen2_5_vl"),
+    (other_family, rf"config\.json: model_type 'llava' is not supported; supported are {', '.join(sorted(FAMILIES))}"),
     (quantised_config, r"config\.json: describes quantised weights .*gptq.* made from"),
     (missing_weights, rf"{WEIGHTS} does not exist; expected {WEIGHTS} or shards with {INDEX}"),
     (weights_are_a_folder, rf"{WEIGHTS} is a folder; expected a safetensors file"),

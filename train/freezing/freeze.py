@@ -5,6 +5,7 @@ has the sha256 it had at the start.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.blocks import (
+    ALL_REGIONS,
     BLOCKS,
+    CARRIED_REGIONS,
     CUTS_ARGUMENT,
     PARTITION_ARGUMENT,
-    REGIONS,
     Partition,
     block_names,
     check_expression,
@@ -86,6 +88,12 @@ class FreezePlan:
     trainable: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def frozen_in_memory(self) -> tuple[str, ...]:
+        """The frozen parameters that a model has; the others are only in files (`Family.carried`)."""
+        carried = set(self.layout.carried)
+        return tuple(name for name in self.frozen if name not in carried)
+
 
 def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool = True) -> FreezePlan:
     """Resolves the expressions against a model.
@@ -93,12 +101,14 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
     Args:
         layout: the model's parameters.
         arguments: the expressions.
-        leave_some: something must be left to train.
+        leave_some: the plan is one to train by: something must be left to train, and what no model has in memory is
+            frozen.
 
     Raises:
         ValueError: for an unknown or unmatched expression, and if nothing would be left to train although it must.
     """
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    _check_trainable(arguments.train_only)
     always = resolve(arguments.always_freeze, layout, partition)
     if arguments.train_only:
         chosen = resolve(arguments.train_only, layout, partition)
@@ -106,6 +116,8 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
     else:
         chosen = resolve(arguments.freeze, layout, partition)
         frozen = set(chosen.names) | set(always.names)
+    if leave_some:
+        frozen |= set(layout.carried)
     trainable = tuple(name for name in layout.parameters if name not in frozen)
     if leave_some and not trainable:
         raise ValueError(
@@ -117,8 +129,30 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
         partition,
         tuple(name for name in layout.parameters if name in frozen),
         trainable,
-        (*chosen.notes, *always.notes),
+        (*chosen.notes, *always.notes, *_layout_notes(layout)),
     )
+
+
+def _check_trainable(train_only: Sequence[str]) -> None:
+    for expression in train_only:
+        if expression in CARRIED_REGIONS:
+            raise ValueError(
+                f"train_only names {expression!r}, which Transformers does not load: no run can train it, leave it out"
+            )
+
+
+def _layout_notes(layout: Layout) -> list[str]:
+    """Returns what a table of blocks does not show: kinds of layers, and tensors that no model loads."""
+    notes = []
+    if kinds := Counter(kind for kind in layout.layer_kinds if kind):
+        rare = min(kinds, key=lambda kind: kinds[kind])
+        layers = format_layers(index for index, kind in enumerate(layout.layer_kinds) if kind == rare)
+        others = " and ".join(kind for kind in kinds if kind != rare)
+        notes.append(f"decoder layers {layers} are {rare}" + (f", all others {others}" if others else ""))
+    if layout.carried:
+        regions = " and ".join(dict.fromkeys(layout.parameters[name].region for name in layout.carried))
+        notes.append(f"{regions}: {len(layout.carried)} tensors that Transformers does not load; they stay as they are")
+    return notes
 
 
 def freeze_all(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
@@ -129,7 +163,7 @@ def freeze_all(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
 
 def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
     """Sets `requires_grad` of every parameter according to the plan."""
-    frozen = set(plan.frozen)
+    frozen = set(plan.frozen_in_memory)
     names = dict(model.named_parameters())
     missing = (frozen | set(plan.trainable)) ^ set(names)
     assert not missing, f"the model and its configuration disagree on {sorted(missing)[:3]}"
@@ -159,7 +193,7 @@ def count_blocks(plan: FreezePlan) -> list[BlockCount]:
     """Returns tensors and parameters per block and region, trainable and total."""
     trainable = set(plan.trainable)
     counts = []
-    for block in (*BLOCKS, *REGIONS):
+    for block in (*BLOCKS, *ALL_REGIONS):
         members = [p for p in plan.layout if block_names(p, plan.partition) == block]
         if not members:
             continue
@@ -285,7 +319,7 @@ def summarise_changes(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
                 "changed_frac": sum(change.num_changed for change in members) / num_elements,
             }
         )
-    order = (*BLOCKS, *REGIONS)
+    order = (*BLOCKS, *ALL_REGIONS)
     return sorted(summary, key=lambda row: order.index(row["block"]))
 
 

@@ -17,10 +17,14 @@ from analyze.attention.records import MEASURES, PARTS
 from analyze.attention.replies import QUESTION, REPLY, SINK, VISION, PromptedReply, make_inputs, measure, read_reply
 from data_builders.prompt_sets.prompts import Prompt
 from eval.replies.generation import render_prompt, tokenizer_of
+from models.families import family_of
 from models.loading import load_model, load_processor
 
 TOP_TOKENS = 2
-FAMILIES = ("pocket_checkpoint", "qwen2_checkpoint", "qwen2_vl_checkpoint", "qwen3_vl_checkpoint")
+FAMILIES = (
+    "pocket_checkpoint", "qwen2_checkpoint", "qwen2_vl_checkpoint", "qwen3_vl_checkpoint", "internvl_checkpoint",
+    "qwen3_5_checkpoint",
+)  # fmt: skip
 REPLIES = (
     ("How many red objects are there ?", 1, "<think>red red and 1 + 1 = 2</think><answer>2</answer>"),
     ("What is 2 * blue + red ?", 2, "it is 7"),
@@ -53,6 +57,8 @@ def prepared(
         model = load_model(checkpoint, dtype="float32", attn_implementation="sdpa").eval()
         processor = load_processor(checkpoint)
         text_only = name == "qwen2_checkpoint"
+        family = family_of(model.config.model_type)
+        marks = tokenizer_of(processor).convert_tokens_to_ids([getattr(processor, n) for n in family.picture_marks])
         rows = []
         for question, num_images, reply in REPLIES:
             paths = [] if text_only else images[:num_images]
@@ -66,7 +72,9 @@ def prepared(
                 question=question,
                 image_paths=paths,
                 reply=reply,
-                vision_ids=() if text_only else (model.config.image_token_id, model.config.video_token_id),
+                vision_ids=() if text_only else (model.config.image_token_id,),
+                picture_fields=family.picture_fields,
+                mark_ids=marks,
             )
             assert row is not None
             rows.append(row)
@@ -112,7 +120,12 @@ def test_masses_equal_eager_attentions_matrices_alone_and_in_a_batch(family: str
         inputs, _, _ = make_inputs([row], model, pad_id=pad_id)
         with torch.no_grad():
             matrices = model(**inputs, output_attentions=True, use_cache=False).attentions
-        expected = np.stack([from_matrix(matrix[0].double().numpy(), row) for matrix in matrices], 1)
+        config = model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        measured = [from_matrix(matrix[0].double().numpy(), row) for matrix in matrices]
+        masses = iter(measured)
+        nothing = np.full_like(measured[0], np.nan)  # a layer with a recurrent state has no matrix
+        expected = np.stack([next(masses) if kind == "full_attention" else nothing for kind in kinds], 1)
         model.set_attn_implementation("sdpa")
         alone = measure(model, [row], pad_id=pad_id, top_tokens=TOP_TOKENS)
         model.set_attn_implementation("eager")
@@ -225,7 +238,10 @@ def test_a_reply_ends_where_its_turn_ends_and_an_empty_one_is_none(
     pocket_checkpoint: Path, prepared: Callable[..., Any]
 ) -> None:
     _, processor, _ = prepared("pocket_checkpoint")
-    given = {"text": "user What shape is it ? assistant", "question": "What shape is it ?", "image_paths": []}
+    given: dict[str, Any] = {
+        "text": "user What shape is it ? assistant", "question": "What shape is it ?", "image_paths": [],
+        "picture_fields": (), "mark_ids": (),
+    }  # fmt: skip
     row = read_reply(processor, reply="red<|im_end|>\nuser more", vision_ids=(), **given)
     assert row is not None and row.num_reply_tokens == 1
     assert read_reply(processor, reply="<|im_end|>", vision_ids=(), **given) is None
