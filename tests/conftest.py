@@ -356,6 +356,20 @@ def write_qwen3_5(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -
     return directory
 
 
+@pytest.fixture(scope="session")
+def qwen3_5_text_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random decoder of a Qwen3.5 alone, with a head of its own."""
+    import torch
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    directory = tmp_path_factory.mktemp("qwen3_5_text") / "checkpoint"
+    torch.manual_seed(0)
+    config = Qwen3_5TextConfig(**linear_decoder_sizes(pocket_tokenizer), tie_word_embeddings=False)
+    Qwen3_5ForCausalLM(config).save_pretrained(directory)
+    pocket_tokenizer.save_pretrained(directory)
+    return directory
+
+
 def linear_decoder_sizes(tokenizer: Any, head_size: int = HEAD_SIZE) -> dict[str, Any]:
     """A decoder of four layers, the third with full attention, the others with a recurrent state."""
     rope = {
