@@ -59,7 +59,8 @@ class Case:
         """Transformers' own `generate`, with nothing of ours."""
         images = [Image.open(path) for path in paths]
         inputs = self.processor(text=[text], return_tensors="pt", **({"images": images} if images else {}))
-        if "full_attention" not in model.config.get_text_config().layer_types:
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+        if "full_attention" not in kinds:
             settings = {**settings, "use_cache": False}  # Transformers' cache counts tokens by such a layer
         written = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :].tolist()
         ends = settings["eos_token_id"]

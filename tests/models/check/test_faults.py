@@ -41,6 +41,11 @@ def everything_visible(layout: Layout) -> torch.Tensor:
     return torch.ones(width, width, dtype=torch.bool).tril().expand(rows, 1, width, width)
 
 
+def exchange_sublayers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("analyze.skip.layers.ATTENTIONS", ("mlp",))
+    patch.setattr("analyze.skip.layers.MLP", "self_attn")
+
+
 def set_attribute(target: Any, name: str, value: Any) -> Patch:
     return lambda patch: patch.setattr(target, name, value)
 
@@ -70,7 +75,7 @@ FAULTS: dict[str, tuple[str, Patch]] = {
             lambda delta: replace(found := singular_values(delta), values=1.001 * found.values),
         ),
     ),
-    "attention and MLP exchanged": ("skip", set_path("analyze.skip.layers.SUBLAYERS", ("mlp", "self_attn"))),
+    "attention and MLP exchanged": ("skip", exchange_sublayers),
     "masses without the causal mask": (
         "attention",
         set_path(
