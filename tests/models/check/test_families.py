@@ -1,13 +1,15 @@
 """Every family's record, and every instrument on it: the checks of `models.check`, on the fixtures of all families."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from models.check.command import check_files, check_small
+from models.check.command import GUIDE, check_files, check_small
 from models.check.outcome import ABSENT, FAILS
-from models.families import FAMILIES
+from models.families import FAMILIES, Family
 from tests.families_page import COLUMNS, NO, PAGE, UNKNOWN, YES, expect, family_checkpoint, read_page
+from tracking.command import REPOSITORY_ROOT
 
 COLUMN_OF = {
     "spellings": "names", "freezing": "freeze", "LoRA": "LoRA", "plan": "plan", "sharing": "shared prompts",
@@ -56,3 +58,8 @@ def test_the_page_has_a_row_for_every_record_and_no_open_cell() -> None:
         if page.cells[family][column] == NO and (family, column) not in page.reasons
     ]
     assert open_reasons == []
+
+
+def test_the_guide_names_every_field_of_a_record() -> None:
+    guide = (REPOSITORY_ROOT / GUIDE).read_text(encoding="utf-8")
+    assert [field.name for field in fields(Family) if f"`{field.name}`" not in guide] == []
