@@ -35,6 +35,9 @@ class Family:
     num_vision_blocks_key: tuple[str, ...] | None = ("vision_config", "depth")
     deepstack_key: tuple[str, ...] | None = None
     """Where the configuration lists the vision blocks whose output is added to the first decoder layers."""
+    box_space: str | None = None
+    """Coordinates in which its models write boxes, as `BOX_SPACES` of `eval/grading/boxes.py` names them; None for the
+    pixels of the image."""
     decoder_ties: bool = False
     """True if Transformers ties the head also where only the decoder's part of the configuration says so."""
     tied_by_default: bool = False
@@ -126,10 +129,15 @@ QWEN2_5_VL = Family(
     vision_blocks="model.visual.blocks.",
     regions=_VLM_REGIONS,
     spellings=_VLM_SPELLINGS,
+    box_space="resized",  # pixels of the image as the processor resizes it (QwenLM/Qwen3-VL, issues 676, 866 and 1486)
     decoder_ties=True,
 )
 
-QWEN2_VL = replace(QWEN2_5_VL, model_type="qwen2_vl")
+QWEN2_VL = replace(
+    QWEN2_5_VL,
+    model_type="qwen2_vl",
+    box_space="thousand",  # thousandths of the image's sides (arXiv 2409.12191)
+)
 
 QWEN3_VL = replace(
     QWEN2_5_VL,
@@ -143,6 +151,7 @@ QWEN3_VL = replace(
     ),
     deepstack_key=("vision_config", "deepstack_visual_indexes"),
     ungated_saves=1,
+    box_space="thousand",
     decoder_ties=False,
 )
 
@@ -166,6 +175,7 @@ INTERNVL = Family(
     auto_class="AutoModelForImageTextToText",
     layers="model.language_model.layers.",
     vision_blocks="model.vision_tower.encoder.layer.",
+    box_space="thousand",  # its documentation, chat data format, grounding data
     regions=(
         ("vision", "model.vision_tower.embeddings."),
         ("vision", "model.vision_tower.layernorm."),  # only where use_mean_pooling is false
@@ -197,6 +207,7 @@ QWEN3_5 = replace(
     QWEN2_5_VL,
     model_type="qwen3_5",  # also Qwen3.6 and Qwen3.8
     regions=(("vision", "model.visual.pos_embed."), *_VLM_REGIONS, ("mtp", "mtp.")),
+    box_space="thousand",
     decoder_ties=False,
     layer_kinds=(("linear_attention", "linear_attn."), ("full_attention", "self_attn.")),
     # Qwen3.5 is published with these two in fp32 and all others in bf16, Qwen3.6 with all in bf16.
