@@ -7,7 +7,7 @@ from collections import Counter
 
 from models.checkpoint import INDEX_FILE, Checkpoint, is_tied_duplicate, stored_layout
 from models.foreign import CONFIG_FILE
-from models.layout import Layout, Parameter, config_value
+from models.layout import Layout, Parameter, config_value, layer_kind
 from models.shards import FLOATING
 from models.tying import explain_lost_head, is_tied, tie_flags
 from tracking.command import did_you_mean
@@ -53,7 +53,7 @@ def check_against_config(checkpoint: Checkpoint) -> None:
     _check_tied_head(checkpoint, tied=is_tied(config))
     layout = stored_layout(checkpoint)
     _check_floating(checkpoint, layout)
-    optional = ("vision", "projector") * family.text_only + ("head",) * layout.tied
+    optional = (*family.optional_regions, *("head",) * layout.tied)
     present = {parameter.region for parameter in layout}
     for region, prefix in family.regions:
         if region not in present and region not in optional:
@@ -106,7 +106,7 @@ def _about_head(checkpoint: Checkpoint, name: str) -> str:
 
 
 def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: object) -> None:
-    """Compares the layers of a stack with each other, and their number with the configuration, if it states one."""
+    """Compares layers of one kind with each other, and their number with the configuration, if it states one."""
     layers: dict[int, dict[str, Parameter]] = {}
     for parameter in layout:
         if parameter.region == region and parameter.index is not None:
@@ -126,9 +126,19 @@ def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: obj
             f"{checkpoint.tensors[parameter.name].file}: holds {parameter.name!r}, while {CONFIG_FILE} asks for "
             f"{number} of these, 0 to {number - 1}"
         )
+    kinds: dict[str, dict[int, dict[str, Parameter]]] = {}
+    for index, layer in sorted(layers.items()):
+        kind = layer_kind(checkpoint.config, checkpoint.family, index) if region == "llm" else ""
+        kinds.setdefault(kind, {})[index] = layer
+    for alike in kinds.values():
+        _check_alike(checkpoint, alike, str(stack))
+
+
+def _check_alike(checkpoint: Checkpoint, layers: dict[int, dict[str, Parameter]], stack: str) -> None:
+    """Compares layers of one kind with each other."""
     held = Counter(rest for layer in layers.values() for rest in layer)
     usual = {rest: Counter(layer[rest].shape for layer in layers.values() if rest in layer) for rest in held}
-    for index, layer in sorted(layers.items()):
+    for index, layer in layers.items():
         for rest, shapes in usual.items():
             name = f"{stack}{index}.{rest}"
             if rest in layer:

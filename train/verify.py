@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     end = open_checkpoint(local_checkpoint(arguments.end))
     layout = layout_of(start.directory)
     freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
-    whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, leave_some=False)
+    whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, for_training=False)
     compared = comparable(start, end, whole)
     check_complete(start, layout)
     check_complete(end, layout_of(end.directory))

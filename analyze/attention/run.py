@@ -74,16 +74,19 @@ class Loaded:
 
     def read(self, unit: Unit) -> "PromptedReply | None":
         from analyze.attention.replies import read_reply
+        from eval.replies.generation import tokenizer_of
 
-        config = self.model.config
-        text_only = family_of(config.model_type).text_only
+        config, tokenizer = self.model.config, tokenizer_of(self.processor)
+        family = family_of(config.model_type)
         return read_reply(
             self.processor,
             text=self.render(unit.problem),
             question=unit.problem.prompt.question,
             image_paths=unit.problem.image_paths,
             reply=unit.reply,
-            vision_ids=() if text_only else (config.image_token_id, config.video_token_id),
+            vision_ids=() if family.text_only else (config.image_token_id, config.video_token_id),
+            picture_fields=family.picture_fields,
+            mark_ids=tokenizer.convert_tokens_to_ids([getattr(self.processor, name) for name in family.picture_marks]),
         )
 
 

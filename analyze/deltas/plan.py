@@ -1,7 +1,7 @@
 """Which checkpoints are compared with which? The phases of a comparison, checked before anything is measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.blocks import Partition, block_names, make_partition
@@ -97,5 +97,24 @@ def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition:
         check_against_config(opened)
         check_same_tensors(checkpoints[0], opened)
         check_complete(opened, layout)
+    layout = _measurable(layout, checkpoints)
     blocks = make_partition(layout.num_layers, partition=partition, cuts=cuts)
     return DeltaPlan(checkpoints=checkpoints, phases=phases, layout=layout, partition=blocks)
+
+
+def _measurable(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Layout:
+    """Leaves out infinite buffers that are the same everywhere: a clip bound without a limit has no size to compare."""
+    kept = {
+        parameter.name: parameter
+        for parameter in layout
+        if not (parameter.buffer and _is_one_infinity(parameter.name, checkpoints))
+    }
+    return replace(layout, parameters=kept)
+
+
+def _is_one_infinity(name: str, checkpoints: Sequence[Checkpoint]) -> bool:
+    first, *others = checkpoints
+    return bool(first.tensor(name).isinf().all()) and all(
+        first.tensors[name].dtype == other.tensors[name].dtype and first.data(name) == other.data(name)
+        for other in others
+    )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from analyze.deltas.tables import LABELS
 from eval.display.formatting import NOTHING
-from models.blocks import BLOCKS, REGIONS
+from models.blocks import ALL_REGIONS, BLOCKS
 from tracking.tables import format_first, read_table
 
 NUM_ROWS = 4
@@ -15,7 +15,7 @@ def summary(output_dir: Path) -> list[str]:
     """Returns the lines about `blocks.csv`: of each phase or arm ‖Δ‖/‖W‖ and the share of changed elements."""
     table = read_table(output_dir / "blocks.csv")
     table["seed"] = table["seed"].astype(object).where(table["seed"].notna(), "")
-    blocks = [block for block in (*BLOCKS, *REGIONS) if (table["block"] == block).any()]
+    blocks = [block for block in (*BLOCKS, *ALL_REGIONS) if (table["block"] == block).any()]
     lines = []
     for title, column in (("relative change ‖Δ‖/‖W‖, %", "relative_energy"), ("changed elements, %", "changed_frac")):
         if column not in table:

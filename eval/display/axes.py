@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-REGION_LABELS = {"vision": "vision", "projector": "proj.", "embed": "embed", "norm": "norm", "head": "head"}
+REGION_LABELS = {
+    "vision": "vision", "projector": "proj.", "embed": "embed", "ple": "PLE", "norm": "norm", "head": "head",
+    "audio": "audio",
+}  # fmt: skip
 RESOLUTION_DPI = 160
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.blocks import BLOCKS, PARTITION_ARGUMENT, REGIONS
+from models.blocks import ALL_REGIONS, BLOCKS, PARTITION_ARGUMENT, REGIONS
 from models.loading import check_checkpoint
 from tracking.command import did_you_mean, read_yaml
 
@@ -92,7 +92,7 @@ class Recipe:
         if not self.blocks:
             raise ValueError("blocks names no decoder layers; expected an owner for early, mid and late")
         _check_expressions("blocks", self.blocks, (*BLOCKS, "llm"), "rest")
-        _check_expressions("rest", self.rest, REGIONS, "blocks")
+        _check_expressions("rest", self.rest, ALL_REGIONS, "blocks")
         for where, owner in (*_named("blocks", self.blocks), *_named("rest", self.rest)):
             for name in donors_of(owner):
                 _check_known(where, name, self.donors)
@@ -271,7 +271,7 @@ def _check_expressions(key: str, named: Mapping[str, Owner], words: Sequence[str
         word = re.split("[:.]", str(expression))[0]
         if isinstance(expression, str) and word in words:
             continue
-        if isinstance(expression, str) and word in (*BLOCKS, "llm", *REGIONS):
+        if isinstance(expression, str) and word in (*BLOCKS, "llm", *ALL_REGIONS):
             raise ValueError(f"{key}: {expression!r} belongs under {other}; expected {', '.join(words)}")
         if re.fullmatch(r"\d+(-\d+)?", str(expression)):
             raise ValueError(f"{key}: {expression!r} names layers without a stack; did you mean 'llm:{expression}'?")

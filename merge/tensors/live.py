@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from merge.recipes.plan import SplicePlan, make_plan
 from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
 from models.checkpoint import Checkpoint
+from models.layout import stored_tensors
 from models.loading import load_model
 from models.shards import DTYPES
 
@@ -74,7 +75,7 @@ class LiveSplicer:
         if self._loaded_from != (files.directory, dtype):
             self._load(files, dtype)
         assert self._model is not None
-        parameters = dict(self._model.named_parameters())  # a tied head appears once, as the embedding matrix
+        parameters = stored_tensors(self._model)  # a tied head appears once, as the embedding matrix
         _check_names(parameters, plan, files)
         for name, owner in plan.owners.items():
             source = _source(owner, donors)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.blocks import (
+    ALL_REGIONS,
     BLOCKS,
     CUTS_ARGUMENT,
     PARTITION_ARGUMENT,
-    REGIONS,
     Partition,
     block_names,
     check_expression,
@@ -24,7 +24,7 @@ from models.blocks import (
     resolve,
 )
 from models.checkpoint import Checkpoint, cast_bytes
-from models.layout import Layout
+from models.layout import Layout, Parameter
 from models.shards import DTYPES
 from tracking.progress import progress, weighted_progress
 from tracking.tables import format_columns
@@ -87,17 +87,19 @@ class FreezePlan:
     notes: tuple[str, ...]
 
 
-def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool = True) -> FreezePlan:
+def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: bool = True) -> FreezePlan:
     """Resolves the expressions against a model.
 
     Args:
         layout: the model's parameters.
         arguments: the expressions.
-        leave_some: something must be left to train.
+        for_training: a run follows: something must be left to train, and what no run trains is frozen too.
 
     Raises:
         ValueError: for an unknown or unmatched expression, and if nothing would be left to train although it must.
     """
+    if for_training:
+        _check_idle(layout, arguments)
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
     always = resolve(arguments.always_freeze, layout, partition)
     if arguments.train_only:
@@ -106,8 +108,10 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
     else:
         chosen = resolve(arguments.freeze, layout, partition)
         frozen = set(chosen.names) | set(always.names)
+    if for_training:
+        frozen |= {parameter.name for parameter in layout if never_trains(parameter, layout)}
     trainable = tuple(name for name in layout.parameters if name not in frozen)
-    if leave_some and not trainable:
+    if for_training and not trainable:
         raise ValueError(
             f"freeze {arguments.freeze}, train_only {arguments.train_only} and always_freeze "
             f"{arguments.always_freeze} leave nothing to train"
@@ -117,8 +121,35 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
         partition,
         tuple(name for name in layout.parameters if name in frozen),
         trainable,
-        (*chosen.notes, *always.notes),
+        (*chosen.notes, *always.notes, *(_fixed_notes(layout) if for_training else ())),
     )
+
+
+def never_trains(parameter: Parameter, layout: Layout) -> bool:
+    """True for persistent buffers, and for regions that prompts of text and pictures never reach."""
+    return parameter.buffer or parameter.region in layout.family.idle_regions
+
+
+def _check_idle(layout: Layout, arguments: FreezeArguments) -> None:
+    for expression in arguments.train_only:
+        region = expression.partition(".")[0]
+        if region in layout.family.idle_regions:
+            raise ValueError(
+                f"train_only names {region!r}, which prompts of text and pictures never reach; expected other blocks"
+            )
+
+
+def _fixed_notes(layout: Layout) -> list[str]:
+    """Returns notes on what no run trains."""
+    buffers = [parameter.name.rpartition(".")[2] for parameter in layout if parameter.buffer]
+    idle = [region for region in layout.family.idle_regions if any(p.region == region for p in layout)]
+    notes = [f"{region}: prompts of text and pictures never reach it, so it is frozen" for region in idle]
+    if buffers:
+        notes.append(
+            f"{len(buffers)} buffers ({', '.join(sorted(set(buffers)))}) belong to their blocks and train in no run; "
+            "they are compared with what is frozen"
+        )
+    return notes
 
 
 def freeze_all(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
@@ -131,7 +162,7 @@ def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
     """Sets `requires_grad` of every parameter according to the plan."""
     frozen = set(plan.frozen)
     names = dict(model.named_parameters())
-    missing = (frozen | set(plan.trainable)) ^ set(names)
+    missing = {parameter.name for parameter in plan.layout if not parameter.buffer} ^ set(names)
     assert not missing, f"the model and its configuration disagree on {sorted(missing)[:3]}"
     for name, parameter in names.items():
         parameter.requires_grad_(name not in frozen)
@@ -156,11 +187,11 @@ class BlockCount:
 
 
 def count_blocks(plan: FreezePlan) -> list[BlockCount]:
-    """Returns tensors and parameters per block and region, trainable and total."""
+    """Returns tensors and parameters per block and region, trainable and total; without buffers."""
     trainable = set(plan.trainable)
     counts = []
-    for block in (*BLOCKS, *REGIONS):
-        members = [p for p in plan.layout if block_names(p, plan.partition) == block]
+    for block in (*BLOCKS, *ALL_REGIONS):
+        members = [p for p in plan.layout if block_names(p, plan.partition) == block and not p.buffer]
         if not members:
             continue
         training = [p for p in members if p.name in trainable]
@@ -285,7 +316,7 @@ def summarise_changes(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
                 "changed_frac": sum(change.num_changed for change in members) / num_elements,
             }
         )
-    order = (*BLOCKS, *REGIONS)
+    order = (*BLOCKS, *ALL_REGIONS)
     return sorted(summary, key=lambda row: order.index(row["block"]))
 
 

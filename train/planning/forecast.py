@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.checkpoint import Checkpoint
-from models.layout import WIDTHS, Layout
+from models.layout import WIDTHS, Layout, layer_kind
 from models.shards import DTYPES
 from train.freezing.freeze import FreezePlan
 from train.planning.activations import (
@@ -40,6 +40,8 @@ GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = GIB
 """CUDA context and library work space: an assumption until measured on a GPU."""
 PIXEL_BYTES = 4
+SLIDING = "sliding_attention"
+"""Kind of layers with a sliding window, as `layer_types` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class Model:
     """Size of the weights on disk."""
     stored_width: int
     """Bytes per element on disk."""
+    windows: tuple[int | None, ...] = ()
+    """Sliding window of each decoder layer's attention, None for one that sees everything; empty if all do."""
 
     @property
     def hidden_size(self) -> int:
@@ -65,16 +69,29 @@ class Model:
     def vocabulary(self) -> int:
         return next(p.shape[0] for p in self.layout if p.region == "embed")
 
-    @property
-    def key_width(self) -> int:
-        """Width of keys, and of values, in one layer."""
-        return next(p.shape[0] for p in self.layout if p.region == "llm" and p.rest == "self_attn.k_proj.weight")
+    def cache_elements(self, num_tokens: int) -> int:
+        """Returns the elements of keys and values that the decoder keeps of a sequence.
+
+        Layers that read the keys and values of an earlier one keep none, those with a sliding window no more than it.
+        """
+        total = 0
+        for parameter in self.layout:
+            if parameter.region == "llm" and parameter.rest == "self_attn.k_proj.weight":
+                assert parameter.index is not None
+                window = self.windows[parameter.index] if self.windows else None
+                total += 2 * parameter.shape[0] * (num_tokens if window is None else min(window, num_tokens))
+        return total
 
 
 def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoint | None) -> Model:
     """Reads a model's configuration and, for a checkpoint, its headers."""
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
-    merge = vision.get("spatial_merge_size", 2)
+    pooled = vision.get("pooling_kernel_size")  # Gemma 4 averages patches, and has no time axis
+    merge, frames = (
+        (pooled, 1) if pooled else (vision.get("spatial_merge_size", 2), vision.get("temporal_patch_size", 2))
+    )
+    kinds = [layer_kind(config, layout.family, layer) for layer in range(layout.num_layers)]
+    windows = [text["sliding_window"] if kind.startswith(SLIDING) else None for kind in kinds]
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
     width, stored = WIDTHS[dtype], layout.num_elements * WIDTHS[dtype]
     if checkpoint is not None:
@@ -83,11 +100,12 @@ def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoin
     return Model(
         layout=layout,
         num_heads=text["num_attention_heads"],
-        num_vision_heads=vision.get("num_heads", 1),
-        pixels_a_patch=3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2,
+        num_vision_heads=vision.get("num_heads") or vision.get("num_attention_heads", 1),
+        pixels_a_patch=3 * frames * vision.get("patch_size", 14) ** 2,
         patches_a_token=merge**2 if layout.num_vision_blocks else 0,
         stored_bytes=stored,
         stored_width=width,
+        windows=tuple(windows) if any(windows) else (),
     )
 
 
@@ -210,7 +228,7 @@ def _pass_items(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths
         lora_dropout=recipe.model_config.lora_dropout if rank else 0.0,
     )
     layers = layers_of(plan.layout, "llm", model.num_heads, trainable, adapter_rank=rank)
-    reached = bool(training_regions & {"embed", "vision", "projector"})  # what feeds the first layer
+    reached = bool(training_regions & {"embed", "ple", "vision", "projector"})  # what feeds the first layer
     kept, recomputed = _kept_bytes(layers, tokens, precision, recipe, reached=reached)
     kept += ends_bytes(tokens, precision, layer=layers[0], norm_trains="norm" in training_regions)
     items = [Item(name="activations, decoder", num_bytes=kept, phases=(BACKWARD,))]
@@ -260,7 +278,7 @@ def _vision_bytes(
 
 def _copied_bytes(tensors: list[Tensor], model: Model) -> int:
     """Returns the bytes of autocast's bf16 copies of trainable matrices (only those) during a forward pass."""
-    lookups = {parameter.name for parameter in model.layout if parameter.region in ("embed", "head")}
+    lookups = {p.name for p in model.layout if p.region in ("embed", "head") or "embed_tokens" in p.name}
     num_copied = sum(t.num_elements for t in tensors if t.trains and t.decays and t.name not in lookups)
     return WIDTHS["bfloat16"] * num_copied
 
@@ -282,7 +300,7 @@ def _rollout_items(
     precision, vision_precision = precisions(recipe, weight_width(model, recipe))
     length = lengths.prompt_tokens + recipe.completion_tokens
     # Rotary embedding leaves keys in the stream's dtype, and the cache stores values in the keys' (Transformers 5.23).
-    cache = 2 * model.key_width * model.layout.num_layers * length * num_sequences * precision.stream_bytes
+    cache = model.cache_elements(length) * num_sequences * precision.stream_bytes
     items.append(Item(name="KV cache", num_bytes=cache, phases=(ROLLOUT,)))
     prompts = Tokens(num_tokens=num_sequences * lengths.prompt_tokens, sequence_length=lengths.prompt_tokens)
     patches = Tokens(num_tokens=num_patches, sequence_length=0, masked=False)

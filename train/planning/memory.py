@@ -93,7 +93,7 @@ def decays(name: str, layout: Layout) -> bool:
 def tensors_in_memory(
     plan: FreezePlan, *, weight_bytes: int, adapter_rank: int = 0, adapter_bytes: int = 4
 ) -> list[Tensor]:
-    """Returns the parameters in the model's order.
+    """Returns the parameters in the model's order, without buffers.
 
     Args:
         plan: trainable parameters; under LoRA, the weights with an adapter.
@@ -104,6 +104,8 @@ def tensors_in_memory(
     trainable = set(plan.trainable)
     tensors = []
     for parameter in plan.layout:
+        if parameter.buffer:
+            continue
         trains = parameter.name in trainable
         tensors.append(
             Tensor(

@@ -22,7 +22,7 @@ from eval.replies.generation import (
 )
 from models.loading import load_model, load_processor
 
-FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl", "gemma4", "gemma4_large")
 QUESTIONS = (
     "What is 2 + 3 ?",
     "How many red objects are there ?",
@@ -63,13 +63,11 @@ class Case:
         return {**settings, "eos_token_id": [*settings["eos_token_id"], *ends]}
 
     def plain(self, number: int, num_new_tokens: int) -> list[int]:
-        """One prompt alone, by Transformers' own `generate`, never ended."""
+        """One prompt alone, by Transformers' own `generate`, never ended: no token has the number -1."""
         images = [Image.open(path) for path in self.images[number]]
         given = {"images": images} if images else {}
         inputs = self.processor(text=[self.texts[number]], return_tensors="pt", **given)
-        output = self.model.generate(
-            **inputs, do_sample=False, max_new_tokens=num_new_tokens, min_new_tokens=num_new_tokens
-        )
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=num_new_tokens, eos_token_id=-1)
         tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
         return tokens
 
