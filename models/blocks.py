@@ -5,6 +5,7 @@
     vision, vision:0-7      the vision tower, or blocks of it
     projector, embed, norm, head
     ple, audio              of Gemma 4: the per-layer embeddings, and the tower for sound with its projector
+    mtp                     tensors of Qwen3.5's files that predict a second token; no model has them in memory
     EXPRESSION.attn         of layers: the attention with its norms
     EXPRESSION.mlp          of layers: the MLP with its norms
 
@@ -23,7 +24,9 @@ BLOCKS = ("early", "mid", "late")
 REGIONS = ("vision", "projector", "embed", "norm", "head")
 OWN_REGIONS = ("ple", "audio")
 """Regions of some families: Gemma 4's per-layer embeddings, and its tower for sound with its projector."""
-ALL_REGIONS = (*REGIONS, *OWN_REGIONS)
+CARRIED_REGIONS = ("mtp",)
+"""Regions of the files of some families that no model has in memory (`Family.carried`)."""
+ALL_REGIONS = (*REGIONS, *OWN_REGIONS, *CARRIED_REGIONS)
 PARTITIONS = ("thirds", "paper")
 """Names of ways to cut the decoder into early, mid and late."""
 PARTITION_ARGUMENT = {
@@ -166,6 +169,11 @@ def _match(expression: str, layout: Layout, partition: Partition) -> list[Parame
         raise ValueError(
             f"block expression {expression!r}: {layout.family.model_type} has no {name}; expected early, mid, late, "
             f"llm, llm:0-8, {', '.join(layout.family.region_names[:-1])} or {layout.family.region_names[-1]}"
+        )
+    if name in CARRIED_REGIONS and not any(parameter.region == name for parameter in layout):
+        raise ValueError(
+            f"block expression {expression!r}: this {layout.family.model_type} has no {name}; expected early, mid, "
+            "late, llm, llm:0-8 or a region that it has"
         )
     region = "llm" if name in BLOCKS else name
     indices = _indices(expression, parsed, layout, partition)

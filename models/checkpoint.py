@@ -12,6 +12,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,8 +130,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
     Raises:
         ValueError: naming the file, and the tensor where there is one: for a missing folder, configuration or shard, a
-            truncated file, an overlapping or misplaced tensor, an unknown dtype, mixed dtypes, a tensor that appears
-            twice or fits nowhere, an inconsistent index, and for pickled, quantised or adapter weights.
+            truncated file, an overlapping or misplaced tensor, an unknown dtype, dtypes that the family does not mix, a
+            tensor that appears twice or fits nowhere, an inconsistent index, and for pickled, quantised or adapter
+            weights.
     """
     if not directory.is_dir():
         raise ValueError(
@@ -165,7 +167,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not tensors:
         raise ValueError(f"{paths[0]}: contains no tensors; it was saved without its weights")
     checkpoint = Checkpoint(directory=directory, family=family, config=config, tensors=tensors)
-    _check_one_dtype(checkpoint)
+    _check_dtypes(checkpoint)
     return checkpoint
 
 
@@ -192,9 +194,27 @@ def _explain_prefix(name: str, family: Family) -> str:
     return ""
 
 
-def _check_one_dtype(checkpoint: Checkpoint) -> None:
-    """Rejects weights of mixed floating dtypes: Transformers 5.23 would round all of them to one."""
-    floating = [stored for stored in checkpoint.tensors.values() if stored.dtype in FLOATING]
+def usual_dtype(checkpoint: Checkpoint) -> str:
+    """Returns the dtype of most floating tensors, without those that the family keeps in fp32."""
+    stored = list(checkpoint.tensors.values())
+    floating = [one for one in stored if one.dtype in FLOATING and not checkpoint.family.keeps_float32(one.name)]
+    return Counter(one.dtype for one in floating or stored).most_common(1)[0][0]
+
+
+def kept_float32(checkpoint: Checkpoint) -> list[str]:
+    """Returns the tensors in fp32 that stand among others of another dtype because the family keeps them so."""
+    usual = usual_dtype(checkpoint)
+    return [
+        name
+        for name, stored in checkpoint.tensors.items()
+        if stored.dtype == "F32" != usual and checkpoint.family.keeps_float32(name)
+    ]
+
+
+def _check_dtypes(checkpoint: Checkpoint) -> None:
+    """Rejects mixed floating dtypes other than the family's: Transformers 5.23 would round all tensors to one."""
+    kept = set(kept_float32(checkpoint))
+    floating = [stored for name, stored in checkpoint.tensors.items() if stored.dtype in FLOATING and name not in kept]
     counts = Counter(stored.dtype for stored in floating)
     if len(counts) < 2:
         return
@@ -202,10 +222,11 @@ def _check_one_dtype(checkpoint: Checkpoint) -> None:
     odd = next(stored for stored in floating if stored.dtype != usual)
     widest = DTYPES[max(counts, key=lambda dtype: (DTYPES[dtype][1], dtype))][0]
     widest = "float32" if set(counts) == {"BF16", "F16"} else widest
+    may = f" (of a {checkpoint.family.model_type}, only {' and '.join(checkpoint.family.float32)} may be F32)"
     raise ValueError(
-        f"{odd.file}: tensor {odd.name_on_disk!r} is {odd.dtype}, {number} of {len(floating)} tensors are {usual}; "
-        f"Transformers loads all in the dtype that {CONFIG_FILE} names and silently rounds the others; "
-        "save the checkpoint in one dtype: "
+        f"{odd.file}: tensor {odd.name_on_disk!r} is {odd.dtype}, {number} of {len(floating)} tensors are {usual}"
+        f"{may if checkpoint.family.float32 else ''}; Transformers loads all in the dtype that {CONFIG_FILE} names and "
+        "silently rounds the others; save the checkpoint in one dtype: "
         f"{checkpoint.family.auto_class}.from_pretrained({str(checkpoint.directory)!r}, dtype={widest!r})"
         ".save_pretrained(…)"
     )
@@ -228,10 +249,13 @@ def stored_layout(checkpoint: Checkpoint) -> Layout:
 def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> None:
     """Writes `weights` in the start checkpoint's format: its dtypes, spellings and shards; its other files are copied.
 
+    Tensors that no model has in memory (`Family.carried`) are the start's, if `weights` lacks them.
+
     Raises:
         ValueError: if the two do not contain the same tensors.
     """
-    check_same_tensors(start, weights)
+    check_same_tensors(start, weights, carried=False)
+    carried = {name for name in carried_tensors(start) if name not in weights.tensors}
     shards: dict[str, list[StoredTensor]] = {}
     for stored in start.tensors.values():
         shards.setdefault(stored.file.name, []).append(stored)
@@ -240,6 +264,8 @@ def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> No
 
         def data(name_on_disk: str, canonical: dict[str, StoredTensor] = canonical) -> bytes | memoryview:
             stored = canonical[name_on_disk]
+            if stored.name in carried:
+                return start.data(stored.name)
             # A tied head that only the start stores is written from the embedding matrix.
             source = stored.name if stored.name in weights.tensors else _embedding(weights)
             assert source is not None
@@ -252,9 +278,31 @@ def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> No
             shutil.copyfile(file, directory / file.name)
 
 
-def check_same_tensors(start: Checkpoint, other: Checkpoint) -> None:
-    """Rejects two checkpoints whose tensors differ in name or shape; a tied duplicate with equal bytes is allowed."""
-    missing = _unmatched(start, other)
+def carried_tensors(checkpoint: Checkpoint) -> list[str]:
+    """Returns the tensors of regions that Transformers does not load, such as Qwen3.5's `mtp`."""
+    family = checkpoint.family
+    return [name for name in checkpoint.tensors if family.place(name)[0] in family.carried]
+
+
+def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+    """Returns a checkpoint that lacks some tensors."""
+    kept = {name: stored for name, stored in checkpoint.tensors.items() if name not in names}
+    return replace(checkpoint, tensors=kept)
+
+
+def check_same_tensors(start: Checkpoint, other: Checkpoint, *, carried: bool = True) -> None:
+    """Rejects two checkpoints whose tensors differ in name or shape; a tied duplicate with equal bytes is allowed.
+
+    Args:
+        start: one checkpoint.
+        other: another.
+        carried: if False, the other may lack tensors that no model has in memory.
+
+    Raises:
+        ValueError: naming the tensor and both checkpoints.
+    """
+    allowed = () if carried else carried_tensors(start)
+    missing = [name for name in _unmatched(start, other) if name not in allowed]
     if missing:
         raise ValueError(f"{other.directory}: lacks {missing[0]!r}, which {start.directory} has ({len(missing)} such)")
     extra = _unmatched(other, start)

@@ -4,6 +4,7 @@ Transformers initialises missing tensors at random and ignores extra ones, with 
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 from models.checkpoint import INDEX_FILE, Checkpoint, is_tied_duplicate, stored_layout
 from models.foreign import CONFIG_FILE
@@ -53,7 +54,7 @@ def check_against_config(checkpoint: Checkpoint) -> None:
     _check_tied_head(checkpoint, tied=is_tied(config))
     layout = stored_layout(checkpoint)
     _check_floating(checkpoint, layout)
-    optional = (*family.optional_regions, *("head",) * layout.tied)
+    optional = (*family.optional_regions, *family.carried, *("head",) * layout.tied)
     present = {parameter.region for parameter in layout}
     for region, prefix in family.regions:
         if region not in present and region not in optional:
@@ -64,6 +65,7 @@ def check_against_config(checkpoint: Checkpoint) -> None:
     _check_stack(checkpoint, layout, "llm", config_value(config, *family.num_layers_key))
     if family.num_vision_blocks_key:
         _check_stack(checkpoint, layout, "vision", config_value(config, *family.num_vision_blocks_key))
+    _check_kinds(checkpoint, layout)
     section = family.num_layers_key[:-1]
     hidden, vocabulary = (config_value(config, *section, key) for key in ("hidden_size", "vocab_size"))
     shapes = {"embed": (vocabulary, hidden), "head": (vocabulary, hidden), "norm": (hidden,)}
@@ -126,15 +128,16 @@ def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: obj
             f"{checkpoint.tensors[parameter.name].file}: holds {parameter.name!r}, while {CONFIG_FILE} asks for "
             f"{number} of these, 0 to {number - 1}"
         )
-    kinds: dict[str, dict[int, dict[str, Parameter]]] = {}
+    by_kind: dict[str, dict[int, dict[str, Parameter]]] = {}
     for index, layer in sorted(layers.items()):
-        kind = layer_kind(checkpoint.config, checkpoint.family, index) if region == "llm" else ""
-        kinds.setdefault(kind, {})[index] = layer
-    for alike in kinds.values():
-        _check_alike(checkpoint, alike, str(stack))
+        kind = checkpoint.family.kind_of(layer) if region == "llm" else ""
+        kind = kind or (layer_kind(checkpoint.config, checkpoint.family, index) if region == "llm" else "")
+        by_kind.setdefault(kind, {})[index] = layer
+    for alike in by_kind.values():
+        _compare_layers(checkpoint, alike, f"{stack}")
 
 
-def _check_alike(checkpoint: Checkpoint, layers: dict[int, dict[str, Parameter]], stack: str) -> None:
+def _compare_layers(checkpoint: Checkpoint, layers: Mapping[int, Mapping[str, Parameter]], stack: str) -> None:
     """Compares layers of one kind with each other."""
     held = Counter(rest for layer in layers.values() for rest in layer)
     usual = {rest: Counter(layer[rest].shape for layer in layers.values() if rest in layer) for rest in held}
@@ -149,6 +152,30 @@ def _check_alike(checkpoint: Checkpoint, layers: dict[int, dict[str, Parameter]]
                     )
             elif held[rest] * 2 >= len(layers):
                 raise ValueError(f"{_place(checkpoint)}: lacks {name!r}, which the other layers have")
+
+
+def _check_kinds(checkpoint: Checkpoint, layout: Layout) -> None:
+    """Compares the kind of each decoder layer with `layer_types`: a layer of one kind cannot stand for another.
+
+    Transformers 5.23 would take the MLP and the norms only, and initialise the attention at random.
+    """
+    family = checkpoint.family
+    named = config_value(checkpoint.config, *family.num_layers_key[:-1], "layer_types")
+    if not family.layer_kinds or not isinstance(named, list):
+        return
+    found = layout.layer_kinds
+    if len(named) != len(found):
+        raise ValueError(
+            f"{checkpoint.directory / CONFIG_FILE}: layer_types has {len(named)} entries for {len(found)} decoder "
+            "layers; expected one per layer"
+        )
+    for index, (kind, expected) in enumerate(zip(found, named, strict=True)):
+        if kind != expected:
+            parts = f"{family.layers}{index}.{dict(family.layer_kinds).get(expected, '')}*"
+            raise ValueError(
+                f"{_place(checkpoint)}: decoder layer {index} is {kind or 'of no known kind'}, while layer_types in "
+                f"{CONFIG_FILE} has {expected!r}, which needs {parts!r}"
+            )
 
 
 def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], said: str) -> None:

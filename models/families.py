@@ -5,6 +5,7 @@ files to them (the first match is used, so longer prefixes come before shorter o
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tracking.command import did_you_mean
@@ -27,18 +28,32 @@ class Family:
     """(prefix in files, canonical prefix)."""
     num_layers_key: tuple[str, ...] = ("text_config", "num_hidden_layers")
     num_vision_blocks_key: tuple[str, ...] | None = ("vision_config", "depth")
+    deepstack_key: tuple[str, ...] | None = None
+    """Where the configuration lists the vision blocks whose output is added to the first decoder layers."""
     decoder_ties: bool = False
     """True if Transformers ties the head also where only the decoder's part of the configuration says so."""
     tied_by_default: bool = False
     """True if Transformers ties the head where no flag of the configuration says anything."""
+    decoders: tuple[str, ...] = ()
+    """Model types of the decoders (`text_config`) that this record describes; empty if the family has only one."""
     picture_fields: tuple[str, ...] = ("pixel_values", "image_grid_thw")
-    """The processor's outputs that hold a prompt's pictures, which the model takes; empty without a tower."""
+    """The processor's outputs that hold a prompt's pictures, as arguments of the model; empty without a tower."""
     position_sections: int = 3
     """Sections of a token's position: 3 for time, height and width (`get_rope_index`), 1 for a plain count."""
     picture_marks: tuple[str, ...] = ()
     """Attributes of the processor that name the tokens it adds before and after a picture's own."""
-    attention_parts: tuple[str, ...] = ("self_attn.", "input_layernorm.")
-    """Beginnings of the names, within a layer, of its attention with its norms."""
+    tiled: bool = False
+    """True if a picture is cut into tiles of one size, which the tower reads one by one."""
+    vllm: bool = True
+    """False if replies by vLLM are not supported."""
+    layer_kinds: tuple[tuple[str, str], ...] = ()
+    """(kind as `layer_types` names it, prefix of its own tensors) where decoder layers are of several kinds."""
+    float32: tuple[str, ...] = ()
+    """Endings of the tensors that files may store in fp32 among others in bf16; they are kept in fp32."""
+    carried: tuple[str, ...] = ()
+    """Regions that Transformers does not load: no model has them in memory, and nothing trains them."""
+    attention_parts: tuple[str, ...] = ("self_attn.", "linear_attn.", "input_layernorm.")
+    """Beginnings of the names, within a layer, of its attention, of either kind, with its norms."""
     mlp_parts: tuple[str, ...] = ("mlp.", "post_attention_layernorm.")
     """The same of its MLP with its norms."""
     buffers: tuple[str, ...] = ()
@@ -73,6 +88,15 @@ class Family:
     def is_buffer(self, name: str) -> bool:
         """Returns whether a name is that of a persistent buffer, which is stored and never trained."""
         return name.rpartition(".")[2] in self.buffers
+
+    def keeps_float32(self, name: str) -> bool:
+        """True for a tensor whose fp32 values must not be rounded to the dtype of the others."""
+        return name.endswith(self.float32) if self.float32 else False
+
+    def kind_of(self, rests: Iterable[str]) -> str:
+        """Returns the kind of the decoder layer that has tensors of these names; empty if the family has one kind."""
+        names = tuple(rests)
+        return next((kind for kind, prefix in self.layer_kinds if any(name.startswith(prefix) for name in names)), "")
 
     def canonical(self, name: str) -> str:
         """Returns the canonical spelling of a parameter's name in a file."""
@@ -143,6 +167,7 @@ QWEN3_VL = replace(
         ("projector", "model.visual.deepstack_merger_list."),
         *_VLM_REGIONS,
     ),
+    deepstack_key=("vision_config", "deepstack_visual_indexes"),
     decoder_ties=False,
 )
 
@@ -157,6 +182,61 @@ QWEN2 = Family(
     num_vision_blocks_key=None,
     picture_fields=(),
     position_sections=1,
+)
+
+QWEN3 = replace(QWEN2, model_type="qwen3")  # its layers also have q_norm and k_norm
+
+INTERNVL = Family(
+    model_type="internvl",  # InternVL 2.5, 3 and 3.5 in the layout of Transformers
+    auto_class="AutoModelForImageTextToText",
+    layers="model.language_model.layers.",
+    vision_blocks="model.vision_tower.encoder.layer.",
+    regions=(
+        ("vision", "model.vision_tower.embeddings."),
+        ("vision", "model.vision_tower.layernorm."),  # only where use_mean_pooling is false
+        ("projector", "model.multi_modal_projector."),
+        ("embed", "model.language_model.embed_tokens."),
+        ("norm", "model.language_model.norm."),
+        ("head", "lm_head."),
+    ),
+    spellings=(
+        ("model.language_model.model.", "model.language_model."),
+        ("model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "model.language_model."),
+        ("language_model.", "model.language_model."),
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    ),
+    num_vision_blocks_key=("vision_config", "num_hidden_layers"),
+    tied_by_default=True,
+    decoders=("qwen2", "qwen3", "llama"),
+    picture_fields=("pixel_values",),
+    position_sections=1,
+    picture_marks=("start_image_token", "end_image_token"),
+    tiled=True,
+    vllm=False,
+)
+
+QWEN3_5 = replace(
+    QWEN2_5_VL,
+    model_type="qwen3_5",  # also Qwen3.6 and Qwen3.8
+    regions=(("vision", "model.visual.pos_embed."), *_VLM_REGIONS, ("mtp", "mtp.")),
+    decoder_ties=False,
+    layer_kinds=(("linear_attention", "linear_attn."), ("full_attention", "self_attn.")),
+    # Qwen3.5 is published with these two in fp32 and all others in bf16, Qwen3.6 with all in bf16.
+    float32=(".linear_attn.A_log", ".linear_attn.norm.weight"),
+    carried=("mtp",),  # the layer that predicts a second token
+)
+
+QWEN3_5_TEXT = replace(
+    QWEN2,
+    model_type="qwen3_5_text",  # what Transformers makes of the decoder of a Qwen3.5 alone
+    regions=(*QWEN2.regions, ("mtp", "mtp.")),
+    spellings=(("model.language_model.", "model."),),
+    layer_kinds=QWEN3_5.layer_kinds,
+    float32=QWEN3_5.float32,
+    carried=QWEN3_5.carried,
 )
 
 GEMMA4 = Family(
@@ -201,13 +281,25 @@ GEMMA4 = Family(
     eager_parts=("audio_config",),
     token_fields=("mm_token_type_ids",),
     plain_layers=False,
+    vllm=False,
 )
 
-FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN2, GEMMA4)}
+FAMILIES = {
+    family.model_type: family
+    for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5, QWEN2, QWEN3, QWEN3_5_TEXT, INTERNVL, GEMMA4)
+}
+
+OTHER_LAYOUTS = {
+    "internvl_chat": "InternVL's own layout, which runs code of its repository; name the repository of the same model "
+    "whose name ends in -hf (OpenGVLab/InternVL3-8B-hf) or -HF (OpenGVLab/InternVL3_5-8B-HF)",
+}
+"""model_type -> what it is, and the checkpoint to use instead."""
 
 
 def family_of(model_type: str) -> Family:
     """Returns the record for the `model_type` of a `config.json`."""
+    if isinstance(model_type, str) and model_type in OTHER_LAYOUTS:
+        raise ValueError(f"model_type {model_type!r} is {OTHER_LAYOUTS[model_type]}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}"

@@ -6,13 +6,13 @@ a pocket model.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
 from models.foreign import CONFIG_FILE, explain_folder
-from models.shards import parse_json_object
+from models.shards import parse_json_object, read_header
 from models.tying import as_loaded
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     region: str
-    """`llm` for a decoder layer, or vision, projector, embed, norm, head."""
+    """`llm` for a decoder layer, or vision, projector, embed, norm, head; mtp in the files of some families."""
     index: int | None
     """Number of the decoder layer or vision block; None outside of them."""
     rest: str
@@ -60,15 +60,45 @@ class Layout:
     def num_elements(self) -> int:
         return sum(parameter.num_elements for parameter in self if not parameter.buffer)
 
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The tensors of a checkpoint's files that Transformers does not load: no model has them in memory."""
+        return tuple(parameter.name for parameter in self if parameter.region in self.family.carried)
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each decoder layer, as `layer_types` names it; empty words where all layers are of one kind."""
+        rests: dict[int, list[str]] = {}
+        for parameter in self:
+            if parameter.region == "llm":
+                assert parameter.index is not None
+                rests.setdefault(parameter.index, []).append(parameter.rest)
+        return tuple(self.family.kind_of(rests[index]) for index in sorted(rests))
+
 
 def layout_of(path: Path) -> Layout:
     """Reads the layout from a `config.json`, or from a folder with one.
+
+    A folder's layout also has the tensors of its files that Transformers does not load (`Family.carried`).
 
     Raises:
         ValueError: if the file is missing, malformed, of an unsupported family, or describes parameters that fit no
             region.
     """
-    return layout_from_config(read_model_config(path))
+    layout = layout_from_config(read_model_config(path))
+    return _with_carried(layout, path) if layout.family.carried and path.is_dir() else layout
+
+
+def _with_carried(layout: Layout, directory: Path) -> Layout:
+    prefixes = tuple(prefix for region, prefix in layout.family.regions if region in layout.family.carried)
+    shapes = {
+        stored.name: stored.shape
+        for file in sorted(directory.glob("*.safetensors"))
+        for stored in read_header(file).tensors
+        if stored.name.startswith(prefixes)
+    }
+    added = layout_from_shapes(layout.family, shapes, tied=layout.tied).parameters
+    return replace(layout, parameters={**layout.parameters, **added})
 
 
 def read_model_config(path: Path) -> dict[str, Any]:
@@ -88,7 +118,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
     if "model_type" not in config:
         raise ValueError(f"{path} has no model_type; expected the configuration of a Transformers model")
     try:
-        family_of(config["model_type"])
+        _check_decoder(config, family_of(config["model_type"]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if config.get("quantization_config"):
@@ -99,6 +129,17 @@ def read_model_config(path: Path) -> dict[str, Any]:
             "expected the checkpoint they were made from"
         )
     return as_loaded(config, path.parent)
+
+
+def _check_decoder(config: dict[str, Any], family: Family) -> None:
+    """Rejects a decoder that the family's record does not describe; without a type, it is the family's first."""
+    decoder = config.get("text_config")
+    found = decoder.get("model_type") if isinstance(decoder, dict) else None
+    if family.decoders and found is not None and found not in family.decoders:
+        raise ValueError(
+            f"its decoder is a {found!r} (text_config.model_type); for a {family.model_type}, supported are "
+            f"{', '.join(family.decoders)}"
+        )
 
 
 def config_value(config: dict[str, Any], *keys: str) -> Any:
@@ -121,22 +162,35 @@ def head_size(config: dict[str, Any]) -> int:
 
 def layout_from_config(config: dict[str, Any]) -> Layout:
     """Returns the layout of the model that a configuration describes."""
-    family = family_of(config["model_type"])
+    shapes, tied = shapes_from_config(config)
+    return layout_from_shapes(family_of(config["model_type"]), shapes, tied=tied)
+
+
+def shapes_from_config(
+    config: dict[str, Any], *, auto_class: str | None = None
+) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Returns the shape of every parameter of the model that a configuration describes, and whether it ties its head.
+
+    Args:
+        config: the content of a `config.json`.
+        auto_class: the class of Transformers that builds the model; by default the one its family's record names.
+    """
     import torch
     import transformers
     from transformers.modeling_utils import set_zero3_state
 
+    model_type = config["model_type"]
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
-    parsed = transformers.AutoConfig.for_model(family.model_type, **values)
+    parsed = transformers.AutoConfig.for_model(model_type, **values)
     # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their shapes;
     # within set_zero3_state (read in 5.23) it assumes that this has already happened.
     with torch.device("meta"), set_zero3_state():
         # The names do not depend on the attention; the one that the configuration names may not be installed.
-        model = getattr(transformers, family.auto_class).from_config(
+        model = getattr(transformers, auto_class or family_of(model_type).auto_class).from_config(
             parsed, dtype=torch.bfloat16, attn_implementation="eager"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
-    return layout_from_shapes(family, shapes, tied=bool(parsed.tie_word_embeddings))
+    return shapes, bool(parsed.tie_word_embeddings)
 
 
 def stored_tensors(model: "torch.nn.Module") -> dict[str, "torch.Tensor"]:

@@ -1,13 +1,17 @@
 """How is a checkpoint loaded? Resolving its name, loading the model, and its processor."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.checkpoint import Checkpoint, kept_float32, open_checkpoint, usual_dtype
 from models.families import Family, family_of
 from models.foreign import CONFIG_FILE
 from models.hub import CODE_FILES, parse_repository, snapshot
 from models.layout import read_model_config
 from models.processor import check_files, check_picture_token, check_tokenizer
+from models.shards import DTYPES
+from models.tying import is_tied
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +22,7 @@ CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 CHECKPOINT_IGNORED = [*CODE_FILES, "*/*.safetensors", "*/*.json"]
 """Files not fetched: training checkpoints that some repositories keep in folders."""
 
+PEFT_PREFIX = "base_model.model."
 DTYPE_ARGUMENT = {"help": "dtype of the model: auto (as stored), float32 or bfloat16"}
 DEFAULT_ATTENTION = "sdpa"
 ATTENTION_ARGUMENT = {"help": "attention implementation: sdpa, eager or flash_attention_2"}
@@ -79,7 +84,8 @@ def load_model(
 
     Args:
         directory: the checkpoint.
-        dtype: dtype of the model; `auto` keeps the stored one.
+        dtype: dtype of the model; `auto` keeps the stored one. Tensors that the family keeps in fp32 among others
+            (`Family.float32`) stay in fp32.
         attn_implementation: sdpa if None. An attention that the checkpoint's `config.json` names is ignored:
             Transformers 5.23 would prefer it to the argument.
 
@@ -87,12 +93,19 @@ def load_model(
         ValueError: if the checkpoint has no weights for a parameter, which Transformers would initialise at random, or
             if the attention is not available here.
     """
+    import torch
     import transformers
 
     family = _family(directory)
+    stored = open_checkpoint(directory) if family.float32 else None
+    if stored is not None and dtype == "auto":
+        dtype = getattr(torch, DTYPES[usual_dtype(stored)][0])  # Transformers may find that of a tensor in fp32
     auto_class = getattr(transformers, family.auto_class)
     asked = attn_implementation or DEFAULT_ATTENTION
     config = transformers.AutoConfig.from_pretrained(directory)
+    # Where a family is tied by default, Transformers compares the two weights. Under ZeRO-3 (5.23) each process holds
+    # a part of them or nothing, and an untied head would be taken for the embedding matrix.
+    config.tie_word_embeddings = is_tied(read_model_config(directory))
     config._attn_implementation = asked  # also of the decoder and the tower (read in 5.23)
     for part in family.eager_parts:  # such a part refuses to be built with anything else
         if getattr(config, part, None) is not None:
@@ -109,7 +122,49 @@ def load_model(
         raise ValueError(f"{directory}: has no weights for {missing[0]!r} ({len(missing)} such); it is incomplete")
     if others := sorted(attentions_of(model) - {asked}):
         raise ValueError(f"attn_implementation {asked!r} was asked for, but {others[0]!r} would run; name that instead")
+    if stored is not None:  # an engine that partitions parameters while they are loaded puts them back itself
+        put_back_float32(model, stored, chosen=lambda parameter: not hasattr(parameter, "ds_tensor"))
     return model
+
+
+def put_back_float32(
+    model: "torch.nn.Module",
+    checkpoint: Checkpoint,
+    *,
+    chosen: "Callable[[torch.nn.Parameter], bool]" = lambda parameter: True,
+) -> None:
+    """Replaces what was rounded of the tensors that a family keeps in fp32 by the checkpoint's own values.
+
+    Transformers 5.23 loads all tensors in one dtype, and DeepSpeed 0.19.8 casts all parameters to the engine's. A
+    parameter that ZeRO-3 has partitioned gets this process's part.
+
+    Args:
+        model: the model, wrapped by an engine or PEFT or not.
+        checkpoint: the checkpoint that it was loaded from.
+        chosen: which parameters are put back.
+    """
+    import torch
+
+    wanted = set(kept_float32(checkpoint))
+    for name, parameter in model.named_parameters() if wanted else ():
+        canonical = name.removeprefix(PEFT_PREFIX)
+        if canonical in wanted and parameter.dtype != torch.float32 and chosen(parameter):
+            _put(parameter, checkpoint.tensor(canonical))
+
+
+def _put(parameter: Any, value: "torch.Tensor") -> None:
+    import torch
+
+    shard = getattr(parameter, "ds_tensor", None)
+    if shard is None:
+        parameter.data = value.to(parameter.device)
+        return
+    # Read in DeepSpeed 0.19.8: a partitioned parameter is gathered in the dtype of its parts.
+    padded = torch.zeros(shard.numel() * parameter.ds_zero_partition_world_size)
+    padded[: value.numel()] = value.flatten()
+    first = shard.numel() * parameter.ds_zero_partition_rank
+    shard.data = padded[first : first + shard.numel()].to(shard.device)
+    parameter.data = value.to(parameter.device) if parameter.numel() else torch.empty(0, device=parameter.device)
 
 
 def attentions_of(model: "PreTrainedModel") -> set[str]:
@@ -135,7 +190,7 @@ def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase
     processor: Any
     try:
         processor = auto_class.from_pretrained(directory, padding_side="left")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{directory}: its tokenizer or processor cannot be loaded ({reason})") from error
     check_tokenizer(processor if family.text_only else processor.tokenizer, directory, config, family)

@@ -25,7 +25,7 @@ def tie_flags(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_tied(config: dict[str, Any]) -> bool:
-    """Returns whether a configuration ties the output head to the embedding matrix; by default as the family does."""
+    """Returns whether a configuration ties the output head to the embeddings; without a flag, as its family does."""
     family, flags = family_of(config["model_type"]), tie_flags(config)
     if TIE_KEY not in flags and family.tied_by_default:
         return True

@@ -1,7 +1,8 @@
-"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
+"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL, Qwen3-VL, InternVL."""
 
 import fcntl
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
 from tests.gemma4 import write_gemma4
+from tests.small_internvl import build_internvl_tokenizer, write_internvl
 from tests.small_study import write_study_settings
 from tests.warm import start_server
 from tracking.command import REPOSITORY_ROOT, quiet_libraries
@@ -26,7 +28,8 @@ gc.disable()  # until all modules are imported
 
 LONGEST = (
     "slurm/test_real_slurm_study.py", "train/test_study_end_to_end.py", "slurm/test_real_slurm.py",
-    "train/test_modes.py", "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
+    "train/test_modes.py", "train/test_family_processes.py", "models/check/test_families.py",
+    "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
     "benchmarks/test_gpu_rehearsal.py", "train/test_processes.py", "docs/test_guides.py",
     "benchmarks/known_answers/test_command.py",
     "eval/replies/test_vllm_engine.py", "eval/replies/test_vllm_cut_start.py", "train/rollouts/test_vllm.py",
@@ -237,6 +240,31 @@ def write_qwen2(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> 
 
 
 @pytest.fixture(scope="session")
+def qwen3_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-only Qwen3 with tied embeddings, as its smaller models have it."""
+    return write_qwen3(tmp_path_factory.mktemp("qwen3") / "checkpoint", pocket_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def qwen3_untied_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-only Qwen3 with a head of its own, as its larger models have it."""
+    return write_qwen3(tmp_path_factory.mktemp("qwen3-untied") / "checkpoint", pocket_tokenizer, tied=False)
+
+
+def write_qwen3(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE, *, tied: bool = True) -> Path:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = decoder_sizes(tokenizer, head_size)
+    sizes["num_attention_heads"] *= 2  # wider than the hidden size, as Qwen3-0.6B and 4B have it
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=head_size, tie_word_embeddings=tied))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3-VL with tied embeddings and two deepstack mergers, as its smaller models have it."""
     return write_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl") / "checkpoint", pocket_tokenizer)
@@ -277,6 +305,93 @@ def write_qwen3_vl(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) 
     )
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def qwen3_5_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3.5 in fp32 with tied embeddings; of four decoder layers, the third has full attention."""
+    return write_qwen3_5(tmp_path_factory.mktemp("qwen3_5") / "checkpoint", pocket_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def mixed_checkpoint(qwen3_5_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3.5 as it is published: bf16, `A_log` and the linear norms in fp32, and tensors of `mtp`."""
+    return write_mixed(qwen3_5_checkpoint, tmp_path_factory.mktemp("mixed") / "checkpoint")
+
+
+def write_qwen3_5(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> Path:
+    import torch
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    token_id = tokenizer.convert_tokens_to_ids
+    config = Qwen3_5Config(
+        text_config={**linear_decoder_sizes(tokenizer, head_size), "tie_word_embeddings": True},
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+            "num_position_embeddings": 64, "initializer_range": INITIALIZER_RANGE,
+        },
+        tie_word_embeddings=True,
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen3_5ForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name and parameter.ndim == 1:  # not ones and zeros, so that no mistake about them is hidden
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=16 * 32 * 32),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def linear_decoder_sizes(tokenizer: Any, head_size: int = HEAD_SIZE) -> dict[str, Any]:
+    """A decoder of four layers, the third with full attention, the others with a recurrent state."""
+    rope = {
+        "rope_type": "default", "rope_theta": 10_000.0, "mrope_section": rope_sections(head_size),
+        "mrope_interleaved": True, "partial_rotary_factor": 1.0,
+    }  # fmt: skip
+    linear = "linear_attention"
+    return {
+        **decoder_sizes(tokenizer, head_size), "head_dim": head_size, "rope_parameters": rope,
+        "layer_types": [linear, linear, "full_attention", linear], "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    }  # fmt: skip
+
+
+def write_mixed(source: Path, directory: Path) -> Path:
+    """Writes a Qwen3.5 in the published dtypes, with tensors that predict a second token."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, directory)
+    tensors = load_file(source / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    hidden = tensors["model.language_model.norm.weight"].shape[0]
+    layer = "model.language_model.layers.2."
+    own_layer = {name.removeprefix(layer): own for name, own in tensors.items() if name.startswith(layer)}
+    shapes = {f"mtp.layers.0.{rest}": tuple(own.shape) for rest, own in own_layer.items()}
+    shapes |= {"mtp.fc.weight": (hidden, 2 * hidden), "mtp.norm.weight": (hidden,)}
+    shapes |= {f"mtp.pre_fc_norm_{of}.weight": (hidden,) for of in ("embedding", "hidden")}
+    tensors |= {name: torch.randn(shape, generator=generator) for name, shape in sorted(shapes.items())}
+    kept = (".A_log", ".linear_attn.norm.weight")
+    tensors = {name: own if name.endswith(kept) else own.bfloat16() for name, own in tensors.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["dtype"] = config["text_config"]["dtype"] = config["vision_config"]["dtype"] = "bfloat16"
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
     return directory
 
 
@@ -334,7 +449,13 @@ def gemma4_large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gemma4(tmp_path_factory.mktemp("gemma4-large") / "checkpoint", "large")
 
 
-FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}
+@pytest.fixture(scope="session")
+def internvl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random InternVL with a Qwen2 decoder and a head of its own, as InternVL 3 has it."""
+    return write_internvl(tmp_path_factory.mktemp("internvl") / "checkpoint", build_internvl_tokenizer())
+
+
+FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen3": write_qwen3, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}
 
 
 @pytest.fixture(scope="session")

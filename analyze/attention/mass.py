@@ -10,7 +10,8 @@ in fp32, a chunk of queries at a time, and summed over the segments of the keys,
 layer. Queries and keys already include rotary embeddings, and the mask is SDPA's: grouped heads, padding on either side
 and mrope need no special treatment. The vision tower's attention is unchanged.
 
-Known limit: one forward pass over whole sequences, without a cache.
+Known limits: one forward pass over whole sequences, without a cache. Layers with a recurrent state (linear attention,
+as in three of four layers of Qwen3.5) have no attention weights; their masses are NaN.
 """
 
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ class AttentionMass:
         self._weights = (gathered * counts[:, None]).double()  # [rows, parts, queries]
         self._vision_index, self._is_vision = _positions(segments == KEY_SEGMENTS.index("vision"))
         self._layers: dict[int, torch.Tensor] = {}
+        self._num_layers = 0
         self._sum_errors = torch.zeros(len(segments), device=segments.device)
         self._output_errors: list[float] = []
 
@@ -88,6 +90,7 @@ class AttentionMass:
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         layer = int(module.layer_idx)  # type: ignore[arg-type]
+        self._num_layers = int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
         assert query.shape[2] == key.shape[2] == self._members.shape[1], "masses need whole sequences without a cache"
         assert layer not in self._layers, f"layer {layer} ran twice; one AttentionMass serves one forward pass"
         with torch.no_grad():
@@ -96,8 +99,13 @@ class AttentionMass:
         return output, None
 
     def result(self) -> Float[torch.Tensor, "rows parts layers heads measures"]:
-        """Returns the means over each part's tokens, on the CPU; NaN for a missing part or image."""
-        stacked = torch.stack([self._layers[layer] for layer in sorted(self._layers)], 2)
+        """Returns the means over each part's tokens, on the CPU; NaN for a missing part, image or attention matrix.
+
+        Entropy and top share within the image are NaN, too, where a token of the part sees nothing of the image, which
+        may have left its sliding window.
+        """
+        nothing = torch.full_like(next(iter(self._layers.values())), float("nan"))
+        stacked = torch.stack([self._layers.get(layer, nothing) for layer in range(self._num_layers)], 2)
         absent = ~(self._weights.sum(-1) > 0).cpu()
         stacked[absent] = float("nan")
         return stacked.float()

@@ -19,6 +19,7 @@ from analyze.attention.mass import KEY_SEGMENTS, PADDING, AttentionMass, accumul
 from analyze.attention.records import PARTS
 from data_builders.prompt_sets.depth import eight_bits
 from eval.replies.generation import tokenizer_of
+from models.families import family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,7 +131,8 @@ def make_inputs(
         "attention_mask": (segments != PADDING).long(),
     }
     if any(row.images for row in rows):
-        inputs["mm_token_type_ids"] = (segments == VISION).int()
+        if not family_of(model.config.model_type).tiled:
+            inputs["mm_token_type_ids"] = (segments == VISION).int()
         for name in next(row.images for row in rows if row.images):
             inputs[name] = torch.cat([row.images[name] for row in rows if row.images]).to(model.device)
     return inputs, segments, pad([row.weights for row in rows], 0)

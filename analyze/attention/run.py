@@ -84,7 +84,7 @@ class Loaded:
             question=unit.problem.prompt.question,
             image_paths=unit.problem.image_paths,
             reply=unit.reply,
-            vision_ids=() if family.text_only else (config.image_token_id, config.video_token_id),
+            vision_ids=() if family.text_only else (config.image_token_id,),
             picture_fields=family.picture_fields,
             mark_ids=tokenizer.convert_tokens_to_ids([getattr(self.processor, name) for name in family.picture_marks]),
         )

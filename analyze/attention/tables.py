@@ -64,23 +64,25 @@ def shift_tables(
 
     layers: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []
-    ranges = {block: list(partition.layers(block)) for block in BLOCKS} | {ALL: list(range(partition.num_layers))}
     for (mode, task, ability), by_label in progress(list(groups.items()), label="shifts", unit="ability"):
         for name, against in pairs_of([label.name for label in by_label], baselines):
             found = _paired_values(by_label, name, against)
             if found is None:
                 continue
             first_seeds, second_seeds, by_part = found
+            measured = _measured_layers(*by_part[PARTS[0]])
+            ranges = _columns_of_blocks(measured, partition)
             for part, (first, second) in by_part.items():
                 head = dict(zip(PLACE_COLUMNS, (name, against, mode, task, ability, part), strict=True))
                 for number, measure in enumerate((*MEASURES, *DERIVED)):
-                    own, other = first[..., number], second[..., number]
+                    own, other = first[..., measured, number], second[..., measured, number]
                     known = np.isfinite(own).all((0, 2)) & np.isfinite(other).all((0, 2))  # prompts with the measure
                     if not known.any():
                         continue
                     sides = Side(first_seeds, own[:, known]), Side(second_seeds, other[:, known])
                     for row in compare(*sides):
-                        layers.append(head | _where(partition, row.pop("column")) | {"measure": measure} | row)
+                        where = _where(partition, measured[row.pop("column")])
+                        layers.append(head | where | {"measure": measure} | row)
                     for row in compare(*(side.means_over(list(ranges.values())) for side in sides)):
                         block = list(ranges)[row.pop("column")]
                         blocks.append(head | {"block": block, "measure": measure} | row)
@@ -179,6 +181,20 @@ def _paired_values(
     seeds = [tuple(seed for seed, _ in side) for side in sides]
     by_part = {part: (np.stack([one[part] for one in own]), np.stack([one[part] for one in other])) for part in PARTS}
     return seeds[0], seeds[1], by_part
+
+
+def _columns_of_blocks(layers: Sequence[int], partition: Partition) -> dict[str, list[int]]:
+    """Returns which of the layers are in each block, and all of them; a block without any is left out."""
+    found = {block: [c for c, layer in enumerate(layers) if partition.block_of(layer) == block] for block in BLOCKS}
+    return {block: columns for block, columns in found.items() if columns} | {ALL: list(range(len(layers)))}
+
+
+def _measured_layers(
+    first: Float[np.ndarray, "seeds n layers measures"], second: Float[np.ndarray, "seeds n layers measures"]
+) -> list[int]:
+    """Returns the layers that have attention weights in both models; one with a recurrent state has none."""
+    known = np.isfinite(first).any((0, 1, 3)) & np.isfinite(second).any((0, 1, 3))
+    return [int(layer) for layer in np.flatnonzero(known)]
 
 
 def pairs_of(names: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:

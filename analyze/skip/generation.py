@@ -4,9 +4,9 @@ Prompts are prefilled together, up to their last token, with what their rows sha
 is spread over the rows, and Transformers' own `generate` reads the last token and decodes, greedily. Positions are
 given explicitly: what the model remembers of an earlier prompt (its rope deltas) never enters.
 
-Qwen3-VL adds features of the picture between its first layers, at places it knows by their row. Its prompts are
-therefore prefilled row by row. Those features are no part of a layer: a layer that is skipped still has them added
-after it.
+A family with deepstack (Qwen3-VL) adds features of the picture between its first layers, at places it knows by their
+row. Its prompts are therefore prefilled row by row. Those features are no part of a layer: a layer that is skipped
+still has them added after it.
 
 Gemma 4's layers take per-layer embeddings with a row per prompt, and some read the keys and values of an earlier
 layer: its prompts are prefilled row by row too. A layer that is skipped still computes the keys and values that later
@@ -25,7 +25,7 @@ from data_builders.prompt_sets.depth import eight_bits
 from eval.replies.decoding import LENGTH, REPETITION, STOP, picture_inputs, prompt_positions
 from eval.replies.generation import Generation, tokenizer_of
 from eval.replies.repetition import RepetitionStop
-from models.families import QWEN3_VL, family_of
+from models.families import family_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def answer_rows(
     plan = rows.plan.to(model.device)
     model.generation_config = GenerationConfig(**settings)
     with torch.inference_mode():
-        if not family.plain_layers or family is QWEN3_VL:
+        if family.deepstack_key or not family.plain_layers:
             every = _tokenize(processor, rows.texts, rows.images, rows.prompts).to(model.device)
             inputs = dict(every)
         else:
@@ -105,7 +105,7 @@ def _prefill(model: Any, processor: Any, skip: RowwiseSkip, rows: Rows, plan: Pl
         **picture_inputs(model, inputs),
     )
     for layer, states in zip(cache.layers, branches.of_row, strict=True):
-        layer.batch_select_indices(states)
+        layer.reorder_cache(states)  # also a layer that keeps a state instead of keys and values
     prompts = torch.tensor(rows.prompts, device=model.device)
     return {
         "input_ids": input_ids[prompts],

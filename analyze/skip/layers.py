@@ -33,8 +33,9 @@ from torch import Tensor
 
 from models.families import family_of
 
-SUBLAYERS = ("self_attn", "mlp")
-"""The two terms that a decoder layer adds, in the order of a plan's last dimension; all families name them so."""
+ATTENTIONS = ("self_attn", "linear_attn")
+MLP = "mlp"
+"""Modules of the two terms that a decoder layer adds, in the order of a plan's last dimension."""
 PER_PROMPT = ("attention_mask", "position_ids", "position_embeddings")
 """What a decoder layer is given beside the hidden states, with a row per prompt (Transformers 5.23)."""
 
@@ -92,8 +93,9 @@ class RowwiseSkip:
     def __enter__(self) -> "RowwiseSkip":
         for number, layer in enumerate(self._layers):
             self._handles.append(layer.register_forward_pre_hook(partial(self._branch_off, number), with_kwargs=True))
-            for part, name in enumerate(SUBLAYERS):
-                sublayer = layer.get_submodule(name)
+            children = dict(layer.named_children())
+            attention = next(children[name] for name in ATTENTIONS if name in children)
+            for part, sublayer in enumerate((attention, children[MLP])):
                 self._handles.append(sublayer.register_forward_hook(partial(self._leave_out, number, part)))
             if not self._plain_layers:
                 self._handles.append(layer.register_forward_hook(partial(self._pass_on, number)))

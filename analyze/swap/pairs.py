@@ -9,7 +9,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from analyze.swap.prefix import ReadyPrompt, make_ready
+from analyze.swap.prefix import ReadyPrompt, make_ready, patch_side
 from analyze.swap.scores import FAMILY_BOX_SPACES, BoxSpace, box_space, gold_texts
 from data_builders.pairs.pair import Pair
 from data_builders.prompt_sets.depth import eight_bits
@@ -71,7 +71,7 @@ def open_pair(model: Any, processor: Any, directory: Path, pair: Pair, options: 
         options.box_space or FAMILY_BOX_SPACES[model.config.model_type],
         image_size=images[0].size,
         grid=target.grid[1:],
-        patch_size=model.config.vision_config.patch_size,
+        patch_size=patch_side(model),
     )
     encode = tokenizer_of(processor).encode
     given = encode(options.answer_prefix, add_special_tokens=False) if options.answer_prefix else []

@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyze.swap.prefix import ReadyPrompt
+from models.families import family_of
+from models.layout import config_value
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
-    layers: Sequence[torch.nn.Module] = model.base_model.language_model.layers
+    layers: Sequence[torch.nn.Module] = model.get_submodule(family_of(model.config.model_type).layers.removesuffix("."))
     return layers
 
 
@@ -27,9 +29,8 @@ def model_inputs(model: Any, prompt: ReadyPrompt) -> dict[str, Any]:
     inputs = {
         "input_ids": prompt.input_ids[None],
         "attention_mask": torch.ones_like(prompt.input_ids)[None],
-        "mm_token_type_ids": prompt.token_types[None],
-        "pixel_values": prompt.pixel_values,
-        "image_grid_thw": torch.tensor([prompt.grid]),
+        **({"mm_token_type_ids": prompt.token_types[None]} if len(prompt.position_ids) > 1 else {}),
+        **prompt.pictures,
     }
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
@@ -100,9 +101,8 @@ def swapped(
 
 def num_deepstack_layers(model: Any) -> int:
     """Returns how many of the first decoder layers add features of the picture to their outputs."""
-    if model.config.model_type != "qwen3_vl":
-        return 0
-    return len(model.config.vision_config.deepstack_visual_indexes)
+    key = family_of(model.config.model_type).deepstack_key
+    return len(config_value(model.config.to_dict(), *key)) if key else 0
 
 
 def generate_swapped(

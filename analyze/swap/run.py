@@ -15,7 +15,15 @@ from torch import Tensor
 from analyze.swap.controls import check_pair, control_swaps
 from analyze.swap.pairs import PairOptions, ReadyPair, UnusablePairError, open_pair
 from analyze.swap.plan import Asking, Unit, swapped_layers
-from analyze.swap.prefix import Continuation, ReadyPrompt, Reply, compose, read_prefixes
+from analyze.swap.prefix import (
+    Continuation,
+    ReadyPrompt,
+    Reply,
+    compose,
+    joined_pictures,
+    read_prefixes,
+    runs_together,
+)
 from analyze.swap.records import SwappedPair, Variant, pair_record
 from eval.replies.batching import BatchSize
 from eval.replies.generation import greedy_settings
@@ -86,13 +94,17 @@ def swap_pairs(
         settings: of greedy generation (`eval.replies.generation.greedy_settings`).
     """
     num_layers = len(swaps) - 1
-    variants = run_variants(
-        model,
-        pairs,
-        [*swaps, *control_swaps(num_layers)],
-        with_itself=[False] * (num_layers + 2) + [True],
-        settings=settings,
-    )
+    variants: list[list[Variant]] = [[] for _ in pairs]
+    for places in runs_together(model, [pair.target for pair in pairs]):
+        found = run_variants(
+            model,
+            [pairs[place] for place in places],
+            [*swaps, *control_swaps(num_layers)],
+            with_itself=[False] * (num_layers + 2) + [True],
+            settings=settings,
+        )
+        for place, own in zip(places, found, strict=True):
+            variants[place] = own
     plain = plain_replies(model, [prompt for pair in pairs for prompt in (pair.target, pair.source)], settings)
     results = []
     for number, (pair, (*swapped, full, itself)) in enumerate(zip(pairs, variants, strict=True)):
@@ -170,10 +182,10 @@ def plain_replies(model: Any, prompts: Sequence[ReadyPrompt], settings: dict[str
     inputs = {
         "input_ids": padded([prompt.input_ids for prompt in prompts], settings["pad_token_id"]),
         "attention_mask": padded([torch.ones_like(prompt.input_ids) for prompt in prompts], 0),
-        "mm_token_type_ids": padded([prompt.token_types for prompt in prompts], 0),
-        "pixel_values": torch.cat([prompt.pixel_values for prompt in prompts]),
-        "image_grid_thw": torch.tensor([prompt.grid for prompt in prompts]),
+        **joined_pictures(prompts, model.device),
     }
+    if len(prompts[0].position_ids) > 1:
+        inputs["mm_token_type_ids"] = padded([prompt.token_types for prompt in prompts], 0)
     model.generation_config = GenerationConfig(**settings)
     output = model.generate(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     return [trimmed(row, settings["eos_token_id"]) for row in output[:, longest:].tolist()]

@@ -6,9 +6,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REGION_LABELS = {
-    "vision": "vision", "projector": "proj.", "embed": "embed", "ple": "PLE", "norm": "norm", "head": "head",
+    "vision": "vision",
+    "projector": "proj.",
+    "embed": "embed",
+    "ple": "PLE",
+    "norm": "norm",
+    "head": "head",
     "audio": "audio",
-}  # fmt: skip
+    "mtp": "mtp",
+}
 RESOLUTION_DPI = 160
 
 

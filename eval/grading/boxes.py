@@ -31,9 +31,13 @@ BOX_SPACES: dict[str, Callable[[Size, Size], tuple[float, float]]] = {
 }
 """Name -> width and height of the coordinates, from the size of the image and the size the model sees it in."""
 
-FAMILY_BOX_SPACES = {"qwen2_5_vl": "resized", "qwen2_vl": "thousand", "qwen3_vl": "thousand"}
+FAMILY_BOX_SPACES = {
+    "qwen2_5_vl": "resized", "qwen2_vl": "thousand", "qwen3_vl": "thousand", "qwen3_5": "thousand",
+    "internvl": "thousand",
+}  # fmt: skip
 """Qwen2-VL: thousandths of the image's sides (arXiv 2409.12191); Qwen2.5-VL: pixels of the image as the processor
-resizes it, Qwen3-VL: thousandths again (their makers in QwenLM/Qwen3-VL, issues 676, 866 and 1486)."""
+resizes it, Qwen3-VL: thousandths again (their makers in QwenLM/Qwen3-VL, issues 676, 866 and 1486); InternVL:
+thousandths (its documentation, chat data format, grounding data)."""
 
 
 @dataclass(frozen=True)

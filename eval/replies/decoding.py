@@ -56,7 +56,7 @@ class Rows:
         self.input_ids = self.input_ids[rows]
         self.attention_mask = self.attention_mask[rows]
         self.position_ids = self.position_ids.index_select(-2, rows)
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)  # also layers that keep a state instead of keys and values
 
     def extend(self, sequences: "Tensor") -> None:
         """Adds newly decoded tokens."""

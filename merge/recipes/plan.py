@@ -12,18 +12,21 @@ from typing import Any, NamedTuple
 
 from merge.recipes.companions import CompanionFile, find_companions
 from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
+from models.adapters.merged import APPLIED, MergedCheckpoint
+from models.adapters.opening import open_model, other_base
 from models.blocks import OWN_REGIONS, Partition, format_layers, make_partition, resolve
 from models.checkpoint import (
     INDEX_FILE,
     WEIGHTS_FILE,
     Checkpoint,
+    carried_tensors,
     check_same_tensors,
-    open_checkpoint,
     stored_layout,
+    without,
 )
 from models.completeness import check_against_config
 from models.layout import Layout, Parameter, layer_kind
-from models.loading import local_checkpoint, resolved_revision
+from models.loading import resolved_revision
 from models.shards import encode_header, num_bytes, read_header
 
 
@@ -103,7 +106,7 @@ def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePl
     Raises:
         ValueError: if the donors are incompatible, or a tensor has no owner or two.
     """
-    donors = {name: open_checkpoint(local_checkpoint(checkpoint)) for name, checkpoint in recipe.donors.items()}
+    donors = {name: open_model(checkpoint) for name, checkpoint in recipe.donors.items()}
     layout = _shared_layout(donors)
     partition = make_partition(layout.num_layers, partition=recipe.partition, cuts=recipe.cuts)
     parts, notes = _assign(recipe, layout, partition)
@@ -112,6 +115,10 @@ def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePl
     first = next(iter(donors))
     if first not in recipe.used_donors:
         notes.append(f"{first}: gives the layout on disk and no weights")
+    for name, donor in donors.items():
+        if isinstance(donor, MergedCheckpoint):
+            notes.append(f"{name}: the adapter {donor.adapter.directory} on {donor.base.directory}, {APPLIED}")
+            notes += [f"{name}: {warning}" for warning in [other_base(donor)] if warning]
     shards, index = _lay_out(recipe, donors, layout, max_shard_bytes)
     files, lacking = find_companions(recipe.files_donor, donors)
     return SplicePlan(
@@ -155,7 +162,7 @@ def _shared_layout(donors: Mapping[str, Checkpoint]) -> Layout:
                 f"donor {name} is a {donor.family.model_type}, {first} a {start.family.model_type}; "
                 "expected donors of one family"
             )
-        check_same_tensors(start, donor)
+        check_same_tensors(_loaded(start), _loaded(donor))
         _check_same_kinds(first, start, name, donor, layout.num_layers)
         if stored_layout(donor).tied != layout.tied:
             tied, untied = (first, name) if layout.tied else (name, first)
@@ -176,6 +183,11 @@ def _check_same_kinds(first: str, start: Checkpoint, name: str, donor: Checkpoin
             )
 
 
+def _loaded(donor: Checkpoint) -> Checkpoint:
+    """Returns a donor without the tensors that Transformers does not load, which another one may have lost."""
+    return without(donor, carried_tensors(donor))
+
+
 def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple[Part, ...], list[str]]:
     """Assigns exactly one owner to every tensor, following the lines of the recipe."""
     parts: list[Part] = []
@@ -183,6 +195,10 @@ def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple
     taken: dict[str, str] = {}
     narrower = [expression for expression in recipe.rest if expression.startswith("vision:")]
     rest = dict(recipe.rest)
+    for region in dict.fromkeys(layout.parameters[name].region for name in layout.carried):
+        if region not in rest and len(set(rest.values())) == 1:
+            rest[region] = next(iter(rest.values()))
+            notes.append(f"{region}: from {rest[region]}, as all other regions")
     if "vision" in rest and narrower:
         rest["vision"] = rest.pop("vision")  # last: gets the rest of the tower; no expression names the stem alone
         notes.append(f"vision: what {' and '.join(narrower)} leave of the tower, the patch embedding included")
@@ -240,8 +256,15 @@ def _describe(parameters: Sequence[Parameter]) -> str:
 
 
 def _check_dtypes(recipe: Recipe, donors: Mapping[str, Checkpoint], owners: Mapping[str, Owner]) -> None:
-    one, *others = recipe.used_donors
-    for name in owners:
+    for name, owner in owners.items():
+        holders = {donor: donors[donor] for donor in recipe.used_donors if name in donors[donor].tensors}
+        for donor in donors_of(owner):
+            if donor not in holders:
+                raise ValueError(
+                    f"the recipe takes {name!r} from {donor}, which lacks it (Transformers neither loads nor saves "
+                    f"it); take it from {' or '.join(holders) or 'a donor that has it'}"
+                )
+        one, *others = holders
         expected = donors[one].tensors[name].dtype
         for other in others:
             found = donors[other].tensors[name].dtype
@@ -256,12 +279,14 @@ def _lay_out(
     recipe: Recipe, donors: Mapping[str, Checkpoint], layout: Layout, max_shard_bytes: int | None
 ) -> tuple[tuple[ShardPlan, ...], bytes | None]:
     """Returns the shards and the index: the first donor's own, or repacked."""
-    first, weights = donors[next(iter(donors))], donors[recipe.used_donors[0]]
+    first = donors[next(iter(donors))]
+    used = [donors[name] for name in recipe.used_donors]
     files: dict[Path, list[ShardEntry]] = {}
     for stored in first.tensors.values():
         # If a tied donor stores the embedding matrix twice, the stored head comes from the embedding matrix's owner.
         name = stored.name if stored.name in layout.parameters else _embedding(layout)
-        entry = ShardEntry(stored.name_on_disk, name, weights.tensors[name].dtype, stored.shape)
+        dtype = next(donor.tensors[name].dtype for donor in used if name in donor.tensors)
+        entry = ShardEntry(stored.name_on_disk, name, dtype, stored.shape)
         files.setdefault(stored.file, []).append(entry)
     metadata = read_header(next(iter(files))).metadata
     same = all(entry.dtype == first.tensors[entry.name].dtype for entries in files.values() for entry in entries)

@@ -127,7 +127,7 @@ def test_second_copy_of_a_tied_head_is_written_from_the_embeddings_owner(donors:
     main([*flags, "--rest", *rest, "--dry-run"])
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_vl", "qwen3_vl", "internvl"])
 def test_other_families_splice_load_and_run(request: pytest.FixtureRequest, tmp_path: Path, family: str) -> None:
     start: Path = request.getfixturevalue(f"{family}_checkpoint")
     other = tmp_path / "rl"

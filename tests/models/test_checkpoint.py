@@ -22,6 +22,7 @@ from models.checkpoint import (
     stored_layout,
     write_like,
 )
+from models.families import FAMILIES
 from models.layout import layout_of
 from models.shards import write_safetensors
 from tests.models.damage import DAMAGES, SHARDS, make_sharded
@@ -258,7 +259,7 @@ def test_damaged_checkpoint_is_one_line_naming_file_and_tensor(
 def test_checkpoint_of_an_unsupported_family_names_the_supported_ones(tmp_path: Path, model_type: Any) -> None:
     directory = make_checkpoint(tmp_path, {"model.norm.weight": torch.ones(4)})
     (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(ValueError, match="is not supported; supported are qwen2, qwen2_5_vl, qwen2_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match=f"is not supported; supported are {', '.join(sorted(FAMILIES))}"):
         open_checkpoint(directory)
 
 
@@ -362,9 +363,14 @@ def test_memory_of_a_pass_is_that_of_one_tensor(tmp_path: Path) -> None:
 
 
 def test_a_layout_without_a_model_is_the_models_own(
-    pocket_checkpoint: Path, qwen2_checkpoint: Path, qwen2_vl_checkpoint: Path, qwen3_vl_checkpoint: Path
+    pocket_checkpoint: Path,
+    qwen2_checkpoint: Path,
+    qwen2_vl_checkpoint: Path,
+    qwen3_vl_checkpoint: Path,
+    internvl_checkpoint: Path,
 ) -> None:
-    for directory in (pocket_checkpoint, qwen2_checkpoint, qwen2_vl_checkpoint, qwen3_vl_checkpoint):
+    of_qwen = (pocket_checkpoint, qwen2_checkpoint, qwen2_vl_checkpoint, qwen3_vl_checkpoint)
+    for directory in (*of_qwen, internvl_checkpoint):
         stored, built = stored_layout(open_checkpoint(directory)), layout_of(directory)
         assert {p.name: p for p in stored} == {p.name: p for p in built}
         assert (stored.tied, stored.num_layers, stored.num_vision_blocks) == (

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from eval.replies.pictures import TokenLimits, num_picture_tokens, pixel_limits, resized_size
 from merge.recipes.plan import make_plan
 from merge.recipes.recipe import recipe_from_pattern
 from models.blocks import BLOCKS, OWN_REGIONS, REGIONS, block_names, make_partition, resolve
@@ -16,7 +18,7 @@ from models.completeness import check_against_config, check_complete
 from models.families import GEMMA4
 from models.layout import layer_kind, layout_from_config, layout_of, read_model_config, stored_tensors
 from models.loading import load_model, load_processor
-from tests.gemma4 import KINDS, NUM_BLOCKS, NUM_LAYERS
+from tests.gemma4 import KINDS, MAX_SOFT_TOKENS, NUM_BLOCKS, NUM_LAYERS
 from tests.models.damage import read_tensors, write_tensors
 
 OF_KIND = {"small": {*REGIONS, *OWN_REGIONS} - {"head"}, "large": set(REGIONS) - {"head"}}
@@ -113,8 +115,6 @@ def test_donors_whose_layers_are_of_other_kinds_are_refused(qwen2_checkpoint: Pa
 
 
 def test_the_processor_shows_a_picture(kind: str, directory: Path) -> None:
-    from PIL import Image
-
     processor: Any = load_processor(directory)
     model = load_model(directory).eval()
     text = processor.apply_chat_template(
@@ -145,3 +145,16 @@ def test_layers_that_share_keys_and_values_have_none_of_their_own_at_scale() -> 
     assert of_ple == 262_144 * 35 * 256 + 35 * 256 * 1536 + 256
     own = {p.index for p in layout if p.rest == "self_attn.k_proj.weight" and p.region == "llm"}
     assert own == set(range(15))
+
+
+def test_the_tokens_of_a_picture_are_known_from_its_size(gemma4_checkpoint: Path) -> None:
+    processor: Any = load_processor(gemma4_checkpoint)
+    limits = pixel_limits(processor, min_pixels=None, max_pixels=None)
+    assert isinstance(limits, TokenLimits) and limits.max_tokens == MAX_SOFT_TOKENS
+    for size in ((64, 64), (300, 40), (16, 1200), (1000, 700)):
+        inputs = processor(text=["<|image|>"], images=[Image.new("RGB", size)], return_tensors="pt")
+        assert num_picture_tokens(processor, size) == inputs["input_ids"].shape[1]
+        width, height = (int(side) + 1 for side in inputs["image_position_ids"][0].amax(0))
+        assert resized_size(size, limits) == (width * limits.patch_size, height * limits.patch_size)
+    with pytest.raises(ValueError, match=r"at most 70.*max_soft_tokens in the checkpoint's processor_config"):
+        pixel_limits(processor, min_pixels=100, max_pixels=None)

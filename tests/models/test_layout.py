@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from models.families import QWEN2_5_VL
+from models.families import FAMILIES, QWEN2_5_VL
 from models.layout import head_size, layout_from_config, layout_from_shapes, layout_of
 from models.tying import is_tied
 from tracking.command import REPOSITORY_ROOT
@@ -100,7 +100,7 @@ def test_published_3b_configuration_has_its_published_size() -> None:
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        ("llama", "'llama' is not supported; supported are qwen2, qwen2_5_vl, qwen2_vl, qwen3_vl"),
+        ("llama", f"'llama' is not supported; supported are {', '.join(sorted(FAMILIES))}"),
         ("qwen2.5_vl", "did you mean 'qwen2_5_vl'"),
     ],
 )

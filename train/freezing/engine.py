@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, kept_float32
 from models.layout import Parameter, first_reading_layer
 from models.shards import DTYPES
 from tracking.processes import num_processes
@@ -79,11 +79,13 @@ def check_precision(
     """
     stored_dtypes = {start.tensors[name].dtype for name in start.tensors}
     engine_casts = bool(training.deepspeed) and training.bf16
+    kept = set(kept_float32(start))
     if training.fp16:
         raise ValueError("fp16 is not supported: its loss scaling skips steps; use bf16: true or neither")
     for name in frozen:
         stored = start.tensors[name].dtype
         held = "bfloat16" if engine_casts else DTYPES[stored][0] if dtype in (None, "auto") else dtype
+        held = DTYPES[stored][0] if name in kept else held  # train/freezing/float32.py
         if held not in EXACT_DTYPES.get(stored, (DTYPES[stored][0],)):
             cause = "DeepSpeed with bf16: true" if engine_casts else f"dtype {dtype}"
             raise ValueError(

@@ -5,6 +5,7 @@ has the sha256 it had at the start.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 from models.blocks import (
     ALL_REGIONS,
     BLOCKS,
+    CARRIED_REGIONS,
     CUTS_ARGUMENT,
     PARTITION_ARGUMENT,
     Partition,
@@ -86,6 +88,12 @@ class FreezePlan:
     trainable: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def frozen_in_memory(self) -> tuple[str, ...]:
+        """The frozen parameters that a model has; the others are only in files (`Family.carried`)."""
+        carried = set(self.layout.carried)
+        return tuple(name for name in self.frozen if name not in carried)
+
 
 def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: bool = True) -> FreezePlan:
     """Resolves the expressions against a model.
@@ -101,6 +109,7 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: boo
     if for_training:
         _check_idle(layout, arguments)
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    _check_trainable(arguments.train_only)
     always = resolve(arguments.always_freeze, layout, partition)
     if arguments.train_only:
         chosen = resolve(arguments.train_only, layout, partition)
@@ -121,13 +130,13 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: boo
         partition,
         tuple(name for name in layout.parameters if name in frozen),
         trainable,
-        (*chosen.notes, *always.notes, *(_fixed_notes(layout) if for_training else ())),
+        (*chosen.notes, *always.notes, *_layout_notes(layout), *(_fixed_notes(layout) if for_training else ())),
     )
 
 
 def never_trains(parameter: Parameter, layout: Layout) -> bool:
-    """True for persistent buffers, and for regions that prompts of text and pictures never reach."""
-    return parameter.buffer or parameter.region in layout.family.idle_regions
+    """True for buffers, for regions that prompts of text and pictures never reach, and for what no model loads."""
+    return parameter.buffer or parameter.region in (*layout.family.idle_regions, *layout.family.carried)
 
 
 def _check_idle(layout: Layout, arguments: FreezeArguments) -> None:
@@ -152,6 +161,28 @@ def _fixed_notes(layout: Layout) -> list[str]:
     return notes
 
 
+def _check_trainable(train_only: Sequence[str]) -> None:
+    for expression in train_only:
+        if expression in CARRIED_REGIONS:
+            raise ValueError(
+                f"train_only names {expression!r}, which Transformers does not load: no run can train it, leave it out"
+            )
+
+
+def _layout_notes(layout: Layout) -> list[str]:
+    """Returns what a table of blocks does not show: kinds of layers, and tensors that no model loads."""
+    notes = []
+    if kinds := Counter(kind for kind in layout.layer_kinds if kind):
+        rare = min(kinds, key=lambda kind: kinds[kind])
+        layers = format_layers(index for index, kind in enumerate(layout.layer_kinds) if kind == rare)
+        others = " and ".join(kind for kind in kinds if kind != rare)
+        notes.append(f"decoder layers {layers} are {rare}" + (f", all others {others}" if others else ""))
+    if layout.carried:
+        regions = " and ".join(dict.fromkeys(layout.parameters[name].region for name in layout.carried))
+        notes.append(f"{regions}: {len(layout.carried)} tensors that Transformers does not load; they stay as they are")
+    return notes
+
+
 def freeze_all(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
     """Returns the plan in which every parameter is frozen; the arguments give the partition."""
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
@@ -160,7 +191,7 @@ def freeze_all(layout: Layout, arguments: FreezeArguments) -> FreezePlan:
 
 def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
     """Sets `requires_grad` of every parameter according to the plan."""
-    frozen = set(plan.frozen)
+    frozen = set(plan.frozen_in_memory)
     names = dict(model.named_parameters())
     missing = {parameter.name for parameter in plan.layout if not parameter.buffer} ^ set(names)
     assert not missing, f"the model and its configuration disagree on {sorted(missing)[:3]}"

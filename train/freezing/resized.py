@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.checkpoint import Checkpoint, cast_bytes, check_same_tensors, is_tied_duplicate
+from models.checkpoint import (
+    Checkpoint,
+    carried_tensors,
+    cast_bytes,
+    check_same_tensors,
+    is_tied_duplicate,
+    without,
+)
 from models.shards import DTYPES
 from train.freezing.freeze import FreezePlan
 
@@ -37,15 +44,17 @@ def comparable(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> Comparab
         ValueError: if the checkpoints differ in the names or shapes of other tensors than the embeddings and the head.
     """
 
+    lost = {*carried_tensors(start)} ^ {*carried_tensors(end)}  # Transformers saves none of these
+
     def others(checkpoint: Checkpoint) -> Checkpoint:
-        kept = {name: stored for name, stored in checkpoint.tensors.items() if _region(checkpoint, name) not in RESIZED}
-        return replace(checkpoint, tensors=kept)
+        resized = {name for name in checkpoint.tensors if _region(checkpoint, name) in RESIZED}
+        return without(checkpoint, resized | lost)
 
     check_same_tensors(others(start), others(end))
     found = {
         name: difference
         for name in sorted({*start.tensors, *end.tensors})
-        if _region(start, name) in RESIZED and (difference := _difference(start, end, name))
+        if (_region(start, name) in RESIZED or name in lost) and (difference := _difference(start, end, name))
     }
     left_out = {name: why for name, (why, _) in found.items()}
     frozen = set(plan.frozen)
@@ -77,7 +86,8 @@ def _difference(start: Checkpoint, end: Checkpoint, name: str) -> tuple[str, boo
     """
     if name not in start.tensors or name not in end.tensors:
         owner = start if name in start.tensors else end
-        return None if is_tied_duplicate(owner, name) else (f"only {owner.directory} has it", True)
+        is_carried = _region(owner, name) in owner.family.carried  # lost, and nothing trained it
+        return None if is_tied_duplicate(owner, name) else (f"only {owner.directory} has it", not is_carried)
     before, after = start.tensors[name].shape, end.tensors[name].shape
     if before == after:
         return None

@@ -9,6 +9,8 @@ saves queries, keys, values, its output and a log-sum-exp), the MLP is SwiGLU, a
     projections    their input, e·h, if one of them trains; a separate bf16 copy for each under autocast
     SDPA           e·(q + k + v + output), 4 per head; with a mask, keys and values are repeated for all heads, and
                    each layer keeps the mask with e bytes per token pair
+    linear attention  (Qwen3.5) e·(2·convolution + 2·value width), and per value head 8 and e for each of the 64
+                   tokens of a chunk: what fused kernels save; PyTorch's own fallback saves several times as much
     SwiGLU         3·e·f, and the product e·f if `down_proj` trains
     autocast       bf16 copies of the weights through which a gradient passes
     Gemma 4        two more norms, and a third term: 3·e·p for per-layer embeddings of width p, its maps and norm
@@ -40,14 +42,27 @@ GATED, UNGATED = 3, 2
 """Saved tensors of the MLP's width before its output projection: SwiGLU saves gate, its activation and up."""
 
 FUSED = "attn.qkv"
-ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", FUSED)
-ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.proj")
+ATTENTION_INPUTS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", FUSED, "attention.q_proj", "attention.k_proj",
+    "attention.v_proj", "linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.in_proj_b",
+    "linear_attn.in_proj_a",
+)  # fmt: skip
+ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.proj", "attention.projection_layer", "linear_attn.out_proj")
+STATE_HEADS = "linear_attn.A_log"
+"""One element for each value head of linear attention."""
+CHUNK_TOKENS = 64
 MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj", "mlp.fc1", "mlp.linear_fc1")
 MLP_OUTPUTS = ("mlp.down_proj", "mlp.fc2", "mlp.linear_fc2")
 WITHIN = ("", ".linear")
 """A linear map's weight is its own, or that of the map inside it (Gemma 4's clipped ones)."""
-HEAD_NORMS = {"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"}
-INPUT_NORMS = (("input_layernorm", "norm1"), ("pre_feedforward_layernorm", "post_attention_layernorm", "norm2"))
+HEAD_NORMS = {
+    "self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj",
+    "attention.q_norm": "attention.q_proj", "attention.k_norm": "attention.k_proj",
+}  # fmt: skip
+INPUT_NORMS = (
+    ("input_layernorm", "norm1", "layernorm_before"),
+    ("pre_feedforward_layernorm", "post_attention_layernorm", "norm2", "layernorm_after"),
+)
 """Norms of what the attention and the MLP read; the first name that a layer has counts."""
 OUTPUT_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 """Gemma 4's norms of what the attention and the MLP add; it has all four."""
@@ -89,13 +104,21 @@ class Layer:
     mlp_output: Linear
     norms_train: tuple[bool, bool]
     head_norm_width: int = 0
-    """Norms of queries and keys, if any (Qwen3)."""
+    """Norms of queries and keys, if any (Qwen3, InternVL's largest tower)."""
     head_norms_train: bool = False
     output_norms_train: tuple[bool, bool] | None = None
     """Of the norms of what attention and MLP add, if any."""
     ple: tuple[Linear, Linear, bool] | None = None
     """Gate and output of the per-layer embeddings' term, and whether its norm trains."""
     fused_qkv: bool = False
+    num_state_heads: int = 0
+    """Value heads of linear attention; 0 for attention with weights."""
+
+    @property
+    def gated(self) -> bool:
+        """True if the attention's output is multiplied by a gate, which the query's projection gives (Qwen3.5)."""
+        queries = self.attention_inputs[0].num_out
+        return not self.fused_qkv and not self.num_state_heads and queries == 2 * self.attention_output.num_in
 
     @property
     def key_width(self) -> int:
@@ -189,6 +212,7 @@ def layers_of(
                 else None,
                 ple=(gate[0], gate[1], norm_trains((PLE_NORM,))) if gate else None,
                 fused_qkv=f"{FUSED}.weight" in parameters,
+                num_state_heads=parameters[STATE_HEADS].shape[0] if STATE_HEADS in parameters else 0,
             )
         )
     return layers
@@ -225,6 +249,7 @@ def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: 
             total += num_tokens * (GATED if len(inputs) == 2 else UNGATED) * compute * layer.mlp_width
         # SDPA saves its output, which is the next input; a vision block concatenates its windows in another tensor.
         kept = is_attention and reached and not layer.fused_qkv and tokens.attention != "eager"
+        kept = kept and not layer.gated and not layer.num_state_heads
         total += _projections((output,), tokens, precision, reached=reached, from_norm=False, kept=kept)
         reached = reached or output.trains or bool(output.adapter_rank)
         if output_norm_trains is not None:
@@ -289,14 +314,19 @@ def _projections(
 def _attention(layer: Layer, tokens: Tokens, precision: Precision) -> int:
     compute = precision.compute_bytes
     query = layer.attention_output.num_in
+    if layer.num_state_heads:
+        convolved = layer.attention_inputs[0].num_out
+        a_head = 8 + compute * CHUNK_TOKENS
+        return tokens.num_tokens * (2 * compute * (convolved + query) + a_head * layer.num_state_heads)
+    gate = tokens.num_tokens * compute * query if layer.gated else 0
     key = query if tokens.masked else layer.key_width
     values = 3 * layer.width if layer.fused_qkv else key  # a view keeps all of q, k and v
     pairs = tokens.num_tokens * tokens.sequence_length
     if tokens.attention == "eager":
         weights = layer.num_heads * pairs * (4 + (compute if compute != 4 else 0))
-        return weights + tokens.num_tokens * compute * (query + 2 * query)
+        return weights + gate + tokens.num_tokens * compute * (query + 2 * query)
     mask = pairs * compute if tokens.masked and not layer.fused_qkv else 0
-    return mask + tokens.num_tokens * (compute * (query + key + values + query) + 4 * layer.num_heads)
+    return mask + gate + tokens.num_tokens * (compute * (query + key + values + query) + 4 * layer.num_heads)
 
 
 def _head_norms(layer: Layer, tokens: Tokens, precision: Precision) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, kept_float32, usual_dtype
 from models.layout import WIDTHS, Layout, layer_kind
 from models.shards import DTYPES
 from train.freezing.freeze import FreezePlan
@@ -42,6 +42,7 @@ CONTEXT_BYTES = GIB
 PIXEL_BYTES = 4
 SLIDING = "sliding_attention"
 """Kind of layers with a sliding window, as `layer_types` names it."""
+KEYS = "self_attn.k_proj.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,11 @@ class Model:
     stored_bytes: int
     """Size of the weights on disk."""
     stored_width: int
-    """Bytes per element on disk."""
+    """Bytes per element on disk, of most tensors."""
+    float32: frozenset[str] = frozenset()
+    """Tensors that the checkpoint keeps in fp32 among others."""
+    state_elements: int = 0
+    """Elements of the states that all layers with linear attention keep of one sequence."""
     windows: tuple[int | None, ...] = ()
     """Sliding window of each decoder layer's attention, None for one that sees everything; empty if all do."""
 
@@ -76,7 +81,7 @@ class Model:
         """
         total = 0
         for parameter in self.layout:
-            if parameter.region == "llm" and parameter.rest == "self_attn.k_proj.weight":
+            if parameter.region == "llm" and parameter.rest == KEYS:
                 assert parameter.index is not None
                 window = self.windows[parameter.index] if self.windows else None
                 total += 2 * parameter.shape[0] * (num_tokens if window is None else min(window, num_tokens))
@@ -86,27 +91,41 @@ class Model:
 def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoint | None) -> Model:
     """Reads a model's configuration and, for a checkpoint, its headers."""
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
-    pooled = vision.get("pooling_kernel_size")  # Gemma 4 averages patches, and has no time axis
-    merge, frames = (
-        (pooled, 1) if pooled else (vision.get("spatial_merge_size", 2), vision.get("temporal_patch_size", 2))
-    )
+    merge = vision.get("pooling_kernel_size") or vision.get("spatial_merge_size", 2)
+    side = vision.get("patch_size", 14)
+    side = side[0] if isinstance(side, list) else side
+    num_frames = 1 if layout.family.tiled or "pooling_kernel_size" in vision else vision.get("temporal_patch_size", 2)
+    if layout.family.tiled:
+        merge = round(1 / config.get("downsample_ratio", 0.5))
     kinds = [layer_kind(config, layout.family, layer) for layer in range(layout.num_layers)]
     windows = [text["sliding_window"] if kind.startswith(SLIDING) else None for kind in kinds]
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
     width, stored = WIDTHS[dtype], layout.num_elements * WIDTHS[dtype]
     if checkpoint is not None:
         stored = sum(tensor.num_bytes for tensor in checkpoint.tensors.values())
-        width = DTYPES[next(iter(checkpoint.tensors.values())).dtype][1]
+        width = DTYPES[usual_dtype(checkpoint)][1]
     return Model(
         layout=layout,
         num_heads=text["num_attention_heads"],
         num_vision_heads=vision.get("num_heads") or vision.get("num_attention_heads", 1),
-        pixels_a_patch=3 * frames * vision.get("patch_size", 14) ** 2,
+        pixels_a_patch=3 * num_frames * side**2,
         patches_a_token=merge**2 if layout.num_vision_blocks else 0,
         stored_bytes=stored,
         stored_width=width,
+        float32=frozenset(kept_float32(checkpoint)) if checkpoint is not None else frozenset(),
+        state_elements=_state_elements(layout, text),
         windows=tuple(windows) if any(windows) else (),
     )
+
+
+def _state_elements(layout: Layout, text: dict[str, Any]) -> int:
+    """Returns the elements of a sequence's states: the convolution's, and the recurrent one, key size x value width."""
+    total = 0
+    for parameter in layout:
+        if parameter.region == "llm" and parameter.rest == "linear_attn.conv1d.weight":
+            keys, size = (text[f"linear_{name}"] for name in ("num_key_heads", "key_head_dim"))
+            total += parameter.num_elements + size * (parameter.shape[0] - 2 * keys * size)
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +175,13 @@ def forecast(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths, *
     """
     width = weight_width(model, recipe)
     adapter_width = width if recipe.engine_bf16 or recipe.engine.stage == 3 else WIDTHS["float32"]
-    tensors = tensors_in_memory(plan, weight_bytes=width, adapter_rank=recipe.adapter_rank, adapter_bytes=adapter_width)
+    tensors = tensors_in_memory(
+        plan,
+        weight_bytes=width,
+        adapter_rank=recipe.adapter_rank,
+        adapter_bytes=adapter_width,
+        float32=model.float32,
+    )
     engine = recipe.engine
     rank = max(range(engine.num_processes), key=lambda rank: total_bytes(held_items(tensors, engine, rank)))
     items = [*held_items(tensors, engine, rank), *passing_items(tensors, engine, rank)]
@@ -300,7 +325,8 @@ def _rollout_items(
     precision, vision_precision = precisions(recipe, weight_width(model, recipe))
     length = lengths.prompt_tokens + recipe.completion_tokens
     # Rotary embedding leaves keys in the stream's dtype, and the cache stores values in the keys' (Transformers 5.23).
-    cache = model.cache_elements(length) * num_sequences * precision.stream_bytes
+    a_sequence = model.cache_elements(length) * precision.stream_bytes
+    cache = num_sequences * (a_sequence + MASTER_BYTES * model.state_elements)
     items.append(Item(name="KV cache", num_bytes=cache, phases=(ROLLOUT,)))
     prompts = Tokens(num_tokens=num_sequences * lengths.prompt_tokens, sequence_length=lengths.prompt_tokens)
     patches = Tokens(num_tokens=num_patches, sequence_length=0, masked=False)

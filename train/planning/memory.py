@@ -16,7 +16,7 @@ The same groups as Trainer's: one with weight decay and one without (Transformer
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from models.layout import Layout
@@ -91,27 +91,34 @@ def decays(name: str, layout: Layout) -> bool:
 
 
 def tensors_in_memory(
-    plan: FreezePlan, *, weight_bytes: int, adapter_rank: int = 0, adapter_bytes: int = 4
+    plan: FreezePlan,
+    *,
+    weight_bytes: int,
+    adapter_rank: int = 0,
+    adapter_bytes: int = 4,
+    float32: Collection[str] = (),
 ) -> list[Tensor]:
-    """Returns the parameters in the model's order, without buffers.
+    """Returns the parameters in the model's order, without buffers and without those that no model has in memory.
 
     Args:
         plan: trainable parameters; under LoRA, the weights with an adapter.
         weight_bytes: bytes per element of a weight.
         adapter_rank: LoRA's rank; 0 without LoRA.
         adapter_bytes: bytes per element of an adapter.
+        float32: tensors that the checkpoint keeps in fp32 among others; of these, an engine casts those that train.
     """
     trainable = set(plan.trainable)
     tensors = []
+    carried = set(plan.layout.carried)
     for parameter in plan.layout:
-        if parameter.buffer:
+        if parameter.name in carried or parameter.buffer:
             continue
         trains = parameter.name in trainable
         tensors.append(
             Tensor(
                 name=parameter.name,
                 num_elements=parameter.num_elements,
-                num_bytes=weight_bytes,
+                num_bytes=MASTER_BYTES if parameter.name in float32 and not trains else weight_bytes,
                 trains=trains and not adapter_rank,
                 decays=decays(parameter.name, plan.layout),
             )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.adapters.opening import merge_adapter_of
 from models.blocks import BLOCKS
 from models.checkpoint import check_same_tensors, open_checkpoint, write_like
 from tracking.processes import on_main_process, wait_for_all
@@ -14,7 +15,8 @@ from tracking.product import partial_directory, write_text
 from tracking.records import Record, RecordLog
 from tracking.tables import write_table
 from train import FINAL_DIR
-from train.freezing.adapters import adapted_modules, adapter_breaches, merge_adapter
+from train.freezing.adapters import adapted_modules, adapter_breaches
+from train.freezing.float32 import trained_masters, with_masters
 from train.freezing.freeze import (
     FreezeArguments,
     broken_tensors,
@@ -62,13 +64,14 @@ def write_final(
     on_main_process(lambda: shutil.rmtree(raw, ignore_errors=True))
     trainer.save_model(str(raw))
     wait_for_all()
+    masters = {} if lora else trained_masters(trainer, start.checkpoint)
 
     def write() -> None:
         breaches = saved_breaches(raw, start, digests, lora=lora)
         if breaches:
             raise RuntimeError(f"{len(breaches)} frozen tensors changed during training, the first is {breaches[0]}")
-        trained = merge_adapter(start.checkpoint, raw) if lora else open_checkpoint(raw)
-        check_same_tensors(start.checkpoint, trained)
+        trained = merge_adapter_of(raw, start.checkpoint) if lora else with_masters(open_checkpoint(raw), masters)
+        check_same_tensors(start.checkpoint, trained, carried=False)
         for name in (FINAL_DIR, ADAPTER_DIR):
             shutil.rmtree(directory / name, ignore_errors=True)
         with partial_directory(directory / FINAL_DIR) as partial_final:

@@ -42,6 +42,7 @@ from train.freezing.engine import (
     open_engine,
     zero_stage,
 )
+from train.freezing.float32 import KeptFloat32
 from train.freezing.freeze import FreezeArguments, FreezePlan, apply_freeze, format_freeze_table, frozen_digests
 from train.rollouts.record import RolloutRecord, write_rollout
 from train.running.callbacks import (
@@ -232,7 +233,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
         for name in ("records.jsonl", "proofs.jsonl"):
             logs.append(stack.enter_context(RecordLog(directory / name)))
             logs[-1].keep(lambda record: record["step"] <= resume_step)
-        return resume_from, frozen_digests(start.checkpoint, start.plan.frozen)
+        return resume_from, frozen_digests(start.checkpoint, start.plan.frozen_in_memory)
 
     with ExitStack() as stack:
         resume_from, digests = on_main_process(begin)
@@ -250,6 +251,7 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             preemption,
             ProgressReporter(directory),
             FreezeTable(start.plan, directory),
+            KeptFloat32(start.checkpoint),
         ):
             trainer.add_callback(callback)
         trainer.watch(Telemetry(start.plan, stage.telemetry))

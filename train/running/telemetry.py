@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from models.adapters.reading import PEFT_PREFIX
 from models.blocks import ALL_REGIONS, BLOCKS
-from train.freezing.adapters import PEFT_PREFIX
 from train.freezing.engine import zero_stage
 from train.freezing.freeze import FreezePlan
 from train.running.telemetry_arguments import TelemetryArguments

@@ -3,12 +3,16 @@
 import copy
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl import SFTTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
+from models.checkpoint import open_checkpoint
+from models.families import family_of
+from models.loading import put_back_float32
 from train.rewards.equal import equal_groups
 from train.rollouts.gap import Gap
 from train.rollouts.guard import Pass, RolloutGuard
@@ -55,8 +59,11 @@ def _reference_model(policy: "PreTrainedModel", path: str, **options: Any) -> "P
     """Loads the reference model with the policy's configuration.
 
     TRL 1.16 loads it with the checkpoint's own, and an attention that this names is preferred to the one asked for.
+    Tensors that the family keeps in fp32 are those of the checkpoint, as in the policy.
     """
     model: PreTrainedModel = create_model_from_path(path, config=copy.deepcopy(policy.config), **options)
+    if family_of(policy.config.model_type).float32:
+        put_back_float32(model, open_checkpoint(Path(path)))
     return model
 
 

@@ -22,7 +22,8 @@ from eval.replies.generation import (
 )
 from models.loading import load_model, load_processor
 
-FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl", "gemma4", "gemma4_large")
+FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl", "gemma4", "gemma4_large")
+NO_TOKEN = 10**6
 QUESTIONS = (
     "What is 2 + 3 ?",
     "How many red objects are there ?",
@@ -67,7 +68,7 @@ class Case:
         images = [Image.open(path) for path in self.images[number]]
         given = {"images": images} if images else {}
         inputs = self.processor(text=[self.texts[number]], return_tensors="pt", **given)
-        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=num_new_tokens, eos_token_id=-1)
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=num_new_tokens, eos_token_id=NO_TOKEN)
         tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
         return tokens
 

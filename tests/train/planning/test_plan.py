@@ -176,7 +176,10 @@ def test_the_longest_prompt_is_what_the_filter_or_vllm_lets_through(grpo: Path) 
     assert plan(*base, "--prompt_tokens", "200", "--image_tokens", "50").lengths.image_tokens == 50
 
 
-@pytest.mark.parametrize("family", ["pocket_checkpoint", "qwen2_checkpoint", "qwen3_vl_checkpoint"])
+@pytest.mark.parametrize(
+    "family",
+    ["pocket_checkpoint", "qwen2_checkpoint", "qwen3_vl_checkpoint", "qwen3_5_checkpoint", "internvl_checkpoint"],
+)
 def test_every_family_can_be_planned(grpo: Path, family: str, request: pytest.FixtureRequest) -> None:
     checkpoint = request.getfixturevalue(family)
     items = sizes(plan("--config", grpo, "--model_name_or_path", checkpoint, "--freeze", "mid"))
