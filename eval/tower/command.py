@@ -162,8 +162,8 @@ def shown_limits(arguments: TowerArguments, directory: Path) -> PixelLimits | Ti
     assert limits is not None, directory
     if isinstance(limits, TokenLimits):
         raise ValueError(
-            f"{directory}: its processor gives every picture a number of tokens, and eval.tower reads only towers whose "
-            "pictures keep their size or are cut into tiles; expected another family"
+            f"{directory}: its processor gives every picture a number of tokens, and eval.tower reads only towers "
+            "whose pictures keep their size or are cut into tiles; expected another family"
         )
     if isinstance(limits, TileLimits):
         return limits

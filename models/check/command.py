@@ -139,7 +139,7 @@ def describe_unknown(directory: Path, config: dict[str, Any]) -> list[str]:
         f"them. Groups of the {len(names)} parameters, with guessed regions (? for none):",
         *map(str, groups),
         "A record to start from:",
-        record_text(str(model_type), auto_class, groups),
+        record_text(config, auto_class, groups),
         f"The next steps are in {GUIDE}",
     ]
 
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     counts = {state: sum(outcome.state == state for outcome in outcomes) for state in (HOLDS, ABSENT, FAILS)}
     print(
         f"{len(outcomes)} checks in {time.monotonic() - begin:.0f} s: "
-        f"{', '.join(f'{number} {state}' for state, number in counts.items())}"
+        f"{counts[HOLDS]} hold, {counts[ABSENT]} do not apply, {counts[FAILS]} do not hold"
     )
     if arguments.output:
         report = {

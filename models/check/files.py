@@ -115,6 +115,9 @@ def check_dtypes(checkpoint: Checkpoint | None) -> Outcome:
 def check_processor_files(directory: Path, family: Family) -> Outcome:
     """Says whether the files are there without which no prompt can be read."""
     kind = "a tokenizer" if family.text_only else "a tokenizer and an image processor"
-    if missing := missing_files(directory, family):
+    missing = missing_files(directory, family)
+    if missing and not has_weights(directory):
+        return absent("processor", f"{NO_WEIGHTS} and lacks {', '.join(missing)}")
+    if missing:
         return fails("processor", f"lacks {', '.join(missing)}: no prompt can be read")
     return holds("processor", f"the files of {kind} are there")

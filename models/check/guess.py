@@ -89,8 +89,9 @@ def guess_groups(names: list[str]) -> list[Guess]:
     return list(merged.values())
 
 
-def record_text(model_type: str, auto_class: str, groups: list[Guess]) -> str:
+def record_text(config: dict[str, Any], auto_class: str, groups: list[Guess]) -> str:
     """Returns a record to start from, as Python source."""
+    model_type = str(config["model_type"])
     layers = next((group.prefix for group in groups if group.region == "llm"), "?")
     tower = next((group.prefix for group in groups if group.region == "vision" and group.num_layers), None)
     regions = "".join(
@@ -98,17 +99,23 @@ def record_text(model_type: str, auto_class: str, groups: list[Guess]) -> str:
         for group in groups
         if group.prefix not in (layers, tower)
     )
-    text_only = tower is None
+    tower_config = config.get("vision_config")
+    keys = "" if isinstance(config.get("text_config"), dict) else '    num_layers_key=("num_hidden_layers",),\n'
+    if tower is None:
+        keys += "    num_vision_blocks_key=None,\n"
+    elif isinstance(tower_config, dict) and "depth" not in tower_config:
+        keys += '    num_vision_blocks_key=("vision_config", "num_hidden_layers"),\n'
+    if not any(group.region == "head" for group in groups):
+        regions += '        ("head", "lm_head."),  # tied in this configuration\n'
     return (
         f"{model_type.upper()} = Family(\n"
         f'    model_type="{model_type}",\n'
         f'    auto_class="{auto_class}",\n'
         f'    layers="{layers}",\n'
-        f"    vision_blocks={'None' if text_only else chr(34) + str(tower) + chr(34)},\n"
+        f"    vision_blocks={'None' if tower is None else chr(34) + tower + chr(34)},\n"
         f"    regions=(\n{regions}    ),\n"
         "    spellings=(),  # (prefix in files, prefix in memory), where they differ\n"
-        + ('    num_layers_key=("num_hidden_layers",),\n    num_vision_blocks_key=None,\n' if text_only else "")
-        + ")"
+        f"{keys})"
     )
 
 

@@ -32,7 +32,7 @@ NUM_VISION_BLOCKS = 3
 HEAD_SIZE = 16
 MIN_ROTARY = 8
 """Rotated elements of a head with several sections: time, height and width need one frequency each."""
-MAX_HEADS = 16
+MAX_HEADS = 8
 SPREAD = 0.08
 """Standard deviation of the random weights, about 1/sqrt(width): at the usual 0.02 so narrow a model hardly attends."""
 WINDOW_TOKENS = 32
@@ -219,7 +219,7 @@ def _shrink_decoder(decoder: dict[str, Any]) -> int:
     width, named = decoder["hidden_size"], decoder.get("head_dim")
     head = named or width // num_heads
     group = max(1, num_heads // num_kv_heads)
-    kv_heads = 2 if num_kv_heads > 1 and 2 * group <= MAX_HEADS else 1
+    kv_heads = min(2, num_kv_heads)
     heads = kv_heads * min(group, MAX_HEADS // kv_heads)
     head_size = _head_size(decoder)
     hidden: int = heads * head_size

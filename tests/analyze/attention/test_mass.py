@@ -123,7 +123,8 @@ def test_masses_equal_eager_attentions_matrices_alone_and_in_a_batch(family: str
         inputs, _, _ = make_inputs([row], model, pad_id=pad_id)
         with torch.no_grad():
             matrices = model(**inputs, output_attentions=True, use_cache=False).attentions
-        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"] * len(matrices)
+        config = model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         measured = [from_matrix(matrix[0].double().numpy(), row) for matrix in matrices]
         masses = iter(measured)
         nothing = np.full_like(measured[0], np.nan)  # a layer with a recurrent state has no matrix

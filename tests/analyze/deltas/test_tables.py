@@ -33,7 +33,7 @@ class Study:
         return table[table["phase"] == phase].set_index("tensor")
 
 
-@pytest.fixture(scope="module", params=["pocket", "qwen2", "qwen2_vl", "qwen3_vl", "internvl"])
+@pytest.fixture(scope="module", params=["pocket", "qwen2", "qwen2_vl", "qwen3_vl"])
 def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """SFT changes everything a little; RL a third of the elements, and nothing of one decoder layer."""
     root = tmp_path_factory.mktemp(request.param)

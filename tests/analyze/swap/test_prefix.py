@@ -46,7 +46,8 @@ def open_random(checkpoint: Path, num_layers: int, dtype: torch.dtype) -> tuple[
 
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     config.text_config.num_hidden_layers = num_layers
-    config.text_config.layer_types = (config.text_config.layer_types * num_layers)[:num_layers]
+    if kinds := getattr(config.text_config, "layer_types", None):
+        config.text_config.layer_types = (kinds * num_layers)[:num_layers]
     torch.manual_seed(1)
     model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     return model.to(dtype).eval(), load_processor(checkpoint)

@@ -258,3 +258,18 @@ def test_an_adapted_embedding_matrix_of_another_base_is_found(bases: dict[str, P
     )
     with pytest.raises(ValueError, match=r"is not 'model.language_model.embed_tokens.weight' of"):
         open_model(str(directory))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_merge_beyond_the_stored_dtype_is_refused(bases: dict[str, Path], tmp_path: Path, dtype: torch.dtype) -> None:
+    from models.loading import load_model
+
+    load_model(bases["tied"], dtype=dtype).save_pretrained(tmp_path / "base")
+    half = float(torch.finfo(dtype).max) ** 0.5
+    directory = write_adapter(tmp_path / "base", tmp_path / "adapter", std=half)
+    edit_tensors(directory, lambda tensors: {n: 100 * half * t if "lora_A" in n else t for n, t in tensors.items()})
+    merged = open_model(str(directory))
+    assert isinstance(merged, MergedCheckpoint)
+    with pytest.raises(ValueError, match=r"merged, '.*' has NaN or infinite values in torch\."):
+        for name in merged.adapter.updates:
+            merged.data(name)

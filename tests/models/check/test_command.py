@@ -35,7 +35,7 @@ def test_a_checkpoint_is_checked_line_by_line_and_in_json(
     assert set(states.values()) == {"holds"}
     lines = lines_of(printed)
     assert all(state in lines[check] for check, state in states.items())
-    assert f"{len(written['checks'])} checks in" in printed and "0 does not hold" in printed
+    assert f"{len(written['checks'])} checks in" in printed and "1 do not apply, 0 do not hold" in printed
 
 
 def test_a_configuration_alone_says_what_cannot_be_checked_and_a_wrong_record_fails(
