@@ -320,6 +320,23 @@ def mixed_checkpoint(qwen3_5_checkpoint: Path, tmp_path_factory: pytest.TempPath
     return write_mixed(qwen3_5_checkpoint, tmp_path_factory.mktemp("mixed") / "checkpoint")
 
 
+@pytest.fixture(scope="session")
+def qwen3_5_text_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random decoder of a Qwen3.5 alone, tied."""
+    import torch
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    directory = tmp_path_factory.mktemp("qwen3_5_text") / "checkpoint"
+    torch.manual_seed(0)
+    sizes = linear_decoder_sizes(pocket_tokenizer)
+    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes, tie_word_embeddings=True))
+    model.generation_config.eos_token_id = pocket_tokenizer.eos_token_id
+    model.generation_config.pad_token_id = pocket_tokenizer.pad_token_id
+    model.save_pretrained(directory)
+    pocket_tokenizer.save_pretrained(directory)
+    return directory
+
+
 def write_qwen3_5(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> Path:
     import torch
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor

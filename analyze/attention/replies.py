@@ -115,6 +115,30 @@ def read_reply(
     )
 
 
+def read_reply_of(
+    model: "PreTrainedModel",
+    processor: "Processor",
+    *,
+    text: str,
+    question: str,
+    image_paths: Sequence[Path],
+    reply: str,
+) -> PromptedReply | None:
+    """Tokenises a rendered prompt and a reply for a model, as its family handles pictures; see `read_reply`."""
+    tokenizer = tokenizer_of(processor)
+    family = family_of(model.config.model_type)
+    return read_reply(
+        processor,
+        text=text,
+        question=question,
+        image_paths=image_paths,
+        reply=reply,
+        vision_ids=() if family.text_only else (model.config.image_token_id,),
+        picture_fields=family.picture_fields,
+        mark_ids=tokenizer.convert_tokens_to_ids([getattr(processor, name) for name in family.picture_marks]),
+    )
+
+
 def make_inputs(
     rows: Sequence[PromptedReply], model: "PreTrainedModel", *, pad_id: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:

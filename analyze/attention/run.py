@@ -20,7 +20,6 @@ from eval.grading import BoxSpace
 from eval.replies.answering import graded
 from eval.replies.batching import BatchSize
 from eval.replies.pictures import answer_spaces, pixel_limits
-from models.families import family_of
 from tracking.progress import progress
 from tracking.records import Record
 from tracking.sharding import SharedLog
@@ -73,20 +72,15 @@ class Loaded:
         return int(tokenizer_of(self.processor).pad_token_id)
 
     def read(self, unit: Unit) -> "PromptedReply | None":
-        from analyze.attention.replies import read_reply
-        from eval.replies.generation import tokenizer_of
+        from analyze.attention.replies import read_reply_of
 
-        config, tokenizer = self.model.config, tokenizer_of(self.processor)
-        family = family_of(config.model_type)
-        return read_reply(
+        return read_reply_of(
+            self.model,
             self.processor,
             text=self.render(unit.problem),
             question=unit.problem.prompt.question,
             image_paths=unit.problem.image_paths,
             reply=unit.reply,
-            vision_ids=() if family.text_only else (config.image_token_id,),
-            picture_fields=family.picture_fields,
-            mark_ids=tokenizer.convert_tokens_to_ids([getattr(self.processor, name) for name in family.picture_marks]),
         )
 
 

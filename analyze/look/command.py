@@ -121,7 +121,9 @@ def _table(rows: list[dict[str, str]]) -> "pd.DataFrame":
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, LookArguments, description=__doc__, check_inputs=True)
     entries = [parse_entry(text) for text in arguments.models]
-    plan = read_plan(entries, tasks=arguments.tasks, authors=arguments.authors, limit=arguments.limit)
+    plan = read_plan(
+        entries, tasks=arguments.tasks, authors=arguments.authors, limit=arguments.limit, rollout=arguments.rollout
+    )
     lines = write_look(arguments, plan)
     print(*lines, sep="\n")
     print(f"prompts: {plan.num_prompts}, of which the models disagree on {plan.num_flipped}")

@@ -72,7 +72,9 @@ class Plan:
     num_flipped: int
 
 
-def read_plan(entries: Sequence[Entry], *, tasks: Sequence[str], authors: Sequence[str], limit: int) -> Plan:
+def read_plan(
+    entries: Sequence[Entry], *, tasks: Sequence[str], authors: Sequence[str], limit: int, rollout: bool = False
+) -> Plan:
     """Finds prompts, replies and models of the evaluations.
 
     Args:
@@ -80,6 +82,7 @@ def read_plan(entries: Sequence[Entry], *, tasks: Sequence[str], authors: Sequen
         tasks: where the prompts are now, if they were moved.
         authors: models whose replies are read; by default the first and the last.
         limit: maximum number of prompts.
+        rollout: every layer must have attention.
 
     Raises:
         ValueError: if an evaluation is unfinished, was made otherwise than the others, or its prompts are gone.
@@ -112,7 +115,7 @@ def read_plan(entries: Sequence[Entry], *, tasks: Sequence[str], authors: Sequen
     return Plan(
         readers=readers,
         looks=[look for own in (flipped + same)[:limit] for look in own],
-        layout=_layout(readers),
+        layout=_layout(readers, rollout=rollout),
         num_prompts=min(limit, len(looks)),
         num_flipped=min(limit, len(flipped)),
     )
@@ -135,12 +138,17 @@ def _looks(problem: Problem, readers: Sequence[Reader], authors: Sequence[str]) 
     return [Look(problem=problem, author=author, reply=reply, statuses=statuses) for reply, author in replies.items()]
 
 
-def _layout(readers: Sequence[Reader]) -> Layout:
+def _layout(readers: Sequence[Reader], *, rollout: bool) -> Layout:
     """Returns the layout of the models, which must have the same depth and read pictures."""
     layouts = {reader.label: layout_of(local_checkpoint(reader.model, config_only=True)) for reader in readers}
     first, *others = layouts
     if layouts[first].family.text_only:
         raise ValueError(f"{first} is a text-only model ({layouts[first].family.model_type}); it looks at no picture")
+    if rollout and layouts[first].family.layer_kinds:
+        raise ValueError(
+            f"--rollout: some layers of {layouts[first].family.model_type} have a recurrent state and no attention to "
+            "multiply; leave it out"
+        )
     for other in others:
         if layouts[other].num_layers != layouts[first].num_layers:
             raise ValueError(

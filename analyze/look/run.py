@@ -64,20 +64,20 @@ def read_all(
 
 def prompted(model: "PreTrainedModel", processor: "Processor", reader: Reader, look: Look) -> "PromptedReply | None":
     """Returns the prompt as the evaluation rendered it, with the reply; None for an empty reply."""
-    from analyze.attention.replies import read_reply
+    from analyze.attention.replies import read_reply_of
     from eval.replies.generation import render_prompt
 
     settings = reader.run["settings"]
     text = render_prompt(
         processor, look.problem.prompt, style=settings["prompt_style"], system_prompt=settings["system_prompt"]
     )
-    return read_reply(
+    return read_reply_of(
+        model,
         processor,
         text=text,
         question=look.problem.prompt.question,
         image_paths=look.problem.image_paths,
         reply=look.reply,
-        vision_ids=(model.config.image_token_id, model.config.video_token_id),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from analyze.attention.records import PARTS
-from analyze.attention.replies import REPLY, VISION, PromptedReply, make_inputs, read_reply
+from analyze.attention.replies import REPLY, VISION, PromptedReply, make_inputs, read_reply_of
 from analyze.look.records import Reading, read_reading
 from analyze.look.run import cell_grids, read_one
 from analyze.look.tables import border_cells, part_maps, sink_cells
@@ -42,10 +42,8 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], P
         question = "How many red objects are there ?"
         prompt = Prompt(id="p", ability="vision", question=question, answer="2", answer_kind="number",
                         images=tuple(map(str, paths)))  # fmt: skip
-        row = read_reply(
-            processor, text=render_prompt(processor, prompt, style="think", system_prompt=None), question=question,
-            image_paths=paths, reply=reply, vision_ids=(model.config.image_token_id, model.config.video_token_id),
-        )  # fmt: skip
+        text = render_prompt(processor, prompt, style="think", system_prompt=None)
+        row = read_reply_of(model, processor, text=text, question=question, image_paths=paths, reply=reply)
         assert row is not None
         return model, processor, row
 
