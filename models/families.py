@@ -62,8 +62,8 @@ class Family:
     """Regions that not every model of the family has."""
     idle_regions: tuple[str, ...] = ()
     """Regions that prompts of text and pictures never reach. They are frozen in every run."""
-    eager_parts: tuple[str, ...] = ()
-    """Parts of the configuration whose attention has one implementation, `eager`."""
+    idle_parts: tuple[str, ...] = ()
+    """Parts of the configuration that describe idle regions. Their attention has one implementation, `eager`."""
     token_fields: tuple[str, ...] = ()
     """The processor's outputs with an entry per token that the model needs beside ids, mask and positions."""
     plain_layers: bool = True
@@ -278,7 +278,7 @@ GEMMA4 = Family(
     buffers=("layer_scalar", "input_min", "input_max", "output_min", "output_max", "std_bias", "std_scale"),
     optional_regions=("ple", "audio"),
     idle_regions=("audio",),
-    eager_parts=("audio_config",),
+    idle_parts=("audio_config",),
     token_fields=("mm_token_type_ids",),
     plain_layers=False,
     vllm=False,

@@ -107,7 +107,7 @@ def load_model(
     # a part of them or nothing, and an untied head would be taken for the embedding matrix.
     config.tie_word_embeddings = is_tied(read_model_config(directory))
     config._attn_implementation = asked  # also of the decoder and the tower (read in 5.23)
-    for part in family.eager_parts:  # such a part refuses to be built with anything else
+    for part in family.idle_parts:  # such a part refuses to be built with anything else
         if getattr(config, part, None) is not None:
             getattr(config, part)._attn_implementation = "eager"
     model: PreTrainedModel
@@ -172,7 +172,7 @@ def attentions_of(model: "PreTrainedModel") -> set[str]:
     from transformers import PreTrainedModel
 
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    fixed = [getattr(model.config, name, None) for name in family_of(model.config.model_type).eager_parts]
+    fixed = [getattr(model.config, name, None) for name in family_of(model.config.model_type).idle_parts]
     return {str(part.config._attn_implementation) for part in parts if all(part.config is not one for one in fixed)}
 
 

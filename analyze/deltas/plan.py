@@ -110,7 +110,7 @@ def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition:
         check_against_config(opened)
         check_same_tensors(checkpoints[0], opened)
         check_complete(opened, layout)
-    layout = _measurable(layout, checkpoints)
+    layout = measurable(layout, checkpoints)
     blocks = make_partition(layout.num_layers, partition=partition, cuts=cuts)
     note = f"not compared: {len(lost)} tensors that not all checkpoints have, the first is {min(lost, default='')}"
     notes = (*(note for phase in phases for note in _notes(phase, checkpoints)), *((note,) if lost else ()))
@@ -158,7 +158,7 @@ def _lost(checkpoints: Sequence[Checkpoint]) -> set[str]:
     return held[0].union(*held) - held[0].intersection(*held)
 
 
-def _measurable(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Layout:
+def measurable(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Layout:
     """Leaves out infinite buffers that are the same everywhere: a clip bound without a limit has no size to compare."""
     kept = {
         parameter.name: parameter

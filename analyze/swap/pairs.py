@@ -68,7 +68,7 @@ def open_pair(model: Any, processor: Any, directory: Path, pair: Pair, options: 
         (_, *target_grid), (_, *source_grid) = target.grid, source.grid
         raise UnusablePairError("unequal_grids: {} x {} and {} x {} patches".format(*target_grid, *source_grid))
     space = box_space(
-        options.box_space or FAMILY_BOX_SPACES[model.config.model_type],
+        options.box_space or FAMILY_BOX_SPACES.get(model.config.model_type, "image"),
         image_size=images[0].size,
         grid=target.grid[1:],
         patch_size=patch_side(model),
