@@ -69,6 +69,8 @@ class Family:
     """Parts of the configuration that describe idle regions. Their attention has one implementation, `eager`."""
     token_fields: tuple[str, ...] = ()
     """The processor's outputs with an entry per token that the model needs beside ids, mask and positions."""
+    vllm: bool = True
+    """False if replies by vLLM are not supported."""
     plain_layers: bool = True
     """True if a decoder layer is x + attention(x) and then h + MLP(h), of its input, mask and positions alone."""
 
