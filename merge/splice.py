@@ -3,7 +3,8 @@
     python -m merge.splice --pattern in:rl:rl --donor in=IN --donor rl=RL --rest in --output-dir outputs/in-rl-rl
     python -m merge.splice --recipe recipe.yaml --output-dir outputs/splice [--dry-run]
 
-No tensor is decoded and torch is not imported, except for transplants (`merge/tensors/transplant.py`).
+No tensor is decoded and torch is not imported, except for transplants (`merge/tensors/transplant.py`) and for the
+tensors that a donor's adapter changes: a PEFT adapter as a donor stands for its base with the adapter merged in.
 
 OUTPUT/checkpoint/              loadable: the weights, one donor's other files, and
 OUTPUT/checkpoint/splice.json   source and sha256 of every tensor, the recipe, the donors
@@ -40,8 +41,11 @@ from merge.recipes.recipe import (
     recipe_from_pattern,
 )
 from merge.tensors.copying import ByteRange, Source, write_shard
+from models.adapters.merged import MergedCheckpoint
+from models.adapters.opening import place_of
+from models.adapters.reading import Replacement
 from models.blocks import CUTS_ARGUMENT
-from models.checkpoint import INDEX_FILE
+from models.checkpoint import INDEX_FILE, Checkpoint
 from models.fetch import format_size
 from tracking.command import REPOSITORY_ROOT, check_all, parse_arguments, raise_mistakes, run_command
 from tracking.product import partial_directory
@@ -70,7 +74,10 @@ class RecipeArguments:
     )
     donor: list[str] = field(
         default_factory=list,
-        metadata={"help": "NAME=CHECKPOINT (folder or hub id), given once per donor", "check": check_donor},
+        metadata={
+            "help": "NAME=CHECKPOINT (folder or hub id, or a PEFT adapter), given once per donor",
+            "check": check_donor,
+        },
     )
     rest: list[str] = field(
         default_factory=list,
@@ -209,7 +216,10 @@ def source_of(plan: SplicePlan, entry: ShardEntry) -> Source:
         from merge.tensors.transplant import blend_bytes
 
         return blend_bytes(plan.donors, owner, entry.name, entry.dtype)
-    stored = plan.donors[owner].tensors[entry.name]
+    donor = plan.donors[owner]
+    if isinstance(donor, MergedCheckpoint) and entry.name in donor.adapter.updates:
+        return [donor.data(entry.name)]
+    stored = donor.tensors[entry.name]
     return ByteRange(stored.file, stored.offset, stored.num_bytes)
 
 
@@ -240,6 +250,7 @@ def describe_splice(plan: SplicePlan, donors: dict[str, Any], hashes: dict[str, 
                 "owner": owner_dict(owner),
                 "sources": [
                     {"donor": donor, "file": source.file.name, "name": source.name_on_disk}
+                    | _describe_update(plan.donors[donor], entry.name)
                     for donor, source in stored.items()
                 ],
                 "dtype": entry.dtype,
@@ -262,6 +273,18 @@ def describe_splice(plan: SplicePlan, donors: dict[str, Any], hashes: dict[str, 
     }
 
 
+def _describe_update(donor: Checkpoint, name: str) -> dict[str, Any]:
+    """Returns what `splice.json` adds to a merged tensor's source: the base's sha256, and the adapter's tensors."""
+    update = donor.adapter.updates.get(name) if isinstance(donor, MergedCheckpoint) else None
+    if update is None or not isinstance(donor, MergedCheckpoint):
+        return {}
+    parts = [update.stored] if isinstance(update, Replacement) else [update.down, update.up, update.magnitude]
+    return {
+        "base_sha256": donor.base.sha256(name),
+        "adapter_tensors": [part.name_on_disk for part in parts if part is not None],
+    }
+
+
 def suite_version() -> str:
     """Returns the version of this source tree, which may run without being installed."""
     project = tomllib.loads((REPOSITORY_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -277,6 +300,7 @@ def run_settings(plan: SplicePlan, max_shard_bytes: int | None) -> dict[str, Any
         "recipe": recipe_dict(plan.recipe),
         "donors": {
             name: {"revision": plan.revisions[name], "fingerprint": donor.fingerprint()}
+            | ({"adapter": donor.facts} if isinstance(donor, MergedCheckpoint) else {})
             for name, donor in plan.donors.items()
         },
         "files": {file.name: file.sha256 for file in plan.files},
@@ -289,12 +313,12 @@ def check_place(directory: Path, plan: SplicePlan) -> None:
     """Rejects an output directory inside a donor or containing one, since starting over would delete the donor."""
     place = directory.resolve()
     for name, donor in plan.donors.items():
-        folder = donor.directory.resolve()
-        if place.is_relative_to(folder) or folder.is_relative_to(place):
-            raise ValueError(
-                f"--output-dir {directory} and donor {name} ({donor.directory}) are nested; "
-                "choose a folder outside the donors"
-            )
+        for folder in place_of(donor):
+            if place.is_relative_to(folder) or folder.is_relative_to(place):
+                raise ValueError(
+                    f"--output-dir {directory} and donor {name} ({folder}) are nested; "
+                    "choose a folder outside the donors"
+                )
 
 
 def check_room(directory: Path, num_bytes: int) -> None:
@@ -324,6 +348,7 @@ def drop_unfinished(partial: Path, log: RecordLog) -> None:
 def file_versions(plan: SplicePlan) -> dict[Path, tuple[int, int]]:
     """Returns size and modification time of every donor's weights files."""
     files = {stored.file for donor in plan.donors.values() for stored in donor.tensors.values()}
+    files |= {donor.adapter.file for donor in plan.donors.values() if isinstance(donor, MergedCheckpoint)}
     return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)}
 
 

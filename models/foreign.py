@@ -30,7 +30,9 @@ TRAINER_STEP = re.compile(r"checkpoint-(\d+)")
 OTHER_TRAINED = ("non_lora_state_dict.bin", "non_lora_trainables.bin")
 """Pickled weights beside an adapter: what was trained in full, such as the projector."""
 
-MERGE_ADAPTER = "import sys; from models.peft_adapter import merge_adapter_into; merge_adapter_into(*sys.argv[1:])"
+MERGE_ADAPTER = (
+    "import sys; from models.adapters.peft_merge import merge_adapter_into; merge_adapter_into(*sys.argv[1:])"
+)
 PICKLE_TO_SAFETENSORS = (
     "import sys, torch, safetensors.torch as st; "
     "st.save_file({n: t.clone(memory_format=torch.contiguous_format) for f in sys.argv[2:] "

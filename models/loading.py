@@ -11,6 +11,7 @@ from models.hub import CODE_FILES, parse_repository, snapshot
 from models.layout import read_model_config
 from models.processor import check_files, check_picture_token, check_tokenizer
 from models.shards import DTYPES
+from models.tying import is_tied
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,13 @@ def load_model(
     auto_class = getattr(transformers, family.auto_class)
     asked = attn_implementation or DEFAULT_ATTENTION
     config = transformers.AutoConfig.from_pretrained(directory)
+    # Where a family is tied by default, Transformers compares the two weights. Under ZeRO-3 (5.23) each process holds
+    # a part of them or nothing, and an untied head would be taken for the embedding matrix.
+    config.tie_word_embeddings = is_tied(read_model_config(directory))
     config._attn_implementation = asked  # also of the decoder and the tower (read in 5.23)
+    for part in family.idle_parts:  # such a part refuses to be built with anything else
+        if getattr(config, part, None) is not None:
+            getattr(config, part)._attn_implementation = "eager"
     model: PreTrainedModel
     try:
         model, found = auto_class.from_pretrained(
@@ -161,11 +168,12 @@ def _put(parameter: Any, value: "torch.Tensor") -> None:
 
 
 def attentions_of(model: "PreTrainedModel") -> set[str]:
-    """Returns the attention implementations that the parts of a model run with."""
+    """Returns the attention implementations that the parts of a model run with, those without a choice aside."""
     from transformers import PreTrainedModel
 
-    parts = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    return {str(part.config._attn_implementation) for part in parts}
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    fixed = [getattr(model.config, name, None) for name in family_of(model.config.model_type).idle_parts]
+    return {str(part.config._attn_implementation) for part in parts if all(part.config is not one for one in fixed)}
 
 
 def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase":
@@ -182,7 +190,7 @@ def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase
     processor: Any
     try:
         processor = auto_class.from_pretrained(directory, padding_side="left")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{directory}: its tokenizer or processor cannot be loaded ({reason})") from error
     check_tokenizer(processor if family.text_only else processor.tokenizer, directory, config, family)

@@ -2,7 +2,8 @@
 
 A configuration has one `tie_word_embeddings` at the top and, for a VLM, another in `text_config`. Transformers 5.23
 looks at the one at the top. For Qwen2-VL and Qwen2.5-VL, it also accepts the one in `text_config`, unless the files
-contain a head that differs from the embedding matrix: then it loads an untied model.
+contain a head that differs from the embedding matrix: then it loads an untied model. For InternVL, no flag at the top
+means tied, again unless the files contain such a head: the published checkpoints have no flag and an untied head.
 """
 
 from pathlib import Path
@@ -24,20 +25,24 @@ def tie_flags(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_tied(config: dict[str, Any]) -> bool:
-    """Returns whether a configuration ties the output head to the embedding matrix; without a flag, it does not."""
-    flags = tie_flags(config)
-    heeded = (TIE_KEY, f"{DECODER_KEY}.{TIE_KEY}") if family_of(config["model_type"]).decoder_ties else (TIE_KEY,)
+    """Returns whether a configuration ties the output head to the embeddings; without a flag, as its family does."""
+    family, flags = family_of(config["model_type"]), tie_flags(config)
+    if TIE_KEY not in flags and family.tied_by_default:
+        return True
+    heeded = (TIE_KEY, f"{DECODER_KEY}.{TIE_KEY}") if family.decoder_ties else (TIE_KEY,)
     return any(flags.get(name) is True for name in heeded)
 
 
 def as_loaded(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Returns a folder's configuration with flags that agree with the model that Transformers makes of its weights.
 
-    Only a contradiction is resolved: a flag at the top that says untied, one of the decoder that says tied, and a
-    stored head that differs from the embedding matrix. PEFT writes such folders when it merges an adapter with a head
-    of its own into a tied model.
+    Two cases are resolved, both with a stored head that differs from the embedding matrix. A flag at the top says
+    untied and one of the decoder says tied: PEFT writes such folders when it merges an adapter with a head of its own
+    into a tied model. Or there is no flag at the top, and the family is tied by default.
     """
     flags = tie_flags(config)
+    if TIE_KEY not in flags and family_of(config["model_type"]).tied_by_default and _head_differs(config, directory):
+        return {**config, TIE_KEY: False}
     contradicts = flags.get(TIE_KEY) is False and flags.get(f"{DECODER_KEY}.{TIE_KEY}") is True
     if not contradicts or not is_tied(config) or not _head_differs(config, directory):
         return config

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL and Qwen3-VL."""
+"""Fixtures shared by all tests: an untrained checkpoint of each kind: pocket, Qwen2, Qwen2-VL, Qwen3-VL, InternVL."""
 
 import fcntl
 import gc
@@ -16,6 +16,8 @@ import pytest
 
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
+from tests.gemma4 import write_gemma4
+from tests.small_internvl import build_internvl_tokenizer, write_internvl
 from tests.small_study import write_study_settings
 from tests.warm import start_server
 from tracking.command import REPOSITORY_ROOT, quiet_libraries
@@ -26,7 +28,8 @@ gc.disable()  # until all modules are imported
 
 LONGEST = (
     "slurm/test_real_slurm_study.py", "train/test_study_end_to_end.py", "slurm/test_real_slurm.py",
-    "train/test_modes.py", "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
+    "train/test_modes.py", "train/test_family_processes.py", "models/check/test_families.py",
+    "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
     "benchmarks/test_gpu_rehearsal.py", "train/test_processes.py", "docs/test_guides.py",
     "benchmarks/known_answers/test_command.py",
     "eval/replies/test_vllm_engine.py", "eval/replies/test_vllm_cut_start.py", "train/rollouts/test_vllm.py",
@@ -237,6 +240,31 @@ def write_qwen2(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> 
 
 
 @pytest.fixture(scope="session")
+def qwen3_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-only Qwen3 with tied embeddings, as its smaller models have it."""
+    return write_qwen3(tmp_path_factory.mktemp("qwen3") / "checkpoint", pocket_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def qwen3_untied_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-only Qwen3 with a head of its own, as its larger models have it."""
+    return write_qwen3(tmp_path_factory.mktemp("qwen3-untied") / "checkpoint", pocket_tokenizer, tied=False)
+
+
+def write_qwen3(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE, *, tied: bool = True) -> Path:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = decoder_sizes(tokenizer, head_size)
+    sizes["num_attention_heads"] *= 2  # wider than the hidden size, as Qwen3-0.6B and 4B have it
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=head_size, tie_word_embeddings=tied))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def qwen3_vl_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3-VL with tied embeddings and two deepstack mergers, as its smaller models have it."""
     return write_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl") / "checkpoint", pocket_tokenizer)
@@ -290,6 +318,23 @@ def qwen3_5_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathF
 def mixed_checkpoint(qwen3_5_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3.5 as it is published: bf16, `A_log` and the linear norms in fp32, and tensors of `mtp`."""
     return write_mixed(qwen3_5_checkpoint, tmp_path_factory.mktemp("mixed") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def qwen3_5_text_checkpoint(pocket_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random decoder of a Qwen3.5 alone, tied."""
+    import torch
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    directory = tmp_path_factory.mktemp("qwen3_5_text") / "checkpoint"
+    torch.manual_seed(0)
+    sizes = linear_decoder_sizes(pocket_tokenizer)
+    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes, tie_word_embeddings=True))
+    model.generation_config.eos_token_id = pocket_tokenizer.eos_token_id
+    model.generation_config.pad_token_id = pocket_tokenizer.pad_token_id
+    model.save_pretrained(directory)
+    pocket_tokenizer.save_pretrained(directory)
+    return directory
 
 
 def write_qwen3_5(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) -> Path:
@@ -409,7 +454,33 @@ def write_qwen2_vl(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) 
     return directory
 
 
-FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}
+@pytest.fixture(scope="session")
+def gemma4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma 4 built like E2B (`tests/gemma4.py`)."""
+    return write_gemma4(tmp_path_factory.mktemp("gemma4") / "checkpoint", "small")
+
+
+@pytest.fixture(scope="session")
+def gemma4_large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma 4 built like 31B."""
+    return write_gemma4(tmp_path_factory.mktemp("gemma4-large") / "checkpoint", "large")
+
+
+@pytest.fixture(scope="session")
+def internvl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random InternVL with a Qwen2 decoder and a head of its own, as InternVL 3 has it."""
+    return write_internvl(tmp_path_factory.mktemp("internvl") / "checkpoint", build_internvl_tokenizer())
+
+
+def write_internvl_vllm(directory: Path, tokenizer: Any, head_size: int) -> Path:
+    """With a tokenizer of its own, and heads of 32 in the tower too."""
+    return write_internvl(directory, build_internvl_tokenizer(), head_size=head_size, hidden_size=2 * head_size)
+
+
+FAMILIES_VLLM = {
+    "qwen2": write_qwen2, "qwen3": write_qwen3, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl,
+    "internvl": write_internvl_vllm,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

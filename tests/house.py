@@ -26,9 +26,10 @@ GRADING_GUESTS = ("benchmarks.grading",)
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One row of the table of packages."""
+    """One row of the table of packages, or of a room above its package."""
 
     name: str
+    """Dotted, for a room."""
     question: str
     rooms: tuple[str, ...]
     """Lowest first; empty for a package without folders."""
@@ -96,9 +97,9 @@ def read_house(page: Path) -> list[Package]:
     packages = []
     for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 4 and re.fullmatch(r"`\w+/`", cells[0]):
+        if len(cells) == 4 and re.fullmatch(r"`\w+/(\w+/)?`", cells[0]):
             rooms, imports = (tuple(re.findall(r"\w+", cell)) for cell in cells[2:])
-            name, question = cells[0].strip("`/"), cells[1]
+            name, question = cells[0].strip("`/").replace("/", "."), cells[1]
             packages.append(Package(name=name, question=question, rooms=rooms, imports=imports))
     assert packages, f"{page} has no table of packages under 'Packages and rooms'"
     return packages
@@ -172,17 +173,18 @@ def upward_imports(source: Source, house: list[Package]) -> list[str]:
     for number, package in enumerate(house):
         lower = {other.name for other in house[:number]}
         found += [f"{package.name} imports from {name}, which is not above it" for name in {*package.imports} - lower]
-        rooms = _rooms(source.root / package.name)
-        if rooms:
+        rooms = _rooms(source.root.joinpath(*package.name.split(".")))
+        rooms -= {other.name.rpartition(".")[2] for other in house if other.name.startswith(f"{package.name}.")}
+        if rooms - {COMMANDS}:
             found += [f"{package.name}/{room} is missing from the page" for room in sorted(rooms - {*package.rooms})]
             found += [f"{package.name}/{room} is on the page, not here" for room in sorted({*package.rooms} - rooms)]
     for module in sorted(source.files):
-        package, _, _ = module.partition(".")
+        package = _row(module, by_name)
         if package not in by_name:
             found += [f"{package} is missing from the page"] if module == package else []
             continue
         for target in sorted(source.own_imports(module)):
-            other, _, _ = target.partition(".")
+            other = _row(target, by_name)
             if other != package and other not in by_name[package].imports:
                 found.append(f"{module} imports {target}, but {package} does not import from {other}")
             elif other == package and by_name[package].rooms:
@@ -191,6 +193,13 @@ def upward_imports(source: Source, house: list[Package]) -> list[str]:
                 if own in places and its in places and places.index(its) > places.index(own):
                     found.append(f"{module} imports {target}: {its} stands above {own}")
     return found
+
+
+def _row(module: str, rows: Iterable[str]) -> str:
+    """Returns the row that a module belongs to: that of its room, if it has one, or of its package."""
+    package, _, rest = module.partition(".")
+    room = f"{package}.{rest.partition('.')[0]}"
+    return room if room in rows else package
 
 
 def _rooms(package: Path) -> set[str]:

@@ -23,14 +23,16 @@ arguments, and most take `--config FILE`, a YAML file with them. What each comma
 This page is generated from the first lines of the modules (`tests/test_commands_page.py`).
 """
 GUIDES = {
-    "analyze.attention": "probes", "analyze.deltas": "weight-changes", "analyze.report": "probes",
-    "analyze.skip": "probes", "analyze.swap": "probes", "data_builders.build": "own-data",
+    "analyze.attention": "probes", "analyze.deltas": "weight-changes", "analyze.layers": "layers",
+    "analyze.look": "look", "analyze.report": "probes", "analyze.skip": "probes", "analyze.swap": "probes",
+    "data_builders.build": "own-data",
     "data_builders.contact_sheet": "pairs", "data_builders.hub_set": "pairs", "data_builders.mini_coco_build": "pairs",
     "data_builders.pocket_descriptions": "grading", "data_builders.validate": "pairs",
     "data_builders.vocabulary": "pairs", "eval.boundary": "grading", "eval.claims": "statistics",
     "eval.compare": "statistics", "eval.import": "import", "eval.power": "plan", "eval.regrade": "grading",
     "eval.run": "grading", "eval.support": "statistics", "eval.tower": "probes", "merge.all": "splices",
-    "merge.splice": "splices", "merge.verify": "splices", "models.fetch": "clusters", "slurm.cancel": "clusters",
+    "merge.splice": "splices", "merge.verify": "splices", "models.check": "your_architecture",
+    "models.fetch": "clusters", "slurm.cancel": "clusters",
     "slurm.gather": "clusters", "slurm.launch": "clusters", "slurm.status": "clusters", "train.grpo": "freeze",
     "train.necessity": "freeze", "train.plan": "plan", "train.sft": "own-data", "train.verify": "verify",
 }  # fmt: skip

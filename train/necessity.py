@@ -24,6 +24,7 @@ from typing import Any
 
 from data_builders.build import DATA_DIR
 from data_builders.prompt_sets.prompts import read_prompts
+from models.blocks import make_partition
 from models.layout import Layout, layout_from_config, layout_of
 from models.loading import local_checkpoint
 from models.pocket import PocketShape, build_config, build_tokenizer
@@ -35,7 +36,7 @@ from tracking.progress import format_duration
 from tracking.run import is_finished, open_run
 from tracking.tables import format_columns
 from train import FINAL_DIR
-from train.freezing.arms import Arm, parse_arms
+from train.freezing.arms import Arm, expand_word, parse_arms
 from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
 from train.planning.study import NecessityArguments, arm_label, freeze_arguments, plan_jobs, study_files
 from train.rollouts.setup import check_versions
@@ -105,7 +106,7 @@ def format_plan(study: Study) -> str:
         training = [
             count.block + ("" if count.state == "trains" else " (part)") for count in counts if count.state != "frozen"
         ]
-        rows.append((arm.name, " ".join(arm.freeze) or "nothing", f"{trainable:,}", f"{frozen:,}", " ".join(training)))
+        rows.append((arm.name, arm.frozen, f"{trainable:,}", f"{frozen:,}", " ".join(training)))
     lines += format_columns(rows, right=(2, 3))
     for arm in study.arms:
         lines += ["", f"{arm.name}:", format_freeze_table(study.plans[arm.name])]
@@ -113,14 +114,17 @@ def format_plan(study: Study) -> str:
     return "\n".join(lines)
 
 
-def study_settings(arguments: NecessityArguments) -> dict[str, Any]:
-    """Returns what determines the study's result, including the contents of its configuration files."""
+def study_settings(study: Study) -> dict[str, Any]:
+    """Returns what determines the study's result: every arm by name, and the contents of the configuration files."""
+    arguments = study.arguments
     skipped = (
         "output_dir", "dry_run", "plan_json", "collect", "overwrite", "num_parallel", "warm_start", "expected_s",
         "launcher",
     )  # fmt: skip
     values = {key: value for key, value in asdict(arguments).items() if key not in skipped}
-    return {**values, "files": study_files(arguments)}
+    partition = make_partition(study.layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
+    arms = [word for text in arguments.arms for word in expand_word(text, partition)]
+    return {**values, "arms": arms, "files": study_files(arguments)}
 
 
 def plan_as_json(study: Study) -> dict[str, Any]:
@@ -223,7 +227,7 @@ def run_study(study: Study) -> Path:
     check_inputs(study)
     expected = parse_expected(arguments.expected_s)
     report = directory / "report.html"
-    settings = study_settings(arguments)
+    settings = study_settings(study)
     # The summary is always recomputed: arms may have been added or trained again.
     parts = {LOG_DIR, *(job.output_dir.relative_to(directory).parts[0] for job in study.jobs)}
     with open_run(

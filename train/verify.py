@@ -6,9 +6,12 @@
     python -m train.verify --start CHECKPOINT --end CONVERTED --identical
 
 Every tensor of the named blocks is compared by sha256 in the start's stored dtype. If the vocabulary was resized, all
-other tensors are compared. Exit status 0: all are identical; 1: a breach, that is, at least one changed (the first ten
-are printed, `--report` lists all) or cannot be compared, or nothing moved that was free to train; 2: an argument is
-wrong or a checkpoint cannot be read.
+other tensors are compared. If the end is a PEFT adapter on the start, its names and factors show which blocks it can
+change; a block without an update, or with zero ones alone, is proved, and nothing has to be merged.
+
+Exit status 0: all are identical; 1: a breach, that is, at least one changed (the first ten are printed, `--report`
+lists all) or cannot be compared, or nothing moved that was free to train; 2: an argument is wrong or a checkpoint
+cannot be read.
 """
 
 import json
@@ -16,15 +19,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from models.adapters.merged import MergedCheckpoint
+from models.adapters.opening import check_model, open_model
+from models.adapters.reading import Adapter, is_adapter, read_adapter
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, check_expression
-from models.checkpoint import open_checkpoint
+from models.checkpoint import Checkpoint
 from models.completeness import check_complete
 from models.layout import layout_of
-from models.loading import check_checkpoint, local_checkpoint
+from models.loading import local_checkpoint
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
 from train.freezing.freeze import (
     FreezeArguments,
+    FreezePlan,
     TensorChange,
     broken_tensors,
     compare_tensors,
@@ -33,6 +40,7 @@ from train.freezing.freeze import (
     plan_freeze,
     summarise_changes,
 )
+from train.freezing.reach import format_reach, reach_of
 from train.freezing.resized import Comparable, comparable
 
 EXIT_BREACH = 1
@@ -45,10 +53,13 @@ class VerifyArguments:
     """The two checkpoints, and the blocks that must be identical in both."""
 
     start: str = field(
-        metadata={"help": "checkpoint that training started from: folder or hub id", "check": check_checkpoint}
+        metadata={"help": "checkpoint that training started from: folder or hub id", "check": check_model}
     )
     end: str = field(
-        metadata={"help": "checkpoint that training ended with: folder or hub id", "check": check_checkpoint}
+        metadata={
+            "help": "checkpoint that training ended with, or a PEFT adapter: folder or hub id",
+            "check": check_model,
+        }
     )
     frozen: list[str] = field(
         default_factory=list,
@@ -87,11 +98,15 @@ class VerifyArguments:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, VerifyArguments, description=__doc__, check_inputs=True)
-    start = open_checkpoint(local_checkpoint(arguments.start))
-    end = open_checkpoint(local_checkpoint(arguments.end))
+    start = open_model(arguments.start)
     layout = layout_of(start.directory)
     freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
-    whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, leave_some=False)
+    whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, for_training=False)
+    adapter = local_checkpoint(arguments.end)
+    if is_adapter(adapter) and not isinstance(start, MergedCheckpoint):
+        _verify_adapter(arguments, start, whole, read_adapter(adapter, start))
+        return
+    end = open_model(arguments.end)
     compared = comparable(start, end, whole)
     check_complete(start, layout)
     check_complete(end, layout_of(end.directory))
@@ -119,6 +134,47 @@ def main(argv: list[str] | None = None) -> None:
         write_text(Path(arguments.report), json.dumps(report, indent=1) + "\n")
         print(f"report: {arguments.report}")
     _judge(arguments, compared, changes, broken)
+
+
+def _verify_adapter(arguments: VerifyArguments, start: Checkpoint, plan: FreezePlan, adapter: Adapter) -> None:
+    """Prints what an adapter on the start can change, and the verdict; raises SystemExit if it is not a proof."""
+    check_complete(start, plan.layout)
+    if adapter.base_name and Path(adapter.base_name).is_dir() and not Path(adapter.base_name).samefile(start.directory):
+        print(
+            f"note: {adapter.directory} names another base, {adapter.base_name}; the verdict is about its names alone"
+        )
+    reached = reach_of(adapter, start, plan)
+    breaches = [one for one in reached if one.frozen and one.can_change]
+    print(f"partition: {plan.partition}", *format_reach(reached, plan), sep="\n")
+    if arguments.report:
+        report = {
+            "start": arguments.start,
+            "end": arguments.end,
+            "adapter_sha256": adapter.sha256(),
+            "frozen": arguments.frozen,
+            "identical": arguments.identical,
+            "breaches": [one.name for one in breaches],
+            "tensors": [asdict(one) for one in reached],
+        }
+        write_text(Path(arguments.report), json.dumps(report, indent=1) + "\n")
+        print(f"report: {arguments.report}")
+    for one in breaches[:NUM_NAMED]:
+        print(f"breach: {one.name}: {one.described}")
+    if breaches:
+        print(f"BREACH: the adapter changes {len(breaches)} of {len(plan.frozen)} tensors that should be frozen")
+    else:
+        print(
+            f"proof: all {len(plan.frozen)} tensors of {arguments.named} stay bit-identical when the adapter is "
+            "merged: it has no update for them, or a zero one"
+        )
+    nothing_moves = bool(plan.trainable) and not any(one.can_change for one in reached)
+    if nothing_moves:
+        print(
+            f"WARNING: nothing moves. All {len(adapter.updates)} updates of the adapter are zero, as they are before "
+            "training. Was the wrong folder named? --allow-unchanged true accepts it"
+        )
+    if breaches or (nothing_moves and not arguments.allow_unchanged):
+        raise SystemExit(EXIT_BREACH)
 
 
 def _judge(

@@ -14,7 +14,7 @@ Known limits: one forward pass over whole sequences, without a cache. Layers wit
 as in three of four layers of Qwen3.5) have no attention weights; their masses are NaN.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,11 @@ class AttentionMass:
         return output, None
 
     def result(self) -> Float[torch.Tensor, "rows parts layers heads measures"]:
-        """Returns the means over each part's tokens, on the CPU; NaN for a missing part, image or attention matrix."""
+        """Returns the means over each part's tokens, on the CPU; NaN for a missing part, image or attention matrix.
+
+        Entropy and top share within the image are NaN, too, where a token of the part sees nothing of the image, which
+        may have left its sliding window.
+        """
         nothing = torch.full_like(next(iter(self._layers.values())), float("nan"))
         stacked = torch.stack([self._layers.get(layer, nothing) for layer in range(self._num_layers)], 2)
         absent = ~(self._weights.sum(-1) > 0).cpu()
@@ -133,8 +137,7 @@ class AttentionMass:
         step = max(1, CHUNK_ELEMENTS // (num_rows * num_heads * num_tokens))
         for start in range(0, self._query_index.shape[1], step):
             index = self._query_index[:, start : start + step]  # [rows, chunk]
-            scores = _grouped_matmul(_take(query, index).float(), keys.transpose(-1, -2)) * scale
-            scores.masked_fill_(~_visible(attention_mask, index, num_tokens)[:, None], float("-inf"))
+            scores = attention_scores(query, keys, attention_mask, index, scale)
             values = self._summarise(scores, index)  # [rows, heads, chunk, measures]
             total += torch.einsum("bhrm,bpr->bphm", values.double(), self._weights[:, :, start : start + step])
             if self._rebuild_output:
@@ -170,7 +173,9 @@ class AttentionMass:
 
 
 @contextmanager
-def accumulating(model: "PreTrainedModel", mass: AttentionMass) -> Iterator[None]:
+def accumulating(
+    model: "PreTrainedModel", mass: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+) -> Iterator[None]:
     """Uses `mass` as the attention of this model's decoder within the context, for one forward pass."""
     assert IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS, "masses are taken for one forward pass at a time"
     before = model.config.get_text_config()._attn_implementation
@@ -200,6 +205,26 @@ def _positions(chosen: Bool[torch.Tensor, "rows tokens"]) -> tuple[torch.Tensor,
 def _take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Returns the states [rows, heads, tokens, size] at each row's positions."""
     return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[-1]))
+
+
+def attention_scores(
+    query: Float[torch.Tensor, "rows heads tokens size"],
+    keys: Float[torch.Tensor, "rows kv_heads tokens size"],
+    attention_mask: torch.Tensor | None,
+    index: Int[torch.Tensor, "rows chunk"],
+    scale: float,
+) -> Float[torch.Tensor, "rows heads chunk tokens"]:
+    """Returns the scores of some queries before the softmax, in fp32; minus infinity for keys that are not visible.
+
+    Args:
+        query: the layer's queries.
+        keys: its keys, in fp32.
+        attention_mask: SDPA's boolean mask, or None for a causal one.
+        index: positions of the queries of each row.
+        scale: factor of the products.
+    """
+    scores = _grouped_matmul(_take(query, index).float(), keys.transpose(-1, -2)) * scale
+    return scores.masked_fill_(~_visible(attention_mask, index, keys.shape[2])[:, None], float("-inf"))
 
 
 def _grouped_matmul(

@@ -19,6 +19,7 @@ from analyze.attention.mass import KEY_SEGMENTS, PADDING, AttentionMass, accumul
 from analyze.attention.records import PARTS
 from data_builders.prompt_sets.depth import eight_bits
 from eval.replies.generation import tokenizer_of
+from models.families import family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +73,8 @@ def read_reply(
     image_paths: Sequence[Path],
     reply: str,
     vision_ids: Collection[int],
+    picture_fields: Collection[str],
+    mark_ids: Collection[int],
 ) -> PromptedReply | None:
     """Tokenises a rendered prompt and a reply; None if the reply has no tokens.
 
@@ -82,6 +85,8 @@ def read_reply(
         image_paths: paths of the prompt's images, in order.
         reply: a model's reply, or the teacher-forced text.
         vision_ids: ids of vision tokens.
+        picture_fields: the processor's outputs that hold pictures.
+        mark_ids: ids of the tokens that the processor adds around a picture's.
     """
     from PIL import Image
 
@@ -94,7 +99,7 @@ def read_reply(
     images = [eight_bits(Image.open(path)).convert("RGB") for path in image_paths]
     inputs = processor(text=[text], return_tensors="pt", **({"images": images} if images else {}))
     prompt_ids = inputs["input_ids"][0]
-    prompt_segments = _prompt_segments(tokenizer, text, question, prompt_ids, vision_ids)
+    prompt_segments = _prompt_segments(tokenizer, text, question, prompt_ids, vision_ids, mark_ids)
     input_ids = torch.cat([prompt_ids, torch.tensor(encoded["input_ids"][:length])])
     weights = torch.zeros(len(PARTS), len(input_ids))
     for row, (part, spans) in enumerate(_parts(reply).items()):
@@ -106,7 +111,31 @@ def read_reply(
         input_ids=input_ids,
         segments=torch.cat([prompt_segments, torch.full((length,), REPLY)]),
         weights=weights,
-        images={name: inputs[name] for name in ("pixel_values", "image_grid_thw") if images},
+        images={name: inputs[name] for name in picture_fields if images},
+    )
+
+
+def read_reply_of(
+    model: "PreTrainedModel",
+    processor: "Processor",
+    *,
+    text: str,
+    question: str,
+    image_paths: Sequence[Path],
+    reply: str,
+) -> PromptedReply | None:
+    """Tokenises a rendered prompt and a reply for a model, as its family handles pictures; see `read_reply`."""
+    tokenizer = tokenizer_of(processor)
+    family = family_of(model.config.model_type)
+    return read_reply(
+        processor,
+        text=text,
+        question=question,
+        image_paths=image_paths,
+        reply=reply,
+        vision_ids=() if family.text_only else (model.config.image_token_id,),
+        picture_fields=family.picture_fields,
+        mark_ids=tokenizer.convert_tokens_to_ids([getattr(processor, name) for name in family.picture_marks]),
     )
 
 
@@ -126,8 +155,9 @@ def make_inputs(
         "attention_mask": (segments != PADDING).long(),
     }
     if any(row.images for row in rows):
-        inputs["mm_token_type_ids"] = (segments == VISION).int()
-        for name in ("pixel_values", "image_grid_thw"):
+        if not family_of(model.config.model_type).tiled:
+            inputs["mm_token_type_ids"] = (segments == VISION).int()
+        for name in next(row.images for row in rows if row.images):
             inputs[name] = torch.cat([row.images[name] for row in rows if row.images]).to(model.device)
     return inputs, segments, pad([row.weights for row in rows], 0)
 
@@ -144,19 +174,29 @@ def measure(
     inputs, segments, weights = make_inputs(rows, model, pad_id=pad_id)
     mass = AttentionMass(segments, weights, top_tokens=top_tokens, rebuild_output=rebuild_output)
     with torch.inference_mode(), accumulating(model, mass):
-        model(**inputs, use_cache=False, logits_to_keep=1)
+        # A tensor, not a number: given a number, Gemma 4 computes only so many last tokens in its last layers.
+        last = torch.tensor([segments.shape[1] - 1], device=model.device)
+        model(**inputs, use_cache=False, logits_to_keep=last)
     return mass
 
 
 def _prompt_segments(
-    tokenizer: "Processor", text: str, question: str, prompt_ids: torch.Tensor, vision_ids: Collection[int]
+    tokenizer: "Processor",
+    text: str,
+    question: str,
+    prompt_ids: torch.Tensor,
+    vision_ids: Collection[int],
+    mark_ids: Collection[int],
 ) -> Int[torch.Tensor, " tokens"]:
     """Labels a prompt's tokens; the processor has expanded each image token in the text."""
     encoded = tokenizer(text, return_offsets_mapping=True)
-    is_vision = torch.isin(prompt_ids, torch.tensor(sorted(vision_ids), dtype=prompt_ids.dtype))
-    kept = [i for i, token in enumerate(encoded["input_ids"]) if token not in vision_ids]
+    is_vision, is_mark = (
+        torch.isin(prompt_ids, torch.tensor(sorted(ids), dtype=prompt_ids.dtype)) for ids in (vision_ids, mark_ids)
+    )
+    is_written = ~(is_vision | is_mark)
+    kept = [i for i, token in enumerate(encoded["input_ids"]) if token not in {*vision_ids, *mark_ids}]
     written = torch.tensor([encoded["input_ids"][i] for i in kept])
-    assert torch.equal(written, prompt_ids[~is_vision]), "the processor tokenised the prompt in another way"
+    assert torch.equal(written, prompt_ids[is_written]), "the processor tokenised the prompt in another way"
     start = text.rfind(question.strip())
     if start < 0:
         raise ValueError(
@@ -167,7 +207,8 @@ def _prompt_segments(
     places = [encoded["offset_mapping"][i] for i in kept]
     labels = torch.tensor([QUESTION if low < end and high > start else TEMPLATE for low, high in places])
     segments = torch.full_like(prompt_ids, VISION)
-    segments[~is_vision] = labels
+    segments[is_mark] = TEMPLATE
+    segments[is_written] = labels
     segments[0] = SINK
     return segments
 

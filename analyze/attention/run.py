@@ -20,7 +20,6 @@ from eval.grading import BoxSpace
 from eval.replies.answering import graded
 from eval.replies.batching import BatchSize
 from eval.replies.pictures import answer_spaces, pixel_limits
-from models.families import family_of
 from tracking.progress import progress
 from tracking.records import Record
 from tracking.sharding import SharedLog
@@ -73,17 +72,15 @@ class Loaded:
         return int(tokenizer_of(self.processor).pad_token_id)
 
     def read(self, unit: Unit) -> "PromptedReply | None":
-        from analyze.attention.replies import read_reply
+        from analyze.attention.replies import read_reply_of
 
-        config = self.model.config
-        text_only = family_of(config.model_type).text_only
-        return read_reply(
+        return read_reply_of(
+            self.model,
             self.processor,
             text=self.render(unit.problem),
             question=unit.problem.prompt.question,
             image_paths=unit.problem.image_paths,
             reply=unit.reply,
-            vision_ids=() if text_only else (config.image_token_id, config.video_token_id),
         )
 
 

@@ -2,7 +2,8 @@
 
 For every tensor and phase (end - start): Σ Δ², Σ w² of the start and the number of changed elements; with the noise
 floor (`floor.py`) also the largest change, Σ ulp²/12 and a histogram of changes in ulps. For two phases: the dot
-product of their deltas and the number of elements that both changed.
+product of their deltas and the number of elements that both changed. A change by an adapter is taken from its factors;
+what is left of it in the merged and rounded weights is measured beside it.
 
 Stored values are exact in fp64, in which they are subtracted and summed, in chunks that fit into the CPU cache; a chunk
 is read and converted once for all phases. The chunks' sums are added by `math.fsum`, which is exact, so results do not
@@ -11,14 +12,17 @@ depend on the number of threads. Pieces with equal stored bits are not subtracte
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyze.deltas.elements import Array, Buffer, Workspace, as_array, bits, count, differ, dot, same
+from analyze.deltas.factors import squared_norm
 from analyze.deltas.floor import ULP_BOUNDS, coarser, histogram, steps_apart, ulp, ulps_counts
+from analyze.deltas.sums import Change, PairChange, TensorChange
+from models.adapters.changes import LowRankChange, is_adapted, low_rank_change
 from models.checkpoint import Checkpoint
 from models.shards import DTYPES, FLOATING
 
@@ -40,69 +44,6 @@ Sums = defaultdict[tuple[str, int], list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """One tensor's change in one phase; all fields except `max_change` are additive over tensors."""
-
-    num_elements: int
-    delta_squares: float
-    start_squares: float
-    num_changed: int | None = None
-    """Elements whose stored bits differ (values, if the dtypes differ)."""
-    max_change: float | None = None
-    """The largest |Δ|; this and the rest only with the noise floor."""
-    rounding_squares: float | None = None
-    """Σ ulp(w)²/12 of the start, in the coarser of the two stored dtypes: the effect of rounding one end."""
-    changed_ulp_squares: float | None = None
-    """Σ ulp(w)² over the elements that changed."""
-    ulps_histogram: tuple[int, ...] | None = None
-    """Histogram of changes in ulps, with the bins of `ULP_LABELS`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairChange:
-    """The overlap of two phases' changes of one tensor; the fields are additive over tensors."""
-
-    num_elements: int
-    num_first_changed: int
-    num_second_changed: int
-    num_both_changed: int
-    first_squares: float
-    second_squares: float
-    dot_product: float
-
-    @property
-    def cosine(self) -> float | None:
-        """Cosine of the angle between the two deltas; None if one of them is zero."""
-        norms = math.sqrt(self.first_squares) * math.sqrt(self.second_squares)
-        return self.dot_product / norms if norms else None
-
-    @property
-    def jaccard(self) -> float | None:
-        """Elements that both changed, as a share of those that either changed; None if there are none."""
-        return self._share(self.num_both_changed)
-
-    @property
-    def independent_jaccard(self) -> float | None:
-        """Expected value if each phase had changed random elements."""
-        if not self.num_elements:
-            return None
-        return self._share(self.num_first_changed * self.num_second_changed / self.num_elements)
-
-    def _share(self, num_both: float) -> float | None:
-        either = self.num_first_changed + self.num_second_changed - num_both
-        return num_both / either if either else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorChange:
-    """One tensor's changes, in the order of the requested phases and pairs."""
-
-    name: str
-    phases: tuple[Change, ...]
-    pairs: tuple[PairChange, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The comparisons to make."""
 
@@ -121,6 +62,32 @@ class Comparison:
     def counted(self) -> bool:
         """True if changed elements are counted, because requested or required."""
         return self.counts or self.floor or bool(self.pairs)
+
+
+class Opened:
+    """A tensor that is being measured: its values in each checkpoint, and each phase's change if it is exact."""
+
+    def __init__(self, comparison: Comparison, name: str) -> None:
+        self.comparison, self.name = comparison, name
+        self.views: dict[int, torch.Tensor] = {}
+        self.exact: list[LowRankChange | None] = []
+
+    def open(self) -> "Opened":
+        """Reads the factors, and the values that are needed: without counts no adapter has to be merged."""
+        if not self.exact:
+            checkpoints, phases = self.comparison.checkpoints, self.comparison.phases
+            self.exact = [low_rank_change(checkpoints[start], checkpoints[end], self.name) for start, end in phases]
+            needed = {start for start, _ in phases} | {
+                end for (_, end), exact in zip(phases, self.exact, strict=True) if exact is None
+            }
+            for number, checkpoint in enumerate(checkpoints):
+                if number in needed or self.comparison.counted:
+                    self.views[number] = checkpoint.view(self.name)
+        return self
+
+    def close(self) -> None:
+        """Frees what was read."""
+        self.views, self.exact = {}, []
 
 
 class Stored(NamedTuple):
@@ -157,23 +124,25 @@ def measure_many(comparison: Comparison, names: Sequence[str], *, num_threads: i
     for name in names:
         _check_stored(comparison, name)
     workspace = Workspace()
-    pieces = ((name, first) for name in names for first in _pieces(comparison, name))
+    tensors = [Opened(comparison, name) for name in names]
+    pieces = ((tensor.open(), first) for tensor in tensors for first in _pieces(comparison, tensor.name))
     previous = torch.get_num_threads()
     torch.set_num_threads(1)  # torch's own threads would compete with these
     pool = ThreadPoolExecutor(num_threads)
     running = deque(
-        pool.submit(_measure_piece, comparison, name, first, workspace)
-        for name, first in islice(pieces, num_threads * PIECES_AHEAD)
+        pool.submit(_measure_piece, tensor, first, workspace)
+        for tensor, first in islice(pieces, num_threads * PIECES_AHEAD)
     )
     try:
-        for name in names:
+        for tensor in tensors:
             total: Sums = defaultdict(list)
-            for _ in _pieces(comparison, name):
+            for _ in _pieces(comparison, tensor.name):
                 for key, values in running.popleft().result().items():
                     total[key] += values
                 for piece in islice(pieces, 1):
-                    running.append(pool.submit(_measure_piece, comparison, *piece, workspace))
-            yield _combine(comparison, name, total)
+                    running.append(pool.submit(_measure_piece, *piece, workspace))
+            yield _combine(tensor.open(), total)
+            tensor.close()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(previous)
@@ -194,25 +163,31 @@ def _check_stored(comparison: Comparison, name: str) -> None:
         assert stored.shape == comparison.checkpoints[0].tensors[name].shape, (name, stored)
 
 
-def _measure_piece(comparison: Comparison, name: str, first: int, workspace: Workspace) -> Sums:
+def _measure_piece(tensor: Opened, first: int, workspace: Workspace) -> Sums:
     """Returns one piece's sums: one value per chunk."""
+    comparison, name = tensor.comparison, tensor.name
     on_cpu = comparison.device == "cpu"
     step = CHUNK_ELEMENTS if on_cpu else DEVICE_CHUNK_ELEMENTS
-    pieces = []
-    for checkpoint in comparison.checkpoints:
-        values = checkpoint.view(name)[first : first + PIECE_ELEMENTS]
-        values = values if on_cpu else values.to(comparison.device)
-        pieces.append(Stored(checkpoint.tensors[name].dtype, values, bits(values)))
-    num_elements = pieces[0].values.numel()
+    parts = {number: view[first : first + PIECE_ELEMENTS] for number, view in tensor.views.items()}
+    num_elements = next(iter(parts.values())).numel()
     if not comparison.counted and on_cpu:
-        energies = _measure_energies(comparison, [piece.values for piece in pieces], workspace)
+        energies = _measure_energies(tensor, parts, workspace)
         _release(comparison, name, first, num_elements)
         return energies
-    identical = {phase for phase, (start, end) in enumerate(comparison.phases) if _same(pieces[start], pieces[end])}
+    pieces = {}
+    for number, part in parts.items():
+        values = part if on_cpu else part.to(comparison.device)
+        pieces[number] = Stored(comparison.checkpoints[number].tensors[name].dtype, values, bits(values))
+    identical = {
+        phase
+        for phase, ((start, end), exact) in enumerate(zip(comparison.phases, tensor.exact, strict=True))
+        if (not exact.rank if exact is not None else _same(pieces[start], pieces[end]))
+    }
     sums: Sums = defaultdict(list)
     for low in range(0, num_elements, step):
-        chunks = [piece.part(low, min(low + step, num_elements)) for piece in pieces]
-        _measure_chunk(comparison, chunks, identical, workspace, sums)
+        high = min(low + step, num_elements)
+        chunks = {number: piece.part(low, high) for number, piece in pieces.items()}
+        _measure_chunk(tensor, first + low, chunks, identical, workspace, sums)
     _release(comparison, name, first, num_elements)
     return sums
 
@@ -224,22 +199,24 @@ def _release(comparison: Comparison, name: str, first: int, num_elements: int) -
         checkpoint.release(name, first * size, (first + num_elements) * size)
 
 
-def _measure_energies(comparison: Comparison, pieces: "Sequence[torch.Tensor]", workspace: Workspace) -> Sums:
+def _measure_energies(tensor: Opened, pieces: "Mapping[int, torch.Tensor]", workspace: Workspace) -> Sums:
     """Returns only the sums of squares, with minimal Python overhead between operations.
 
     Python holds the GIL and blocks the other threads: the general path costs a fifth more.
     """
     sums: Sums = defaultdict(list)
-    starts = list(dict.fromkeys(start for start, _ in comparison.phases))
-    for chunks in zip(*(piece.split(CHUNK_ELEMENTS) for piece in pieces), strict=True):
-        num_elements = chunks[0].numel()
+    phases = tensor.comparison.phases
+    starts = list(dict.fromkeys(start for start, _ in phases))
+    for parts in zip(*(piece.split(CHUNK_ELEMENTS) for piece in pieces.values()), strict=True):
+        chunks = dict(zip(pieces, parts, strict=True))
+        num_elements = parts[0].numel()
         delta = workspace.buffer("delta", num_elements, "cpu")
         for start in starts:
             values = workspace.buffer(("start", start), num_elements, "cpu")
             values.values.copy_(chunks[start])
             sums["start_squares", start].append(dot(values, values))
-            for phase, (own, end) in enumerate(comparison.phases):
-                if own == start:
+            for phase, (own, end) in enumerate(phases):
+                if own == start and tensor.exact[phase] is None:
                     delta.values.copy_(chunks[end])
                     delta.padded.sub_(values.padded)
                     sums["delta_squares", phase].append(dot(delta, delta))
@@ -254,12 +231,18 @@ def _same(start: Stored, end: Stored) -> bool:
 
 
 def _measure_chunk(
-    comparison: Comparison, chunks: Sequence[Stored], identical: set[int], workspace: Workspace, sums: Sums
+    tensor: Opened,
+    first: int,
+    chunks: Mapping[int, Stored],
+    identical: set[int],
+    workspace: Workspace,
+    sums: Sums,
 ) -> None:
     """Adds one chunk's sums: of each start, then of each phase, then of each pair."""
     import torch
 
-    num_elements, device = chunks[0].values.numel(), comparison.device
+    comparison = tensor.comparison
+    num_elements, device = next(iter(chunks.values())).values.numel(), comparison.device
     starts: dict[int, Buffer] = {}
     for start, _ in comparison.phases:
         if start not in starts:
@@ -274,36 +257,54 @@ def _measure_chunk(
             sums["ulp_squares", phase].append(dot(spacing, spacing))
         if phase in identical:
             continue
+        exact = tensor.exact[phase]
         # Without pairs, the next phase may overwrite this one's buffers.
         delta = workspace.buffer(("delta", phase if comparison.pairs else None), num_elements, device)
-        if end in starts:
+        if exact is not None:
+            delta.values.copy_(exact.elements(first, first + num_elements))
+        elif end in starts:
             torch.sub(starts[end].padded, starts[start].padded, out=delta.padded)
         else:
             delta.values.copy_(chunks[end].values)
             delta.padded.sub_(starts[start].padded)
         sums["delta_squares", phase].append(dot(delta, delta))
         if comparison.counted:
-            if chunks[start].dtype == chunks[end].dtype:
-                num_changed = differ(chunks[start].bits, chunks[end].bits, delta.mask)
-            else:
-                num_changed = differ(as_array(delta.values), 0, delta.mask)
-            sums["num_changed", phase].append(num_changed)
+            sums["num_changed", phase].append(
+                _count_changed(chunks[start], chunks[end], delta, exact=exact is not None)
+            )
             deltas[phase] = delta
         if comparison.floor:
-            _measure_steps(phase, chunks[start], chunks[end], delta, spacing, sums)
-    for pair, (first, second) in enumerate(comparison.pairs):
-        if first in deltas and second in deltas:
-            sums["dot_product", pair].append(dot(deltas[first], deltas[second]))
-            sums["num_both_changed", pair].append(count(deltas[first].mask & deltas[second].mask))
+            whole = exact is None and chunks[start].dtype == chunks[end].dtype
+            _measure_steps(phase, chunks[start], chunks[end], delta, spacing, sums, in_bits=whole)
+        if exact is not None:
+            merged = workspace.buffer("merged", num_elements, device)
+            merged.values.copy_(chunks[end].values)
+            merged.padded.sub_(starts[start].padded)
+            sums["merged_delta_squares", phase].append(dot(merged, merged))
+            sums["merged_dot_product", phase].append(dot(merged, delta))
+            sums["merged_num_changed", phase].append(_count_changed(chunks[start], chunks[end], merged))
+    for pair, (one, other) in enumerate(comparison.pairs):
+        if one in deltas and other in deltas:
+            sums["dot_product", pair].append(dot(deltas[one], deltas[other]))
+            sums["num_both_changed", pair].append(count(deltas[one].mask & deltas[other].mask))
 
 
-def _measure_steps(phase: int, start: Stored, end: Stored, delta: Buffer, spacing: Buffer, sums: Sums) -> None:
+def _count_changed(start: Stored, end: Stored, delta: Buffer, *, exact: bool = False) -> int:
+    """Marks the changed elements in the delta's mask and counts them: by stored bits, else by value."""
+    if not exact and start.dtype == end.dtype:
+        return differ(start.bits, end.bits, delta.mask)
+    return differ(as_array(delta.values), 0, delta.mask)
+
+
+def _measure_steps(
+    phase: int, start: Stored, end: Stored, delta: Buffer, spacing: Buffer, sums: Sums, *, in_bits: bool
+) -> None:
     """Adds the noise floor's sums over changed elements; overwrites the spacing."""
     import torch
 
     low, high = torch.aminmax(delta.values)
     sums["max_change", phase].append(max(-low.item(), high.item()))
-    if start.dtype == end.dtype and start.values.element_size() == 2:
+    if in_bits and start.values.element_size() == 2:
         counts = ulps_counts(steps_apart(start.bits, end.bits), whole=True)
     else:
         counts = ulps_counts(as_array((delta.values / spacing.values).abs_()), whole=False)
@@ -313,8 +314,9 @@ def _measure_steps(phase: int, start: Stored, end: Stored, delta: Buffer, spacin
     sums["changed_ulp_squares", phase].append(dot(spacing, spacing))
 
 
-def _combine(comparison: Comparison, name: str, sums: Sums) -> TensorChange:
-    """Sums over chunks."""
+def _combine(tensor: Opened, sums: Sums) -> TensorChange:
+    """Sums over chunks; the squares of an exact change come from its factors."""
+    comparison, name = tensor.comparison, tensor.name
     num_elements = math.prod(comparison.checkpoints[0].tensors[name].shape)
 
     def total(what: str, number: int) -> float:
@@ -322,9 +324,10 @@ def _combine(comparison: Comparison, name: str, sums: Sums) -> TensorChange:
 
     phases = []
     for phase, (start, _) in enumerate(comparison.phases):
+        exact = tensor.exact[phase]
         change = Change(
             num_elements=num_elements,
-            delta_squares=total("delta_squares", phase),
+            delta_squares=total("delta_squares", phase) if exact is None else squared_norm(exact),
             start_squares=total("start_squares", start),
             num_changed=int(total("num_changed", phase)) if comparison.counted else None,
         )
@@ -338,6 +341,9 @@ def _combine(comparison: Comparison, name: str, sums: Sums) -> TensorChange:
                 changed_ulp_squares=total("changed_ulp_squares", phase),
                 ulps_histogram=histogram([int(total(f"ulps_above_{n}", phase)) for n in ULP_BOUNDS], num_elements),
             )
+        start_end = (comparison.checkpoints[number] for number in comparison.phases[phase])
+        if comparison.counted and is_adapted(*start_end):
+            change = replace(change, **_merged(change, total, phase, exact=exact is not None))
         phases.append(change)
     pairs = [
         PairChange(
@@ -352,6 +358,22 @@ def _combine(comparison: Comparison, name: str, sums: Sums) -> TensorChange:
         for pair, (first, second) in enumerate(comparison.pairs)
     ]
     return TensorChange(name=name, phases=tuple(phases), pairs=tuple(pairs))
+
+
+def _merged(change: Change, total: Callable[[str, int], float], phase: int, *, exact: bool) -> dict[str, Any]:
+    """Returns the sums about merging; a tensor that was trained in full is stored as it is."""
+    if not exact:
+        squares = change.delta_squares
+        return {
+            "merged_delta_squares": squares,
+            "merged_num_changed": change.num_changed,
+            "merged_dot_product": squares,
+        }
+    return {
+        "merged_delta_squares": total("merged_delta_squares", phase),
+        "merged_num_changed": int(total("merged_num_changed", phase)),
+        "merged_dot_product": total("merged_dot_product", phase),
+    }
 
 
 def _refuse_non_finite(comparison: Comparison, name: str) -> None:

@@ -5,7 +5,8 @@
     python -m analyze.deltas --sft SFT --rl full@0=RL_A freeze-mid@0=RL_B --output-dir outputs/deltas
 
 Three checkpoints make two phases, `sft` (sft - base) and `rl` (rl - sft); any two make one. `--rl NAME@SEED=CHECKPOINT`
-names arms. What is measured (`--measures`, all of it by default):
+names arms. An end may be a PEFT adapter (LoRA) on its phase's start: its change s·B·A is computed from the factors, and
+what merging it leaves of it is shown beside. What is measured (`--measures`, all of it by default):
 
 - energy: ‖Δ‖ (Frobenius), relative to ‖W_start‖, and rms; a layer's energy is the root of the sum of its tensors'
   squares, so layers add up to the whole (paper, section on weight updates); alone it is as fast as summing the files;
@@ -44,8 +45,8 @@ from analyze.deltas.tables import (
     summarise,
     ulps_table,
 )
+from models.adapters.opening import check_model
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT
-from models.loading import check_checkpoint
 from tracking.command import check_all, check_least, did_you_mean, parse_arguments
 from tracking.product import partial_file
 from tracking.progress import weighted_progress
@@ -62,9 +63,9 @@ def check_named(text: str) -> None:
     """Refuses `CHECKPOINT` or `NAME=CHECKPOINT` whose checkpoint is plainly not there."""
     name, equals, checkpoint = text.partition("=")
     if not equals:
-        check_checkpoint(text)
+        check_model(text)
     elif name and checkpoint:  # plan_phases says what is wrong with the rest
-        check_checkpoint(checkpoint)
+        check_model(checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +78,12 @@ class DeltaArguments:
             "help": "two checkpoints, START and END; short for --sft START --rl END",
             "positional": True,
             "metavar": "START END",
-            "check": check_checkpoint,
+            "check": check_model,
         },
     )
     output_dir: str = field(metadata={"help": "where the tables and figures are written"})
     sft: str | None = field(
-        default=None, metadata={"help": "checkpoint at the start of RL: folder or hub id", "check": check_checkpoint}
+        default=None, metadata={"help": "checkpoint at the start of RL: folder or hub id", "check": check_model}
     )
     rl: list[str] = field(
         default_factory=list,
@@ -95,7 +96,7 @@ class DeltaArguments:
         default=None,
         metadata={
             "help": "checkpoint at the start of SFT: folder or hub id; adds the phase sft - base",
-            "check": check_checkpoint,
+            "check": check_model,
         },
     )
     measures: list[str] = field(
@@ -308,6 +309,8 @@ def main(argv: list[str] | None = None) -> None:
     plan = plan_phases(
         arguments.start, arguments.ends, arguments.base, partition=arguments.partition, cuts=arguments.cuts
     )
+    for note in plan.notes:
+        print(f"note: {note}")
     output_dir = Path(arguments.output_dir)
     settings = {
         "checkpoints": {

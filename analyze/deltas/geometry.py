@@ -82,8 +82,7 @@ def decompose(
     spectrum = exact_spectrum(matrix, gram, min(whole.shape))
     values = spectrum.values
     if len(values) and values[0] > 0:
-        floor = eigenvalue_error(matrix, float(values[0]) ** 2) / (2 * MAX_RELATIVE_ERROR)
-        k = min(k, int(np.sum(values**2 >= floor)))
+        k = min(k, num_resolved(values, (matrix.shape[0], matrix.shape[1])))
         gap = float(1 - values[k] / values[k - 1]) if k < len(values) else 1.0
         left, right = _directions(matrix, gram, k)
     else:
@@ -94,6 +93,12 @@ def decompose(
         gap=gap,
     )
     return spectrum, subspace
+
+
+def num_resolved(values: Float[np.ndarray, " num_values"], shape: tuple[int, int]) -> int:
+    """Returns how many leading singular values of a matrix have directions that its Gram matrix resolves."""
+    floor = eigenvalue_error(shape, float(values[0]) ** 2) / (2 * MAX_RELATIVE_ERROR)
+    return int(np.sum(values**2 >= floor))
 
 
 def principal_angles(one: Float[np.ndarray, "n p"], other: Float[np.ndarray, "n q"]) -> PrincipalAngles:

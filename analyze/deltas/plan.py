@@ -1,11 +1,15 @@
 """Which checkpoints are compared with which? The phases of a comparison, checked before anything is measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from models.adapters.changes import is_adapted
+from models.adapters.merged import MergedCheckpoint
+from models.adapters.opening import merge_adapter_of, open_model, other_base
+from models.adapters.reading import LowRank, is_adapter
 from models.blocks import Partition, block_names, make_partition
-from models.checkpoint import Checkpoint, carried_tensors, check_same_tensors, open_checkpoint, without
+from models.checkpoint import Checkpoint, carried_tensors, check_same_tensors, without
 from models.completeness import check_against_config, check_complete
 from models.layout import Layout, Parameter, layout_of
 from models.loading import local_checkpoint
@@ -40,7 +44,7 @@ class DeltaPlan:
     layout: Layout
     partition: Partition
     notes: tuple[str, ...] = ()
-    """What the comparison leaves out."""
+    """Notes for the user: about adapters, and what the comparison leaves out."""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -62,6 +66,9 @@ class DeltaPlan:
 def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition: str, cuts: Sequence[int]) -> DeltaPlan:
     """Opens the checkpoints, checks that they fit each other and their configuration, and pairs them up.
 
+    An adapter at the end of a phase is taken to be on the checkpoint at the phase's start, whatever its configuration
+    names. Only where that start is an adapter itself, the configurations name both bases.
+
     Args:
         start: checkpoint at the start of RL.
         ends: checkpoints after RL, as CHECKPOINT (one alone), NAME=CHECKPOINT or NAME@SEED=CHECKPOINT.
@@ -72,10 +79,11 @@ def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition:
     Raises:
         ValueError: if a name is missing or repeated, or a checkpoint does not fit the others.
     """
-    checkpoints = [open_checkpoint(local_checkpoint(start))]
+    before = open_model(base) if base else None
+    checkpoints = [_open_end(start, before)]
     phases = []
-    if base:
-        checkpoints.append(open_checkpoint(local_checkpoint(base)))
+    if before is not None:
+        checkpoints.append(before)
         phases.append(Phase(SFT_PHASE, "", 1, 0))
     for entry in ends:
         label, separator, checkpoint = entry.partition("=")
@@ -88,7 +96,7 @@ def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition:
                 "one checkpoint alone needs no name"
             )
         phases.append(Phase(name, seed, 0, len(checkpoints)))
-        checkpoints.append(open_checkpoint(local_checkpoint(checkpoint)))
+        checkpoints.append(_open_end(checkpoint, checkpoints[0]))
     names = [str(phase) for phase in phases]
     for name in names:
         if names.count(name) > 1:
@@ -102,13 +110,67 @@ def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition:
         check_against_config(opened)
         check_same_tensors(checkpoints[0], opened)
         check_complete(opened, layout)
+    layout = measurable(layout, checkpoints)
     blocks = make_partition(layout.num_layers, partition=partition, cuts=cuts)
     note = f"not compared: {len(lost)} tensors that not all checkpoints have, the first is {min(lost, default='')}"
-    notes = (note,) if lost else ()
+    notes = (*(note for phase in phases for note in _notes(phase, checkpoints)), *((note,) if lost else ()))
     return DeltaPlan(checkpoints=checkpoints, phases=phases, layout=layout, partition=blocks, notes=notes)
+
+
+def _open_end(name: str, start: Checkpoint | None) -> Checkpoint:
+    """Opens the end of a phase; an adapter is merged into the phase's start, unless that is an adapter too."""
+    directory = local_checkpoint(name)
+    if start is None or isinstance(start, MergedCheckpoint) or not is_adapter(directory):
+        return open_model(name)
+    return merge_adapter_of(directory, start)
+
+
+def _notes(phase: Phase, checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    """Yields what a reader must know about a phase that an adapter makes."""
+    start, end = checkpoints[phase.start], checkpoints[phase.end]
+    if not isinstance(end, MergedCheckpoint):
+        return
+    if warning := other_base(end):
+        yield f"{phase}: {warning}"
+    if not is_adapted(start, end):
+        yield f"{phase}: {end.adapter.directory} is an adapter on another base, so its merged weights are compared"
+        return
+    rescaled = [
+        update.name
+        for update in end.adapter.updates.values()
+        if isinstance(update, LowRank) and update.magnitude is not None
+    ]
+    if rescaled:
+        yield (
+            f"{phase}: DoRA rescales the rows of {len(rescaled)} weights, so their change is not of low rank; it is "
+            "that of the merged weights, rounded"
+        )
+    else:
+        yield (
+            f"{phase}: an adapter: its change s·B·A is exact, and its null is left out, because no shuffled matrix is "
+            "of low rank; the columns merged_… say what merging leaves of it"
+        )
 
 
 def _lost(checkpoints: Sequence[Checkpoint]) -> set[str]:
     """Returns the tensors that Transformers does not load, and so does not save, where some checkpoint lacks them."""
     held = [set(carried_tensors(opened)) for opened in checkpoints]
     return held[0].union(*held) - held[0].intersection(*held)
+
+
+def measurable(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Layout:
+    """Leaves out infinite buffers that are the same everywhere: a clip bound without a limit has no size to compare."""
+    kept = {
+        parameter.name: parameter
+        for parameter in layout
+        if not (parameter.buffer and _is_one_infinity(parameter.name, checkpoints))
+    }
+    return replace(layout, parameters=kept)
+
+
+def _is_one_infinity(name: str, checkpoints: Sequence[Checkpoint]) -> bool:
+    first, *others = checkpoints
+    return bool(first.tensor(name).isinf().all()) and all(
+        first.tensors[name].dtype == other.tensors[name].dtype and first.data(name) == other.data(name)
+        for other in others
+    )

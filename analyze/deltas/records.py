@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from analyze.deltas.factors import factor_decomposition, factor_spectrum
 from analyze.deltas.geometry import Subspace, decompose, principal_angles, top_subspace
 from analyze.deltas.ranks import Spectrum, summarise_spectrum
 from analyze.deltas.spectra import as_matrix, matched_null, singular_values, singular_values_batched
+from models.adapters.changes import LowRankChange, low_rank_change
 from models.checkpoint import Checkpoint
 from models.layout import Parameter
 from tracking.records import Record
@@ -20,6 +22,8 @@ BATCH_ELEMENTS = 2**28
 """Elements per GPU batch: 1 GiB in fp32."""
 DIGITS = 9
 """Significant digits of a stored singular value."""
+Measured = tuple[dict[str, Any], Subspace | None]
+"""One phase's figures of a matrix, and its leading directions if they are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,35 +87,15 @@ def measure_spectra(
     measured: list[list[dict[str, Any]]] = [[] for _ in parameters]
     subspaces: list[list[Subspace | None]] = [[] for _ in parameters]
     for number, (start, end) in enumerate(phases):
-        with_subspace = options.subspace_rank is not None and any(number in pair for pair in pairs)
-        deltas = [_delta(start, end, parameter.name) for parameter in parameters]
-        spectra: list[Spectrum]
-        if with_subspace and options.top_k is None and len(deltas) == 1:
-            assert options.subspace_rank is not None
-            spectrum, subspace = decompose(deltas[0], options.subspace_rank, device=options.device)
-            spectra = [spectrum]
-            subspaces[0].append(subspace)
-        else:
-            spectra = _spectra(deltas, options)
-            for own, delta in zip(subspaces, deltas, strict=True):
-                own.append(
-                    top_subspace(delta, options.subspace_rank, device=options.device)
-                    if with_subspace and options.subspace_rank is not None
-                    else None
-                )
-        norms = [float(delta.double().norm()) if options.top_k else None for delta in deltas]
-        nulls: list[Spectrum | None] = [None] * len(deltas)
-        if options.with_null:
-            nulls = [*_spectra(_shuffled(deltas, parameters, number, options), options)]
-        for own_phases, spectrum, null, norm in zip(measured, spectra, nulls, norms, strict=True):
-            own_phases.append(
-                {
-                    "method": spectrum.method,
-                    "num_values": spectrum.num_values,
-                    **_figures(spectrum, norm),
-                    "null": None if null is None else _figures(null, norm),
-                }
-            )
+        rank = options.subspace_rank if any(number in pair for pair in pairs) else None
+        changes = {parameter.name: low_rank_change(start, end, parameter.name) for parameter in parameters}
+        results = {name: _from_factors(change, rank) for name, change in changes.items() if change is not None}
+        dense = [parameter for parameter in parameters if parameter.name not in results]
+        results |= _from_elements(dense, (start, end), number, rank, options) if dense else {}
+        for parameter, own_phases, own_subspaces in zip(parameters, measured, subspaces, strict=True):
+            figures, subspace = results[parameter.name]
+            own_phases.append(figures)
+            own_subspaces.append(subspace)
     return [
         {
             "key": f"spectra/{parameter.name}",
@@ -123,6 +107,51 @@ def measure_spectra(
         }
         for parameter, own_phases, own_subspaces in zip(parameters, measured, subspaces, strict=True)
     ]
+
+
+def _from_factors(change: LowRankChange, rank: int | None) -> Measured:
+    """Returns one exact change's figures. Its null is left out: no shuffled matrix is of low rank."""
+    if rank is None:
+        return _phase_figures(factor_spectrum(change), None, None), None
+    spectrum, subspace = factor_decomposition(change, rank)
+    return _phase_figures(spectrum, None, None), subspace
+
+
+def _from_elements(
+    parameters: Sequence[Parameter],
+    phase: tuple[Checkpoint, Checkpoint],
+    number: int,
+    rank: int | None,
+    options: SpectralOptions,
+) -> dict[str, Measured]:
+    """Returns the figures of one phase's matrices from all their elements, by name."""
+    deltas = [_delta(*phase, parameter.name) for parameter in parameters]
+    spectra: list[Spectrum]
+    subspaces: list[Subspace | None] = [None] * len(deltas)
+    if rank is not None and options.top_k is None and len(deltas) == 1:
+        spectrum, subspaces[0] = decompose(deltas[0], rank, device=options.device)
+        spectra = [spectrum]
+    else:
+        spectra = _spectra(deltas, options)
+        if rank is not None:
+            subspaces = [top_subspace(delta, rank, device=options.device) for delta in deltas]
+    norms = [float(delta.double().norm()) if options.top_k else None for delta in deltas]
+    nulls: list[Spectrum | None] = [None] * len(deltas)
+    if options.with_null:
+        nulls = [*_spectra(_shuffled(deltas, parameters, number, options), options)]
+    return {
+        parameter.name: (_phase_figures(spectrum, null, norm), subspace)
+        for parameter, spectrum, null, norm, subspace in zip(parameters, spectra, nulls, norms, subspaces, strict=True)
+    }
+
+
+def _phase_figures(spectrum: Spectrum, null: Spectrum | None, norm: float | None) -> dict[str, Any]:
+    return {
+        "method": spectrum.method,
+        "num_values": spectrum.num_values,
+        **_figures(spectrum, norm),
+        "null": None if null is None else _figures(null, norm),
+    }
 
 
 def _delta(start: Checkpoint, end: Checkpoint, name: str) -> "torch.Tensor":

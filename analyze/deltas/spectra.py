@@ -174,15 +174,15 @@ def exact_spectrum(matrix: "torch.Tensor", gram: "torch.Tensor", num_values: int
     return _trusted(matrix, torch.linalg.eigvalsh(gram).cpu(), num_values) or _decomposed(matrix, num_values)
 
 
-def eigenvalue_error(matrix: "torch.Tensor", largest: float) -> float:
-    """Returns ε, the error bound of an eigenvalue of the Gram matrix (see the module's docstring)."""
-    return UNIT_ROUNDOFF * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])) * largest
+def eigenvalue_error(shape: Sequence[int], largest: float) -> float:
+    """Returns ε, the error bound of an eigenvalue of a matrix's Gram matrix (see the module's docstring)."""
+    return UNIT_ROUNDOFF * (math.sqrt(shape[0]) + math.sqrt(shape[1])) * largest
 
 
 def _trusted(matrix: "torch.Tensor", eigenvalues: "torch.Tensor", num_values: int) -> Spectrum | None:
     """Returns the spectrum from a Gram matrix's eigenvalues, or None if one may be too inaccurate."""
     squares = eigenvalues.numpy()[::-1]  # largest first
-    error = eigenvalue_error(matrix, float(squares[0])) if len(squares) else 0.0
+    error = eigenvalue_error(matrix.shape, float(squares[0])) if len(squares) else 0.0
     values = np.sqrt(np.maximum(squares, 0))
     errors = values - np.sqrt(np.maximum(squares - error, 0))
     if np.any(errors > MAX_RELATIVE_ERROR * values) or np.any(squares < 0):

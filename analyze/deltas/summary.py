@@ -8,6 +8,12 @@ from models.blocks import ALL_REGIONS, BLOCKS
 from tracking.tables import format_first, read_table
 
 NUM_ROWS = 4
+COLUMNS = {
+    "relative_energy": "relative change ‖Δ‖/‖W‖, %",
+    "changed_frac": "changed elements, %",
+    "merged_changed_frac": "adapters: changed by merging, %",
+    "merged_cosine": "adapters: cosine of merged and exact change, %",
+}
 VERDICTS = {"num_identical": "identical", "num_at_floor": "at the floor of rounding", "num_above_floor": "above it"}
 
 
@@ -17,11 +23,12 @@ def summary(output_dir: Path) -> list[str]:
     table["seed"] = table["seed"].astype(object).where(table["seed"].notna(), "")
     blocks = [block for block in (*BLOCKS, *ALL_REGIONS) if (table["block"] == block).any()]
     lines = []
-    for title, column in (("relative change ‖Δ‖/‖W‖, %", "relative_energy"), ("changed elements, %", "changed_frac")):
+    for column, title in COLUMNS.items():
         if column not in table:
             continue
         rows = [[title, *blocks]]
-        for labels, own in table.groupby(LABELS, sort=False):
+        shown = table[table.groupby(LABELS)[column].transform("count") > 0]
+        for labels, own in shown.groupby(LABELS, sort=False):
             values = own.set_index("block")[column]
             rows.append([_name(*labels), *(_percent(values.get(block)) for block in blocks)])
         lines += format_first(rows, right=range(1, len(rows[0])), most=NUM_ROWS, table="blocks.csv")

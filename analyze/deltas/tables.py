@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from analyze.deltas.change import PairChange
 from analyze.deltas.floor import ABOVE, AT_FLOOR, IDENTICAL, verdict
+from analyze.deltas.sums import PairChange
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,7 @@ LABELS = ["phase", "seed"]
 PLACE = ["block", "region", "layer"]
 SUMS = ["delta_squares", "start_squares", "num_elements"]
 FLOOR_SUMS = ["rounding_squares", "changed_ulp_squares"]
+MERGED_SUMS = ["merged_num_changed", "merged_delta_squares", "merged_dot_product"]
 NULL = "null_"
 
 
@@ -36,6 +37,9 @@ def summarise(changes: "pd.DataFrame", keys: list[str]) -> "pd.DataFrame":
     Columns: `energy` is ‖Δ‖ (Frobenius), `energy_sum` and `energy_mean` the sum and mean over the group's matrices (the
     released code's), `relative_energy` is ‖Δ‖/‖W_start‖, `rounding_energy` is what rounding one end alone would give
     (sqrt(Σ ulp²/12)), `energy_over_rounding` their ratio, and `changed_rms_ulps` how far the elements moved that did.
+    For an adapter all of this is exact, that of s·B·A before any rounding. `merged_changed_frac` and `merged_energy`
+    are those of the weights that merging stores, and `merged_cosine` is the cosine between that change and the exact
+    one.
     """
     with_floor, with_counts = "rounding_squares" in changes, "num_changed" in changes
     matrices = changes["num_rows"].notna()
@@ -68,6 +72,12 @@ def summarise(changes: "pd.DataFrame", keys: list[str]) -> "pd.DataFrame":
         result["changed_rms_ulps"] = (total["delta_squares"] / total["changed_ulp_squares"]).pow(0.5)
         result["max_change"] = grouped["max_change"].max().to_numpy()
         result[counts] = total[counts]
+    if "merged_delta_squares" in changes:
+        merged = grouped[MERGED_SUMS].sum(min_count=1).reset_index()  # empty where no adapter makes the phase
+        result["merged_changed_frac"] = merged["merged_num_changed"] / total["num_elements"]
+        result["merged_energy"] = merged["merged_delta_squares"].pow(0.5)
+        norms = result["energy"] * result["merged_energy"]
+        result["merged_cosine"] = (merged["merged_dot_product"] / norms).where(norms > 0)
     return result
 
 
@@ -104,10 +114,13 @@ def matrix_table(changes: "pd.DataFrame", spectra: Sequence[dict[str, Any]]) -> 
 
 
 def arm_table(blocks: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row per arm and seed: relative energy of every block and, if counted, its changed share."""
+    """Returns one row per arm and seed: relative energy of every block and, if counted, its changed share.
+
+    For an adapter also the share that merging changes.
+    """
     order = list(dict.fromkeys(blocks["block"]))
     arms = blocks[LABELS].drop_duplicates().reset_index(drop=True)
-    for value in ("relative_energy", "changed_frac"):
+    for value in ("relative_energy", "changed_frac", "merged_changed_frac"):
         if value not in blocks:
             continue
         wide = blocks.pivot(index=LABELS, columns="block", values=value)[order]

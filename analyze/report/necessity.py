@@ -113,7 +113,7 @@ def quote(study: NecessityStudy, source: Output) -> NecessityStudy:
 def _read_runs(directory: Path, settings: dict[str, Any], gaps: list[str]) -> list[ArmRun]:
     """Returns the arms that were trained to their end, in the settings' order, and adds what is missing to the gaps."""
     runs = []
-    for arm in [text.partition("=")[0] for text in settings["arms"]]:
+    for arm in [text.partition("=")[0].replace(":", "") for text in settings["arms"]]:
         for seed in settings["seeds"]:
             name, path = f"{arm}, seed {seed}", directory / "arms" / f"{arm}-seed{seed}"
             try:

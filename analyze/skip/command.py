@@ -46,6 +46,7 @@ from eval.replies.decoding import check_repetition_window
 from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.subject import check_subject, open_subject
 from eval.tasks import check_task
+from models.adapters.opening import BASE_ARGUMENT
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, make_partition
 from models.layout import layout_of
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT
@@ -61,12 +62,16 @@ class SkipArguments:
     """The model, the problems, and what is skipped."""
 
     model: str = field(
-        metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}
+        metadata={
+            "help": "folder or hub id of a checkpoint or a PEFT adapter, or the .yaml of a splice's recipe",
+            "check": check_subject,
+        }
     )
     tasks: list[str] = field(
         metadata={"help": "one or more tasks of eval.run: FOLDER:SPLIT, gsm8k:FILE, mathvista, …", "check": check_task}
     )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
+    base: str | None = field(default=None, metadata=BASE_ARGUMENT)
     configurations: list[str] = field(
         default_factory=lambda: list(KINDS),
         metadata={
@@ -119,7 +124,7 @@ def probe(arguments: SkipArguments) -> Path:
         RuntimeError: where the control does not hold; the tables that show it are written.
     """
     problems, fingerprints = load_problems(arguments.tasks, abilities=arguments.abilities, limit=arguments.limit)
-    subject = open_subject(arguments.model)
+    subject = open_subject(arguments.model, arguments.base)
     layout = layout_of(subject.directory)
     check_sight(problems, layout)
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)

@@ -4,9 +4,13 @@ Prompts are prefilled together, up to their last token, with what their rows sha
 is spread over the rows, and Transformers' own `generate` reads the last token and decodes, greedily. Positions are
 given explicitly: what the model remembers of an earlier prompt (its rope deltas) never enters.
 
-Qwen3-VL adds features of the picture between its first layers, at places it knows by their row. Its prompts are
-therefore prefilled row by row. Those features are no part of a layer: a layer that is skipped still has them added
-after it.
+A family with deepstack (Qwen3-VL) adds features of the picture between its first layers, at places it knows by their
+row. Its prompts are therefore prefilled row by row. Those features are no part of a layer: a layer that is skipped
+still has them added after it.
+
+Gemma 4's layers take per-layer embeddings with a row per prompt, and some read the keys and values of an earlier
+layer: its prompts are prefilled row by row too. A layer that is skipped still computes the keys and values that later
+layers read.
 """
 
 from collections.abc import Sequence
@@ -18,10 +22,10 @@ import torch
 
 from analyze.skip.layers import Branches, Plan, RowwiseSkip
 from data_builders.prompt_sets.depth import eight_bits
-from eval.replies.decoding import LENGTH, REPETITION, STOP, prompt_positions
+from eval.replies.decoding import LENGTH, REPETITION, STOP, picture_inputs, prompt_positions
 from eval.replies.generation import Generation, tokenizer_of
 from eval.replies.repetition import RepetitionStop
-from models.families import QWEN3_VL
+from models.families import family_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +53,11 @@ def answer_rows(
     """
     from transformers import GenerationConfig, StoppingCriteriaList
 
+    family = family_of(model.config.model_type)
     plan = rows.plan.to(model.device)
     model.generation_config = GenerationConfig(**settings)
     with torch.inference_mode():
-        if model.config.model_type == QWEN3_VL.model_type:
+        if family.deepstack_key or not family.plain_layers:
             every = _tokenize(processor, rows.texts, rows.images, rows.prompts).to(model.device)
             inputs = dict(every)
         else:
@@ -75,8 +80,8 @@ def _tokenize(
 ) -> Any:
     from PIL import Image
 
-    images = [eight_bits(Image.open(path)).convert("RGB") for number in chosen for path in image_paths[number]]
-    given = {"images": images} if images else {}
+    images = [[eight_bits(Image.open(path)).convert("RGB") for path in image_paths[number]] for number in chosen]
+    given = {"images": images} if any(images) else {}
     return processor(text=[texts[number] for number in chosen], padding=True, return_tensors="pt", **given)
 
 
@@ -97,7 +102,7 @@ def _prefill(model: Any, processor: Any, skip: RowwiseSkip, rows: Rows, plan: Pl
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **{name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs},
+        **picture_inputs(model, inputs),
     )
     for layer, states in zip(cache.layers, branches.of_row, strict=True):
         layer.reorder_cache(states)  # also a layer that keeps a state instead of keys and values

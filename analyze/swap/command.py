@@ -36,6 +36,7 @@ from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
 from data_builders.pairs.files import check_pairs, pairs_fingerprint
 from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.subject import check_subject, open_subject
+from models.adapters.opening import BASE_ARGUMENT
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, make_partition
 from models.layout import layout_of
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT
@@ -52,7 +53,10 @@ class SwapArguments:
     """The model, the pairs, and the layers that are swapped."""
 
     model: str = field(
-        metadata={"help": "a checkpoint's folder, a hub id, or the .yaml of a splice's recipe", "check": check_subject}
+        metadata={
+            "help": "folder or hub id of a checkpoint or a PEFT adapter, or the .yaml of a splice's recipe",
+            "check": check_subject,
+        }
     )
     pairs: list[str] = field(
         metadata={
@@ -61,6 +65,7 @@ class SwapArguments:
         }
     )
     output_dir: str = field(metadata={"help": "where records, tables and figures are written"})
+    base: str | None = field(default=None, metadata=BASE_ARGUMENT)
     mode: list[str] = field(
         default_factory=lambda: ["from"],
         metadata={
@@ -117,7 +122,7 @@ def swap(arguments: SwapArguments) -> Path:
         RuntimeError: where a control failed; the tables are written all the same.
     """
     sets = load_sets(arguments.pairs, arguments.limit)
-    subject = open_subject(arguments.model)
+    subject = open_subject(arguments.model, arguments.base)
     layout = layout_of(subject.directory)
     if layout.family.text_only:
         raise ValueError(

@@ -17,6 +17,12 @@ the state after its last token, and in a swap from layer k on that state is the 
 text before the picture is the same in both. But padding changes such a state, unless it stands before the first token.
 So for these models only prompts of equal lengths go through in one batch (`runs_together`).
 
+In Gemma 4 the tokens of a picture may see each other (`use_bidirectional_attention: vision`), but still nothing after
+the picture, so the same holds. Its last layers may read the keys and values of earlier ones: at layer k a swap changes
+nothing that they see, so from the first of them on a swap is no swap. The per-layer embeddings of the picture's tokens
+enter every layer and are made from the picture; a swap from layer k takes the source's along. Layers with a sliding
+window count padding between tokens, so prompts of equal lengths go through together, in a cache without windows.
+
 Only the public cache interface is used. Positions are always given: what the model remembers of an earlier prompt (its
 rope deltas) never enters.
 
@@ -36,7 +42,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from eval.replies.decoding import picture_inputs
 from eval.replies.generation import tokenizer_of
+from eval.replies.pictures import pixel_limits, resized_size
+from models.families import family_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,12 +57,14 @@ class ReadyPrompt:
     """A prompt with one picture, as the model takes it in; its prefix ends with the picture's last token."""
 
     input_ids: Int[Tensor, " tokens"]
-    position_ids: Int[Tensor, "3 tokens"]
+    position_ids: Int[Tensor, "sections tokens"]
+    """Three sections for time, height and width, or one that counts the tokens."""
     token_types: Int[Tensor, " tokens"]
     """1 where a token belongs to the picture."""
-    pixel_values: Float[Tensor, "patches values"]
+    pictures: dict[str, Tensor]
+    """The processor's outputs for the picture, by the names of the model's arguments."""
     grid: tuple[int, int, int]
-    """Patches of the picture: time, height, width."""
+    """Patches of the picture: time, height, width; of all its tiles if it is cut into tiles."""
     num_prefix_tokens: int
 
     @property
@@ -63,7 +74,7 @@ class ReadyPrompt:
 
     @property
     def next_position(self) -> int:
-        """The position of the reply's first token, the same in all three sections."""
+        """The position of the reply's first token, the same in all sections."""
         return int(self.position_ids.max()) + 1
 
 
@@ -77,20 +88,55 @@ def make_ready(model: Any, processor: Any, text: str, image: "Image") -> ReadyPr
     if text.count(mark) != 1:
         raise ValueError(f"the prompt has {text.count(mark)} places for a picture; expected one {mark}")
     inputs = processor(text=[text], images=[image], return_tensors="pt")
-    input_ids, token_types = inputs["input_ids"][0], inputs["mm_token_type_ids"][0]
-    pictured = (input_ids == model.config.image_token_id).nonzero().flatten()
-    positions, _ = model.base_model.get_rope_index(
-        input_ids[None], mm_token_type_ids=token_types[None], image_grid_thw=inputs["image_grid_thw"]
-    )
-    time, height, width = inputs["image_grid_thw"][0].tolist()
+    input_ids = inputs["input_ids"][0]
+    token_types = (input_ids == model.config.image_token_id).long()
+    pictures = picture_inputs(model, inputs)
+    if family_of(model.config.model_type).position_sections == 1:
+        positions = torch.arange(len(input_ids))[None]
+    else:
+        found, _ = model.base_model.get_rope_index(input_ids[None], mm_token_type_ids=token_types[None], **pictures)
+        positions = found[:, 0]
     return ReadyPrompt(
         input_ids=input_ids,
-        position_ids=positions[:, 0],
+        position_ids=positions,
         token_types=token_types,
-        pixel_values=inputs["pixel_values"],
-        grid=(time, height, width),
-        num_prefix_tokens=int(pictured[-1]) + 1,
+        pictures=pictures,
+        grid=_grid_of(processor, image, pictures, patch_side(model)),
+        num_prefix_tokens=int(token_types.nonzero()[-1]) + 1,
     )
+
+
+def patch_side(model: Any) -> int:
+    """Returns the side of a patch of the vision tower in pixels."""
+    side = model.config.vision_config.patch_size
+    return int(side if isinstance(side, int) else side[0])
+
+
+def _grid_of(processor: Any, image: "Image", pictures: dict[str, Tensor], side: int) -> tuple[int, int, int]:
+    if "image_grid_thw" in pictures:
+        time, height, width = pictures["image_grid_thw"][0].tolist()
+        return time, height, width
+    limits = pixel_limits(processor, min_pixels=None, max_pixels=None)
+    assert limits is not None, "a text-only model was given a picture"
+    columns, rows = resized_size(image.size, limits)
+    return 1, rows // side, columns // side
+
+
+def joined_pictures(prompts: Sequence[ReadyPrompt], device: torch.device) -> dict[str, Tensor]:
+    """Returns the pictures of several prompts as arguments of the model."""
+    return {name: torch.cat([prompt.pictures[name] for prompt in prompts]).to(device) for name in prompts[0].pictures}
+
+
+def positions_argument(positions: Int[Tensor, "sections rows tokens"]) -> Tensor:
+    """Returns positions as the model takes them: without the first axis where they have a single section."""
+    return positions[0] if len(positions) == 1 else positions
+
+
+def types_argument(model: Any, types: Sequence[Int[Tensor, " tokens"]]) -> dict[str, Tensor]:
+    """Returns which tokens belong to pictures, as an argument of a model that needs it with positions given."""
+    if not family_of(model.config.model_type).token_fields:
+        return {}
+    return {"mm_token_type_ids": torch.stack(list(types)).to(model.device)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +144,13 @@ class Prefixes:
     """What the layers keep of several prefixes, a row each; shorter ones are padded on the right."""
 
     layers: tuple[tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]], ...]
-    """Of each layer: keys and values [rows, heads, longest, head_size]; or, with a recurrent state, that of the
-    convolution and the recurrent one."""
+    """Of each layer that keeps any: keys and values [rows, heads, longest, head_size]; or, with a recurrent state, that
+    of the convolution and the recurrent one."""
     is_state: tuple[bool, ...]
     """Of each layer: whether it keeps a recurrent state."""
     lengths: Int[Tensor, " rows"]
     config: Any
-    """The decoder's, from which an empty cache is made."""
+    """The decoder's, from which an empty cache is made; None for one that keeps everything."""
 
 
 def has_state(model: Any) -> bool:
@@ -112,9 +158,14 @@ def has_state(model: Any) -> bool:
     return "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
+def has_window(model: Any) -> bool:
+    """True for a model some of whose layers see a sliding window, which counts padding between tokens too."""
+    return "sliding_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
 def runs_together(model: Any, prompts: Sequence[ReadyPrompt]) -> list[list[int]]:
-    """Returns which prompts may be rows of one batch: all, or under a recurrent state those of equal lengths."""
-    if not has_state(model):
+    """Returns which prompts may be rows of one batch: all, or those of equal lengths if padding would change them."""
+    if not has_state(model) and not has_window(model):
         return [list(range(len(prompts)))]
     groups: dict[tuple[int, int], list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -129,17 +180,19 @@ def read_prefixes(model: Any, prompts: Sequence[ReadyPrompt]) -> Prefixes:
 
     lengths = [prompt.num_prefix_tokens for prompt in prompts]
     input_ids = prompts[0].input_ids[:1].repeat(len(prompts), max(lengths))  # [rows, longest]
-    positions = input_ids.new_zeros(3, *input_ids.shape)
+    positions = input_ids.new_zeros(len(prompts[0].position_ids), *input_ids.shape)
     for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         input_ids[row, :length] = prompt.input_ids[:length]
         positions[:, row, :length] = prompt.position_ids[:, :length]
-    config = model.config.get_text_config(decoder=True)
+    # Without a configuration the cache keeps all of a prefix, also in layers that see a window of it.
+    config = None if has_window(model) else model.config.get_text_config(decoder=True)
     cache = DynamicCache(config=config)
+    assert len(set(lengths)) == 1 or not has_window(model), "padding after a prefix would count for windows"
     model(
         input_ids=input_ids.to(model.device),
-        position_ids=positions.to(model.device),
-        pixel_values=torch.cat([prompt.pixel_values for prompt in prompts]).to(model.device),
-        image_grid_thw=torch.tensor([prompt.grid for prompt in prompts], device=model.device),
+        position_ids=positions_argument(positions).to(model.device),
+        **joined_pictures(prompts, model.device),
+        **types_argument(model, [prompt.token_types[: max(lengths)] for prompt in prompts]),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
@@ -225,7 +278,8 @@ class Continuation:
         # Questions are padded on the left, so that all rows decode side by side; what is padded is never attended to.
         longest = max(prompt.num_question_tokens for prompt in prompts)
         input_ids = prompts[0].input_ids[:1].repeat(len(prompts), longest)
-        positions = input_ids.new_zeros(3, *input_ids.shape)
+        self._num_sections = len(prompts[0].position_ids)
+        positions = input_ids.new_zeros(self._num_sections, *input_ids.shape)
         seen = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             start = longest - prompt.num_question_tokens
@@ -257,7 +311,9 @@ class Continuation:
         before = copy.deepcopy(self._cache) if self._restores else self._cache  # a recurrent state cannot be cropped
         offsets = torch.arange(longest - 1, device=self._model.device)
         # What pads an answer on the right comes after all that counts, so nothing that counts looks at it.
-        logits = self._read(read, (self._next[:, None] + offsets).expand(3, -1, -1), torch.ones_like(read).bool())
+        logits = self._read(
+            read, (self._next[:, None] + offsets).expand(self._num_sections, -1, -1), torch.ones_like(read).bool()
+        )
         for place in range(1, longest):
             scored = (place < counts) & (place >= num_given)
             total = total + torch.where(scored, _logprob(logits[:, place - 1], padded[:, place]), 0)
@@ -295,7 +351,9 @@ class Continuation:
                 self._cache.reorder_cache(kept)
                 self._mask, self._next, chosen = self._mask[kept], self._next[kept], chosen[kept]
             seen = torch.ones_like(chosen[:, None], dtype=torch.bool)
-            logits = self._read(chosen[:, None], self._next[None, :, None].expand(3, -1, 1), seen)[:, -1]
+            logits = self._read(chosen[:, None], self._next[None, :, None].expand(self._num_sections, -1, 1), seen)[
+                :, -1
+            ]
             self._next = self._next + 1
         return [
             Reply(tokens=tuple(row), margins=tuple(clear), finish_reason="stop" if end else "length")
@@ -306,7 +364,7 @@ class Continuation:
     def _read(
         self,
         input_ids: Int[Tensor, "rows tokens"],
-        positions: Int[Tensor, "3 rows tokens"],
+        positions: Int[Tensor, "sections rows tokens"],
         seen: Bool[Tensor, "rows tokens"],
         *,
         logits_to_keep: int = 0,
@@ -315,7 +373,7 @@ class Continuation:
         self._mask = torch.cat([self._mask, seen.to(device)], dim=1)
         logits: Tensor = self._model(
             input_ids=input_ids.to(device),
-            position_ids=positions.to(device),
+            position_ids=positions_argument(positions).to(device),
             attention_mask=self._mask.long(),
             past_key_values=self._cache,
             use_cache=True,

@@ -15,8 +15,17 @@ from torch import Tensor
 from analyze.swap.controls import check_pair, control_swaps
 from analyze.swap.pairs import PairOptions, ReadyPair, UnusablePairError, open_pair
 from analyze.swap.plan import Asking, Unit, swapped_layers
-from analyze.swap.prefix import Continuation, ReadyPrompt, Reply, compose, read_prefixes, runs_together
+from analyze.swap.prefix import (
+    Continuation,
+    ReadyPrompt,
+    Reply,
+    compose,
+    joined_pictures,
+    read_prefixes,
+    runs_together,
+)
 from analyze.swap.records import SwappedPair, Variant, pair_record
+from analyze.swap.reference import takes_types
 from eval.replies.batching import BatchSize
 from eval.replies.generation import greedy_settings
 from eval.replies.subject import Subject
@@ -174,10 +183,10 @@ def plain_replies(model: Any, prompts: Sequence[ReadyPrompt], settings: dict[str
     inputs = {
         "input_ids": padded([prompt.input_ids for prompt in prompts], settings["pad_token_id"]),
         "attention_mask": padded([torch.ones_like(prompt.input_ids) for prompt in prompts], 0),
-        "mm_token_type_ids": padded([prompt.token_types for prompt in prompts], 0),
-        "pixel_values": torch.cat([prompt.pixel_values for prompt in prompts]),
-        "image_grid_thw": torch.tensor([prompt.grid for prompt in prompts]),
+        **joined_pictures(prompts, model.device),
     }
+    if takes_types(model, prompts[0]):
+        inputs["mm_token_type_ids"] = padded([prompt.token_types for prompt in prompts], 0)
     model.generation_config = GenerationConfig(**settings)
     output = model.generate(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     return [trimmed(row, settings["eos_token_id"]) for row in output[:, longest:].tolist()]

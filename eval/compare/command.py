@@ -153,7 +153,7 @@ def write_comparison(
         write_table(output_dir / "transitions.csv", found.transitions)
         if rollouts:
             write_table(output_dir / ROLLOUTS_FILE, rollout_table(rollouts))
-        open_to_doubt = [*doubts(rollouts), *judge_doubts(entries)]
+        open_to_doubt = [*doubts(rollouts), *judge_doubts(entries), *base_doubts(entries)]
         page = render(found.differences, found.transitions, found.records, sources, doubts=open_to_doubt)
         write_text(output_dir / "comparison.html", page)
 
@@ -177,6 +177,19 @@ def judge_doubts(entries: Sequence[Entry]) -> list[str]:
                 "are unscored and not compared."
             )
     return found
+
+
+def base_doubts(entries: Sequence[Entry]) -> list[str]:
+    """Returns a sentence if the models are adapters that were merged into bases with different weights."""
+    bases: dict[str, list[str]] = {}
+    for entry in entries:
+        noted = [attempt["adapter"] for attempt in read_run(entry.directory)["attempts"] if "adapter" in attempt]
+        if noted:
+            bases.setdefault(noted[-1]["base_fingerprint"], []).append(f"{entry.label} on {noted[-1]['base']}")
+    if len(bases) < 2:
+        return []
+    named = "; ".join(", ".join(models) for models in bases.values())
+    return [f"The adapters were merged into different bases ({named}), so a difference may come from the bases."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +230,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     baseline = names.get(arguments.baseline, arguments.baseline)
     print(*summary(output_dir, baseline=baseline), sep="\n")
-    for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries)]:
+    for doubt in [*doubts(rollouts_of(entries)), *judge_doubts(entries), *base_doubts(entries)]:
         print(f"open to doubt: {doubt}")
     print(f"comparison: {output_dir / 'comparison.csv'}, to read: {output_dir / 'comparison.html'}")

@@ -107,20 +107,33 @@ def read_prompts(model: Any, inputs: Any) -> Rows:
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **{name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs},
+        **picture_inputs(model, inputs),
+        **token_inputs(model, inputs, slice(None, -1)),
     )
     return Rows(input_ids, mask, positions, cache)
 
 
+def picture_inputs(model: Any, inputs: Any) -> dict[str, Any]:
+    """Returns those of a processor's outputs that hold pictures, as arguments of the model."""
+    fields = family_of(model.config.model_type).picture_fields
+    return {name: inputs[name] for name in fields if name in inputs}
+
+
+def token_inputs(model: Any, inputs: Any, tokens: slice) -> dict[str, Any]:
+    """Returns those of a processor's outputs that the model needs for each of some tokens, as its arguments."""
+    fields = family_of(model.config.model_type).token_fields
+    return {name: inputs[name][:, tokens] for name in fields if name in inputs}
+
+
 def prompt_positions(model: Any, inputs: Any) -> "Tensor":
-    """Returns positions as `generate` computes them: [prompts, tokens] for text only, or [4, prompts, tokens] with the
-    three multimodal sections after the text positions.
+    """Returns positions as `generate` computes them: [prompts, tokens] for models that count tokens, or
+    [4, prompts, tokens] with the three multimodal sections after the text positions.
     """
     import torch
 
     mask: Tensor = inputs["attention_mask"]
     text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    if family_of(model.config.model_type).text_only:
+    if family_of(model.config.model_type).position_sections == 1:
         return text
     if "image_grid_thw" not in inputs:
         return text.expand(4, *text.shape)

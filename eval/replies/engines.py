@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.replies.decoding import LENGTH, REPETITION, STOP
-from eval.replies.pictures import Picture, PixelLimits, open_picture
+from eval.replies.pictures import Limits, Picture, PixelLimits, open_picture
 from eval.replies.sampling import SamplingArguments
 from models.checkpoint import open_checkpoint
+from models.families import family_of
 from models.layout import head_size, read_model_config
 from models.shards import DTYPES
 from tracking.command import quiet_libraries
@@ -66,7 +67,7 @@ class EngineOptions:
     settings: dict[str, Any]
     """The complete generation configuration."""
     sampling: SamplingArguments
-    limits: PixelLimits | None
+    limits: Limits | None
     """None for a text-only model."""
     repetition_window: int
     dtype: str
@@ -93,7 +94,7 @@ class HuggingFace:
         self._processor, self._options = processor, options
         self._model, _ = subject.load(dtype=options.dtype, attn_implementation=options.attn_implementation)
         self.dtype = str(self._model.dtype).removeprefix("torch.")
-        if options.limits is not None:
+        if isinstance(options.limits, PixelLimits):
             size = {"shortest_edge": options.limits.min_pixels, "longest_edge": options.limits.max_pixels}
             processor.image_processor.size = type(processor.image_processor.size)(**size)
 
@@ -230,7 +231,7 @@ def num_parallel(num_gpus: int, config: dict[str, Any]) -> int:
         config: the model's `config.json`.
     """
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
-    heads = [text["num_attention_heads"], vision.get("num_heads", 0)]
+    heads = [text["num_attention_heads"], vision.get("num_heads") or vision.get("num_attention_heads", 0)]
     groups = text.get("num_key_value_heads", heads[0])
     fits = (
         number
@@ -249,18 +250,26 @@ def check_vllm(subject: "Subject") -> None:
         )
     if subject.plan is not None:
         raise ValueError("engine vllm reads a checkpoint, not a recipe; write the splice with merge.splice first")
+    if subject.merged is not None:
+        raise ValueError(
+            "engine vllm reads a checkpoint, not an adapter; write its merge first: python -m merge.splice --pattern "
+            f"a:a:a --donor a={subject.name} --rest a --output-dir FOLDER"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("engine vllm uses all GPUs by itself; start one process, without accelerate launch")
     check_platform(subject.directory, otherwise="use --engine huggingface")
 
 
 def check_platform(directory: Path, *, otherwise: str) -> None:
-    """Rejects vLLM without a device, and head sizes that its attention does not support on CPUs.
+    """Rejects vLLM without a device, for an unsupported family, and for head sizes unsupported on CPUs.
 
     Args:
         directory: the checkpoint's folder.
         otherwise: the alternative to vLLM, for the message.
     """
+    model_type = read_model_config(directory)["model_type"]
+    if not family_of(model_type).vllm:
+        raise ValueError(f"vLLM is not supported for the family {model_type}; {otherwise}")
     quiet_vllm()
     from vllm.platforms import current_platform
 
@@ -285,7 +294,7 @@ def _check_head_size(directory: Path, otherwise: str) -> None:
         )
 
 
-def vllm_prompt(request: Request, limits: PixelLimits | None) -> dict[str, Any]:
+def vllm_prompt(request: Request, limits: Limits | None) -> dict[str, Any]:
     """Converts a request to the input of `LLM.generate`."""
     pictures = open_all(request.pictures, limits)
     return {"prompt": request.text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
@@ -324,7 +333,7 @@ def read_vllm(tokens: list[int], finish_reason: str, options: EngineOptions, tok
     return Generation(text, num_tokens=len(tokens), finish_reason=reason)
 
 
-def open_all(pictures: Sequence[Picture], limits: PixelLimits | None) -> list[Any]:
+def open_all(pictures: Sequence[Picture], limits: Limits | None) -> list[Any]:
     """Returns the images of one prompt as the model receives them."""
     assert limits is not None or not pictures, "a text-only model was given pictures"
     return [open_picture(picture, limits) for picture in pictures if limits is not None]
@@ -340,8 +349,11 @@ def available_bytes() -> int:
     return available
 
 
-def _processor_options(limits: PixelLimits | None) -> dict[str, int] | None:
-    return None if limits is None else {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+def _processor_options(limits: Limits | None) -> dict[str, int] | None:
+    """Returns the processor's options that vLLM is given; those of tiles are the checkpoint's."""
+    if not isinstance(limits, PixelLimits):
+        return None
+    return {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
 
 
 ENGINES: dict[str, Callable[["Subject", "Processor", EngineOptions], Engine]] = {

@@ -16,7 +16,8 @@ D/features/          one file per batch of pictures; may be removed when the com
 D/figures/tower.png
 
 All models see the same pictures, resized by `qwen_vl_utils` between the minimum and maximum pixels of the first model's
-processor. Features are averaged over patches (`features.py`). Probes are tuned on training pictures only (`probes.py`).
+processor, or cut into its tiles (InternVL). Features are averaged over patches (`features.py`). Probes are tuned on
+training pictures only (`probes.py`).
 
 Known limits: an average over patches loses the position of objects, which raw pixels keep. The intervals cover new test
 pictures and, against `random`, other random towers, but not another training part. If a probe is nearly always right,
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from data_builders.prompt_sets.images import PixelLimits
-from eval.replies.pictures import pixel_limits
+from eval.replies.pictures import TileLimits, TokenLimits, pixel_limits
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.tower.features import (
     PIXELS,
@@ -155,10 +156,17 @@ def open_subjects(models: Sequence[str]) -> dict[str, Subject]:
     return subjects
 
 
-def shown_limits(arguments: TowerArguments, directory: Path) -> PixelLimits:
-    """Returns between how many pixels all models see the pictures."""
+def shown_limits(arguments: TowerArguments, directory: Path) -> PixelLimits | TileLimits:
+    """Returns between how many pixels all models see the pictures, or into which tiles they are cut."""
     limits = pixel_limits(load_processor(directory), min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels)
     assert limits is not None, directory
+    if isinstance(limits, TokenLimits):
+        raise ValueError(
+            f"{directory}: its processor gives every picture a number of tokens, and eval.tower reads only towers "
+            "whose pictures keep their size or are cut into tiles; expected another family"
+        )
+    if isinstance(limits, TileLimits):
+        return limits
     return PixelLimits(min_pixels=limits.min_pixels, max_pixels=limits.max_pixels, patch_size=limits.patch_size)
 
 

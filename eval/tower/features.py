@@ -1,13 +1,17 @@
 """Computes a vision tower's features of each image, layer by layer, averaged over patches and stored on disk.
 
-Layers are `block.0` … (the output of each vision block), `merger` (the decoder's input) and Qwen3-VL's `deepstack.0` …,
-read by hooks on the modules that `models/families.py` names. Qwen2.5-VL reorders the patches of each image into its
-attention windows, which does not affect the average. Only the tower is kept in memory, in float32.
+Layers are `block.0` … (the output of each vision block), `merger` (the decoder's input; InternVL's is `projector`) and
+Qwen3-VL's `deepstack.0` …, read by hooks on the modules that `models/families.py` names. Qwen2.5-VL reorders the
+patches of each image into its attention windows, which does not affect the average. InternVL cuts an image into tiles:
+the average is over the patches of all of them and of the thumbnail, without their class tokens. Only the tower is kept
+in memory, in float32.
 
 `features/NAME/00000.npy` … contain one batch of images each, all layers concatenated; `layers.json` has their widths.
 """
 
+import copy
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import PixelLimits, UnusableImageError, open_image
+from eval.replies.pictures import TileLimits
 from eval.replies.subject import Subject
 from eval.tower.images import LabelledImage
 from models.families import Family, family_of
@@ -81,9 +87,11 @@ def vision_family(directory: Path) -> Family:
 
 
 def tower_path(family: Family) -> str:
-    """Returns the module that contains a family's blocks, such as `model.visual`."""
+    """Returns the smallest module that contains a family's blocks and projector, such as `model.visual`."""
     assert family.vision_blocks is not None
-    return family.vision_blocks.removesuffix(".").rpartition(".")[0]
+    prefixes = [family.vision_blocks, *(prefix for region, prefix in family.regions if region == "projector")]
+    parents = [prefix.removesuffix(".").rpartition(".")[0].replace(".", "/") for prefix in prefixes]
+    return os.path.commonpath(parents).replace("/", ".")
 
 
 def tower_config(directory: Path) -> dict[str, Any]:
@@ -96,14 +104,22 @@ def tower_config(directory: Path) -> dict[str, Any]:
 
 
 def trained_tower(subject: Subject) -> "torch.nn.Module":
-    """Loads a model and returns its tower in float32; the decoder is freed."""
+    """Loads a model and returns its tower with the projector in float32; the decoder is freed."""
     model, _ = subject.load(dtype="auto", attn_implementation="sdpa")
-    tower: torch.nn.Module = model.get_submodule(tower_path(vision_family(subject.directory)))
-    return tower.float()
+    family = vision_family(subject.directory)
+    return without_decoder(model.get_submodule(tower_path(family)), family).float()
+
+
+def without_decoder(tower: "torch.nn.Module", family: Family) -> "torch.nn.Module":
+    """Removes the decoder from the module of `tower_path`, if it is inside, and returns the module."""
+    inside = tower_path(family) + "."
+    if family.layers.startswith(inside):
+        setattr(tower, family.layers.removeprefix(inside).partition(".")[0], None)
+    return tower
 
 
 def random_tower(directory: Path, *, seed: int) -> "torch.nn.Module":
-    """Returns a tower with a checkpoint's configuration and random weights from the seed."""
+    """Returns a tower and projector with a checkpoint's configuration and random weights from the seed."""
     import torch
     import transformers
 
@@ -115,8 +131,20 @@ def random_tower(directory: Path, *, seed: int) -> "torch.nn.Module":
     drawn = model.get_submodule(tower_path(family))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tower: torch.nn.Module = type(drawn)(drawn.config)
+        tower: torch.nn.Module = without_decoder(type(drawn)(_smallest_decoder(drawn.config)), family)
     return tower.float().eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _smallest_decoder(config: Any) -> Any:
+    """Returns a configuration whose decoder, if it has one, takes little memory; its width is the projector's."""
+    if not hasattr(config, "text_config"):
+        return config
+    config = copy.deepcopy(config)
+    text = config.text_config
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, 1, None
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    return config
 
 
 def layer_modules(tower: "torch.nn.Module", family: Family) -> dict[str, "torch.nn.Module"]:
@@ -128,8 +156,9 @@ def layer_modules(tower: "torch.nn.Module", family: Family) -> dict[str, "torch.
         if region == "projector":
             module = tower.get_submodule(prefix.removeprefix(inside).removesuffix("."))
             stacked = prefix.endswith("_list.")
+            name = "merger" if prefix.endswith("merger.") else "projector"
             layers |= (
-                {f"deepstack.{index}": own for index, own in module.named_children()} if stacked else {"merger": module}
+                {f"deepstack.{index}": own for index, own in module.named_children()} if stacked else {name: module}
             )
     return layers
 
@@ -137,24 +166,36 @@ def layer_modules(tower: "torch.nn.Module", family: Family) -> dict[str, "torch.
 def embed_by_tower(tower: "torch.nn.Module", directory: Path) -> Embed:
     """Returns a function that computes every layer's features of images that are already resized."""
     image_processor = load_processor(directory).image_processor
-    layers = layer_modules(tower, vision_family(directory))
+    family = vision_family(directory)
+    layers = layer_modules(tower, family)
+    options = {"crop_to_patches": True} if family.tiled else {"do_resize": False}
+    one_pass = _pass_of_tiles if family.tiled else _pass_of_patches
 
     def embed(images: Iterable["Image"]) -> dict[str, np.ndarray]:
         passes: list[dict[str, np.ndarray]] = []
         waiting: list[Any] = []
         for image in images:
-            ready = image_processor(images=[image], do_resize=False, return_tensors="pt")
-            if waiting and sum(len(other["pixel_values"]) for other in [*waiting, ready]) > MAX_PATCHES:
-                passes.append(_one_pass(tower, layers, waiting))
+            ready = image_processor(images=[image], return_tensors="pt", **options)
+            if waiting and sum(_num_patches(tower, other) for other in [*waiting, ready]) > MAX_PATCHES:
+                passes.append(one_pass(tower, layers, waiting))
                 waiting = []
             waiting.append(ready)
-        passes.append(_one_pass(tower, layers, waiting))
+        passes.append(one_pass(tower, layers, waiting))
         return {name: np.concatenate([one[name] for one in passes]) for name in layers}
 
     return embed
 
 
-def _one_pass(
+def _num_patches(tower: Any, ready: Any) -> int:
+    """Returns the patches of an image: rows of values, or those of its tiles."""
+    pixels = ready["pixel_values"]
+    if pixels.ndim == 2:
+        return len(pixels)
+    height, width = tower.config.vision_config.patch_size
+    return int(pixels.shape[0] * (pixels.shape[2] // height) * (pixels.shape[3] // width))
+
+
+def _pass_of_patches(
     tower: "torch.nn.Module", layers: Mapping[str, "torch.nn.Module"], prepared: Sequence[Any]
 ) -> dict[str, np.ndarray]:
     import torch
@@ -163,20 +204,52 @@ def _one_pass(
     patches = torch.cat([one["pixel_values"] for one in prepared]).to(device, torch.float32)  # [patches, pixels]
     grids = torch.cat([one["image_grid_thw"] for one in prepared]).to(device)  # [pictures, 3]
     num_patches = grids.prod(dim=1)
+
+    def pool(name: str, output: "torch.Tensor") -> "torch.Tensor":
+        # [patches or merged patches, width]; patches of an image are contiguous, in any order
+        lengths = num_patches * len(output) // len(patches)
+        return torch.segment_reduce(output, "mean", lengths=lengths, axis=0)
+
+    return _pooled(layers, pool, lambda: tower(patches, grid_thw=grids))
+
+
+def _pass_of_tiles(
+    tower: Any, layers: Mapping[str, "torch.nn.Module"], prepared: Sequence[Any]
+) -> dict[str, np.ndarray]:
+    import torch
+
+    device = next(tower.parameters()).device
+    tiles = torch.cat([one["pixel_values"] for one in prepared]).to(device, torch.float32)  # [tiles, 3, height, width]
+    num_tiles = torch.tensor([len(one["pixel_values"]) for one in prepared], device=device)
+
+    def pool(name: str, output: "torch.Tensor") -> "torch.Tensor":
+        # [tiles, class token and patches, width] of a block, [tiles, tokens, width] of the projector
+        tokens = output[:, 1:] if name.startswith("block.") else output
+        return torch.segment_reduce(tokens.mean(dim=1), "mean", lengths=num_tiles, axis=0)
+
+    return _pooled(layers, pool, lambda: tower.get_image_features(tiles))
+
+
+def _pooled(
+    layers: Mapping[str, "torch.nn.Module"],
+    pool: Callable[[str, "torch.Tensor"], "torch.Tensor"],
+    run: Callable[[], Any],
+) -> dict[str, np.ndarray]:
+    """Returns what `pool` makes of each layer's output while `run` runs."""
+    import torch
+
     pooled: dict[str, np.ndarray] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: "torch.Tensor") -> None:
-            # [patches or merged patches, width]; patches of an image are contiguous, in any order
-            lengths = num_patches * len(output) // len(patches)
-            pooled[name] = torch.segment_reduce(output, "mean", lengths=lengths, axis=0).cpu().numpy()
+            pooled[name] = pool(name, output).cpu().numpy()
 
         return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
     try:
         with torch.inference_mode():
-            tower(patches, grid_thw=grids)
+            run()
     finally:
         for hook in hooks:
             hook.remove()
@@ -192,7 +265,12 @@ def embed_as_pixels(images: Iterable["Image"]) -> dict[str, np.ndarray]:
 
 
 def store_features(
-    directory: Path, make: Callable[[], Embed], images: Sequence[LabelledImage], limits: PixelLimits, *, batch_size: int
+    directory: Path,
+    make: Callable[[], Embed],
+    images: Sequence[LabelledImage],
+    limits: PixelLimits | TileLimits,
+    *,
+    batch_size: int,
 ) -> FeatureStore:
     """Writes the features of all images, batch by batch; existing batches are kept.
 
@@ -200,7 +278,7 @@ def store_features(
         directory: folder of this model's features.
         make: returns the function from images to features; called only if a batch is missing.
         images: in the order in which they are stored.
-        limits: pixel limits of the images.
+        limits: pixel limits of the images, or the tiles into which they are cut.
         batch_size: images per file.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -219,8 +297,13 @@ def store_features(
     return FeatureStore(directory)
 
 
-def _fitted(batch: Iterable[LabelledImage], limits: PixelLimits) -> Iterable["Image"]:
+def _fitted(batch: Iterable[LabelledImage], limits: PixelLimits | TileLimits) -> Iterable["Image"]:
+    from qwen_vl_utils.vision_process import to_rgb
+
     for image in batch:
+        if isinstance(limits, TileLimits):
+            yield to_rgb(eight_bits(image.open()))
+            continue
         try:
             yield open_image(image.open(), None, limits)
         except UnusableImageError as error:

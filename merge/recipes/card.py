@@ -4,7 +4,9 @@ from pathlib import Path
 
 from merge.recipes.plan import Part, SplicePlan
 from merge.recipes.recipe import Blend, recipe_dict
+from models.adapters.merged import MergedCheckpoint
 from models.blocks import BLOCKS
+from models.checkpoint import Checkpoint
 from models.fetch import format_size
 from models.hub import parse_repository
 from tracking.tables import format_columns
@@ -14,7 +16,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 
 def describe_plan(plan: SplicePlan) -> list[str]:
     """Returns the plan as lines: who gives what, which files are written, where donors' files differ, what to know."""
-    lines = [*(f"donor {name}: {donor.directory}" for name, donor in plan.donors.items()), f"cut: {plan.partition}", ""]
+    lines = [*(f"donor {name}: {_place(donor)}" for name, donor in plan.donors.items()), f"cut: {plan.partition}", ""]
     lines += [*describe_parts(plan), ""]
     shards = [("shard", "tensors", "size")]
     shards += [(shard.file, str(len(shard.entries)), format_size(shard.num_bytes)) for shard in plan.shards]
@@ -60,6 +62,7 @@ def render_card(plan: SplicePlan) -> str:
         base_models=[repository.repo for repository in repositories if repository is not None],
         family=plan.layout.family.model_type,
         blends=any(isinstance(part.owner, Blend) for part in plan.parts),
+        adapters=[name for name, donor in plan.donors.items() if isinstance(donor, MergedCheckpoint)],
         donors=[
             {"name": name, "checkpoint": checkpoint, "revision": plan.revisions[name]}
             for name, checkpoint in plan.recipe.donors.items()
@@ -82,6 +85,12 @@ def _title(plan: SplicePlan) -> str:
     if set(plan.recipe.blocks) == set(BLOCKS) and all(isinstance(owner, str) for owner in owners):
         return ":".join(str(owner) for owner in owners)
     return "of " + " and ".join(plan.recipe.donors)
+
+
+def _place(donor: Checkpoint) -> str:
+    if isinstance(donor, MergedCheckpoint):
+        return f"{donor.adapter.directory}, an adapter on {donor.base.directory}"
+    return str(donor.directory)
 
 
 def _extent(plan: SplicePlan, part: Part) -> tuple[str, str]:

@@ -1,11 +1,12 @@
 """Which donor owns which part of the model? The recipe of a splice, read from YAML or from a pattern.
 
     partition: thirds               # or paper, or instead of it   cuts: [8, 20]
-    donors: {in: FOLDER-OR-HUB-ID, rl: FOLDER-OR-HUB-ID}
+    donors: {in: FOLDER-OR-HUB-ID, rl: FOLDER-OR-HUB-ID}        # checkpoints, or PEFT adapters
     blocks: {early: in, mid: rl, late: {start: in, end: rl, alpha: 0.5}}
     rest: {vision: in, projector: in, embed: in, norm: in, head: in}
     files: in                       # config, tokenizer, processor, chat template; by default the first donor's
 
+A donor that is an adapter stands for its base with the adapter merged in, in fp32 and rounded once.
 The first donor determines the layout: names on disk, shards, order. An owner is a donor, or arithmetic on donors:
 `start + alpha · (end − start)`, or, with `onto`, `onto + alpha · (end − start)`.
 
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.adapters.opening import check_model
 from models.blocks import ALL_REGIONS, BLOCKS, PARTITION_ARGUMENT, REGIONS
-from models.loading import check_checkpoint
 from tracking.command import did_you_mean, read_yaml
 
 KEYS = ("donors", "partition", "cuts", "blocks", "rest", "files")
@@ -177,7 +178,7 @@ def check_donor(donor: str) -> None:
         ValueError: that says what is wrong.
     """
     for checkpoint in parse_donors([donor]).values():
-        check_checkpoint(checkpoint)
+        check_model(checkpoint)
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from merge.recipes.plan import SplicePlan, make_plan
 from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
+from models.adapters.merged import MergedCheckpoint
+from models.adapters.opening import place_of
 from models.checkpoint import Checkpoint
+from models.layout import stored_tensors
 from models.loading import load_model
 from models.shards import DTYPES
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 2**24
 Source = tuple[Any, ...]
-"""What determines a tensor's bytes: a donor's folder, or a blend's folders and factor."""
+"""What determines a tensor's bytes: a donor's folders, or a blend's folders and factor."""
 
 
 class LiveSplicer:
@@ -52,7 +55,7 @@ class LiveSplicer:
         self._dtype = dtype
         self._device = device
         self._attn_implementation = attn_implementation
-        self._donors: dict[Path, Checkpoint] = {}
+        self._donors: dict[Source, Checkpoint] = {}
         self._model: PreTrainedModel | None = None
         self._loaded_from: tuple[Path, Any] | None = None
         self._generation_config: Any = None
@@ -66,15 +69,13 @@ class LiveSplicer:
                 different tensors.
         """
         plan = recipe if isinstance(recipe, SplicePlan) else make_plan(recipe)
-        donors = {
-            name: self._donors.setdefault(donor.directory.resolve(), donor) for name, donor in plan.donors.items()
-        }
+        donors = {name: self._donors.setdefault(place_of(donor), donor) for name, donor in plan.donors.items()}
         files = donors[plan.recipe.files_donor]
         dtype = self._loading_dtype(plan, files)
         if self._loaded_from != (files.directory, dtype):
             self._load(files, dtype)
         assert self._model is not None
-        parameters = dict(self._model.named_parameters())  # a tied head appears once, as the embedding matrix
+        parameters = stored_tensors(self._model)  # a tied head appears once, as the embedding matrix
         owners = {name: owner for name, owner in plan.owners.items() if name not in plan.layout.carried}
         _check_names(parameters, owners, files)
         for name, owner in owners.items():
@@ -109,7 +110,8 @@ class LiveSplicer:
         model = load_model(files.directory, dtype=dtype, attn_implementation=self._attn_implementation)
         self._model = model.to(self._device)
         self._generation_config = copy.deepcopy(model.generation_config)
-        self._sources = dict.fromkeys(files.tensors, (files.directory,))
+        base = files.base if isinstance(files, MergedCheckpoint) else files
+        self._sources = dict.fromkeys(files.tensors, place_of(base))
         self._loaded_from = (files.directory, dtype)
 
 
@@ -140,8 +142,8 @@ def _check_names(parameters: dict[str, Any], owners: dict[str, Owner], files: Ch
 def _source(owner: Owner, donors: dict[str, Checkpoint]) -> Source:
     if isinstance(owner, Blend):
         names = (owner.onto or owner.start, owner.start, owner.end)
-        return (*(donors[name].directory for name in names), float(owner.alpha))
-    return (donors[owner].directory,)
+        return (*(place_of(donors[name]) for name in names), float(owner.alpha))
+    return place_of(donors[owner])
 
 
 def _dtype_of(owner: Owner, donors: dict[str, Checkpoint], name: str) -> str:

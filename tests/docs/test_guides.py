@@ -35,11 +35,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def inside(workplace: Path, warm_python: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory, entered; its modules can be imported, and child processes run this checkout's code."""
     monkeypatch.syspath_prepend(str(workplace))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY_ROOT))
     monkeypatch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    monkeypatch.setattr(sys, "executable", str(warm_python))
     monkeypatch.setattr("slurm.launch.REPOSITORY_ROOT", workplace)
     with working_directory(workplace):
         yield workplace

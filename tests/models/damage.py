@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.families import FAMILIES
+
 Damage = tuple[Callable[[Path], None], str]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -384,7 +386,7 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (config_is_a_list, r"config\.json is a list; expected a JSON object"),
     (config_says_it_twice, r"config\.json names 'model_type' twice"),
     (no_model_type, r"config\.json has no model_type"),
-    (other_family, r"config\.json: model_type 'llava' is not supported; supported are qwen2, qwen2_5_vl"),
+    (other_family, rf"config\.json: model_type 'llava' is not supported; supported are {', '.join(sorted(FAMILIES))}"),
     (quantised_config, r"config\.json: describes quantised weights .*gptq.* made from"),
     (missing_weights, rf"{WEIGHTS} does not exist; expected {WEIGHTS} or shards with {INDEX}"),
     (weights_are_a_folder, rf"{WEIGHTS} is a folder; expected a safetensors file"),
@@ -392,7 +394,10 @@ _WHEN_OPENED: tuple[Damage, ...] = (
     (pickled_weights, r"pickled weights \(pytorch_model\.bin\), which can run code.*python -c \""),
     (gguf_weights, r"GGUF weights \(model-Q4_K_M\.gguf\).* name the safetensors checkpoint"),
     (deepspeed_state, r"DeepSpeed training state \(global_step10\).*zero_to_fp32 .* && python -c \""),
-    (adapter_alone, r"PEFT adapter \(adapter_config\.json\).*final/.*outputs/sft/final.*merge_adapter_into"),
+    (
+        adapter_alone,
+        r"PEFT adapter \(adapter_config\.json\).*final/.*outputs/sft/final.*merge_adapter_into|peft_type is None; only",
+    ),
     (adapter_beside_the_model, r"full model and an adapter \(adapter_config\.json\)"),
     (shards_without_index, rf"2 shards \({SHARDS[0]} …\) without {INDEX}; copy it"),
     (empty_file, rf"{WEIGHTS}: 0 bytes are too few .* truncated"),

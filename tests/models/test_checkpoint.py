@@ -363,9 +363,14 @@ def test_memory_of_a_pass_is_that_of_one_tensor(tmp_path: Path) -> None:
 
 
 def test_a_layout_without_a_model_is_the_models_own(
-    pocket_checkpoint: Path, qwen2_checkpoint: Path, qwen2_vl_checkpoint: Path, qwen3_vl_checkpoint: Path
+    pocket_checkpoint: Path,
+    qwen2_checkpoint: Path,
+    qwen2_vl_checkpoint: Path,
+    qwen3_vl_checkpoint: Path,
+    internvl_checkpoint: Path,
 ) -> None:
-    for directory in (pocket_checkpoint, qwen2_checkpoint, qwen2_vl_checkpoint, qwen3_vl_checkpoint):
+    of_qwen = (pocket_checkpoint, qwen2_checkpoint, qwen2_vl_checkpoint, qwen3_vl_checkpoint)
+    for directory in (*of_qwen, internvl_checkpoint):
         stored, built = stored_layout(open_checkpoint(directory)), layout_of(directory)
         assert {p.name: p for p in stored} == {p.name: p for p in built}
         assert (stored.tied, stored.num_layers, stored.num_vision_blocks) == (

@@ -15,7 +15,7 @@ from tests.models.damage import MISFITS, make_sharded, on_disk, read_tensors, wr
 from tracking.command import REPOSITORY_ROOT
 
 
-@pytest.fixture(params=["pocket", "qwen2", "qwen2_vl", "qwen3_vl", "qwen3_5"])
+@pytest.fixture(params=["pocket", "qwen2", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl"])
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A whole checkpoint of every family, the text-only one and Qwen2-VL's with a head of their own."""
     whole = request.getfixturevalue(f"{request.param}_checkpoint")

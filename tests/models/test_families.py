@@ -1,4 +1,7 @@
-"""Qwen3-VL and text-only Qwen2, small and random: every parameter has one place, and every spelling one name."""
+"""Qwen3-VL, text-only Qwen2 and Qwen3, small and random: names, their parts and their spellings.
+
+What holds for every family alike is checked in `tests/models/check/test_families.py`.
+"""
 
 import shutil
 from pathlib import Path
@@ -10,24 +13,25 @@ import transformers
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from models.blocks import BLOCKS, REGIONS, block_names, make_partition, resolve
+from models.blocks import make_partition, resolve
 from models.checkpoint import open_checkpoint, write_like
-from models.families import FAMILIES, QWEN2, QWEN2_5_VL, QWEN3_VL, Family
+from models.families import FAMILIES, QWEN2, QWEN2_5_VL, QWEN3, QWEN3_VL, Family
 from models.layout import layout_from_config, layout_of
 from models.loading import load_model, load_processor
 from models.shards import write_safetensors
 
 TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+NORMED = {f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")}
 DECODER_PARTS = {
     "qwen2": {f"{letter}_proj.{kind}" for letter in "qkv" for kind in ("weight", "bias")},
-    "qwen3_vl": {f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")},
+    "qwen3": NORMED,
+    "qwen3_vl": NORMED,
 }
 """The attention's parameters other than its output projection."""
-LAYERS = {"qwen2": "model.layers.", "qwen3_vl": "model.language_model.layers."}
-AUTO_CLASS = {"qwen2": AutoModelForCausalLM, "qwen3_vl": AutoModelForImageTextToText}
+AUTO_CLASS = {"qwen2": AutoModelForCausalLM, "qwen3": AutoModelForCausalLM, "qwen3_vl": AutoModelForImageTextToText}
 
 
-@pytest.fixture(params=["qwen2", "qwen3_vl"])
+@pytest.fixture(params=["qwen2", "qwen3", "qwen3_vl"])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -58,27 +62,13 @@ def test_layout_is_the_loaded_models_parameters(family: str, directory: Path) ->
     }
     assert layout.family is FAMILIES[family]
     assert (layout.num_layers, layout.num_vision_blocks) == (4, 3 if family == "qwen3_vl" else 0)
-    assert layout.tied == (family == "qwen3_vl")
-
-
-def test_every_parameter_is_in_exactly_one_block_or_region(family: str, directory: Path) -> None:
-    layout = layout_of(directory)
-    partition = make_partition(layout.num_layers)
-    absent = {"qwen2": {"vision", "projector"}, "qwen3_vl": {"head"}}[family]  # tied: head is an alias of embed
-    names = [
-        name
-        for expression in (*BLOCKS, *REGIONS)
-        if expression not in absent
-        for name in resolve([expression], layout, partition).names
-    ]
-    assert sorted(names) == sorted(layout.parameters)
-    assert {block_names(parameter, partition) for parameter in layout} == {*BLOCKS, *REGIONS} - absent
+    assert layout.tied == (family != "qwen2")
 
 
 def test_attention_has_its_norms_and_the_rest_of_a_layer_is_its_mlp(family: str, directory: Path) -> None:
     layout = layout_of(directory)
     partition = make_partition(layout.num_layers)
-    prefix = f"{LAYERS[family]}2."
+    prefix = f"{FAMILIES[family].layers}2."
     attention = {f"{prefix}self_attn.{part}" for part in DECODER_PARTS[family] | {"o_proj.weight"}}
     attention.add(f"{prefix}input_layernorm.weight")
     assert set(resolve(["llm:2.attn"], layout, partition).names) == attention
@@ -105,15 +95,6 @@ def test_what_only_a_tower_has_is_refused_on_a_text_model(qwen2_checkpoint: Path
     with pytest.raises(ValueError, match=f"'{expression}': qwen2 is a text-only model without ") as caught:
         resolve(["mid", expression], layout, make_partition(layout.num_layers))
     assert "\n" not in str(caught.value)
-
-
-def test_checkpoint_on_disk_has_the_names_in_memory(family: str, directory: Path) -> None:
-    checkpoint = open_checkpoint(directory)
-    assert checkpoint.family is FAMILIES[family]
-    assert set(checkpoint.tensors) == set(layout_of(directory).parameters)
-    model = AUTO_CLASS[family].from_pretrained(directory)
-    for name, parameter in model.named_parameters():
-        assert torch.equal(checkpoint.tensor(name), parameter), name
 
 
 @pytest.mark.parametrize(
@@ -157,6 +138,7 @@ def test_spellings_that_transformers_writes_and_loads_have_one_name(
         (QWEN2, "model.embed_tokens.weight", ("embed", None, "weight")),
         (QWEN2, "model.norm.weight", ("norm", None, "weight")),
         (QWEN2, "lm_head.weight", ("head", None, "weight")),
+        (QWEN3, "model.layers.35.self_attn.q_norm.weight", ("llm", 35, "self_attn.q_norm.weight")),
         (QWEN2_5_VL, "visual.merger.mlp.0.weight", ("projector", None, "mlp.0.weight")),
         (QWEN2_5_VL, "model.layers.27.mlp.up_proj.weight", ("llm", 27, "mlp.up_proj.weight")),
     ],
@@ -184,6 +166,19 @@ def test_published_qwen3_vl_configuration_gives_the_published_size() -> None:
     )  # fmt: skip
     assert (layout.num_layers, layout.num_vision_blocks, layout.tied) == (36, 24, True)
     assert layout.num_elements == 4_437_815_808
+
+
+def test_published_qwen3_configuration_gives_the_published_size() -> None:
+    """Qwen3-8B's config.json, sizes alone: 8.2 B parameters, 36 layers, not tied."""
+    layout = layout_from_config(
+        {
+            "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288,
+            "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+            "tie_word_embeddings": False, "attention_bias": False, "rope_theta": 1_000_000,
+        }
+    )  # fmt: skip
+    assert (layout.num_layers, layout.num_vision_blocks, layout.tied) == (36, 0, False)
+    assert layout.num_elements == 8_190_735_360
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3_vl", "pocket"])

@@ -17,7 +17,7 @@ def whole(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> Path:
     return Path(shutil.copytree(request.getfixturevalue(f"{name}_checkpoint"), tmp_path / "run" / "checkpoint"))
 
 
-@pytest.mark.parametrize("family", ["pocket", "qwen2", "qwen2_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["pocket", "qwen2", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl"])
 def test_missing_files_are_named_with_who_has_them(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory = whole(request, tmp_path, family)
     load_processor(directory)

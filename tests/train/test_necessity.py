@@ -10,7 +10,7 @@ import yaml
 from models.layout import Layout
 from tracking.command import REPOSITORY_ROOT
 from train.freezing.freeze import FreezeArguments, plan_freeze
-from train.necessity import NecessityArguments, main, plan_study
+from train.necessity import NecessityArguments, main, plan_study, study_settings
 
 ARMS = ("full", "freeze-early", "freeze-mid", "only-late", "freeze-random-1", "no-attn=mid.attn")
 
@@ -71,6 +71,24 @@ def test_every_arm_of_a_seed_differs_only_in_what_it_freezes(study: dict[str, An
     for seed in (0, 3):
         assert len({without_freezing(job.command) for job in jobs if job.name.endswith(f"-seed{seed}")}) == 1
     assert len({job.output_dir for job in jobs}) == len(jobs)
+
+
+def test_arms_of_every_layer_and_of_a_region_are_planned_and_recorded_by_name(
+    study: dict[str, Any], pocket_layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study["arms"] = ["full", "only-projector", "each-only.attn", "each-freeze:4"]
+    planned = plan_study(NecessityArguments(**study))
+    own = [f"only-llm:{layer}.attn" for layer in range(pocket_layout.num_layers)]
+    assert study_settings(planned)["arms"] == ["full", "only-projector", *own, "freeze-llm:0-3", "freeze-llm:4-5"]
+    commands = {job.name: list(job.command) for job in planned.jobs if job.kind == "arm"}
+    assert len(commands) == 2 * (2 + len(own) + 2)
+    command = commands["only-projector-seed0"]
+    assert command[command.index("--train_only") + 1] == "projector" and "--freeze" not in command
+    command = commands["only-llm1.attn-seed3"]
+    begin = command.index("--freeze")
+    assert command[begin + 1 : begin + 4] == ["llm:0", "llm:2-5", "llm:1.mlp"]
+    run(study, "--dry_run")
+    assert "all but projector" in capsys.readouterr().out
 
 
 def test_stages_need_what_they_read(study: dict[str, Any]) -> None:

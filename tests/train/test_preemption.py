@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,12 @@ def weights(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_continues_to_the_same_weights(
-    warm_checkpoint: Path, tiny_prompts: Path, tmp_path: Path
+    warm_checkpoint: Path, tiny_prompts: Path, warm_python: Path, tmp_path: Path
 ) -> None:
     stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
     command = flags(warm_checkpoint, tiny_prompts, stopped)
     process = subprocess.Popen(
-        [sys.executable, "-m", "train.grpo", *command],
+        [warm_python, "-m", "train.grpo", *command],
         cwd=REPOSITORY_ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -223,3 +223,101 @@ def test_a_head_that_only_the_end_has_does_not_matter_to_the_tower(
         with pytest.raises(SystemExit):
             main(["--start", str(pocket_checkpoint), "--end", str(end), *words])
         assert "NOT PROVED: lm_head.weight should be identical" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def adapters(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with adapters on the pocket model: on its last two layers, before training, and with a saved norm."""
+    from tests.models.adapters.making import write_adapter
+
+    root = tmp_path_factory.mktemp("adapters")
+    late = {"layers_to_transform": [4, 5], "rank_pattern": {"down_proj": 2}}
+    write_adapter(pocket_checkpoint, root / "late", **late)
+    write_adapter(pocket_checkpoint, root / "untrained", std=0.0, **late)
+    write_adapter(pocket_checkpoint, root / "saved", modules_to_save=["merger"], **late)
+    write_adapter(pocket_checkpoint, root / "early", layers_to_transform=[0, 1])
+    write_adapter(pocket_checkpoint, root / "head", modules_to_save=["lm_head"], **late)
+    return root
+
+
+def test_the_names_of_an_adapter_prove_which_blocks_it_leaves_alone(
+    pocket_checkpoint: Path, pocket_layout: Layout, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "reach.json"
+    main([*arguments(pocket_checkpoint, adapters / "late", "early", "mid", "vision"), "--report", str(report)])
+    printed = capsys.readouterr().out
+    frozen = plan_freeze(pocket_layout, FreezeArguments(freeze=["early", "mid", "vision"])).frozen
+    assert f"proof: all {len(frozen)} tensors of early mid vision stay bit-identical when" in printed
+    (row,) = (line.split() for line in printed.splitlines() if line.startswith("late "))
+    assert row[2:] == ["4", "4-5", "2,", "4", "0"]
+    tensors = {one["name"]: one for one in json.loads(report.read_text())["tensors"]}
+    assert list(tensors) == list(pocket_layout.parameters)
+    assert {name for name, one in tensors.items() if one["update"] != "none"} == {
+        f"model.language_model.layers.{layer}.{module}.weight"
+        for layer in (4, 5) for module in ("self_attn.q_proj", "mlp.down_proj")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--frozen", "late.mlp"], ["--identical"]])
+def test_a_block_that_an_adapter_changes_is_a_breach(
+    pocket_checkpoint: Path, adapters: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--start", str(pocket_checkpoint), "--end", str(adapters / "late"), *words])
+    assert exit_info.value.code == EXIT_BREACH
+    printed = capsys.readouterr().out
+    assert "breach: model.language_model.layers.4.mlp.down_proj.weight: an update of rank 2" in printed
+    assert "BREACH: the adapter changes " in printed and "proof" not in printed
+
+
+def test_layers_to_transform_that_reach_the_tower_are_found(
+    pocket_checkpoint: Path, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT takes the tower's blocks 0 and 1 for layers too (`findings/peft-layers-to-transform-…`)."""
+    main(arguments(pocket_checkpoint, adapters / "early", "mid", "late", "projector"))
+    with pytest.raises(SystemExit):
+        main(arguments(pocket_checkpoint, adapters / "early", "vision"))
+    printed = capsys.readouterr().out
+    assert all(f"breach: model.visual.blocks.{block}.mlp.down_proj.weight: " in printed for block in (0, 1))
+
+
+def test_the_verdict_on_an_adapter_is_that_on_its_merge(
+    pocket_checkpoint: Path, adapters: Path, tmp_path: Path
+) -> None:
+    from models.adapters.opening import open_model
+    from models.checkpoint import write_like
+
+    for name, moved in (("late", "late"), ("saved", "projector")):
+        merged = tmp_path / name
+        merged.mkdir()
+        start = open_checkpoint(pocket_checkpoint)
+        write_like(merged, start=start, weights=open_model(str(adapters / name)))
+        for end in (adapters / name, merged):
+            main(arguments(pocket_checkpoint, end, "early", "mid", "vision", "embed"))
+            with pytest.raises(SystemExit):
+                main(arguments(pocket_checkpoint, end, moved))
+
+
+def test_a_head_of_its_own_counts_for_the_matrix_that_the_model_ties_it_to(
+    pocket_checkpoint: Path, pocket_layout: Layout, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pocket_layout.tied
+    main(arguments(pocket_checkpoint, adapters / "head", "vision", "early", "norm"))
+    for block in ("head", "embed"):
+        with pytest.raises(SystemExit):
+            main(arguments(pocket_checkpoint, adapters / "head", block))
+        assert "embed_tokens.weight: a weight trained in full" in capsys.readouterr().out
+
+
+def test_an_untrained_adapter_changes_nothing_and_that_is_said(
+    pocket_checkpoint: Path, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(pocket_checkpoint, adapters / "untrained", "mid")
+    with pytest.raises(SystemExit) as exit_info:
+        main(words)
+    assert exit_info.value.code == EXIT_BREACH
+    printed = capsys.readouterr().out
+    assert "WARNING: nothing moves. All 4 updates of the adapter are zero" in printed
+    main([*words, "--allow-unchanged"])
+    main(["--start", str(pocket_checkpoint), "--end", str(adapters / "untrained"), "--identical"])
+    assert "stay bit-identical when the adapter is merged" in capsys.readouterr().out

@@ -4,6 +4,9 @@ A job is a command with an output directory. A finished job is not run again, un
 jobs and one of those runs again. Jobs end with their parent process, so a killed study leaves no process that writes.
 After a failure no new jobs are started; with `keep_going`, jobs that do not depend on the failed one continue.
 
+The cores are divided evenly among the jobs that run in parallel, up to `OMP_NUM_THREADS` threads a job if that variable
+is set: on a machine that others use too, threads that wait for each other take the time of all.
+
 If more jobs are ready than cores are free, those that head the longest chain of further jobs start first. A study's
 base model and cold start are such a chain, in which every job waits for the one before.
 """
@@ -48,6 +51,13 @@ class _Running:
             return 0.0
 
 
+def threads_per_job(num_parallel: int) -> int:
+    """Returns the number of threads of each job: its share of the cores, at most `OMP_NUM_THREADS` if that is set."""
+    share = max(1, len(os.sched_getaffinity(0)) // num_parallel)
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(limit)) if limit.isdecimal() and int(limit) else share
+
+
 class Schedule:
     """Runs jobs in dependency order, several in parallel; the cores are divided evenly."""
 
@@ -89,7 +99,7 @@ class Schedule:
         previous = signal.signal(signal.SIGTERM, self._stop)
         finished = settled(self._jobs)
         waiting = [job for job in self._jobs if job.name not in finished]
-        threads = str(max(1, len(os.sched_getaffinity(0)) // self._num_parallel))
+        threads = str(threads_per_job(self._num_parallel))
         try:
             starter = Starter(
                 waiting,

@@ -1,20 +1,15 @@
-"""What does LoRA adapt, and how is it merged? Adapters on exactly the trainable layers, merged with one rounding.
+"""What does LoRA adapt? Adapters on exactly the trainable layers; `models/adapters/merged.py` merges them.
 
 Every linear map of the decoder layers that are not frozen gets an adapter; the vision tower and the projector only if
 `train_only` names them. Nothing else trains: embeddings, norms and the head have no adapter.
-
-LoRA (Hu et al. 2021, arXiv 2106.09685): W' = W + s·B·A with s = alpha/r, or alpha/sqrt(r) with rsLoRA.
 """
 
-import json
-import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from models.checkpoint import Checkpoint
-from models.shards import DTYPES
+from models.adapters.reading import ADAPTER_FILE, PEFT_PREFIX
 from tracking.command import did_you_mean
 from train.freezing.freeze import FreezeArguments, FreezePlan
 
@@ -23,10 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl import ModelConfig
 
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."
-"""Prefix that PEFT adds to a module's name."""
 ADAPTABLE = {"llm": (), "vision": ("vision",), "projector": ("projector",)}
 """Region -> the expression that must be named to give it adapters; decoder layers need none."""
 
@@ -40,7 +31,7 @@ def plan_adapters(plan: FreezePlan, freeze: FreezeArguments, config: "ModelConfi
     if config.use_dora or config.load_in_4bit or config.load_in_8bit:
         raise ValueError("use_dora, load_in_4bit and load_in_8bit are not supported: the merge would not be exact")
     named = {expression.partition(":")[0].partition(".")[0] for expression in freeze.train_only}
-    for region in named & {"embed", "norm", "head"}:
+    for region in named & {"embed", "ple", "norm", "head"}:
         raise ValueError(f"train_only names {region!r}, which LoRA does not adapt; expected decoder layers or vision")
     adapted = [
         name
@@ -139,43 +130,3 @@ def adapter_breaches(directory: Path, plan: FreezePlan) -> list[str]:
         f"{PEFT_PREFIX}{module}.{part}.weight" for module in adapted_modules(plan) for part in ("lora_A", "lora_B")
     }
     return sorted(found ^ expected)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergedCheckpoint(Checkpoint):
-    """The start checkpoint with a merged adapter, computed one tensor at a time.
-
-    The update is computed and added to the stored weight in fp32, and the sum is rounded once to the stored dtype.
-    Weights without an adapter keep the start's bytes.
-    """
-
-    adapter: Path
-
-    def data(self, name: str) -> memoryview:
-        import torch
-        from safetensors import safe_open
-
-        module = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
-        with safe_open(self.adapter / ADAPTER_FILE, framework="pt") as saved:
-            if f"{module}.lora_A.weight" not in saved.keys():  # noqa: SIM118
-                return super().data(name)
-            down = saved.get_tensor(f"{module}.lora_A.weight").float()
-            up = saved.get_tensor(f"{module}.lora_B.weight").float()
-        stored = self.tensors[name]
-        dtype = getattr(torch, DTYPES[stored.dtype][0])
-        weight = torch.frombuffer(bytearray(super().data(name)), dtype=dtype).reshape(stored.shape)
-        merged = (weight.float() + _scale(self.adapter) * (up @ down)).to(dtype)
-        return memoryview(merged.contiguous().view(torch.uint8).numpy().reshape(-1)).cast("B")
-
-
-def merge_adapter(start: Checkpoint, adapter: Path) -> MergedCheckpoint:
-    """Returns the start checkpoint with a folder's adapter merged in, computed lazily."""
-    return MergedCheckpoint(
-        directory=adapter, family=start.family, config=start.config, tensors=start.tensors, adapter=adapter
-    )
-
-
-def _scale(adapter: Path) -> float:
-    config: dict[str, Any] = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    rank: int = config["r"]
-    return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))

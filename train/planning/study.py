@@ -29,7 +29,8 @@ class NecessityArguments:
     grpo_config: str = field(metadata={"help": "YAML of train.grpo, the same for every arm"})
     arms: list[str] = field(
         metadata={
-            "help": "one or more arms: full, freeze-mid, only-late, freeze-random-0, NAME=EXPRESSION+EXPRESSION, …",
+            "help": "one or more arms: full, freeze-mid, only-llm:4, only-vision, each-only (one arm per layer), "
+            "freeze-random-0, NAME=EXPRESSION+EXPRESSION, …",
             "check": check_arm,
         }
     )
@@ -156,6 +157,7 @@ class NecessityArguments:
 def freeze_arguments(arguments: NecessityArguments, arm: Arm) -> FreezeArguments:
     return FreezeArguments(
         freeze=list(arm.freeze),
+        train_only=list(arm.train_only),
         always_freeze=arguments.always_freeze,
         partition=arguments.partition,
         cuts=arguments.cuts,
@@ -251,6 +253,7 @@ class _Jobs:
         ]
         for flag, values in (
             ("--freeze", arm.freeze),
+            ("--train_only", arm.train_only),
             ("--always_freeze", arguments.always_freeze),
             ("--cuts", arguments.cuts),
         ):

@@ -19,6 +19,7 @@ from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, check_folder, check_split, read_prompts
 from eval.grading import is_gradable
 from eval.replies.generation import render_prompt, tokenizer_of
+from eval.replies.pictures import num_picture_tokens
 from eval.replies.prompting import STYLE_ARGUMENT, STYLES, SYSTEM_ARGUMENT, check_style
 from tracking.command import check_all, check_least
 from tracking.progress import progress
@@ -186,14 +187,11 @@ def count_text_tokens(
         return num_tokens
     if text.count(processor.image_token) != len(prompt.images):
         return "image_token"
-    image_processor = processor.image_processor
     for image in prompt.images:
         try:
-            width, height = _image_size(Path(arguments.prompts) / image)
-            num_patches = image_processor.get_number_of_image_patches(height, width, {})
+            num_tokens += num_picture_tokens(processor, _image_size(Path(arguments.prompts) / image)) - 1
         except DECODING_ERRORS:
             return "broken_image"
-        num_tokens += num_patches // image_processor.merge_size**2 - 1
     return num_tokens
 
 

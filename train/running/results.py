@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.adapters.opening import merge_adapter_of
 from models.blocks import BLOCKS
 from models.checkpoint import check_same_tensors, open_checkpoint, write_like
 from tracking.processes import on_main_process, wait_for_all
@@ -14,7 +15,7 @@ from tracking.product import partial_directory, write_text
 from tracking.records import Record, RecordLog
 from tracking.tables import write_table
 from train import FINAL_DIR
-from train.freezing.adapters import adapted_modules, adapter_breaches, merge_adapter
+from train.freezing.adapters import adapted_modules, adapter_breaches
 from train.freezing.float32 import trained_masters, with_masters
 from train.freezing.freeze import (
     FreezeArguments,
@@ -69,7 +70,7 @@ def write_final(
         breaches = saved_breaches(raw, start, digests, lora=lora)
         if breaches:
             raise RuntimeError(f"{len(breaches)} frozen tensors changed during training, the first is {breaches[0]}")
-        trained = merge_adapter(start.checkpoint, raw) if lora else with_masters(open_checkpoint(raw), masters)
+        trained = merge_adapter_of(raw, start.checkpoint) if lora else with_masters(open_checkpoint(raw), masters)
         check_same_tensors(start.checkpoint, trained, carried=False)
         for name in (FINAL_DIR, ADAPTER_DIR):
             shutil.rmtree(directory / name, ignore_errors=True)

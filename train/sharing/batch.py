@@ -12,13 +12,13 @@ from train.sharing.layout import Group
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture as the vision tower receives it."""
+    """One picture as the vision tower receives it, or one tile of it if the family cuts pictures into tiles."""
 
-    pixels: Float[Tensor, "patches values"]
-    grid: Int[Tensor, "3"]
-    """Number of patches in time, height and width."""
+    pixels: Float[Tensor, "patches values"] | Float[Tensor, "1 channels height width"]
+    grid: Int[Tensor, "3"] | None
+    """Number of patches in time, height and width; None for a tile."""
     size: tuple[int, ...]
-    """The grid as numbers."""
+    """The grid as numbers, or the shape of a tile."""
 
     def equals(self, other: "Picture") -> bool:
         """True if every pixel value is the same."""
@@ -46,16 +46,16 @@ class Batch:
         mask: Int[Tensor, "rows columns"],
         num_reply_columns: int,
         *,
-        pixels: Float[Tensor, "patches values"] | None,
+        pixels: Tensor | None,
         grids: Int[Tensor, "pictures 3"] | None,
-        num_images: list[int] | None,
+        num_pictures: list[int] | None,
         types: Int[Tensor, "rows columns"] | None,
     ) -> "Batch":
-        """Returns a batch with the pictures of each row; without pixels it has none."""
+        """Returns a batch with the pictures of each row, or their tiles; without pixels it has none."""
         pictures = None
         if pixels is not None:
-            assert grids is not None and num_images is not None
-            pictures = split_pictures(pixels, grids, num_images)
+            assert num_pictures is not None
+            pictures = split_pictures(pixels, grids, num_pictures)
         return cls(ids=ids, mask=mask, num_reply_columns=num_reply_columns, types=types, pictures=pictures)
 
     @property
@@ -114,24 +114,34 @@ class Batch:
 
 
 def split_pictures(
-    pixels: Float[Tensor, "patches values"], grids: Int[Tensor, "pictures 3"], num_images: list[int]
+    pixels: Tensor, grids: Int[Tensor, "pictures 3"] | None, num_pictures: list[int]
 ) -> tuple[tuple[Picture, ...], ...]:
-    """Returns the pictures of each row of a batch."""
+    """Returns the pictures of each row of a batch.
+
+    Args:
+        pixels: [patches, values] with grids; [tiles, channels, height, width] without.
+        grids: None if the family cuts pictures into tiles, which are then the pictures here.
+        num_pictures: pictures, or tiles, of each row.
+    """
+    if grids is None:
+        tiles = iter(Picture(pixels=tile, grid=None, size=tuple(tile.shape)) for tile in pixels.split(1))
+        return tuple(tuple(next(tiles) for _ in range(count)) for count in num_pictures)
     sizes = [tuple(size) for size in grids.tolist()]
     parts = torch.split(pixels, [t * h * w for t, h, w in sizes])
     pictures = iter(
         Picture(pixels=part, grid=grid, size=size) for part, grid, size in zip(parts, grids, sizes, strict=True)
     )
-    return tuple(tuple(next(pictures) for _ in range(count)) for count in num_images)
+    return tuple(tuple(next(pictures) for _ in range(count)) for count in num_pictures)
 
 
 def join_pictures(pictures: list[Picture]) -> dict[str, Tensor]:
     """Returns pictures as the model's arguments; none at all for no picture."""
     if not pictures:
         return {}
+    grids = [picture.grid for picture in pictures if picture.grid is not None]
     return {
         "pixel_values": torch.cat([picture.pixels for picture in pictures]),
-        "image_grid_thw": torch.stack([picture.grid for picture in pictures]),
+        **({"image_grid_thw": torch.stack(grids)} if grids else {}),
     }
 
 

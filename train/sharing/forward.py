@@ -107,11 +107,11 @@ def _positions(batch: Batch, groups: list[Group], layout: Layout, backbone: Any)
         return layout.source % num_columns
     first = torch.tensor([group.rows[0] for group in groups], device=batch.ids.device)
     num_prompt_columns = batch.num_prompt_columns
-    grids = [picture.grid for group in groups for picture in batch.pictures[group.rows[0]]]
+    pictures = [picture for group in groups for picture in batch.pictures[group.rows[0]]]
     prompts, _ = backbone.get_rope_index(
         batch.ids[first, :num_prompt_columns],
         batch.types[first, :num_prompt_columns],
-        image_grid_thw=torch.stack(grids),
+        image_grid_thw=join_pictures(pictures)["image_grid_thw"],
         attention_mask=batch.mask[first, :num_prompt_columns],
     )  # [3, groups, columns]
     ends = prompts.masked_fill(batch.mask[first, :num_prompt_columns] == 0, -1).amax(dim=(0, 2))  # [groups]

@@ -4,6 +4,10 @@ from typing import Any
 
 import torch
 
+from models.families import family_of
+
+SEEING = ("vision", "projector")
+"""Regions that a picture passes before it reaches the decoder."""
 ATTENTION = ("sdpa", "eager")
 """Attention implementations of Transformers (5.23) that take a mask of any shape."""
 
@@ -21,8 +25,13 @@ def hidden_size_of(backbone: Any) -> int:
 
 def tower_changes(backbone: Any) -> bool:
     """True if a parameter of the vision tower or projector trains."""
-    tower = getattr(backbone, "visual", None)
-    return tower is not None and any(parameter.requires_grad for parameter in tower.parameters())
+    family = family_of(backbone.config.model_type)
+    prefixes = tuple(
+        prefix.removeprefix("model.")
+        for region, prefix in (("vision", family.vision_blocks), *family.regions)
+        if prefix is not None and region in SEEING
+    )
+    return any(parameter.requires_grad and name.startswith(prefixes) for name, parameter in backbone.named_parameters())
 
 
 def obstacle(model: Any) -> str | None:

@@ -24,6 +24,8 @@ class Features:
     """One picture's part of the tower's output."""
 
     pooled: Float[Tensor, "tokens hidden"]
+    is_stacked: bool
+    """Whether the output has all pictures in one tensor (tiles of equal size) or as a list of tensors."""
     levels: tuple[Float[Tensor, "tokens hidden"], ...] | None
     """What Qwen3-VL adds to the first decoder layers (deepstack); None in other families."""
     kind: type
@@ -60,9 +62,16 @@ class PictureReader:
             yield
 
     def _features(
-        self, backbone: Any, compute: Any, keep: bool, pixel_values: Tensor, image_grid_thw: Tensor, **options: Any
+        self,
+        backbone: Any,
+        compute: Any,
+        keep: bool,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor | None = None,
+        **options: Any,
     ) -> Any:
-        ((*pictures,),) = split_pictures(pixel_values, image_grid_thw, [len(image_grid_thw)])
+        num_pictures = len(pixel_values if image_grid_thw is None else image_grid_thw)
+        ((*pictures,),) = split_pictures(pixel_values, image_grid_thw, [num_pictures])
         store = self._kept if keep else {}
         found = [_find(store, _key(backbone, picture), picture) for picture in pictures]
         missing: list[Picture] = []
@@ -119,12 +128,19 @@ def _taken(output: Any, index: int) -> Features:
         split = not isinstance(levels[0], Tensor)
         sizes = [len(pooled) for pooled in output.pooler_output]
         levels = tuple((level if split else torch.split(level, sizes))[index] for level in levels)
-    return Features(pooled=output.pooler_output[index], levels=levels, kind=type(output), levels_are_split=split)
+    return Features(
+        pooled=output.pooler_output[index],
+        is_stacked=isinstance(output.pooler_output, Tensor),
+        levels=levels,
+        kind=type(output),
+        levels_are_split=split,
+    )
 
 
 def _joined(parts: list[Features]) -> Any:
     """Returns the features of several pictures as the tower's output."""
-    fields: dict[str, Any] = {"pooler_output": tuple(part.pooled for part in parts)}
+    pooled = tuple(part.pooled for part in parts)
+    fields: dict[str, Any] = {"pooler_output": torch.stack(pooled) if parts[0].is_stacked else pooled}
     if parts[0].levels is not None:
         levels = zip(*(part.levels or () for part in parts), strict=True)
         join = tuple if parts[0].levels_are_split else torch.cat

@@ -19,7 +19,7 @@ from train.sharing.models import backbone_of
 def generate_from_shared_prompts(
     model: Any,
     generate: Callable[..., Tensor],
-    num_images: list[int] | None,
+    num_pictures: list[int] | None,
     *,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -33,7 +33,7 @@ def generate_from_shared_prompts(
     Args:
         model: not wrapped by DDP or DeepSpeed.
         generate: its own `generate`.
-        num_images: pictures per row.
+        num_pictures: pictures, or tiles, per row.
     """
     batch = Batch.of(
         input_ids,
@@ -41,7 +41,7 @@ def generate_from_shared_prompts(
         0,
         pixels=pixel_values,
         grids=image_grid_thw,
-        num_images=num_images,
+        num_pictures=num_pictures,
         types=mm_token_type_ids,
     )
     row_groups = batch.groups()

@@ -9,16 +9,17 @@ from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import shuffle_sequence_dict
 
+from models.families import family_of
 from train.rollouts.vllm import replaced
 from train.sharing.batch import Batch, join_pictures
 from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores, together_again
 from train.sharing.models import backbone_of, hidden_size_of, obstacle, tower_changes
 from train.sharing.order import NORMALIZED_PER_PASS, reordered, together
 from train.sharing.pictures import PictureReader, instead
-from train.sharing.processor import DistinctProcessor
+from train.sharing.processor import DistinctProcessor, count_tiles
 from train.sharing.rollout import generate_from_shared_prompts
 
-PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+PICTURE_FIELDS = ("pixel_values", "image_grid_thw", "num_images", "num_tiles", "mm_token_type_ids")
 """Image fields in TRL's (1.16) batches, for the families of `models/families.py`."""
 ZERO_3 = 3
 
@@ -36,6 +37,9 @@ class SharingGRPOTrainer(GRPOTrainer):
         self._has_signal: list[bool] | None = None
         """Whether each row's advantage differs from zero, while a loss is computed in which only such rows count."""
         super().__init__(*args, **kwargs)
+        family = family_of(self.model.config.model_type)
+        self._tile_tokens: int | None = self.processing_class.image_seq_length if family.tiled else None
+        """Image tokens per tile, if the family cuts pictures into tiles."""
         if share_prompts:
             self.not_shared = obstacle(self.accelerator.unwrap_model(self.model))
 
@@ -104,7 +108,8 @@ class SharingGRPOTrainer(GRPOTrainer):
         self._reader.forget()
         if self.not_shared is not None:
             return super()._generate_and_score_completions(inputs)
-        with instead(self, "processing_class", DistinctProcessor(self.processing_class)):
+        distinct = DistinctProcessor(self.processing_class, tile_tokens=self._tile_tokens)
+        with instead(self, "processing_class", distinct):
             return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(
@@ -118,8 +123,10 @@ class SharingGRPOTrainer(GRPOTrainer):
             return turn()
         model = self.accelerator.unwrap_model(self.model_wrapped)
         backbone = backbone_of(model)
-        num_images = None if images is None else [len(row or ()) for row in images]
-        generate = partial(generate_from_shared_prompts, model, model.generate, num_images)
+        num_pictures = None if images is None else [len(row or ()) for row in images]
+        if images is not None and self._tile_tokens is not None:
+            num_pictures = count_tiles(prompt_ids, self.processing_class.image_token_id, self._tile_tokens)
+        generate = partial(generate_from_shared_prompts, model, model.generate, num_pictures)
         with (
             instead(model, "generate", generate),
             self._reader.reading(backbone, keep=self._tower_is_fixed(self.model, backbone)),
@@ -229,7 +236,7 @@ class SharingGRPOTrainer(GRPOTrainer):
                 batch.mask,
                 batch.num_reply_columns,
                 compute_entropy=entropy,
-                num_images=None if pictures is None else [len(row) for row in pictures],
+                num_images=None if pictures is None else [len(row) for row in pictures],  # or tiles, alike to TRL
                 mm_token_type_ids=batch.types,
                 **fields,
             )
@@ -242,9 +249,15 @@ class SharingGRPOTrainer(GRPOTrainer):
 
 
 def _batch(input_ids: Tensor, attention_mask: Tensor, num_reply_columns: int, fields: dict[str, Any]) -> Batch:
-    pixels, grids, num_images, types = (fields.pop(name, None) for name in PICTURE_FIELDS)
+    pixels, grids, num_images, num_tiles, types = (fields.pop(name, None) for name in PICTURE_FIELDS)
     foreign = [name for name, value in fields.items() if value is not None]
     assert not foreign, f"{foreign}: no supported family has these fields"
     return Batch.of(
-        input_ids, attention_mask, num_reply_columns, pixels=pixels, grids=grids, num_images=num_images, types=types
+        input_ids,
+        attention_mask,
+        num_reply_columns,
+        pixels=pixels,
+        grids=grids,
+        num_pictures=num_tiles or num_images,
+        types=types,
     )

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from analyze.deltas import change
-from analyze.deltas.change import Comparison, TensorChange, measure_change, measure_many
+from analyze.deltas.change import Comparison, measure_change, measure_many
 from analyze.deltas.floor import ULP_LABELS
+from analyze.deltas.sums import TensorChange
 from models.checkpoint import WEIGHTS_FILE, Checkpoint, open_checkpoint
 from models.shards import write_safetensors
 

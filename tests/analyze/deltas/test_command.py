@@ -1,9 +1,9 @@
 """The command: what it compares, what it refuses, how it continues, and that results depend on nothing else."""
 
+import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -267,13 +267,16 @@ def test_the_number_of_threads_makes_no_difference(models: dict[str, Path], undi
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["energy", "spectra"])
 def test_a_killed_command_ends_as_if_it_had_not_been(
-    moment: str, models: dict[str, Path], undisturbed: Path, tmp_path: Path
+    moment: str, models: dict[str, Path], undisturbed: Path, warm_python: Path, tmp_path: Path
 ) -> None:
     records = (undisturbed / "records.jsonl").read_text().splitlines()
     num_tensors = sum(line.startswith('{"key": "change/') for line in records)
     last = num_tensors // 2 if moment == "energy" else (num_tensors + len(records)) // 2
     words = command(models, tmp_path / "out")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(last), *words], cwd=REPOSITORY_ROOT, check=False)
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}
+    killed = subprocess.run([warm_python, program, str(last), *words], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not products(tmp_path / "out")
     path = tmp_path / "out" / "records.jsonl"

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from analyze.skip.command import SkipArguments, main, probe
+from analyze.skip.reference import without_layers
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, write_prompts
 from eval.run import EvaluationArguments, evaluate
 from models.loading import load_model
 from models.pocket import PocketShape, write_pocket_checkpoint
-from tests.analyze.swap.rebuilt import without_layers
 from tests.eval.test_run import write_prompt_set
 
 TABLES = ("records.jsonl", "rates.csv", "controls.csv")

@@ -32,6 +32,7 @@ CASES = [
     ("qwen2_vl_checkpoint", 4),
     ("qwen2_vl_checkpoint", 12),
     ("qwen3_vl_checkpoint", 4),
+    ("internvl_checkpoint", 4),
     ("qwen3_5_checkpoint", 4),
 ]
 """A fixture, and how many layers its model gets; the pocket model is a Qwen2.5-VL."""
@@ -45,7 +46,8 @@ def open_random(checkpoint: Path, num_layers: int, dtype: torch.dtype) -> tuple[
 
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     config.text_config.num_hidden_layers = num_layers
-    config.text_config.layer_types = (config.text_config.layer_types * num_layers)[:num_layers]
+    if kinds := getattr(config.text_config, "layer_types", None):
+        config.text_config.layer_types = (kinds * num_layers)[:num_layers]
     torch.manual_seed(1)
     model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     return model.to(dtype).eval(), load_processor(checkpoint)
@@ -55,13 +57,13 @@ def ready_pairs(model: Any, processor: Any) -> list[tuple[ReadyPrompt, ReadyProm
     """Two pairs that differ in the size of their pictures and in the length of what stands around them."""
     rng = random.Random(0)
     pairs = []
-    for question, system_prompt, side in (
-        ("How many objects are there ?", None, 96),
-        ("What colour is the object in the centre ?", "Describe the colours shapes .", 128),
+    for question, system_prompt, size in (
+        ("How many objects are there ?", None, (96, 96)),
+        ("What colour is the object in the centre ?", "Describe the colours shapes .", (128, 64)),
     ):
         messages = chat_messages(question, num_images=1, style="plain", system_prompt=system_prompt)
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        images = [render(draw_scene(rng)).resize((side, side)) for _ in range(2)]
+        images = [render(draw_scene(rng)).resize(size) for _ in range(2)]
         pairs.append(tuple(make_ready(model, processor, text, image) for image in images))
     assert pairs[0][0].grid != pairs[1][0].grid
     return pairs

@@ -134,7 +134,14 @@ def test_probes_and_replies_give_the_processor_the_same_picture(deep_png: Path, 
         lambda: generate(None, recorder, ["x"], [[deep_png]], {}),  # type: ignore[arg-type]
         lambda: _tokenize(recorder, ["x"], [[deep_png]], [0]),
         lambda: read_reply(
-            recorder, text="red", question="red", image_paths=[deep_png], reply="red", vision_ids=frozenset()
+            recorder,
+            text="red",
+            question="red",
+            image_paths=[deep_png],
+            reply="red",
+            vision_ids=(),
+            picture_fields=(),
+            mark_ids=(),
         ),
     ]
     for call in calls:

@@ -62,6 +62,42 @@ def test_features_are_the_means_of_the_models_own_hidden_states(family: str, req
             np.testing.assert_allclose(together[name][index], states.mean(dim=0), atol=2e-5, err_msg=name)
 
 
+def test_features_of_tiles_are_means_over_all_patches_of_a_picture(
+    internvl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = load_model(internvl_checkpoint, dtype="float32").eval()
+    image_processor = load_processor(internvl_checkpoint).image_processor
+    images = pictures(14)
+    tower = trained_tower(open_subject(str(internvl_checkpoint)))
+    assert not any("language_model" in name for name, _ in tower.named_parameters())
+    together = embed_by_tower(tower, internvl_checkpoint)(images)
+    numbers = set()
+    for index, image in enumerate(images):
+        inputs = image_processor(images=[image], crop_to_patches=True, return_tensors="pt")
+        numbers.add(len(inputs["pixel_values"]))
+        with torch.inference_mode():
+            alone = model.get_image_features(inputs["pixel_values"], output_hidden_states=True)
+        states = {f"block.{block}": state[:, 1:] for block, state in enumerate(alone.hidden_states[-3:])}
+        states["projector"] = alone.pooler_output
+        assert together.keys() == states.keys()
+        for name, state in states.items():
+            np.testing.assert_allclose(together[name][index], state.mean(dim=(0, 1)), atol=2e-5, err_msg=name)
+    assert len(numbers) > 1
+    monkeypatch.setattr(tower_features, "MAX_PATCHES", 100)  # a few of the 16 patches of a tile
+    for name, features in embed_by_tower(tower, internvl_checkpoint)(images).items():
+        np.testing.assert_allclose(features, together[name], atol=2e-5)
+
+
+def test_a_random_tower_of_tiles_has_the_trained_ones_shapes_and_its_seeds_weights(internvl_checkpoint: Path) -> None:
+    trained = dict(trained_tower(open_subject(str(internvl_checkpoint))).named_parameters())
+    drawn, again, other = (dict(random_tower(internvl_checkpoint, seed=s).named_parameters()) for s in (3, 3, 4))
+    assert {name: own.shape for name, own in drawn.items()} == {name: own.shape for name, own in trained.items()}
+    for name, own in drawn.items():
+        assert torch.equal(own, again[name])
+        if name.endswith("proj.weight") or ("linear" in name and own.dim() == 2):
+            assert not torch.equal(own, other[name]) and not torch.equal(own, trained[name])
+
+
 def test_pictures_that_do_not_fit_into_one_pass_have_the_same_features(
     pocket_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

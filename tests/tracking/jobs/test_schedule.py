@@ -91,10 +91,15 @@ def test_as_many_jobs_run_side_by_side_as_asked_for(tmp_path: Path) -> None:
     assert most_at_once(tmp_path) == 2
 
 
-def test_the_cores_are_shared_out_to_the_jobs(tmp_path: Path) -> None:
+def test_the_cores_are_shared_out_to_the_jobs_up_to_the_limit_that_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tell = "import os; print('threads', os.environ['OMP_NUM_THREADS'], flush=True)"
-    schedule(tmp_path, job(tmp_path, "a", action=tell), num_parallel=1).run()
-    assert f"threads {len(os.sched_getaffinity(0))}" in (tmp_path / "logs" / "a.log").read_text()
+    for name, limit, expected in (("a", "", None), ("b", "1", 1), ("c", "4,2", None)):
+        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+        schedule(tmp_path, job(tmp_path, name, action=tell), num_parallel=1).run()
+        told = f"threads {expected or len(os.sched_getaffinity(0))}\n"
+        assert told in (tmp_path / "logs" / f"{name}.log").read_text()
 
 
 def test_a_failure_is_reported_with_its_log_and_the_running_ones_end(tmp_path: Path) -> None:

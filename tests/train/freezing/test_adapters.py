@@ -8,6 +8,7 @@ import pytest
 import torch
 from trl import ModelConfig
 
+from models.adapters.opening import merge_adapter_of
 from models.checkpoint import open_checkpoint
 from models.layout import Layout
 from models.loading import load_model
@@ -15,7 +16,6 @@ from train.freezing.adapters import (
     adapted_modules,
     adapter_breaches,
     add_adapters,
-    merge_adapter,
     plan_adapters,
     target_pattern,
 )
@@ -112,7 +112,7 @@ def test_the_merge_is_the_sum_rounded_once(
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "adapter")
     start = open_checkpoint(tmp_path / "start")
-    merged = merge_adapter(start, tmp_path / "adapter")
+    merged = merge_adapter_of(tmp_path / "adapter", start)
     lora = dict(model.named_parameters())
     for name in start.tensors:
         if name not in plan.trainable:

@@ -122,8 +122,9 @@ def main() -> None:
     counted = {}
     for case in cases:
         checkpoint = Path(case["checkpoint"])
-        text = "<|vision_start|><|image_pad|><|vision_end|>How many objects are there ?"
-        processor = load_processor(checkpoint)
+        processor: Any = load_processor(checkpoint)
+        content = [{"type": "image"}, {"type": "text", "text": "How many objects are there ?"}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
         inputs = processor(text=[text], images=[[Image.new("RGB", (56, 56), (200, 30, 30))]], return_tensors="pt")
         counted[case["name"]] = run_case(case, checkpoint, dict(inputs), output_dir)
         gc.collect()

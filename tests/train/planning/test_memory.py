@@ -58,7 +58,7 @@ def test_zero_3_steps_large_groups_in_several_flat_tensors() -> None:
 
 
 def test_weight_decay_is_parted_as_trainer_parts_it(
-    pocket_checkpoint: Path, qwen3_vl_checkpoint: Path, qwen3_5_checkpoint: Path
+    pocket_checkpoint: Path, qwen3_vl_checkpoint: Path, qwen3_5_checkpoint: Path, internvl_checkpoint: Path
 ) -> None:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer
 
@@ -70,7 +70,7 @@ def test_weight_decay_is_parted_as_trainer_parts_it(
     config = Qwen2VLConfig(
         text_config=small, vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
     )
-    checkpoints = (pocket_checkpoint, qwen3_vl_checkpoint, qwen3_5_checkpoint)
+    checkpoints = (pocket_checkpoint, qwen3_vl_checkpoint, qwen3_5_checkpoint, internvl_checkpoint)
     models = [*map(load_model, checkpoints), Qwen2VLForConditionalGeneration(config)]
     for model in models:
         layout = layout_from_config(model.config.to_dict())
@@ -150,7 +150,7 @@ def with_adapters(model: Any, plan: FreezePlan, frozen: list[str], rank: int) ->
 
 def engine_case(
     name: str, stage: int, freeze: list[str], *, dtype: str = "bfloat16", lora_rank: int = 0, save: bool = False,
-    num_passes: int = 1, zero: dict[str, Any] | None = None, **further: Any,
+    num_passes: int = 1, zero: dict[str, Any] | None = None, family: str = "pocket", **further: Any,
 ) -> dict[str, Any]:  # fmt: skip
     config = {
         "train_micro_batch_size_per_gpu": 1,
@@ -162,6 +162,7 @@ def engine_case(
     }
     return {
         "name": name, "deepspeed": config, "freeze": freeze, "dtype": dtype, "lora_rank": lora_rank, "save": save,
+        "family": family,
     }  # fmt: skip
 
 
@@ -182,26 +183,28 @@ ENGINES = [
         **FP32_SUMS,
     ),
     engine_case("zero3 fp32 lora", 3, ["early"], dtype="float32", lora_rank=3),
-    engine_case("zero2 mixed", 2, ["early"]),
-    engine_case("zero3 mixed", 3, ["early"], zero={"stage3_param_persistence_threshold": 8}),
+    engine_case("zero2 internvl", 2, ["mid"], family="internvl"),
+    engine_case(
+        "zero3 internvl", 3, ["early", "vision"], zero={"stage3_param_persistence_threshold": 130}, family="internvl"
+    ),
+    engine_case("zero2 mixed", 2, ["early"], family="mixed"),
+    engine_case("zero3 mixed", 3, ["early"], zero={"stage3_param_persistence_threshold": 8}, family="mixed"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def counted_engines(
-    warm_python: Path, mixed_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[dict[str, dict[str, int]]]]:
-    """What two ranks of the engines held: one launch for all; the shape has odd sizes, so that there is padding."""
+    warm_python: Path, internvl_checkpoint: Path, mixed_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Path], list[dict[str, dict[str, int]]]]:
+    """What two ranks of every engine held: one launch for all; the shape has odd sizes, so that there is padding."""
     directory = tmp_path_factory.mktemp("engines")
     checkpoint = directory / "checkpoint"
     shape = PocketShape(num_layers=3, hidden_size=64, num_heads=4, num_kv_heads=2, mlp_size=96, num_vision_blocks=1,
                         vision_hidden_size=32, vision_mlp_size=63)  # fmt: skip
     write_pocket_checkpoint(checkpoint, shape=shape, seed=0)
     cases = directory / "cases.json"
-    chosen = [mixed_checkpoint if case["name"].endswith("mixed") else checkpoint for case in ENGINES]
-    cases.write_text(
-        json.dumps([{**case, "checkpoint": str(path)} for case, path in zip(ENGINES, chosen, strict=True)])
-    )
+    checkpoints = {"pocket": checkpoint, "internvl": internvl_checkpoint, "mixed": mixed_checkpoint}
+    cases.write_text(json.dumps([{**case, "checkpoint": str(checkpoints[case["family"]])} for case in ENGINES]))
     worker = Path(__file__).with_name("count_engine_bytes.py")
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
     command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -212,17 +215,16 @@ def counted_engines(
         finally:
             run.terminate()  # torchrun passes it on
     assert run.returncode == 0, errors[-3000:]
-    return checkpoint, [json.loads((directory / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return checkpoints, [json.loads((directory / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ENGINES, ids=lambda case: case["name"])
 def test_each_rank_of_an_engine_holds_what_the_plan_says(
-    counted_engines: tuple[Path, list[dict[str, dict[str, int]]]], mixed_checkpoint: Path, case: dict[str, Any]
+    counted_engines: tuple[dict[str, Path], list[dict[str, dict[str, int]]]], case: dict[str, Any]
 ) -> None:
-    checkpoint, counted = counted_engines
-    checkpoint = mixed_checkpoint if case["name"].endswith("mixed") else checkpoint
-    tensors, engine = planned_engine(checkpoint, case)
+    checkpoints, counted = counted_engines
+    tensors, engine = planned_engine(checkpoints[case["family"]], case)
     for rank, of_rank in enumerate(counted):
         items = held_items(tensors, engine, rank)
         expected = dict.fromkeys((item.name for item in items), 0)
@@ -257,10 +259,12 @@ def planned_engine(checkpoint: Path, case: dict[str, Any]) -> tuple[list[Tensor]
 
 
 @pytest.mark.slow
-def test_an_engine_saves_what_the_plan_says(counted_engines: tuple[Path, list[dict[str, dict[str, int]]]]) -> None:
-    checkpoint, counted = counted_engines
+def test_an_engine_saves_what_the_plan_says(
+    counted_engines: tuple[dict[str, Path], list[dict[str, dict[str, int]]]],
+) -> None:
+    checkpoints, counted = counted_engines
     for case in ENGINES:
         if case["save"]:
-            tensors, engine = planned_engine(checkpoint, case)
+            tensors, engine = planned_engine(checkpoints[case["family"]], case)
             saved = counted[0][case["name"]]["saved"]
             assert saved == pytest.approx(state_bytes(tensors, engine, adapters=False), abs=80_000), case["name"]

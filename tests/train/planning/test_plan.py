@@ -177,7 +177,8 @@ def test_the_longest_prompt_is_what_the_filter_or_vllm_lets_through(grpo: Path) 
 
 
 @pytest.mark.parametrize(
-    "family", ["pocket_checkpoint", "qwen2_checkpoint", "qwen3_vl_checkpoint", "qwen3_5_checkpoint"]
+    "family",
+    ["pocket_checkpoint", "qwen2_checkpoint", "qwen3_vl_checkpoint", "qwen3_5_checkpoint", "internvl_checkpoint"],
 )
 def test_every_family_can_be_planned(grpo: Path, family: str, request: pytest.FixtureRequest) -> None:
     checkpoint = request.getfixturevalue(family)

@@ -52,6 +52,7 @@ def test_options_of_the_template_are_passed_on(pocket_checkpoint: Path) -> None:
     [
         ("qwen2_vl", None, "[250, 500, 500, 1000]"),
         ("qwen3_vl", None, "[250, 500, 500, 1000]"),
+        ("internvl", None, "[250, 500, 500, 1000]"),
         ("qwen2_5_vl", None, "[504, 504, 1008, 1008]"),
         ("qwen2_5_vl", "image", "[500, 500, 1000, 1000]"),
         ("qwen3_vl", "image", "[500, 500, 1000, 1000]"),

@@ -128,7 +128,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("checkpoint", ["pocket_checkpoint", "qwen3_vl_checkpoint"])
+@pytest.mark.parametrize("checkpoint", ["pocket_checkpoint", "qwen3_vl_checkpoint", "internvl_checkpoint"])
 @pytest.mark.parametrize(("style", "system_prompt"), [("plain", None), ("boxed", "Be brief .")])
 def test_tokens_are_counted_as_the_processor_and_the_trainer_make_them(
     checkpoint: str, pictures: Path, style: str, system_prompt: str | None, request: pytest.FixtureRequest

@@ -25,7 +25,7 @@ def labels(processor: Any, row: dict[str, Any], max_length: int | None) -> list[
     return [int(label) for label in made["labels"][0] if label != -100]
 
 
-@pytest.mark.parametrize("checkpoint", ["pocket_checkpoint", "qwen3_vl_checkpoint"])
+@pytest.mark.parametrize("checkpoint", ["pocket_checkpoint", "qwen3_vl_checkpoint", "internvl_checkpoint"])
 @pytest.mark.parametrize(("style", "system_prompt"), [("plain", None), ("think", "Be brief .")])
 def test_what_is_kept_is_learned_from_to_its_end_and_what_is_left_out_would_be_cut(
     checkpoint: str, style: str, system_prompt: str | None, tiny_prompts: Path, request: pytest.FixtureRequest

@@ -10,7 +10,7 @@ from transformers import DynamicCache, GenerationConfig
 from models.loading import load_model
 from train.sharing.decoding import _RoomyLayer, can_decode, decode
 
-FAMILIES = ("pocket", "qwen2_vl", "qwen3_vl", "qwen2")
+FAMILIES = ("pocket", "qwen2_vl", "qwen3_vl", "qwen2", "internvl")
 NUM_ROWS, NUM_TOKENS, LONGEST = 12, 6, 90
 
 

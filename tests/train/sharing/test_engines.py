@@ -78,19 +78,25 @@ def work(
                     for key, value in given.items()
                     for word in (f"--{key}", *(value if isinstance(value, list) else [str(value)]))
                 ]
+    said = launch(work, jobs, warm_python)
+    (work / "said.json").write_text(json.dumps(said))
+    return work
+
+
+def launch(work: Path, jobs: dict[str, list[str]], python: Path) -> dict[str, str]:
+    """Runs `train.grpo` with each job's arguments in two processes; returns what each says of shared prompts."""
     (work / "jobs.json").write_text(json.dumps(jobs))
     paths = os.pathsep.join([str(REPOSITORY_ROOT), str(work)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command = [str(python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(
         [*command, str(work)], cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=900,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     said = [line for line in done.stdout.splitlines() if line.startswith("shared prompts: ")]
-    (work / "said.json").write_text(json.dumps(dict(zip(jobs, said, strict=True))))
-    return work
+    return dict(zip(jobs, said, strict=True))
 
 
 @pytest.mark.slow

@@ -12,9 +12,14 @@ from train.sharing.models import obstacle
 
 
 def test_every_family_shares_with_both_implementations(
-    pocket_checkpoint: Path, qwen2_checkpoint: Path, qwen2_vl_checkpoint: Path, qwen3_vl_checkpoint: Path
+    pocket_checkpoint: Path,
+    qwen2_checkpoint: Path,
+    qwen2_vl_checkpoint: Path,
+    qwen3_vl_checkpoint: Path,
+    internvl_checkpoint: Path,
 ) -> None:
-    for checkpoint in (pocket_checkpoint, qwen2_checkpoint, qwen2_vl_checkpoint, qwen3_vl_checkpoint):
+    of_qwen = (pocket_checkpoint, qwen2_checkpoint, qwen2_vl_checkpoint, qwen3_vl_checkpoint)
+    for checkpoint in (*of_qwen, internvl_checkpoint):
         for attention in ("sdpa", "eager"):
             assert obstacle(load_model(checkpoint, attn_implementation=attention)) is None
 

@@ -10,7 +10,7 @@ from train.freezing.freeze import FreezeArguments
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
-@pytest.mark.parametrize("family", ["pocket", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["pocket", "qwen2_vl", "qwen3_vl", "internvl"])
 def test_kept_features_give_the_same_gradients_in_every_family(
     family: str, reentrant: bool, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

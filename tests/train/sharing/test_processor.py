@@ -10,7 +10,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from models.loading import load_processor
 from train.sharing.processor import DistinctProcessor, DistinctRows
 
-FAMILIES = ("pocket", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("pocket", "qwen2_vl", "qwen3_vl", "internvl")
 
 
 def picture(grey: int, width: int = 56) -> Image.Image:
@@ -34,7 +34,9 @@ def make_batch(*, with_pictures: bool) -> list[tuple[str, list[Image.Image]]]:
 
 def assert_equal(ours: Any, theirs: Any) -> None:
     assert type(ours) is type(theirs) and list(ours) == list(theirs)
-    for name, expected in theirs.items():
+    for name, original in theirs.items():
+        tiles = isinstance(original, list) and isinstance(original[0], torch.Tensor)  # a list, which ours joins
+        expected = torch.stack(original) if tiles else original
         if isinstance(expected, torch.Tensor):
             assert torch.equal(ours[name], expected), name
         else:
@@ -56,7 +58,8 @@ def test_conversations_and_texts_are_processed_as_by_the_original(
     process = processor._process_images
     monkeypatch.setattr(processor, "_process_images", lambda images, **options: count(seen, process, images, options))
     found = []
-    for contender in (processor, DistinctProcessor(processor)):
+    tile_tokens = processor.image_seq_length if family == "internvl" else None
+    for contender in (processor, DistinctProcessor(processor, tile_tokens=tile_tokens)):
         seen.clear()
         tokenized = contender.apply_chat_template(
             conversation=conversations, add_generation_prompt=True, tokenize=True, return_dict=True

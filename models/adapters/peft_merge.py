@@ -6,10 +6,9 @@ PEFT 0.21 loads an adapter with the names of Transformers 4 (`model.layers.…`)
 import re
 from pathlib import Path
 
+from models.adapters.reading import PEFT_PREFIX
 from models.families import family_of
 from models.loading import load_model, load_processor, local_checkpoint
-
-PREFIX = "base_model.model."
 
 
 def merge_adapter_into(start: str, adapter: str, output_dir: str, *trained: str) -> None:
@@ -32,7 +31,7 @@ def merge_adapter_into(start: str, adapter: str, output_dir: str, *trained: str)
     family = family_of(model.config.model_type)
     for file in trained:
         content = torch.load(file, map_location="cpu", weights_only=True)
-        weights = {family.canonical(name.removeprefix(PREFIX)): tensor for name, tensor in content.items()}
+        weights = {family.canonical(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in content.items()}
         if unknown := model.load_state_dict(weights, strict=False).unexpected_keys:
             raise ValueError(f"{file}: holds {unknown[0]!r}, which {start} does not have ({len(unknown)} such)")
     names = {"^" + re.escape(old): new for old, new in family.spellings}

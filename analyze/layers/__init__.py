@@ -1,0 +1,1 @@
+"""Which single layers suffice for what training gained, and which are necessary?"""

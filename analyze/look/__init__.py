@@ -1,0 +1,1 @@
+"""Where on the picture does a model look, and where do two models part?"""

@@ -1,0 +1,1 @@
+"""What does an adapter change? PEFT's LoRA folders, read and used as checkpoints."""

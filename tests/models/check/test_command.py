@@ -1,0 +1,86 @@
+"""What a user sees of `models.check`: for a good checkpoint, for a configuration alone, and for an unknown family."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.check.command import EXIT_FAILED, main
+from models.families import FAMILIES, Family
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 500, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def lines_of(text: str) -> dict[str, str]:
+    """The line of each check, by the check's name."""
+    return {line.split()[0]: line for line in text.splitlines() if line and not line.startswith(" ")}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_checked_line_by_line_and_in_json(
+    qwen3_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "check.json"
+    main(["--model", str(qwen3_checkpoint), "--output", str(report)])
+    printed = capsys.readouterr().out
+    written = json.loads(report.read_text())
+    assert written["family"] == "qwen3"
+    states = {row["check"]: row["state"] for row in written["checks"]}
+    assert states.pop("swap") == "does not apply"
+    assert set(states.values()) == {"holds"}
+    lines = lines_of(printed)
+    assert all(state in lines[check] for check, state in states.items())
+    assert f"{len(written['checks'])} checks in" in printed and "1 do not apply, 0 do not hold" in printed
+
+
+def test_a_configuration_alone_says_what_cannot_be_checked_and_a_wrong_record_fails(
+    qwen3_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(qwen3_checkpoint / "config.json", tmp_path)
+    whole = FAMILIES["qwen3"]
+    without_norm = [region for region in whole.regions if region[0] != "norm"]
+    record = Family(**{**whole.__dict__, "regions": tuple(without_norm)})
+    monkeypatch.setitem(FAMILIES, "qwen3", record)
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", str(tmp_path)])
+    assert ended.value.code == EXIT_FAILED
+    line = lines_of(capsys.readouterr().out)["placing"]
+    assert "does not hold" in line and line.endswith("model.norm.weight")
+
+
+def test_an_unknown_family_gets_its_groups_and_a_record_to_start_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", str(tmp_path)])
+    assert ended.value.code == EXIT_FAILED
+    printed = capsys.readouterr().out
+    assert "llama has no record in models/families.py" in printed and "docs/guides/your_architecture.md" in printed
+    source = printed[printed.index("LLAMA = Family(") : printed.index("The next steps")]
+    made: dict[str, Any] = {"Family": Family}
+    exec(source, made)
+    record: Family = made["LLAMA"]
+    from models.layout import layout_from_shapes, shapes_from_config
+
+    shapes, tied = shapes_from_config(LLAMA, auto_class=record.auto_class)
+    layout = layout_from_shapes(record, shapes, tied=tied)
+    assert (layout.num_layers, record.text_only) == (3, True)
+    assert {parameter.region for parameter in layout} == {"llm", "embed", "norm", "head"}
+
+
+def test_a_guessed_record_of_a_model_that_sees_is_the_written_one(qwen3_vl_checkpoint: Path) -> None:
+    """Qwen3-VL as if it had no record: every guess is that of its record."""
+    from models.check.guess import guess_groups, names_of
+
+    auto_class, names = names_of(json.loads((qwen3_vl_checkpoint / "config.json").read_text()))
+    record = FAMILIES["qwen3_vl"]
+    assert auto_class == record.auto_class
+    for group in guess_groups(names):
+        members = [name for name in names if name.startswith(group.prefix)]
+        assert {record.place(name)[0] for name in members} == {group.region}, group
