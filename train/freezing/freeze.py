@@ -193,7 +193,8 @@ def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
     """Sets `requires_grad` of every parameter according to the plan."""
     frozen = set(plan.frozen_in_memory)
     names = dict(model.named_parameters())
-    missing = {parameter.name for parameter in plan.layout if not parameter.buffer} ^ set(names)
+    carried = set(plan.layout.carried)
+    missing = {p.name for p in plan.layout if not p.buffer and p.name not in carried} ^ set(names)
     assert not missing, f"the model and its configuration disagree on {sorted(missing)[:3]}"
     for name, parameter in names.items():
         parameter.requires_grad_(name not in frozen)
