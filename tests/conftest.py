@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -16,11 +17,13 @@ import pytest
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
 from tests.small_study import write_study_settings
-from tests.warm import start_server
+from tests.warm import remember_packages, start_server
 from tracking.command import REPOSITORY_ROOT, quiet_libraries
 from tracking.run import is_finished
 
 quiet_libraries()
+remember_packages()
+logging.getLogger().addHandler(logging.NullHandler())  # so that warnings of libraries do not reach stderr
 gc.disable()  # until all modules are imported
 
 LONGEST = (
