@@ -24,7 +24,7 @@ from models.blocks import (
     resolve,
 )
 from models.checkpoint import Checkpoint, cast_bytes
-from models.layout import Layout
+from models.layout import Layout, Parameter
 from models.shards import DTYPES
 from tracking.progress import progress, weighted_progress
 from tracking.tables import format_columns
@@ -158,9 +158,12 @@ class BlockCount:
 def count_blocks(plan: FreezePlan) -> list[BlockCount]:
     """Returns tensors and parameters per block and region, trainable and total."""
     trainable = set(plan.trainable)
+    parameters: dict[str, list[Parameter]] = {}
+    for parameter in plan.layout:
+        parameters.setdefault(block_names(parameter, plan.partition), []).append(parameter)
     counts = []
     for block in (*BLOCKS, *REGIONS):
-        members = [p for p in plan.layout if block_names(p, plan.partition) == block]
+        members = parameters.get(block, [])
         if not members:
             continue
         training = [p for p in members if p.name in trainable]
