@@ -220,9 +220,12 @@ class BlockCount:
 def count_blocks(plan: FreezePlan) -> list[BlockCount]:
     """Returns tensors and parameters per block and region, trainable and total; without buffers."""
     trainable = set(plan.trainable)
+    parameters: dict[str, list[Parameter]] = {}
+    for parameter in plan.layout:
+        parameters.setdefault(block_names(parameter, plan.partition), []).append(parameter)
     counts = []
     for block in (*BLOCKS, *ALL_REGIONS):
-        members = [p for p in plan.layout if block_names(p, plan.partition) == block and not p.buffer]
+        members = [parameter for parameter in parameters.get(block, []) if not parameter.buffer]
         if not members:
             continue
         training = [p for p in members if p.name in trainable]
