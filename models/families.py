@@ -30,6 +30,9 @@ class Family:
     num_vision_blocks_key: tuple[str, ...] | None = ("vision_config", "depth")
     deepstack_key: tuple[str, ...] | None = None
     """Where the configuration lists the vision blocks whose output is added to the first decoder layers."""
+    box_space: str | None = None
+    """Coordinates in which its models write boxes, as `BOX_SPACES` of `eval/grading/boxes.py` names them; None for the
+    pixels of the image."""
     decoder_ties: bool = False
     """True if Transformers ties the head also where only the decoder's part of the configuration says so."""
     tied_by_default: bool = False
@@ -44,8 +47,8 @@ class Family:
     """Attributes of the processor that name the tokens it adds before and after a picture's own."""
     tiled: bool = False
     """True if a picture is cut into tiles of one size, which the tower reads one by one."""
-    vllm: bool = True
-    """False if replies by vLLM are not supported."""
+    ungated_saves: int = 2
+    """Tensors that the activation of an MLP without a gate saves for its gradient: 2 of quick GELU, 1 of GELU."""
     layer_kinds: tuple[tuple[str, str], ...] = ()
     """(kind as `layer_types` names it, prefix of its own tensors) where decoder layers are of several kinds."""
     float32: tuple[str, ...] = ()
@@ -69,6 +72,8 @@ class Family:
     """Parts of the configuration that describe idle regions. Their attention has one implementation, `eager`."""
     token_fields: tuple[str, ...] = ()
     """The processor's outputs with an entry per token that the model needs beside ids, mask and positions."""
+    vllm: bool = True
+    """False if replies by vLLM are not supported."""
     plain_layers: bool = True
     """True if a decoder layer is x + attention(x) and then h + MLP(h), of its input, mask and positions alone."""
 
@@ -155,10 +160,15 @@ QWEN2_5_VL = Family(
     vision_blocks="model.visual.blocks.",
     regions=_VLM_REGIONS,
     spellings=_VLM_SPELLINGS,
+    box_space="resized",  # pixels of the image as the processor resizes it (QwenLM/Qwen3-VL, issues 676, 866 and 1486)
     decoder_ties=True,
 )
 
-QWEN2_VL = replace(QWEN2_5_VL, model_type="qwen2_vl")
+QWEN2_VL = replace(
+    QWEN2_5_VL,
+    model_type="qwen2_vl",
+    box_space="thousand",  # thousandths of the image's sides (arXiv 2409.12191)
+)
 
 QWEN3_VL = replace(
     QWEN2_5_VL,
@@ -171,6 +181,8 @@ QWEN3_VL = replace(
         *_VLM_REGIONS,
     ),
     deepstack_key=("vision_config", "deepstack_visual_indexes"),
+    ungated_saves=1,
+    box_space="thousand",
     decoder_ties=False,
 )
 
@@ -194,6 +206,7 @@ INTERNVL = Family(
     auto_class="AutoModelForImageTextToText",
     layers="model.language_model.layers.",
     vision_blocks="model.vision_tower.encoder.layer.",
+    box_space="thousand",  # its documentation, chat data format, grounding data
     regions=(
         ("vision", "model.vision_tower.embeddings."),
         ("vision", "model.vision_tower.layernorm."),  # only where use_mean_pooling is false
@@ -218,13 +231,14 @@ INTERNVL = Family(
     position_sections=1,
     picture_marks=("start_image_token", "end_image_token"),
     tiled=True,
-    vllm=False,
+    ungated_saves=1,
 )
 
 QWEN3_5 = replace(
     QWEN2_5_VL,
     model_type="qwen3_5",  # also Qwen3.6 and Qwen3.8
     regions=(("vision", "model.visual.pos_embed."), *_VLM_REGIONS, ("mtp", "mtp.")),
+    box_space="thousand",
     decoder_ties=False,
     layer_kinds=(("linear_attention", "linear_attn."), ("full_attention", "self_attn.")),
     # Qwen3.5 is published with these two in fp32 and all others in bf16, Qwen3.6 with all in bf16.

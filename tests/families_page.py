@@ -19,9 +19,10 @@ COLUMNS = (
 HEAD = """# What each family can do
 
 A family is a `model_type` of Transformers with a record in `models/families.py`. This page is written by the tests
-(`tests/families_page.py`): each *yes* is a test on a small random model of the family's own configuration class, and
-each *no* has its reason below. `python -m models.check --model CHECKPOINT` runs the same checks for a checkpoint,
-except those with several processes; [your architecture](guides/your_architecture.md) says how to add a family.
+(`tests/families_page.py`): each *yes* is a test on a small random model of the family's own configuration class. The
+reasons for a *no*, and restrictions, are below. `python -m models.check --model CHECKPOINT` runs the same checks for a
+checkpoint, except those with several processes; [your architecture](guides/your_architecture.md) says how to add a
+family.
 
 - *names*: every parameter has one place; names survive the way from memory to files and back.
 - *freeze*, *LoRA*, *DDP*, *ZeRO-2*, *ZeRO-3*: what is frozen keeps its bits, all else trains. The last three are GRPO
@@ -33,7 +34,9 @@ except those with several processes; [your architecture](guides/your_architectur
   *swap*: replies and log-probabilities are those of hidden states replaced by hooks.
 - *eval*: replies in a padded batch are those of one prompt at a time.
 """
-UNKNOWN = "?"
+YES, NO, UNKNOWN = "yes", "no", "?"
+ENGINES = ("DDP", "ZeRO-2", "ZeRO-3")
+"""Columns of training by two processes."""
 
 
 @dataclass
@@ -65,23 +68,27 @@ def read_page() -> Page:
     return page
 
 
-def expect(family: str, found: dict[str, str | None]) -> None:
+def expect(family: str, found: dict[str, tuple[str, str | None]]) -> None:
     """Compares what a family can do with the page, or writes it there.
 
     Args:
-        found: column -> None where it can, or else the reason why not.
+        found: column -> `YES` or `NO`, and the restriction or reason, if there is one.
     """
     page = read_page()
     if os.environ.get("REWRITE_FAMILIES"):
-        for column, reason in found.items():
-            page.cells.setdefault(family, dict.fromkeys(COLUMNS, UNKNOWN))[column] = "yes" if reason is None else "no"
+        for column, (cell, reason) in found.items():
+            page.cells[family][column] = cell
             page.reasons.pop((family, column), None)
             if reason is not None:
                 page.reasons[family, column] = reason
         PAGE.write_text(page.render(), encoding="utf-8")
-    for column, reason in found.items():
-        assert page.cells[family][column] == ("yes" if reason is None else "no"), (family, column)
-        assert page.reasons.get((family, column)) == reason, (family, column)
+    for column, (cell, reason) in found.items():
+        assert (page.cells[family][column], page.reasons.get((family, column))) == (cell, reason), (family, column)
+
+
+def expect_engines(family: str, *engines: str) -> None:
+    """The family keeps a frozen block bit-identical under these engines."""
+    expect(family, dict.fromkeys(engines, (YES, None)))
 
 
 def family_checkpoint(family: str) -> str:

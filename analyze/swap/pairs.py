@@ -10,11 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from analyze.swap.prefix import ReadyPrompt, make_ready, patch_side
-from analyze.swap.scores import FAMILY_BOX_SPACES, BoxSpace, box_space, gold_texts
+from analyze.swap.scores import BoxSpace, box_space, gold_texts
 from data_builders.pairs.pair import Pair
 from data_builders.prompt_sets.depth import eight_bits
 from eval.replies.generation import tokenizer_of
 from eval.replies.prompting import chat_messages
+from models.families import family_of
 
 
 class UnusablePairError(ValueError):
@@ -68,7 +69,7 @@ def open_pair(model: Any, processor: Any, directory: Path, pair: Pair, options: 
         (_, *target_grid), (_, *source_grid) = target.grid, source.grid
         raise UnusablePairError("unequal_grids: {} x {} and {} x {} patches".format(*target_grid, *source_grid))
     space = box_space(
-        options.box_space or FAMILY_BOX_SPACES.get(model.config.model_type, "image"),
+        options.box_space or family_of(model.config.model_type).box_space or "image",
         image_size=images[0].size,
         grid=target.grid[1:],
         patch_size=patch_side(model),

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from data_builders.pairs.pair import Box, Pair, box_text
 from eval.grading import (
     BOX_SPACES,
-    FAMILY_BOX_SPACES,
     IMAGE_SPACE,
     KINDS,
     MIN_IOU,
@@ -41,7 +40,7 @@ from eval.grading import (
 from eval.grading import box_space as model_space
 
 __all__ = [
-    "ANSWER_KINDS", "BOX_SPACES", "FAMILY_BOX_SPACES", "IMAGE_SPACE", "METRICS", "NUMBER_WORDS", "PAPER_METRICS",
+    "ANSWER_KINDS", "BOX_SPACES", "IMAGE_SPACE", "METRICS", "NUMBER_WORDS", "PAPER_METRICS",
     "Answer", "BoxSpace", "answer_in", "asks_for_box", "box_space", "can_move", "find_boxes", "gold_answers",
     "gold_texts", "is_right", "same_answer", "score",
 ]  # fmt: skip
@@ -67,7 +66,7 @@ def box_space(space_name: str, *, image_size: Size, grid: tuple[int, int], patch
     """Returns the map between a model's coordinates and an image's pixels.
 
     Args:
-        space_name: one of `BOX_SPACES`; `FAMILY_BOX_SPACES` names a family's.
+        space_name: one of `BOX_SPACES`; a family's record names its own.
         image_size: width and height of the image file.
         grid: rows and columns of patches, as the processor's `image_grid_thw` has them after the time.
         patch_size: the side of a patch in pixels.

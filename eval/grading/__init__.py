@@ -7,7 +7,6 @@ module per kind of answer compares it with the gold. Nothing in this package gen
 from eval.grading.answers import find_answer, is_well_formed, last_boxed
 from eval.grading.boxes import (
     BOX_SPACES,
-    FAMILY_BOX_SPACES,
     IMAGE_SPACE,
     MIN_IOU,
     BoxSpace,
@@ -25,7 +24,7 @@ from eval.grading.options import named_options, yes_or_no
 from eval.grading.quantities import parse_number, parse_quantity, rounded
 
 __all__ = [
-    "BOX_SPACES", "CORRECT", "FAMILY_BOX_SPACES", "IMAGE_SPACE", "INCORRECT", "KINDS", "MAX_JUDGES", "MIN_IOU",
+    "BOX_SPACES", "CORRECT", "IMAGE_SPACE", "INCORRECT", "KINDS", "MAX_JUDGES", "MIN_IOU",
     "OPENED", "UNSCORED", "BoxSpace", "Size", "Verdict", "box_space", "boxes_in", "check_box_space", "continued",
     "find_answer", "grade", "iou", "is_gradable", "is_well_formed", "last_boxed", "named_options", "normalise_text",
     "opens_thoughts", "parse_number", "parse_quantity", "plain", "rounded", "text_after_thoughts", "yes_or_no",

@@ -4,9 +4,9 @@ Boxes are corners `x1, y1, x2, y2` in common notations: four numbers with or wit
 Qwen's `bbox_2d`, named coordinates (`x1=10`, `left: 10, width: 20`), and corners named in prose (`the top-left corner
 is at (10, 20) and the bottom-right corner at (30, 40)`). Gemini's `box_2d` has y before x.
 
-A model writes boxes in coordinates of its own (`BOX_SPACES`). They are known from its family (`FAMILY_BOX_SPACES`),
-never guessed from the numbers; a model trained on others needs them given. The gold box is in the image's pixels and is
-mapped to the model's coordinates, which changes no IoU.
+A model writes boxes in coordinates of its own (`BOX_SPACES`). They are known from its family's record
+(`models/families.py`), never guessed from the numbers; a model trained on others needs them given. The gold box is in
+the image's pixels and is mapped to the model's coordinates, which changes no IoU.
 """
 
 import re
@@ -30,14 +30,6 @@ BOX_SPACES: dict[str, Callable[[Size, Size], tuple[float, float]]] = {
     "image": lambda image_size, resized_size: image_size,
 }
 """Name -> width and height of the coordinates, from the size of the image and the size the model sees it in."""
-
-FAMILY_BOX_SPACES = {
-    "qwen2_5_vl": "resized", "qwen2_vl": "thousand", "qwen3_vl": "thousand", "qwen3_5": "thousand",
-    "internvl": "thousand",
-}  # fmt: skip
-"""Qwen2-VL: thousandths of the image's sides (arXiv 2409.12191); Qwen2.5-VL: pixels of the image as the processor
-resizes it, Qwen3-VL: thousandths again (their makers in QwenLM/Qwen3-VL, issues 676, 866 and 1486); InternVL:
-thousandths (its documentation, chat data format, grounding data)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ def box_space(space_name: str, *, image_size: Size, resized_size: Size) -> BoxSp
     """Returns the map between a model's coordinates and an image's pixels.
 
     Args:
-        space_name: one of `BOX_SPACES`; `FAMILY_BOX_SPACES` names a family's.
+        space_name: one of `BOX_SPACES`; a family's record names its own.
         image_size: width and height of the image file.
         resized_size: width and height that the model's processor gives it.
     """

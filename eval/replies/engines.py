@@ -231,7 +231,7 @@ def num_parallel(num_gpus: int, config: dict[str, Any]) -> int:
         config: the model's `config.json`.
     """
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
-    heads = [text["num_attention_heads"], vision.get("num_heads", 0)]
+    heads = [text["num_attention_heads"], vision.get("num_heads") or vision.get("num_attention_heads", 0)]
     groups = text.get("num_key_value_heads", heads[0])
     fits = (
         number
@@ -350,8 +350,10 @@ def available_bytes() -> int:
 
 
 def _processor_options(limits: Limits | None) -> dict[str, int] | None:
-    assert limits is None or isinstance(limits, PixelLimits), "vLLM was given a model that cuts images into tiles"
-    return None if limits is None else {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+    """Returns the processor's options that vLLM is given; those of tiles are the checkpoint's."""
+    if not isinstance(limits, PixelLimits):
+        return None
+    return {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
 
 
 ENGINES: dict[str, Callable[["Subject", "Processor", EngineOptions], Engine]] = {

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.prompts import Prompt
-from eval.grading import FAMILY_BOX_SPACES, BoxSpace, Size, box_space
+from eval.grading import BoxSpace, Size, box_space
+from models.families import family_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -242,7 +243,7 @@ class AnswerSpaces:
 
 def answer_spaces(model_type: str, limits: Limits | None, *, name: str | None = None) -> AnswerSpaces:
     """Returns how a model of a family writes boxes, or as `name` says."""
-    return AnswerSpaces(name=name or FAMILY_BOX_SPACES.get(model_type), limits=limits)
+    return AnswerSpaces(name=name or family_of(model_type).box_space, limits=limits)
 
 
 def _size(path: Path) -> Size:

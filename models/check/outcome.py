@@ -14,6 +14,8 @@ class Outcome:
     state: str
     detail: str
     """What was compared, or why not."""
+    restriction: str | None = None
+    """What a check that holds leaves out."""
     error: float | None = None
     tolerance: float | None = None
 
@@ -22,7 +24,8 @@ class Outcome:
 
     def __str__(self) -> str:
         number = "" if self.error is None else f" (error {self.error:.1e}, tolerance {self.tolerance:.0e})"
-        return f"{self.check:<16}{self.state:<16}{self.detail}{number}"
+        restriction = f"; {self.restriction}" if self.restriction else ""
+        return f"{self.check:<16}{self.state:<16}{self.detail}{number}{restriction}"
 
 
 def holds(check: str, detail: str) -> Outcome:
@@ -37,7 +40,7 @@ def absent(check: str, reason: str) -> Outcome:
     return Outcome(check=check, state=ABSENT, detail=reason)
 
 
-def within(check: str, error: float, tolerance: float, detail: str) -> Outcome:
+def within(check: str, error: float, tolerance: float, detail: str, *, restriction: str | None = None) -> Outcome:
     """Returns `holds` if an error is at most its tolerance; NaN is above every tolerance."""
     state = HOLDS if error <= tolerance else FAILS
-    return Outcome(check=check, state=state, detail=detail, error=error, tolerance=tolerance)
+    return Outcome(check=check, state=state, detail=detail, restriction=restriction, error=error, tolerance=tolerance)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.replies.engines import check_platform
 from eval.replies.pictures import TokenLimits, num_picture_tokens, pixel_limits, resized_size
 from merge.recipes.plan import make_plan
 from merge.recipes.recipe import recipe_from_pattern
@@ -158,3 +159,8 @@ def test_the_tokens_of_a_picture_are_known_from_its_size(gemma4_checkpoint: Path
         assert resized_size(size, limits) == (width * limits.patch_size, height * limits.patch_size)
     with pytest.raises(ValueError, match=r"at most 70.*max_soft_tokens in the checkpoint's processor_config"):
         pixel_limits(processor, min_pixels=100, max_pixels=None)
+
+
+def test_vllm_is_refused_before_anything_is_loaded(gemma4_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="vLLM is not supported for the family gemma4; use --engine huggingface"):
+        check_platform(gemma4_checkpoint, otherwise="use --engine huggingface")

@@ -12,6 +12,7 @@ import torch
 from benchmarks.freezing import MODES, Case, deepspeed_settings, launch, read_case
 from models.checkpoint import cast_bytes, kept_float32, open_checkpoint
 from models.layout import layout_of
+from tests.families_page import ENGINES, expect_engines
 from train.freezing.freeze import FreezeArguments, plan_freeze
 from train.grpo import main as grpo
 from train.sft import main as sft
@@ -101,3 +102,4 @@ def test_two_processes(work: Path) -> None:
     for case in CASES:
         assert_kept(work / "start", work / "runs" / case.name)
         assert read_case(case, work)["num_attempts"] == (2 if case.run == "resumed" else 1), case
+    expect_engines("qwen3_5", *ENGINES)

@@ -12,6 +12,7 @@ from benchmarks.freezing import ARMS, LAUNCHES, MODES, Case, all_cases, launch, 
 from models.blocks import format_layers
 from models.checkpoint import open_checkpoint
 from models.layout import layout_of
+from tests.families_page import ENGINES, expect_engines
 from train.freezing.backward import layers_with_graph
 from train.freezing.freeze import FreezeArguments, plan_freeze
 
@@ -86,6 +87,7 @@ def test_frozen_is_bit_identical_and_the_optimizer_holds_only_what_trains(name: 
     launch(cases, work, "cpu")
     for case in cases:
         assert_holds(case, work)
+    expect_engines("qwen2_5_vl", *(engine for engine in ENGINES if engine in LAUNCHES[name]))
 
 
 @pytest.mark.gpu

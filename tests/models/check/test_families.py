@@ -1,13 +1,15 @@
 """Every family's record, and every instrument on it: the checks of `models.check`, on the fixtures of all families."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from models.check.command import check_files, check_small
+from models.check.command import GUIDE, check_files, check_small
 from models.check.outcome import ABSENT, FAILS
-from models.families import FAMILIES
-from tests.families_page import COLUMNS, PAGE, UNKNOWN, expect, family_checkpoint, read_page
+from models.families import FAMILIES, Family
+from tests.families_page import COLUMNS, NO, PAGE, UNKNOWN, YES, expect, family_checkpoint, read_page
+from tracking.command import REPOSITORY_ROOT
 
 COLUMN_OF = {
     "spellings": "names", "freezing": "freeze", "LoRA": "LoRA", "plan": "plan", "sharing": "shared prompts",
@@ -28,7 +30,7 @@ def test_every_check_holds_as_the_page_says(family: str, request: pytest.Fixture
     expect(
         family,
         {
-            COLUMN_OF[outcome.check]: outcome.detail if outcome.state == ABSENT else None
+            COLUMN_OF[outcome.check]: (NO, outcome.detail) if outcome.state == ABSENT else (YES, outcome.restriction)
             for outcome in outcomes
             if outcome.check in COLUMN_OF
         },
@@ -49,8 +51,15 @@ def test_the_page_has_a_row_for_every_record_and_no_open_cell() -> None:
     assert PAGE.read_text(encoding="utf-8") == page.render()
     assert list(page.cells) == list(FAMILIES)
     assert not [(family, column) for family in FAMILIES for column in COLUMNS if page.cells[family][column] == UNKNOWN]
-    without = {place for place in page.reasons if page.cells[place[0]][place[1]] != "no"}
-    assert not without
-    assert {(family, column) for family in FAMILIES for column in COLUMNS if page.cells[family][column] == "no"} == {
-        *page.reasons
-    }
+    open_reasons = [
+        (family, column)
+        for family in FAMILIES
+        for column in COLUMNS
+        if page.cells[family][column] == NO and (family, column) not in page.reasons
+    ]
+    assert open_reasons == []
+
+
+def test_the_guide_names_every_field_of_a_record() -> None:
+    guide = (REPOSITORY_ROOT / GUIDE).read_text(encoding="utf-8")
+    assert [field.name for field in fields(Family) if f"`{field.name}`" not in guide] == []

@@ -15,6 +15,7 @@ from analyze.deltas.spectra import singular_values
 from analyze.swap.run import make_plan
 from eval.replies.decoding import read_prompts
 from merge.splice import write_splice
+from models.adapters.merged import merge_tensor
 from models.check.command import run_check, small_checks
 from models.check.outcome import FAILS, HOLDS
 from models.check.small import Small, make_small
@@ -41,6 +42,18 @@ def everything_visible(layout: Layout) -> torch.Tensor:
     return torch.ones(width, width, dtype=torch.bool).tril().expand(rows, 1, width, width)
 
 
+def double_the_adapter(patch: pytest.MonkeyPatch) -> None:
+    def doubled(base: torch.Tensor, update: Any) -> torch.Tensor:
+        return merge_tensor(base, replace(update, scale=2 * update.scale))
+
+    patch.setattr("models.adapters.merged.merge_tensor", doubled)
+
+
+def exchange_sublayers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("analyze.skip.layers.ATTENTIONS", ("mlp",))
+    patch.setattr("analyze.skip.layers.MLP", "self_attn")
+
+
 def set_attribute(target: Any, name: str, value: Any) -> Patch:
     return lambda patch: patch.setattr(target, name, value)
 
@@ -57,7 +70,7 @@ FAULTS: dict[str, tuple[str, Patch]] = {
         ),
     ),
     "nothing is frozen": ("freezing", set_path("models.check.training.apply_freeze", lambda model, plan: None)),
-    "the adapter is merged with twice its scale": ("LoRA", set_path("train.freezing.adapters._scale", lambda _: 4.0)),
+    "the adapter is merged with twice its scale": ("LoRA", double_the_adapter),
     "a step counter of eight bytes": ("plan", set_path("train.planning.memory.STEP_BYTES", 8)),
     "one bit of a splice": ("splice", set_attribute(models.check.weights, "write_splice", flipped_splice)),
     "energies a thousandth too large": (
@@ -70,7 +83,7 @@ FAULTS: dict[str, tuple[str, Patch]] = {
             lambda delta: replace(found := singular_values(delta), values=1.001 * found.values),
         ),
     ),
-    "attention and MLP exchanged": ("skip", set_path("analyze.skip.layers.SUBLAYERS", ("mlp", "self_attn"))),
+    "attention and MLP exchanged": ("skip", exchange_sublayers),
     "masses without the causal mask": (
         "attention",
         set_path(

@@ -16,6 +16,7 @@ from benchmarks.freezing import deepspeed_settings
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.layout import layout_of
+from tests.families_page import ENGINES, expect_engines
 from tests.train.sharing.test_engines import REWARD, SETTINGS, TOLERANCE, launch
 from train.freezing.freeze import FreezeArguments, plan_freeze
 
@@ -87,6 +88,8 @@ def test_frozen_tensors_keep_their_bits_and_every_other_block_trains(name: str, 
     for block in ("early", "late", "vision", "projector", "embed", "norm", "head"):
         members = plan_freeze(layout, FreezeArguments(freeze=[block])).frozen
         assert any(start.data(tensor) != final.data(tensor) for tensor in members), f"{block} did not train"
+    if name in ENGINES:
+        expect_engines("internvl", name)
 
 
 @pytest.mark.slow
