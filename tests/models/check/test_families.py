@@ -1,5 +1,6 @@
 """Every family's record, and every instrument on it: the checks of `models.check`, on the fixtures of all families."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -58,6 +59,19 @@ def test_the_page_has_a_row_for_every_record_and_no_open_cell() -> None:
         if page.cells[family][column] == NO and (family, column) not in page.reasons
     ]
     assert open_reasons == []
+
+
+def test_no_code_asks_for_the_name_of_a_family() -> None:
+    """What differs between families is a field of their records."""
+    asked = re.compile(r"model_type[\"'\])]*\s*[!=]=")
+    found = [
+        f"{path.relative_to(REPOSITORY_ROOT)}: {line.strip()}"
+        for package in ("models", "data_builders", "merge", "eval", "analyze", "train")
+        for path in sorted((REPOSITORY_ROOT / package).rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if asked.search(line)
+    ]
+    assert found == []
 
 
 def test_the_guide_names_every_field_of_a_record() -> None:
