@@ -52,8 +52,8 @@ class Family:
     """Attributes of the processor that name the tokens it adds before and after a picture's own."""
     tiled: bool = False
     """True if a picture is cut into tiles of one size, which the tower reads one by one."""
-    vllm: bool = True
-    """False if replies by vLLM are not supported."""
+    ungated_saves: int = 2
+    """Tensors that the activation of an MLP without a gate saves for its gradient: 2 of quick GELU, 1 of GELU."""
     layer_kinds: tuple[tuple[str, str], ...] = ()
     """(kind as `layer_types` names it, prefix of its own tensors) where decoder layers are of several kinds."""
     float32: tuple[str, ...] = ()
@@ -151,6 +151,7 @@ QWEN3_VL = replace(
     ),
     deepstack_key=("vision_config", "deepstack_visual_indexes"),
     box_space="thousand",
+    ungated_saves=1,
     decoder_ties=False,
 )
 
@@ -199,7 +200,7 @@ INTERNVL = Family(
     position_sections=1,
     picture_marks=("start_image_token", "end_image_token"),
     tiled=True,
-    vllm=False,
+    ungated_saves=1,
 )
 
 QWEN3_5 = replace(

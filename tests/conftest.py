@@ -459,7 +459,15 @@ def internvl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_internvl(tmp_path_factory.mktemp("internvl") / "checkpoint", build_internvl_tokenizer())
 
 
-FAMILIES_VLLM = {"qwen2": write_qwen2, "qwen3": write_qwen3, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl}
+def write_internvl_vllm(directory: Path, tokenizer: Any, head_size: int) -> Path:
+    """With a tokenizer of its own, and heads of 32 in the tower too."""
+    return write_internvl(directory, build_internvl_tokenizer(), head_size=head_size, hidden_size=2 * head_size)
+
+
+FAMILIES_VLLM = {
+    "qwen2": write_qwen2, "qwen3": write_qwen3, "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl,
+    "internvl": write_internvl_vllm,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -39,11 +39,14 @@ def build_internvl_tokenizer() -> Any:
     return tokenizer
 
 
-def internvl_config(tokenizer: Any, *, decoder: str = "qwen2", tied: bool = False, **vision: Any) -> Any:
+def internvl_config(
+    tokenizer: Any, *, decoder: str = "qwen2", head_size: int = 16, tied: bool = False, **vision: Any
+) -> Any:
     """Returns the configuration of a small model with a decoder of four narrow layers.
 
     Args:
         decoder: model type of the decoder.
+        head_size: width of the decoder's heads.
         tied: the flag at the top of the configuration.
         vision: changes of `vision_config`.
     """
@@ -52,9 +55,10 @@ def internvl_config(tokenizer: Any, *, decoder: str = "qwen2", tied: bool = Fals
     token_id = tokenizer.convert_tokens_to_ids
     text = {
         "model_type": decoder, "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": 512, "initializer_range": INITIALIZER_RANGE, "eos_token_id": token_id("<|im_end|>"),
-        "bos_token_id": token_id("<|endoftext|>"), "pad_token_id": token_id("<|endoftext|>"),
+        "num_hidden_layers": 4, "num_attention_heads": 64 // head_size, "num_key_value_heads": 32 // head_size,
+        "head_dim": head_size, "max_position_embeddings": 512, "initializer_range": INITIALIZER_RANGE,
+        "eos_token_id": token_id("<|im_end|>"), "bos_token_id": token_id("<|endoftext|>"),
+        "pad_token_id": token_id("<|endoftext|>"),
     }  # fmt: skip
     tower = {
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,

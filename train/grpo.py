@@ -124,7 +124,8 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         rollout = _rollout(training, ours, model, plan, prompts) if training.use_vllm else {}
         if training.use_vllm and hasattr(processor, "image_token_id"):
             # TRL (1.16) prevents generate(), but not vLLM, from sampling image tokens.
-            banned = {processor.image_token_id: -100.0, processor.video_token_id: -100.0}
+            names = ("image_token_id", "video_token_id")  # InternVL's processor has only the first
+            banned = {getattr(processor, name): -100.0 for name in names if hasattr(processor, name)}
             asked = training.generation_kwargs or {}
             training.generation_kwargs = {**asked, "logit_bias": {**asked.get("logit_bias", {}), **banned}}
         num_generations = training.num_generations_eval or training.num_generations

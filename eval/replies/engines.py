@@ -28,7 +28,6 @@ from eval.replies.decoding import LENGTH, REPETITION, STOP
 from eval.replies.pictures import Limits, Picture, PixelLimits, open_picture
 from eval.replies.sampling import SamplingArguments
 from models.checkpoint import open_checkpoint
-from models.families import family_of
 from models.layout import head_size, read_model_config
 from models.shards import DTYPES
 from tracking.command import quiet_libraries
@@ -231,7 +230,7 @@ def num_parallel(num_gpus: int, config: dict[str, Any]) -> int:
         config: the model's `config.json`.
     """
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
-    heads = [text["num_attention_heads"], vision.get("num_heads", 0)]
+    heads = [text["num_attention_heads"], vision.get("num_heads") or vision.get("num_attention_heads", 0)]
     groups = text.get("num_key_value_heads", heads[0])
     fits = (
         number
@@ -261,15 +260,12 @@ def check_vllm(subject: "Subject") -> None:
 
 
 def check_platform(directory: Path, *, otherwise: str) -> None:
-    """Rejects vLLM without a device, for an unsupported family, and for head sizes unsupported on CPUs.
+    """Rejects vLLM without a device, and head sizes that its attention does not support on CPUs.
 
     Args:
         directory: the checkpoint's folder.
         otherwise: the alternative to vLLM, for the message.
     """
-    model_type = read_model_config(directory)["model_type"]
-    if not family_of(model_type).vllm:
-        raise ValueError(f"vLLM is not supported for the family {model_type}; {otherwise}")
     quiet_vllm()
     from vllm.platforms import current_platform
 
@@ -350,8 +346,10 @@ def available_bytes() -> int:
 
 
 def _processor_options(limits: Limits | None) -> dict[str, int] | None:
-    assert limits is None or isinstance(limits, PixelLimits), "vLLM was given a model that cuts images into tiles"
-    return None if limits is None else {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+    """Returns the processor's options that vLLM is given; those of tiles are the checkpoint's."""
+    if not isinstance(limits, PixelLimits):
+        return None
+    return {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
 
 
 ENGINES: dict[str, Callable[["Subject", "Processor", EngineOptions], Engine]] = {

@@ -9,7 +9,7 @@ adapters held in bf16 (`autocast_adapter_dtype=False`), PEFT rounds the product 
 
 import hashlib
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from models.adapters.reading import Adapter, LowRank, Replacement, Update, read_tensor
@@ -123,11 +123,5 @@ def merge_adapter(base: Checkpoint, adapter: Adapter) -> MergedCheckpoint:
                     f"{file}: changes {name!r}, while {base.directory} ties head and embeddings, so that merging would "
                     f"change both; {advice or 'merge it with PEFT into a model whose head is untied, and name that'}"
                 )
-    return MergedCheckpoint(
-        directory=base.directory,
-        family=base.family,
-        config=base.config,
-        tensors=base.tensors,
-        base=base,
-        adapter=adapter,
-    )
+    own = {one.name: getattr(base, one.name) for one in fields(Checkpoint)}
+    return MergedCheckpoint(**own, base=base, adapter=adapter)

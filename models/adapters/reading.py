@@ -364,8 +364,9 @@ def _check_same_base(stored: StoredTensor, name: str, base: Checkpoint) -> None:
 
 def _check_saved(config: dict[str, Any], whole: Mapping[str, StoredTensor], path: Path) -> None:
     """Refuses an adapter without a module that its configuration says was saved."""
+    names = [*whole, *(WRAPPERS.sub("", stored.name_on_disk) for stored in whole.values())]
     for module in config.get("modules_to_save") or []:
-        if not any(re.match(rf"(^|.*\.){module}($|\..*)", name) for name in whole):
+        if not any(re.match(rf"(^|.*\.){module}($|\..*)", name) for name in names):
             raise ValueError(
                 f"{path}: holds no tensor of {module!r}, which modules_to_save of {ADAPTER_CONFIG_FILE} names; the "
                 "adapter is incomplete"

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eval.replies.engines import check_platform
 from eval.replies.pictures import (
     Picture,
     TileLimits,
@@ -201,11 +200,6 @@ def test_a_picture_keeps_its_size_and_limits_in_pixels_are_refused(internvl_chec
     assert (given.getpixel((3, 3)), black.getpixel((3, 3))) == ((255, 255, 255), (0, 0, 0))
     with pytest.raises(ValueError, match=r"min_pixels and max_pixels have no effect .* \(1 to 4 of 28 x 28 pixels\)"):
         pixel_limits(processor, min_pixels=None, max_pixels=784)
-
-
-def test_vllm_is_refused_before_anything_is_loaded(internvl_checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="vLLM is not supported for the family internvl; use --engine huggingface"):
-        check_platform(internvl_checkpoint, otherwise="use --engine huggingface")
 
 
 def test_an_adapter_by_default_is_on_the_decoder_alone(tokenizer: Any) -> None:

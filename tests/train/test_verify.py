@@ -235,6 +235,8 @@ def adapters(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     write_adapter(pocket_checkpoint, root / "late", **late)
     write_adapter(pocket_checkpoint, root / "untrained", std=0.0, **late)
     write_adapter(pocket_checkpoint, root / "saved", modules_to_save=["merger"], **late)
+    write_adapter(pocket_checkpoint, root / "early", layers_to_transform=[0, 1])
+    write_adapter(pocket_checkpoint, root / "head", modules_to_save=["lm_head"], **late)
     return root
 
 
@@ -247,7 +249,7 @@ def test_the_names_of_an_adapter_prove_which_blocks_it_leaves_alone(
     frozen = plan_freeze(pocket_layout, FreezeArguments(freeze=["early", "mid", "vision"])).frozen
     assert f"proof: all {len(frozen)} tensors of early mid vision stay bit-identical when" in printed
     (row,) = (line.split() for line in printed.splitlines() if line.startswith("late "))
-    assert row[2:] == ["4", "2,", "4", "0"]
+    assert row[2:] == ["4", "4-5", "2,", "4", "0"]
     tensors = {one["name"]: one for one in json.loads(report.read_text())["tensors"]}
     assert list(tensors) == list(pocket_layout.parameters)
     assert {name for name, one in tensors.items() if one["update"] != "none"} == {
@@ -268,6 +270,17 @@ def test_a_block_that_an_adapter_changes_is_a_breach(
     assert "BREACH: the adapter changes " in printed and "proof" not in printed
 
 
+def test_layers_to_transform_that_reach_the_tower_are_found(
+    pocket_checkpoint: Path, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT takes the tower's blocks 0 and 1 for layers too (`findings/peft-layers-to-transform-…`)."""
+    main(arguments(pocket_checkpoint, adapters / "early", "mid", "late", "projector"))
+    with pytest.raises(SystemExit):
+        main(arguments(pocket_checkpoint, adapters / "early", "vision"))
+    printed = capsys.readouterr().out
+    assert all(f"breach: model.visual.blocks.{block}.mlp.down_proj.weight: " in printed for block in (0, 1))
+
+
 def test_the_verdict_on_an_adapter_is_that_on_its_merge(
     pocket_checkpoint: Path, adapters: Path, tmp_path: Path
 ) -> None:
@@ -283,6 +296,17 @@ def test_the_verdict_on_an_adapter_is_that_on_its_merge(
             main(arguments(pocket_checkpoint, end, "early", "mid", "vision", "embed"))
             with pytest.raises(SystemExit):
                 main(arguments(pocket_checkpoint, end, moved))
+
+
+def test_a_head_of_its_own_counts_for_the_matrix_that_the_model_ties_it_to(
+    pocket_checkpoint: Path, pocket_layout: Layout, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pocket_layout.tied
+    main(arguments(pocket_checkpoint, adapters / "head", "vision", "early", "norm"))
+    for block in ("head", "embed"):
+        with pytest.raises(SystemExit):
+            main(arguments(pocket_checkpoint, adapters / "head", block))
+        assert "embed_tokens.weight: a weight trained in full" in capsys.readouterr().out
 
 
 def test_an_untrained_adapter_changes_nothing_and_that_is_said(

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from models.adapters.reading import Adapter, LowRank, Update, read_tensor
-from models.blocks import BLOCKS, REGIONS, block_names
+from models.blocks import BLOCKS, REGIONS, block_names, format_layers
 from models.checkpoint import Checkpoint
-from models.layout import Layout
+from models.layout import Layout, Parameter
 from models.shards import DTYPES
 from tracking.tables import format_columns
 from train.freezing.freeze import FreezePlan
@@ -78,10 +78,10 @@ def _kind(update: Update | None, base: Checkpoint) -> str:
 
 
 def format_reach(reached: Sequence[Reach], plan: FreezePlan) -> list[str]:
-    """Returns a table: per block and region the number of tensors, of updates and their ranks, and of zero updates."""
-    rows = [("block", "tensors", "can change", "ranks", "zero updates", "")]
+    """Returns a table: per block and region the tensors and layers that can change, ranks, and zero updates."""
+    rows = [("block", "tensors", "can change", "layers", "ranks", "zero updates", "")]
     for block in (*BLOCKS, *REGIONS):
-        own = [one for one in reached if block_names(plan.layout.parameters[one.name], plan.partition) == block]
+        own = [one for one in reached if block_names(_parameter(one, plan), plan.partition) == block]
         if not own:
             continue
         changing = [one for one in own if one.can_change]
@@ -92,12 +92,17 @@ def format_reach(reached: Sequence[Reach], plan: FreezePlan) -> list[str]:
                 block,
                 str(len(own)),
                 str(len(changing)),
+                format_layers({index for one in changing if (index := _parameter(one, plan).index) is not None}),
                 ", ".join(_ranks(changing)),
                 str(sum(one.update == ZERO for one in own)),
                 f"{kept} of {num_frozen} frozen untouched" if num_frozen else "",
             )
         )
-    return format_columns(rows, right=(1, 2, 4))
+    return format_columns(rows, right=(1, 2, 5))
+
+
+def _parameter(reach: Reach, plan: FreezePlan) -> Parameter:
+    return plan.layout.parameters[reach.name]
 
 
 def _ranks(reached: Sequence[Reach]) -> Iterator[str]:

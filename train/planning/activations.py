@@ -36,7 +36,7 @@ TOKEN_NUMBER_BYTES = 8
 TARGET_BYTES = 16
 """Bytes per token for target, normaliser and entropy."""
 
-GATED, UNGATED = 3, 2
+GATED = 3
 """Saved tensors of the MLP's width before its output projection: SwiGLU saves gate, its activation and up."""
 
 ATTENTION_INPUTS = (
@@ -95,6 +95,8 @@ class Layer:
     head_norms_train: bool = False
     num_state_heads: int = 0
     """Value heads of linear attention; 0 for attention with weights."""
+    ungated_saves: int = 0
+    """Saved tensors of the MLP's width before its output projection, if the MLP has no gate."""
 
     @property
     def gated(self) -> bool:
@@ -182,6 +184,7 @@ def layers_of(
                 head_norms_train=any(parameters[f"{norm}.weight"].name in trainable for norm in head_norms)
                 and not adapter_rank,
                 num_state_heads=parameters[STATE_HEADS].shape[0] if STATE_HEADS in parameters else 0,
+                ungated_saves=layout.family.ungated_saves,
             )
         )
     return layers
@@ -214,7 +217,7 @@ def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: 
         if is_attention and reached:
             total += _attention(layer, tokens, precision) + _head_norms(layer, tokens, precision)
         elif reached:
-            total += num_tokens * (GATED if len(inputs) == 2 else UNGATED) * compute * layer.mlp_width
+            total += num_tokens * (GATED if len(inputs) == 2 else layer.ungated_saves) * compute * layer.mlp_width
         # SDPA saves its output, which is the next input; a vision block concatenates its windows in another tensor.
         kept = is_attention and reached and not layer.fused_qkv and tokens.attention != "eager"
         kept = kept and not layer.gated and not layer.num_state_heads

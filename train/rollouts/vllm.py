@@ -34,6 +34,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from eval.replies.engines import CACHE_VARIABLE, available_bytes
+from models.families import family_of
 from models.layout import WIDTHS, head_size
 from tracking.processes import num_processes
 from train.rollouts.setup import RolloutArguments
@@ -123,13 +124,21 @@ class CheckedGeneration(VLLMGeneration):
             images = [pictures or None for pictures in images]
             token = self.processing_class.image_token_id
             shown = [
-                one_token_a_picture(ids, token, num_images=len(pictures or ()))
+                one_token_a_picture(ids, token, num_images=len(pictures or ()), marks=self._picture_marks())
                 for ids, pictures in zip(prompts, images, strict=True)
             ]
         with self._draws_in_step():
             read, replies, logprobs, token_ids = super().generate(shown, images, num_generations, profiler)
         check_prompts(prompts, read)
         return read, replies, logprobs, token_ids
+
+    def _picture_marks(self) -> list[int]:
+        """Returns the ids of the tokens that the processor, and vLLM too, adds before and after a picture's own."""
+        names = family_of(self.model.config.model_type).picture_marks
+        marks: list[int] = self.processing_class.tokenizer.convert_tokens_to_ids(
+            [getattr(self.processing_class, name) for name in names]
+        )
+        return marks
 
     @contextmanager
     def _draws_in_step(self) -> Iterator[None]:
@@ -261,16 +270,22 @@ def engine_options(setup: EngineSetup, cache: int) -> dict[str, Any]:
     return options
 
 
-def one_token_a_picture(ids: Sequence[int], image_token: int, *, num_images: int) -> list[int]:
+def one_token_a_picture(
+    ids: Sequence[int], image_token: int, *, num_images: int, marks: Collection[int] = ()
+) -> list[int]:
     """Returns a prompt's tokens with each image's run of image tokens reduced to one.
 
     Args:
         ids: token ids of the trainer; an image with n patches after merging is a run of n image tokens.
         image_token: the id of the image token.
         num_images: number of images in the prompt, which must equal the number of runs.
+        marks: tokens that are left out directly before and after a run.
     """
-    pairs = zip([None, *ids], ids, strict=False)
-    kept = [token for before, token in pairs if token != image_token or before != image_token]
+    kept = [
+        token
+        for before, token, after in zip([None, *ids], ids, [*ids[1:], None], strict=False)
+        if not token == image_token == before and not (token in marks and image_token in (before, after))
+    ]
     assert kept.count(image_token) == num_images, f"{kept.count(image_token)} runs of image tokens, {num_images} images"
     return kept
 

@@ -13,13 +13,14 @@ from scipy.linalg import subspace_angles
 
 from models.adapters.merged import MergedCheckpoint
 from models.adapters.opening import open_model
-from models.checkpoint import open_checkpoint
+from models.checkpoint import open_checkpoint, write_like
 from models.layout import layout_of
 from models.loading import load_model
 from models.pocket import write_pocket_checkpoint
 from tests.analyze.deltas.changes import deltas, fp64
 from tests.merge.donors import narrow
 from tests.models.adapters.making import edit_config, write_adapter
+from tracking.tables import write_table
 
 TOLERANCE = 1e-6
 EVERYTHING = "energy floor spectra null geometry"
@@ -47,12 +48,14 @@ def tables(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     written: dict[str, pd.DataFrame] = {}
     arms = ["--rl", f"one={models['one']}", f"two={models['two']}", "--subspace_rank", SUBSPACE_RANK]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analyze.deltas.command.write_table", lambda path, table: written.update({path.stem: table}))
-        patch.setattr("analyze.deltas.command.draw_all", lambda *_: None)
-        patch.setattr("analyze.deltas.command.summary", lambda _: [])
+        patch.setattr(
+            "analyze.deltas.command.write_table",
+            lambda path, table: (written.update({path.stem: table}), write_table(path, table)),
+        )
         directory = tmp_path_factory.mktemp("run") / "out"
-        written |= deltas(directory, "--sft", models["base"], *arms, measures=EVERYTHING)
-    return written
+        spectra = deltas(directory, "--sft", models["base"], *arms, measures=EVERYTHING)["spectra"]
+    assert len(list((directory / "figures").glob("*.png"))) == 5
+    return written | {"spectra": spectra}
 
 
 def product(models: Models, arm: str, name: str) -> np.ndarray:
@@ -196,6 +199,7 @@ def test_merging_in_bf16_loses_most_of_a_small_change_and_the_summary_says_so(
     assert "adapters: changed by merging, %" in printed and "its change s·B·A is exact" in printed
 
 
+@pytest.mark.slow
 def test_dora_and_adapters_on_another_base_are_compared_as_merged(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,13 +214,40 @@ def test_dora_and_adapters_on_another_base_are_compared_as_merged(
     assert "DoRA rescales the rows of 8 weights" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_adapter_as_the_start_is_subtracted_exactly(models: Models, tmp_path: Path) -> None:
-    table = deltas(tmp_path / "out", models["one"], models["two"], measures="energy")["matrices"].set_index("tensor")
+    words = ["--base", models["base"], "--sft", models["one"], "--rl", models["two"]]
+    tables = deltas(tmp_path / "out", *words, measures="energy floor")
     name = "model.language_model.layers.0.self_attn.q_proj.weight"
-    exact = np.linalg.norm(product(models, "two", name) - product(models, "one", name))
-    assert table.loc[name, "energy"] == pytest.approx(exact, rel=TOLERANCE)
+    one, two = (product(models, arm, name) for arm in ("one", "two"))
+    energy = tables["matrices"].set_index(["phase", "tensor"])["energy"]
+    assert energy["sft", name] == pytest.approx(np.linalg.norm(one), rel=1e-5)
+    assert energy["rl", name] == pytest.approx(np.linalg.norm(two - one), rel=1e-5)
+    merged = tables["matrices"].set_index(["phase", "tensor"])["merged_energy"]
+    stored = [open_model(str(models[arm])).tensor(name).double() for arm in ("one", "two")]
+    assert merged["rl", name] == pytest.approx(float((stored[1] - stored[0]).norm()), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_the_merge_beside_the_adapter_is_what_the_merged_columns_say(models: Models, tmp_path: Path) -> None:
+    merged = Path(shutil.copytree(models["base"], tmp_path / "merged"))
+    write_like(merged, start=open_checkpoint(models["base"]), weights=open_model(str(models["one"])))
+    words = ["--sft", models["base"], "--rl", f"exact={models['one']}", f"dense={merged}"]
+    tables = deltas(tmp_path / "out", *words, measures=EVERYTHING)
+    rows = tables["matrices"].set_index(["phase", "tensor"])
+    pairs = tables["geometry"].set_index("tensor")
+    for name in layout_of(models["base"]).parameters:
+        exact, dense = rows.loc["exact", name], rows.loc["dense", name]
+        assert exact["merged_energy"] == pytest.approx(dense["energy"], rel=1e-5)
+        assert exact["merged_changed_frac"] == pytest.approx(dense["changed_frac"], rel=1e-5)
+        if exact["energy"]:
+            assert pairs.loc[name, "cosine"] == pytest.approx(exact["merged_cosine"], rel=1e-5)
+            assert pairs.loc[name, "left_overlap"] > 0.9
+            assert math.isnan(exact["null_spectral_norm"]) and dense["null_spectral_norm"] > 0
+            assert dense["effective_rank"] > 1.2 * exact["effective_rank"]  # rounding looks like many ranks
+
+
+@pytest.mark.slow
 def test_another_base_than_the_one_in_its_configuration_is_noted(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

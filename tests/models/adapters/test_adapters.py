@@ -79,6 +79,28 @@ def test_a_merge_in_fp32_is_peft_s_bit_for_bit(bases: dict[str, Path], tmp_path:
     assert all(torch.equal(loaded[parameter], merged.tensor(parameter)) for parameter in merged.tensors)
 
 
+FAMILIES = ("qwen3_5", "internvl", "qwen3_vl", "qwen2_vl", "qwen3", "qwen2", "mixed")
+
+
+@pytest.mark.cases_slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_every_family_are_merged_as_by_peft(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """On every linear map but the head; `mixed` has fp32 tensors among bf16."""
+    base: Path = request.getfixturevalue(f"{family}_checkpoint")
+    directory = write_adapter(base, tmp_path / "adapter", target_modules="all-linear", std=0.01)
+    merged, expected = open_model(str(directory)), merged_by_peft(base, directory)
+    assert isinstance(merged, MergedCheckpoint)
+    places = {merged.family.place(name)[0] for name in merged.adapter.updates}
+    assert places >= ({"llm"} if merged.family.text_only else {"llm", "vision", "projector"})
+    for name in merged.adapter.updates:
+        assert torch.equal(merged.tensor(name), expected[name]) or merged.tensor(name).ndim > 2, name
+        assert merged.tensors[name].dtype == merged.base.tensors[name].dtype
+    loaded = dict(load_merged(merged).named_parameters())
+    assert all(torch.equal(loaded[name], merged.tensor(name)) for name in loaded)
+
+
 def test_the_exact_change_is_the_factors_product(bases: dict[str, Path], tmp_path: Path) -> None:
     for kind in ("patterns", "tower", "embeddings"):
         name, options = KINDS[kind]

@@ -202,3 +202,32 @@ def test_the_vision_tower_keeps_what_the_formulas_say(pocket_config: Any, number
     projector = [parameter for parameter in layout if parameter.region == "projector"]
     expected += projector_bytes(projector, trainable, precision, num_patches=num_patches, patch_width=64)
     assert expected == pytest.approx(saved_bytes(model, forward), rel=0.03)
+
+
+@pytest.mark.parametrize("numbers", ["fp32", "autocast"])
+def test_a_tower_that_reads_tiles_keeps_what_the_formulas_say(numbers: str) -> None:
+    """Of InternVL, with widths in the published proportion; a norm in bf16 keeps less than the formula for RMSNorm."""
+    from transformers import InternVLForConditionalGeneration
+
+    from tests.small_internvl import build_internvl_tokenizer, internvl_config
+
+    dtype, decoder = PRECISIONS[numbers]
+    width = decoder.compute_bytes
+    precision = Precision(
+        stream_bytes=width, compute_bytes=width, autocast=decoder.autocast, weight_copies=decoder.weight_copies
+    )
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
+    config = internvl_config(build_internvl_tokenizer(), image_size=[112, 112], patch_size=[14, 14], **sizes)
+    model = InternVLForConditionalGeneration(config).to(dtype).train()
+    tiles = torch.randn(3, 3, 112, 112, dtype=dtype)
+
+    def forward() -> Any:
+        with torch.autocast("cpu", torch.bfloat16) if precision.autocast else nullcontext():
+            return model.model.vision_tower(pixel_values=tiles).last_hidden_state
+
+    layout = layout_from_config(config.to_dict())
+    patches = Tokens(num_tokens=3 * 64, sequence_length=0, masked=False)
+    blocks = layers_of(layout, "vision", 2, set(layout.parameters))
+    expected = sum(stack_bytes(blocks, patches, precision, reached=True))
+    expected += patches_bytes(precision, num_patches=patches.num_tokens, pixels_a_patch=588, patch_width=128)
+    assert expected == pytest.approx(saved_bytes(model, forward), rel=0.03 if numbers == "fp32" else 0.1)

@@ -51,6 +51,12 @@ def test_each_picture_becomes_one_token_and_other_tokens_stay(
     assert one_token_a_picture(ids, IMAGE, num_images=num_images) == expected
 
 
+def test_marks_are_left_out_beside_pictures_alone() -> None:
+    """vLLM adds them with the image tokens; in the text they are the reader's own."""
+    ids = [START, 5, START, IMAGE, IMAGE, END, 6, START, IMAGE, END, END]
+    assert one_token_a_picture(ids, IMAGE, num_images=2, marks=[START, END]) == [START, 5, IMAGE, 6, IMAGE, END]
+
+
 def test_a_prompt_with_more_pictures_than_runs_is_no_prompt_of_ours() -> None:
     with pytest.raises(AssertionError, match="1 runs of image tokens, 2 images"):
         one_token_a_picture([START, IMAGE, IMAGE, END], IMAGE, num_images=2)

@@ -40,7 +40,7 @@ def test_in_bfloat16_the_gap_is_what_rounding_explains_with_pictures_as_without(
     assert record(tmp_path / "run")["engine_dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_vl", "qwen3_vl", "internvl"])
 def test_every_family_trains_on_what_its_engine_saw(
     family: str, family_checkpoint_vllm: Callable[[str], Path], many_pictures: Path, tmp_path: Path
 ) -> None:
