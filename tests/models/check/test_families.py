@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.check.command import GUIDE, check_files, check_small
-from models.check.outcome import ABSENT, FAILS
+from models.check.outcome import ABSENT, FAILS, HOLDS
 from models.families import FAMILIES, Family
 from tests.families_page import COLUMNS, NO, PAGE, UNKNOWN, YES, expect, family_checkpoint, read_page
 from tracking.command import REPOSITORY_ROOT
@@ -45,6 +45,14 @@ def test_checks_hold_for_an_untied_qwen3_too(qwen3_untied_checkpoint: Path, tmp_
     assert layout is not None and not layout.tied
     outcomes += check_small(qwen3_untied_checkpoint, tmp_path / "work", checkpoint)
     assert [str(outcome) for outcome in outcomes if outcome.state == FAILS] == []
+
+
+def test_files_with_tensors_of_no_model_and_of_two_dtypes_fit_their_record(mixed_checkpoint: Path) -> None:
+    outcomes, layout, checkpoint = check_files(mixed_checkpoint)
+    found = {outcome.check: outcome for outcome in outcomes}
+    assert {outcome.state for outcome in outcomes} == {HOLDS}
+    assert layout is not None and checkpoint is not None and "mtp.fc.weight" in layout.parameters
+    assert "in bfloat16" in found["dtypes"].detail and "in float32" in found["dtypes"].detail
 
 
 def test_the_page_has_a_row_for_every_record_and_no_open_cell() -> None:
