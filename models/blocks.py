@@ -4,9 +4,10 @@
     llm, llm:4, llm:0-8     decoder layers, counted from 0, ranges inclusive as printed in papers
     vision, vision:0-7      the vision tower, or blocks of it
     projector, embed, norm, head
+    ple, audio              of Gemma 4: the per-layer embeddings, and the tower for sound with its projector
     mtp                     tensors of Qwen3.5's files that predict a second token; no model has them in memory
-    EXPRESSION.attn         of layers: the attention with its input norm
-    EXPRESSION.mlp          of layers: the MLP with its norm
+    EXPRESSION.attn         of layers: the attention with its norms
+    EXPRESSION.mlp          of layers: the MLP with its norms
 
 If embeddings are tied, the shared tensor belongs to `embed`, and `head` is an alias for it.
 """
@@ -16,15 +17,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from models.families import ATTENTION_PARTS, MLP_PARTS
 from models.layout import Layout, Parameter
 from tracking.command import check_all, did_you_mean
 
 BLOCKS = ("early", "mid", "late")
 REGIONS = ("vision", "projector", "embed", "norm", "head")
+OWN_REGIONS = ("ple", "audio")
+"""Regions of some families: Gemma 4's per-layer embeddings, and its tower for sound with its projector."""
 CARRIED_REGIONS = ("mtp",)
 """Regions of the files of some families that no model has in memory (`Family.carried`)."""
-ALL_REGIONS = (*REGIONS, *CARRIED_REGIONS)
+ALL_REGIONS = (*REGIONS, *OWN_REGIONS, *CARRIED_REGIONS)
 PARTITIONS = ("thirds", "paper")
 """Names of ways to cut the decoder into early, mid and late."""
 PARTITION_ARGUMENT = {
@@ -33,7 +35,7 @@ PARTITION_ARGUMENT = {
 }
 CUTS_ARGUMENT = {"help": "first layers of mid and late, such as 8 20; used instead of --partition"}
 """Metadata of the two fields with which every command's arguments choose a partition."""
-PARTS = {"attn": ATTENTION_PARTS, "mlp": MLP_PARTS}
+PARTS = ("attn", "mlp")
 
 PAPER_CUTS = {28: (10, 19)}
 """Layers 0-9, 10-18 and 19-27 of 28 (paper, appendix E); thirds at any other depth."""
@@ -163,6 +165,11 @@ def _match(expression: str, layout: Layout, partition: Partition) -> list[Parame
             f"block expression {expression!r}: {layout.family.model_type} is a text-only model without {name}; "
             "expected early, mid, late, llm, llm:0-8, embed, norm or head"
         )
+    if name in OWN_REGIONS and name not in layout.family.region_names:
+        raise ValueError(
+            f"block expression {expression!r}: {layout.family.model_type} has no {name}; expected early, mid, late, "
+            f"llm, llm:0-8, {', '.join(layout.family.region_names[:-1])} or {layout.family.region_names[-1]}"
+        )
     if name in CARRIED_REGIONS and not any(parameter.region == name for parameter in layout):
         raise ValueError(
             f"block expression {expression!r}: this {layout.family.model_type} has no {name}; expected early, mid, "
@@ -172,7 +179,7 @@ def _match(expression: str, layout: Layout, partition: Partition) -> list[Parame
     indices = _indices(expression, parsed, layout, partition)
     if region == "head" and layout.tied:
         region = "embed"
-    prefixes = PARTS[part] if part else ("",)
+    prefixes = layout.family.parts[part] if part else ("",)
     return [
         parameter
         for parameter in layout

@@ -340,7 +340,7 @@ def cast_bytes(checkpoint: Checkpoint, name: str, dtype: str) -> bytes | memoryv
     import torch
 
     target = checkpoint.tensor(name).to(getattr(torch, DTYPES[dtype][0]))
-    return target.contiguous().view(torch.uint8).numpy().tobytes()
+    return target.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from models.checkpoint import INDEX_FILE, Checkpoint, is_tied_duplicate, stored_layout
 from models.foreign import CONFIG_FILE
-from models.layout import Layout, Parameter, config_value
+from models.layout import Layout, Parameter, config_value, layer_kind
 from models.shards import FLOATING
 from models.tying import explain_lost_head, is_tied, tie_flags
 from tracking.command import did_you_mean
@@ -54,7 +54,7 @@ def check_against_config(checkpoint: Checkpoint) -> None:
     _check_tied_head(checkpoint, tied=is_tied(config))
     layout = stored_layout(checkpoint)
     _check_floating(checkpoint, layout)
-    optional = ("vision", "projector") * family.text_only + ("head",) * layout.tied + family.carried
+    optional = (*family.optional_regions, *family.carried, *("head",) * layout.tied)
     present = {parameter.region for parameter in layout}
     for region, prefix in family.regions:
         if region not in present and region not in optional:
@@ -108,7 +108,7 @@ def _about_head(checkpoint: Checkpoint, name: str) -> str:
 
 
 def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: object) -> None:
-    """Compares the layers of a stack with each other, and their number with the configuration, if it states one."""
+    """Compares layers of one kind with each other, and their number with the configuration, if it states one."""
     layers: dict[int, dict[str, Parameter]] = {}
     for parameter in layout:
         if parameter.region == region and parameter.index is not None:
@@ -130,7 +130,9 @@ def _check_stack(checkpoint: Checkpoint, layout: Layout, region: str, count: obj
         )
     by_kind: dict[str, dict[int, dict[str, Parameter]]] = {}
     for index, layer in sorted(layers.items()):
-        by_kind.setdefault(checkpoint.family.kind_of(layer) if region == "llm" else "", {})[index] = layer
+        kind = checkpoint.family.kind_of(layer) if region == "llm" else ""
+        kind = kind or (layer_kind(checkpoint.config, checkpoint.family, index) if region == "llm" else "")
+        by_kind.setdefault(kind, {})[index] = layer
     for alike in by_kind.values():
         _compare_layers(checkpoint, alike, f"{stack}")
 

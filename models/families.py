@@ -10,11 +10,6 @@ from dataclasses import dataclass, replace
 
 from tracking.command import did_you_mean
 
-ATTENTION_PARTS = ("self_attn.", "linear_attn.", "input_layernorm.")
-"""A layer's attention, of either kind, with its input norm."""
-MLP_PARTS = ("mlp.", "post_attention_layernorm.")
-"""A layer's MLP with its input norm."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -60,11 +55,44 @@ class Family:
     """Endings of the tensors that files may store in fp32 among others in bf16; they are kept in fp32."""
     carried: tuple[str, ...] = ()
     """Regions that Transformers does not load: no model has them in memory, and nothing trains them."""
+    attention_parts: tuple[str, ...] = ("self_attn.", "linear_attn.", "input_layernorm.")
+    """Beginnings of the names, within a layer, of its attention, of either kind, with its norms."""
+    mlp_parts: tuple[str, ...] = ("mlp.", "post_attention_layernorm.")
+    """The same of its MLP with its norms."""
+    buffers: tuple[str, ...] = ()
+    """Last parts of the names of persistent buffers: tensors in the files that no optimizer trains."""
+    optional_regions: tuple[str, ...] = ()
+    """Regions that not every model of the family has."""
+    idle_regions: tuple[str, ...] = ()
+    """Regions that prompts of text and pictures never reach. They are frozen in every run."""
+    idle_parts: tuple[str, ...] = ()
+    """Parts of the configuration that describe idle regions. Their attention has one implementation, `eager`."""
+    token_fields: tuple[str, ...] = ()
+    """The processor's outputs with an entry per token that the model needs beside ids, mask and positions."""
+    vllm: bool = True
+    """False if replies by vLLM are not supported."""
+    plain_layers: bool = True
+    """True if a decoder layer is x + attention(x) and then h + MLP(h), of its input, mask and positions alone."""
 
     @property
     def text_only(self) -> bool:
         """True for a model without a vision tower, which uses a tokenizer instead of a processor."""
         return self.vision_blocks is None
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The parts of a decoder layer that an expression can name -> beginnings of their names within the layer."""
+        return {"attn": self.attention_parts, "mlp": self.mlp_parts}
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """The regions outside the decoder layers."""
+        named = dict.fromkeys(region for region, _ in self.regions)
+        return tuple(named) if self.text_only else tuple(dict.fromkeys(("vision", *named)))
+
+    def is_buffer(self, name: str) -> bool:
+        """Returns whether a name is that of a persistent buffer, which is stored and never trained."""
+        return name.rpartition(".")[2] in self.buffers
 
     def keeps_float32(self, name: str) -> bool:
         """True for a tensor whose fp32 values must not be rounded to the dtype of the others."""
@@ -150,8 +178,8 @@ QWEN3_VL = replace(
         *_VLM_REGIONS,
     ),
     deepstack_key=("vision_config", "deepstack_visual_indexes"),
-    box_space="thousand",
     ungated_saves=1,
+    box_space="thousand",
     decoder_ties=False,
 )
 
@@ -225,9 +253,54 @@ QWEN3_5_TEXT = replace(
     carried=QWEN3_5.carried,
 )
 
+GEMMA4 = Family(
+    model_type="gemma4",  # dense
+    auto_class="AutoModelForImageTextToText",
+    layers="model.language_model.layers.",
+    vision_blocks="model.vision_tower.encoder.layers.",
+    regions=(
+        ("vision", "model.vision_tower.patch_embedder."),
+        ("vision", "model.vision_tower.std_"),
+        ("projector", "model.embed_vision."),
+        ("embed", "model.language_model.embed_tokens."),
+        # Per-layer embeddings: the inputs of all decoder layers beside the hidden states, packed into single tensors.
+        ("ple", "model.language_model.embed_tokens_per_layer."),
+        ("ple", "model.language_model.per_layer_model_projection."),
+        ("ple", "model.language_model.per_layer_projection_norm."),
+        ("norm", "model.language_model.norm."),
+        ("head", "lm_head."),
+        ("audio", "model.audio_tower."),
+        ("audio", "model.embed_audio."),
+    ),
+    spellings=(),
+    num_vision_blocks_key=("vision_config", "num_hidden_layers"),
+    tied_by_default=True,
+    picture_fields=("pixel_values", "image_position_ids"),
+    position_sections=1,
+    picture_marks=("boi_token", "eoi_token"),
+    attention_parts=("self_attn.", "input_layernorm.", "post_attention_layernorm."),
+    # The rest of a layer counts as its MLP: the term of the per-layer embeddings and the factor of its output.
+    mlp_parts=(
+        "mlp.",
+        "pre_feedforward_layernorm.",
+        "post_feedforward_layernorm.",
+        "per_layer_input_gate.",
+        "per_layer_projection.",
+        "post_per_layer_input_norm.",
+        "layer_scalar",
+    ),
+    buffers=("layer_scalar", "input_min", "input_max", "output_min", "output_max", "std_bias", "std_scale"),
+    optional_regions=("ple", "audio"),
+    idle_regions=("audio",),
+    idle_parts=("audio_config",),
+    token_fields=("mm_token_type_ids",),
+    plain_layers=False,
+    vllm=False,
+)
+
 FAMILIES = {
     family.model_type: family
-    for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5, QWEN2, QWEN3, QWEN3_5_TEXT, INTERNVL)
+    for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5, QWEN2, QWEN3, QWEN3_5_TEXT, INTERNVL, GEMMA4)
 }
 
 OTHER_LAYOUTS = {

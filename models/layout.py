@@ -1,4 +1,4 @@
-"""What are a model's parameters? Their names, shapes and positions, from `config.json` alone.
+"""What are a model's parameters? Their names, shapes and positions, from `config.json` alone; persistent buffers too.
 
 The model is built on the meta device: no weights are read and no memory is allocated, so a 7B model costs no more than
 a pocket model.
@@ -8,12 +8,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
 from models.foreign import CONFIG_FILE, explain_folder
 from models.shards import parse_json_object, read_header
 from models.tying import as_loaded
+
+if TYPE_CHECKING:
+    import torch
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per element, by dtype name."""
@@ -21,7 +24,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One parameter: its canonical name and its position in the model."""
+    """One parameter or persistent buffer: its canonical name and its position in the model."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,6 +34,8 @@ class Parameter:
     """Number of the decoder layer or vision block; None outside of them."""
     rest: str
     """The name within its layer or region."""
+    buffer: bool = False
+    """True for a persistent buffer: stored in the files, part of the model, and trained by no optimizer."""
 
     @property
     def num_elements(self) -> int:
@@ -39,7 +44,7 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """All parameters of one model, each once."""
+    """All parameters and persistent buffers of one model, each once."""
 
     family: Family
     num_layers: int
@@ -53,7 +58,7 @@ class Layout:
 
     @property
     def num_elements(self) -> int:
-        return sum(parameter.num_elements for parameter in self)
+        return sum(parameter.num_elements for parameter in self if not parameter.buffer)
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -184,8 +189,33 @@ def shapes_from_config(
         model = getattr(transformers, auto_class or family_of(model_type).auto_class).from_config(
             parsed, dtype=torch.bfloat16, attn_implementation="eager"
         )
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied parameters once
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
     return shapes, bool(parsed.tie_word_embeddings)
+
+
+def stored_tensors(model: "torch.nn.Module") -> dict[str, "torch.Tensor"]:
+    """Returns the tensors of a model that a checkpoint stores: parameters, tied ones once, and persistent buffers."""
+    parameters = dict(model.named_parameters())
+    stored = model.state_dict(keep_vars=True)
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in stored}
+
+
+def layer_kind(config: dict[str, Any], family: Family, index: int) -> str:
+    """Returns the kind of a decoder layer; layers of one kind have the same tensors and compute alike.
+
+    It is empty where the configuration describes one kind only.
+    """
+    types = config_value(config, *family.num_layers_key[:-1], "layer_types")
+    kind = str(types[index]) if isinstance(types, list) and index < len(types) else ""
+    first_reader = first_reading_layer(config, family)
+    return kind if first_reader is None or index < first_reader else f"{kind} with keys and values of an earlier layer"
+
+
+def first_reading_layer(config: dict[str, Any], family: Family) -> int | None:
+    """Returns the first of the last decoder layers that read the keys and values of earlier ones; None without any."""
+    section = family.num_layers_key[:-1]
+    count, num_readers = (config_value(config, *section, key) for key in ("num_hidden_layers", "num_kv_shared_layers"))
+    return count - num_readers if type(count) is int and type(num_readers) is int and num_readers else None
 
 
 def layout_from_shapes(family: Family, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> Layout:
@@ -193,7 +223,9 @@ def layout_from_shapes(family: Family, shapes: dict[str, tuple[int, ...]], *, ti
     parameters = {}
     for name, shape in shapes.items():
         region, index, rest = family.place(name)
-        parameters[name] = Parameter(name=name, shape=shape, region=region, index=index, rest=rest)
+        parameters[name] = Parameter(
+            name=name, shape=shape, region=region, index=index, rest=rest, buffer=family.is_buffer(name)
+        )
     count = {
         region: 1
         + max((p.index for p in parameters.values() if p.region == region and p.index is not None), default=-1)

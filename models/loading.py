@@ -107,6 +107,9 @@ def load_model(
     # a part of them or nothing, and an untied head would be taken for the embedding matrix.
     config.tie_word_embeddings = is_tied(read_model_config(directory))
     config._attn_implementation = asked  # also of the decoder and the tower (read in 5.23)
+    for part in family.idle_parts:  # such a part refuses to be built with anything else
+        if getattr(config, part, None) is not None:
+            getattr(config, part)._attn_implementation = "eager"
     model: PreTrainedModel
     try:
         model, found = auto_class.from_pretrained(
@@ -165,11 +168,12 @@ def _put(parameter: Any, value: "torch.Tensor") -> None:
 
 
 def attentions_of(model: "PreTrainedModel") -> set[str]:
-    """Returns the attention implementations that the parts of a model run with."""
+    """Returns the attention implementations that the parts of a model run with, those without a choice aside."""
     from transformers import PreTrainedModel
 
-    parts = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    return {str(part.config._attn_implementation) for part in parts}
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    fixed = [getattr(model.config, name, None) for name in family_of(model.config.model_type).idle_parts]
+    return {str(part.config._attn_implementation) for part in parts if all(part.config is not one for one in fixed)}
 
 
 def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase":

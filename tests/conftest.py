@@ -16,6 +16,7 @@ import pytest
 
 from models.layout import Layout, layout_of
 from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_tokenizer, write_pocket_checkpoint
+from tests.gemma4 import write_gemma4
 from tests.small_internvl import build_internvl_tokenizer, write_internvl
 from tests.small_study import write_study_settings
 from tests.warm import start_server
@@ -451,6 +452,18 @@ def write_qwen2_vl(directory: Path, tokenizer: Any, head_size: int = HEAD_SIZE) 
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def gemma4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma 4 built like E2B (`tests/gemma4.py`)."""
+    return write_gemma4(tmp_path_factory.mktemp("gemma4") / "checkpoint", "small")
+
+
+@pytest.fixture(scope="session")
+def gemma4_large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma 4 built like 31B."""
+    return write_gemma4(tmp_path_factory.mktemp("gemma4-large") / "checkpoint", "large")
 
 
 @pytest.fixture(scope="session")

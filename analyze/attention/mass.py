@@ -99,7 +99,11 @@ class AttentionMass:
         return output, None
 
     def result(self) -> Float[torch.Tensor, "rows parts layers heads measures"]:
-        """Returns the means over each part's tokens, on the CPU; NaN for a missing part, image or attention matrix."""
+        """Returns the means over each part's tokens, on the CPU; NaN for a missing part, image or attention matrix.
+
+        Entropy and top share within the image are NaN, too, where a token of the part sees nothing of the image, which
+        may have left its sliding window.
+        """
         nothing = torch.full_like(next(iter(self._layers.values())), float("nan"))
         stacked = torch.stack([self._layers.get(layer, nothing) for layer in range(self._num_layers)], 2)
         absent = ~(self._weights.sum(-1) > 0).cpu()

@@ -174,7 +174,9 @@ def measure(
     inputs, segments, weights = make_inputs(rows, model, pad_id=pad_id)
     mass = AttentionMass(segments, weights, top_tokens=top_tokens, rebuild_output=rebuild_output)
     with torch.inference_mode(), accumulating(model, mass):
-        model(**inputs, use_cache=False, logits_to_keep=1)
+        # A tensor, not a number: given a number, Gemma 4 computes only so many last tokens in its last layers.
+        last = torch.tensor([segments.shape[1] - 1], device=model.device)
+        model(**inputs, use_cache=False, logits_to_keep=last)
     return mass
 
 

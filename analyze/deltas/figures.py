@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORWARD_ORDER = ("vision", "projector", "embed", "llm", "norm", "head", "mtp")
+FORWARD_ORDER = ("audio", "vision", "projector", "embed", "ple", "llm", "norm", "head", "mtp")
 """The order of the forward pass for an image."""
 SHADES = {"vision": "#eef3f8", "projector": "#f8f0e4", "llm": "#f1f5ee"}
 REGION_TITLES = {"vision": "vision", "projector": "proj.", "llm": "decoder"}

@@ -110,6 +110,7 @@ def plan_phases(start: str, ends: Sequence[str], base: str | None, *, partition:
         check_against_config(opened)
         check_same_tensors(checkpoints[0], opened)
         check_complete(opened, layout)
+    layout = measurable(layout, checkpoints)
     blocks = make_partition(layout.num_layers, partition=partition, cuts=cuts)
     note = f"not compared: {len(lost)} tensors that not all checkpoints have, the first is {min(lost, default='')}"
     notes = (*(note for phase in phases for note in _notes(phase, checkpoints)), *((note,) if lost else ()))
@@ -155,3 +156,21 @@ def _lost(checkpoints: Sequence[Checkpoint]) -> set[str]:
     """Returns the tensors that Transformers does not load, and so does not save, where some checkpoint lacks them."""
     held = [set(carried_tensors(opened)) for opened in checkpoints]
     return held[0].union(*held) - held[0].intersection(*held)
+
+
+def measurable(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Layout:
+    """Leaves out infinite buffers that are the same everywhere: a clip bound without a limit has no size to compare."""
+    kept = {
+        parameter.name: parameter
+        for parameter in layout
+        if not (parameter.buffer and _is_one_infinity(parameter.name, checkpoints))
+    }
+    return replace(layout, parameters=kept)
+
+
+def _is_one_infinity(name: str, checkpoints: Sequence[Checkpoint]) -> bool:
+    first, *others = checkpoints
+    return bool(first.tensor(name).isinf().all()) and all(
+        first.tensors[name].dtype == other.tensors[name].dtype and first.data(name) == other.data(name)
+        for other in others
+    )

@@ -21,7 +21,6 @@ from eval.statistics.differences import POOLED
 from eval.statistics.intervals import holm
 from eval.statistics.pairing import ACCURACY, Group
 from eval.statistics.pooled import Term, contrast
-from models.blocks import PARTS as NAME_PARTS
 from models.layout import Layout
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def energy_shares(matrices: "pd.DataFrame", layout: Layout) -> "pd.Series[float]
     rest = own["tensor"].map(lambda name: layout.parameters[name].rest)
     found: dict[tuple[str, int], float] = {}
     for part in PARTS:
-        prefixes = ("",) if part == LAYER else NAME_PARTS[part]
+        prefixes = ("",) if part == LAYER else layout.family.parts[part]
         sums = own[rest.str.startswith(prefixes)].groupby("layer")["squared"].sum() / num_runs
         found |= {(part, int(layer)): value for layer, value in zip(sums.index, sums.tolist(), strict=True)}
     import pandas as pd

@@ -7,6 +7,10 @@ given explicitly: what the model remembers of an earlier prompt (its rope deltas
 A family with deepstack (Qwen3-VL) adds features of the picture between its first layers, at places it knows by their
 row. Its prompts are therefore prefilled row by row. Those features are no part of a layer: a layer that is skipped
 still has them added after it.
+
+Gemma 4's layers take per-layer embeddings with a row per prompt, and some read the keys and values of an earlier
+layer: its prompts are prefilled row by row too. A layer that is skipped still computes the keys and values that later
+layers read.
 """
 
 from collections.abc import Sequence
@@ -49,10 +53,11 @@ def answer_rows(
     """
     from transformers import GenerationConfig, StoppingCriteriaList
 
+    family = family_of(model.config.model_type)
     plan = rows.plan.to(model.device)
     model.generation_config = GenerationConfig(**settings)
     with torch.inference_mode():
-        if family_of(model.config.model_type).deepstack_key:
+        if family.deepstack_key or not family.plain_layers:
             every = _tokenize(processor, rows.texts, rows.images, rows.prompts).to(model.device)
             inputs = dict(every)
         else:
@@ -75,8 +80,8 @@ def _tokenize(
 ) -> Any:
     from PIL import Image
 
-    images = [eight_bits(Image.open(path)).convert("RGB") for number in chosen for path in image_paths[number]]
-    given = {"images": images} if images else {}
+    images = [[eight_bits(Image.open(path)).convert("RGB") for path in image_paths[number]] for number in chosen]
+    given = {"images": images} if any(images) else {}
     return processor(text=[texts[number] for number in chosen], padding=True, return_tensors="pt", **given)
 
 

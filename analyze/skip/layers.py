@@ -12,6 +12,10 @@ prompts and different skipped layers, in the prefill and in every step of decodi
 The keys and values of a layer that a row skips are computed and cached, and nothing reads them: attention's output is
 zero in that row.
 
+A layer of Gemma 4 does more: norms after both terms, a third term from the per-layer embeddings, a factor. A row that
+leaves out one term keeps the rest; a row that leaves out both has the layer's input as its output. Where later layers
+share a layer's keys and values, they read them also in the rows that skip it.
+
 Rows of one prompt are alike up to the first layer in which they leave out different things. `Branches` says which rows
 are still alike at each layer, and under `skip.branch` a pass over the prompts alone becomes a pass over all rows, each
 state computed once: for a prompt with every layer skipped in turn, half of the work.
@@ -79,8 +83,9 @@ class RowwiseSkip:
     """Hooks on a model's decoder layers while the context is open; nothing is skipped before `leave_out` is called."""
 
     def __init__(self, model: Any) -> None:
-        prefix = family_of(model.config.model_type).layers
-        self._layers: Sequence[Any] = model.get_submodule(prefix.removesuffix("."))
+        family = family_of(model.config.model_type)
+        self._layers: Sequence[Any] = model.get_submodule(family.layers.removesuffix("."))
+        self._plain_layers = family.plain_layers
         self._left_out: list[Bool[Tensor, "rows 2"]] | None = None
         self._branches: Branches | None = None
         self._handles: list[Any] = []
@@ -92,6 +97,8 @@ class RowwiseSkip:
             attention = next(children[name] for name in ATTENTIONS if name in children)
             for part, sublayer in enumerate((attention, children[MLP])):
                 self._handles.append(sublayer.register_forward_hook(partial(self._leave_out, number, part)))
+            if not self._plain_layers:
+                self._handles.append(layer.register_forward_hook(partial(self._pass_on, number)))
         return self
 
     def __exit__(
@@ -132,6 +139,12 @@ class RowwiseSkip:
         assert term.shape[0] == len(rows), f"a batch of {term.shape[0]} rows under a plan of {len(rows)}"
         term = term.masked_fill(rows[:, None, None], 0)  # whatever it was, NaN too
         return (term, *others) if isinstance(output, tuple) else term
+
+    def _pass_on(self, number: int, layer: Any, arguments: tuple[Any, ...], output: Any) -> Any:
+        """Returns the layer's input in the rows that leave out both terms: other terms and scales are left out too."""
+        if self._left_out is None:
+            return None
+        return torch.where(self._left_out[number].all(1)[:, None, None], arguments[0], output)
 
 
 def _rows(value: Any, rows: Int[Tensor, " states"]) -> Any:

@@ -93,7 +93,7 @@ def _omitted(expression: str, layout: Layout, partition: Partition) -> frozenset
     return frozenset(
         (parameter.index, part)
         for parameter in chosen
-        for part, prefixes in PARTS.items()
+        for part, prefixes in layout.family.parts.items()
         if parameter.index is not None and parameter.rest.startswith(prefixes)
     )
 

@@ -30,6 +30,10 @@ def rebuilt_without(model: Any, configuration: Configuration) -> Any:
     """Returns a copy of a model in which what a configuration leaves out is gone."""
     if configuration.kind in ("attn", "mlp"):
         return with_zero_weights(model, configuration.layers[0], configuration.kind)
+    if not family_of(model.config.model_type).plain_layers:
+        for layer in configuration.layers:
+            model = with_silent_layer(model, layer)
+        return model
     num_deepstack = num_deepstack_layers(model)
     if min(configuration.layers, default=num_deepstack) < num_deepstack:
         # The picture's features are added after these layers: the layer must stay in its place and do nothing.
@@ -67,6 +71,26 @@ def with_passing_layer(model: Any, number: int) -> Any:
     """Returns a copy in which one layer does nothing; the other layers keep their numbers in the cache."""
     rebuilt = copy.deepcopy(model)
     decoder_of(rebuilt).layers[number] = Passing()
+    return rebuilt
+
+
+class Silent(nn.Module):
+    """A layer whose output is its input, and whose keys and values later layers may still read."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        self.layer(hidden_states, *arguments, **options)
+        return hidden_states
+
+
+def with_silent_layer(model: Any, number: int) -> Any:
+    """Returns a copy in which one layer adds nothing, but computes the keys and values that others share."""
+    rebuilt = copy.deepcopy(model)
+    layers = decoder_of(rebuilt).layers
+    layers[number] = Silent(layers[number])
     return rebuilt
 
 

@@ -17,6 +17,12 @@ the state after its last token, and in a swap from layer k on that state is the 
 text before the picture is the same in both. But padding changes such a state, unless it stands before the first token.
 So for these models only prompts of equal lengths go through in one batch (`runs_together`).
 
+In Gemma 4 the tokens of a picture may see each other (`use_bidirectional_attention: vision`), but still nothing after
+the picture, so the same holds. Its last layers may read the keys and values of earlier ones: at layer k a swap changes
+nothing that they see, so from the first of them on a swap is no swap. The per-layer embeddings of the picture's tokens
+enter every layer and are made from the picture; a swap from layer k takes the source's along. Layers with a sliding
+window count padding between tokens, so prompts of equal lengths go through together, in a cache without windows.
+
 Only the public cache interface is used. Positions are always given: what the model remembers of an earlier prompt (its
 rope deltas) never enters.
 
@@ -126,18 +132,25 @@ def positions_argument(positions: Int[Tensor, "sections rows tokens"]) -> Tensor
     return positions[0] if len(positions) == 1 else positions
 
 
+def types_argument(model: Any, types: Sequence[Int[Tensor, " tokens"]]) -> dict[str, Tensor]:
+    """Returns which tokens belong to pictures, as an argument of a model that needs it with positions given."""
+    if not family_of(model.config.model_type).token_fields:
+        return {}
+    return {"mm_token_type_ids": torch.stack(list(types)).to(model.device)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prefixes:
     """What the layers keep of several prefixes, a row each; shorter ones are padded on the right."""
 
     layers: tuple[tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]], ...]
-    """Of each layer: keys and values [rows, heads, longest, head_size]; or, with a recurrent state, that of the
-    convolution and the recurrent one."""
+    """Of each layer that keeps any: keys and values [rows, heads, longest, head_size]; or, with a recurrent state, that
+    of the convolution and the recurrent one."""
     is_state: tuple[bool, ...]
     """Of each layer: whether it keeps a recurrent state."""
     lengths: Int[Tensor, " rows"]
     config: Any
-    """The decoder's, from which an empty cache is made."""
+    """The decoder's, from which an empty cache is made; None for one that keeps everything."""
 
 
 def has_state(model: Any) -> bool:
@@ -145,9 +158,14 @@ def has_state(model: Any) -> bool:
     return "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
+def has_window(model: Any) -> bool:
+    """True for a model some of whose layers see a sliding window, which counts padding between tokens too."""
+    return "sliding_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
 def runs_together(model: Any, prompts: Sequence[ReadyPrompt]) -> list[list[int]]:
-    """Returns which prompts may be rows of one batch: all, or under a recurrent state those of equal lengths."""
-    if not has_state(model):
+    """Returns which prompts may be rows of one batch: all, or those of equal lengths if padding would change them."""
+    if not has_state(model) and not has_window(model):
         return [list(range(len(prompts)))]
     groups: dict[tuple[int, int], list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -166,12 +184,15 @@ def read_prefixes(model: Any, prompts: Sequence[ReadyPrompt]) -> Prefixes:
     for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         input_ids[row, :length] = prompt.input_ids[:length]
         positions[:, row, :length] = prompt.position_ids[:, :length]
-    config = model.config.get_text_config(decoder=True)
+    # Without a configuration the cache keeps all of a prefix, also in layers that see a window of it.
+    config = None if has_window(model) else model.config.get_text_config(decoder=True)
     cache = DynamicCache(config=config)
+    assert len(set(lengths)) == 1 or not has_window(model), "padding after a prefix would count for windows"
     model(
         input_ids=input_ids.to(model.device),
         position_ids=positions_argument(positions).to(model.device),
         **joined_pictures(prompts, model.device),
+        **types_argument(model, [prompt.token_types[: max(lengths)] for prompt in prompts]),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,

@@ -3,7 +3,8 @@
 The definition that the fast path (`prefix.py`) is held against, in tests, and that it is timed against, in
 `benchmarks/probes.py`. During the prefill the picture's hidden states at the first swapped layer's input become the
 source's; where the swapped layers end before the decoder does, the target's own are put back. Qwen3-VL's first layers
-add features of the picture to their outputs (deepstack): inside the swapped layers these are the source's too.
+add features of the picture to their outputs (deepstack): inside the swapped layers these are the source's too. So are
+the per-layer embeddings of Gemma 4, which are made from the picture as well and enter every layer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,15 @@ def model_inputs(model: Any, prompt: ReadyPrompt) -> dict[str, Any]:
     inputs = {
         "input_ids": prompt.input_ids[None],
         "attention_mask": torch.ones_like(prompt.input_ids)[None],
-        **({"mm_token_type_ids": prompt.token_types[None]} if len(prompt.position_ids) > 1 else {}),
+        **({"mm_token_type_ids": prompt.token_types[None]} if takes_types(model, prompt) else {}),
         **prompt.pictures,
     }
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def takes_types(model: Any, prompt: ReadyPrompt) -> bool:
+    """True if a model must be told which tokens belong to pictures, for their positions or for what they see."""
+    return len(prompt.position_ids) > 1 or bool(family_of(model.config.model_type).token_fields)
 
 
 @torch.inference_mode()
@@ -46,7 +52,9 @@ def picture_states(model: Any, prompt: ReadyPrompt) -> list[Float[Tensor, "pictu
 
     handles = [layer.register_forward_pre_hook(keep) for layer in decoder_layers(model)]
     try:
-        model(**model_inputs(model, prompt), use_cache=False, logits_to_keep=1)
+        # A tensor, not a number: given a number, Gemma 4 computes only so many last tokens in its last layers.
+        last = torch.tensor([len(prompt.input_ids) - 1], device=model.device)
+        model(**model_inputs(model, prompt), use_cache=False, logits_to_keep=last)
     finally:
         for handle in handles:
             handle.remove()
@@ -73,7 +81,8 @@ def swapped(
     replaced: dict[int, Tensor] = {}
     if len(layers):
         replaced[layers.start] = source[layers.start]
-        replaced |= {layer: source[layer] for layer in layers[1:] if layer <= num_deepstack_layers(model)}
+        last = len(own) if not family_of(model.config.model_type).plain_layers else num_deepstack_layers(model)
+        replaced |= {layer: source[layer] for layer in layers[1:] if layer <= last}
         if layers.stop < len(own):
             replaced[layers.stop] = own[layers.stop]
     pictured = prompt.token_types.nonzero().flatten().to(model.device)

@@ -25,6 +25,7 @@ from analyze.swap.prefix import (
     runs_together,
 )
 from analyze.swap.records import SwappedPair, Variant, pair_record
+from analyze.swap.reference import takes_types
 from eval.replies.batching import BatchSize
 from eval.replies.generation import greedy_settings
 from eval.replies.subject import Subject
@@ -184,7 +185,7 @@ def plain_replies(model: Any, prompts: Sequence[ReadyPrompt], settings: dict[str
         "attention_mask": padded([torch.ones_like(prompt.input_ids) for prompt in prompts], 0),
         **joined_pictures(prompts, model.device),
     }
-    if len(prompts[0].position_ids) > 1:
+    if takes_types(model, prompts[0]):
         inputs["mm_token_type_ids"] = padded([prompt.token_types for prompt in prompts], 0)
     model.generation_config = GenerationConfig(**settings)
     output = model.generate(**{name: tensor.to(model.device) for name, tensor in inputs.items()})

@@ -9,8 +9,10 @@ REGION_LABELS = {
     "vision": "vision",
     "projector": "proj.",
     "embed": "embed",
+    "ple": "PLE",
     "norm": "norm",
     "head": "head",
+    "audio": "audio",
     "mtp": "mtp",
 }
 RESOLUTION_DPI = 160

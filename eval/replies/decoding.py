@@ -108,6 +108,7 @@ def read_prompts(model: Any, inputs: Any) -> Rows:
         use_cache=True,
         logits_to_keep=1,
         **picture_inputs(model, inputs),
+        **token_inputs(model, inputs, slice(None, -1)),
     )
     return Rows(input_ids, mask, positions, cache)
 
@@ -116,6 +117,12 @@ def picture_inputs(model: Any, inputs: Any) -> dict[str, Any]:
     """Returns those of a processor's outputs that hold pictures, as arguments of the model."""
     fields = family_of(model.config.model_type).picture_fields
     return {name: inputs[name] for name in fields if name in inputs}
+
+
+def token_inputs(model: Any, inputs: Any, tokens: slice) -> dict[str, Any]:
+    """Returns those of a processor's outputs that the model needs for each of some tokens, as its arguments."""
+    fields = family_of(model.config.model_type).token_fields
+    return {name: inputs[name][:, tokens] for name in fields if name in inputs}
 
 
 def prompt_positions(model: Any, inputs: Any) -> "Tensor":

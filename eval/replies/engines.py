@@ -28,6 +28,7 @@ from eval.replies.decoding import LENGTH, REPETITION, STOP
 from eval.replies.pictures import Limits, Picture, PixelLimits, open_picture
 from eval.replies.sampling import SamplingArguments
 from models.checkpoint import open_checkpoint
+from models.families import family_of
 from models.layout import head_size, read_model_config
 from models.shards import DTYPES
 from tracking.command import quiet_libraries
@@ -260,12 +261,15 @@ def check_vllm(subject: "Subject") -> None:
 
 
 def check_platform(directory: Path, *, otherwise: str) -> None:
-    """Rejects vLLM without a device, and head sizes that its attention does not support on CPUs.
+    """Rejects vLLM without a device, for an unsupported family, and for head sizes unsupported on CPUs.
 
     Args:
         directory: the checkpoint's folder.
         otherwise: the alternative to vLLM, for the message.
     """
+    model_type = read_model_config(directory)["model_type"]
+    if not family_of(model_type).vllm:
+        raise ValueError(f"vLLM is not supported for the family {model_type}; {otherwise}")
     quiet_vllm()
     from vllm.platforms import current_platform
 

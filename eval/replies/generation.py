@@ -148,11 +148,10 @@ def generate(
     from PIL import Image
 
     opened = [
-        eight_bits(Image.open(image)).convert("RGB") if isinstance(image, Path) else image
+        [eight_bits(Image.open(image)).convert("RGB") if isinstance(image, Path) else image for image in own]
         for own in images
-        for image in own
     ]
-    given = {"images": opened} if opened else {}
+    given = {"images": opened} if any(opened) else {}
     inputs = processor(text=list(texts), padding=True, return_tensors="pt", **given).to(model.device)
     with torch.inference_mode():
         prompts = read_prompts(model, inputs)

@@ -3,8 +3,8 @@
 The limits are the processor's, or those given. An image is opened, scaled to 8 bits a channel if it has more
 (`data_builders/prompt_sets/depth.py`), and composited onto white if it is transparent. For Qwen's models it is resized
 once to a multiple of the model's cell size within the limits, by Qwen's `fetch_image`. For models that cut an image
-into tiles (InternVL) it keeps its size: the processor resizes it to its tiles. A black image has the size of the image
-that it replaces.
+into tiles (InternVL) or give it a number of tokens (Gemma 4) it keeps its size: the processor resizes it. A black
+image has the size of the image that it replaces.
 """
 
 import hashlib
@@ -68,7 +68,36 @@ class TileLimits:
         return columns, rows
 
 
-Limits: TypeAlias = PixelLimits | TileLimits
+@dataclass(frozen=True, kw_only=True)
+class TokenLimits:
+    """Number of tokens of an image: the processor resizes it, up or down, to the most cells within it."""
+
+    max_tokens: int
+    patch_size: int
+    """Patch side in pixels."""
+    pooled: int
+    """Patches along a side of a cell, which becomes a token."""
+
+    def resized(self, size: Size) -> Size:
+        """Returns the size to which the processor brings an image of a size.
+
+        Raises:
+            ValueError: if not even one cell fits.
+        """
+        from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
+
+        width, height = size
+        max_patches = self.max_tokens * self.pooled**2
+        rows, columns = get_aspect_ratio_preserving_size(height, width, self.patch_size, max_patches, self.pooled)
+        return columns, rows
+
+    def num_tokens(self, size: Size) -> int:
+        """Returns the number of tokens of an image of a size, with the one before and the one after it."""
+        columns, rows = self.resized(size)
+        return columns * rows // (self.patch_size * self.pooled) ** 2 + 2
+
+
+Limits: TypeAlias = PixelLimits | TileLimits | TokenLimits
 
 
 def pixel_limits(processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> Limits | None:
@@ -82,6 +111,8 @@ def pixel_limits(processor: Any, *, min_pixels: int | None, max_pixels: int | No
         if min_pixels is not None or max_pixels is not None:
             raise ValueError("min_pixels and max_pixels have no effect on a text-only model; leave them out")
         return None
+    if getattr(image_processor, "max_soft_tokens", None) is not None:
+        return _token_limits(image_processor, is_limited=min_pixels is not None or max_pixels is not None)
     if getattr(image_processor, "crop_to_patches", None) is not None:
         return _tile_limits(image_processor, is_limited=min_pixels is not None or max_pixels is not None)
     assert image_processor.merge_size == 2, image_processor.merge_size
@@ -110,12 +141,29 @@ def _tile_limits(image_processor: Any, *, is_limited: bool) -> TileLimits:
     return limits
 
 
+def _token_limits(image_processor: Any, *, is_limited: bool) -> TokenLimits:
+    if is_limited:
+        raise ValueError(
+            "min_pixels and max_pixels have no effect on a model that resizes every image to a number of tokens (at "
+            f"most {image_processor.max_soft_tokens}); leave them out, or change max_soft_tokens in the checkpoint's "
+            "processor_config.json"
+        )
+    return TokenLimits(
+        max_tokens=image_processor.max_soft_tokens,
+        patch_size=image_processor.patch_size,
+        pooled=image_processor.pooling_kernel_size,
+    )
+
+
 def num_picture_tokens(processor: Any, size: Size) -> int:
     """Returns the number of tokens that a processor writes for an image of a size, in place of its one token.
 
     Raises:
         ValueError: if the processor rejects the size.
     """
+    limits = pixel_limits(processor, min_pixels=None, max_pixels=None)
+    if isinstance(limits, TokenLimits):
+        return limits.num_tokens(size)
     width, height = size
     counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])  # no public name (5.23)
     return int(counted.num_image_tokens[0])
@@ -132,7 +180,7 @@ def open_picture(picture: Picture, limits: Limits) -> "Image":
 
     with Image.open(picture.path) as file:
         image = Image.new("RGB", file.size) if picture.black else eight_bits(file).copy()
-    if isinstance(limits, TileLimits):
+    if not isinstance(limits, PixelLimits):
         whole: Image.Image = to_rgb(image)
         return whole
     asked = {"image": image, "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
@@ -150,6 +198,8 @@ def resized_size(size: Size, limits: Limits) -> Size:
     """Returns the size in which the model sees an image of a size, in pixels; that of all its tiles together."""
     from qwen_vl_utils.vision_process import smart_resize
 
+    if isinstance(limits, TokenLimits):
+        return limits.resized(size)
     if isinstance(limits, TileLimits):
         tile_columns, tile_rows = limits.arrangement(size)
         return tile_columns * limits.tile_width, tile_rows * limits.tile_height

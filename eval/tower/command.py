@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from data_builders.prompt_sets.images import PixelLimits
-from eval.replies.pictures import TileLimits, pixel_limits
+from eval.replies.pictures import TileLimits, TokenLimits, pixel_limits
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.tower.features import (
     PIXELS,
@@ -160,6 +160,11 @@ def shown_limits(arguments: TowerArguments, directory: Path) -> PixelLimits | Ti
     """Returns between how many pixels all models see the pictures, or into which tiles they are cut."""
     limits = pixel_limits(load_processor(directory), min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels)
     assert limits is not None, directory
+    if isinstance(limits, TokenLimits):
+        raise ValueError(
+            f"{directory}: its processor gives every picture a number of tokens, and eval.tower reads only towers "
+            "whose pictures keep their size or are cut into tiles; expected another family"
+        )
     if isinstance(limits, TileLimits):
         return limits
     return PixelLimits(min_pixels=limits.min_pixels, max_pixels=limits.max_pixels, patch_size=limits.patch_size)

@@ -14,7 +14,7 @@ from merge.recipes.companions import CompanionFile, find_companions
 from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
 from models.adapters.merged import APPLIED, MergedCheckpoint
 from models.adapters.opening import open_model, other_base
-from models.blocks import Partition, format_layers, make_partition, resolve
+from models.blocks import OWN_REGIONS, Partition, format_layers, make_partition, resolve
 from models.checkpoint import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -25,7 +25,7 @@ from models.checkpoint import (
     without,
 )
 from models.completeness import check_against_config
-from models.layout import Layout, Parameter
+from models.layout import Layout, Parameter, layer_kind
 from models.loading import resolved_revision
 from models.shards import encode_header, num_bytes, read_header
 
@@ -163,12 +163,24 @@ def _shared_layout(donors: Mapping[str, Checkpoint]) -> Layout:
                 "expected donors of one family"
             )
         check_same_tensors(_loaded(start), _loaded(donor))
+        _check_same_kinds(first, start, name, donor, layout.num_layers)
         if stored_layout(donor).tied != layout.tied:
             tied, untied = (first, name) if layout.tied else (name, first)
             raise ValueError(
                 f"donor {tied} ties its head to its embeddings, {untied} does not; expected donors that agree"
             )
     return layout
+
+
+def _check_same_kinds(first: str, start: Checkpoint, name: str, donor: Checkpoint, num_layers: int) -> None:
+    """Rejects donors in which a layer of the same number computes in another way, which shapes may not show."""
+    for layer in range(num_layers):
+        one, other = (layer_kind(checkpoint.config, checkpoint.family, layer) for checkpoint in (start, donor))
+        if one and other and one != other:  # a configuration of one kind only may not say which
+            raise ValueError(
+                f"decoder layer {layer} is of the kind {one!r} in donor {first} and {other!r} in {name} (layer_types "
+                "and num_kv_shared_layers in config.json); expected donors whose layers are of the same kinds"
+            )
 
 
 def _loaded(donor: Checkpoint) -> Checkpoint:
@@ -190,6 +202,10 @@ def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple
     if "vision" in rest and narrower:
         rest["vision"] = rest.pop("vision")  # last: gets the rest of the tower; no expression names the stem alone
         notes.append(f"vision: what {' and '.join(narrower)} leave of the tower, the patch embedding included")
+    for region in dict.fromkeys(parameter.region for parameter in layout if parameter.region in OWN_REGIONS):
+        if region not in rest and len(set(rest.values())) == 1:
+            rest[region] = next(iter(rest.values()))
+            notes.append(f"{region}: from {rest[region]}, as all other regions")
     for expression, owner in (*recipe.blocks.items(), *rest.items()):
         if layout.family.text_only and expression in ("vision", "projector"):
             notes.append(f"{expression}: a text-only {layout.family.model_type} has none, so its owner has no effect")

@@ -22,6 +22,7 @@ from merge.recipes.recipe import Blend, Owner, Recipe, donors_of
 from models.adapters.merged import MergedCheckpoint
 from models.adapters.opening import place_of
 from models.checkpoint import Checkpoint
+from models.layout import stored_tensors
 from models.loading import load_model
 from models.shards import DTYPES
 
@@ -74,7 +75,7 @@ class LiveSplicer:
         if self._loaded_from != (files.directory, dtype):
             self._load(files, dtype)
         assert self._model is not None
-        parameters = dict(self._model.named_parameters())  # a tied head appears once, as the embedding matrix
+        parameters = stored_tensors(self._model)  # a tied head appears once, as the embedding matrix
         owners = {name: owner for name, owner in plan.owners.items() if name not in plan.layout.carried}
         _check_names(parameters, owners, files)
         for name, owner in owners.items():

@@ -51,6 +51,9 @@ def blend_bytes(
                 f"{tensor.file}: tensor {name!r} holds {tensor.dtype}, which cannot be blended; "
                 f"expected {', '.join(FLOATING)}, or a recipe that takes it whole from one donor"
             )
+    if donors[blend.start].family.is_buffer(name) and _same_everywhere(donors, blend, name):
+        yield cast_bytes(donors[onto], name, dtype)  # an infinite clip bound has no difference
+        return
     import torch
 
     target = getattr(torch, DTYPES[dtype][0])
@@ -70,6 +73,14 @@ def blend_bytes(
                 f"{dtype} ({num_elements} elements); expected finite numbers: choose a smaller alpha, or other donors"
             )
         yield result.view(torch.uint8).numpy().data
+
+
+def _same_everywhere(donors: Mapping[str, Checkpoint], blend: Blend, name: str) -> bool:
+    first, *others = (donors[donor] for donor in blend.donors)
+    return all(
+        other.tensors[name].dtype == first.tensors[name].dtype and other.data(name) == first.data(name)
+        for other in others
+    )
 
 
 def elements(checkpoint: Checkpoint, name: str, first: int, last: int) -> "torch.Tensor":

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from models.blocks import BLOCKS, make_partition, resolve
+from models.blocks import ALL_REGIONS, BLOCKS, make_partition, resolve
 from models.check.outcome import Outcome, absent, fails, holds
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.completeness import check_complete
@@ -66,8 +66,7 @@ def region_table(layout: Layout) -> list[str]:
     """Returns one line per block and region: tensors and elements."""
     partition = make_partition(layout.num_layers)
     lines = []
-    present = dict.fromkeys(parameter.region for parameter in layout if parameter.region != "llm")
-    for place in (*BLOCKS, *present):
+    for place in (*BLOCKS, *ALL_REGIONS):
         region = "llm" if place in BLOCKS else place
         members = [
             parameter

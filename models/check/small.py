@@ -122,8 +122,8 @@ class Small:
         """Returns prompts as the model takes them, padded on the left."""
         from PIL import Image
 
-        images = [Image.open(path).convert("RGB") for own in paths for path in own]
-        given = {"images": images} if images else {}
+        images = [[Image.open(path).convert("RGB") for path in own] for own in paths]
+        given = {"images": images} if any(images) else {}
         return dict(self.processor(text=list(texts), padding=True, return_tensors="pt", **given))
 
     def batch(self) -> dict[str, "torch.Tensor"]:
@@ -136,13 +136,6 @@ class Small:
         generator = torch.Generator().manual_seed(3)
         tokens = torch.randint(0, min(1000, embedding.shape[0]), (2, 24), generator=generator)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-
-
-def held_tensors(model: Any) -> dict[str, "torch.Tensor"]:
-    """Returns what a checkpoint of a model stores, by its names in memory: parameters, tied ones once, and buffers."""
-    stored = model.state_dict(keep_vars=True)
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
-    return dict(model.named_parameters()) | buffers
 
 
 def make_small(config: dict[str, Any], family: Family, folder: Path, *, companions: Path | None) -> Small:
@@ -162,7 +155,7 @@ def make_small(config: dict[str, Any], family: Family, folder: Path, *, companio
 
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
     whole = transformers.AutoConfig.for_model(family.model_type, **values)
-    reduced = type(whole).from_dict(shrink(whole.to_dict()))
+    reduced = type(whole).from_dict(shrink(whole.to_dict()) | dict.fromkeys(family.idle_parts))
     torch.manual_seed(0)
     model = getattr(transformers, family.auto_class).from_config(
         reduced, dtype=torch.float32, attn_implementation="sdpa"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from models.adapters.opening import merge_adapter_of
 from models.blocks import BLOCKS
 from models.check.outcome import Outcome, absent, fails, holds, within
-from models.check.small import PICTURES, QUESTIONS, Small, held_tensors
+from models.check.small import PICTURES, QUESTIONS, Small
 from models.checkpoint import open_checkpoint, write_like
+from models.layout import stored_tensors
 from models.loading import load_model
 from train.freezing.adapters import adapter_breaches, add_adapters, plan_adapters
 from train.freezing.backward import GraphWitness, stop_backward_early
@@ -68,14 +69,14 @@ def check_freezing(small: Small) -> Outcome:
     """Freezes each block and region in turn: frozen tensors must keep their bits, all others must move."""
     import torch
 
-    start = held_tensors(small.model)
+    start = stored_tensors(small.model)
     sees = small.no_prompts is None and not small.family.text_only
     still = {p.name for p in small.layout if p.region in ("vision", "projector")} if not sees else set()
     blocks = [*BLOCKS, *small.regions]
     for block in blocks:
         plan = plan_freeze(small.layout, FreezeArguments(freeze=[block]))
         model, _ = trained_copy(small, plan)
-        same = {name for name, tensor in held_tensors(model).items() if torch.equal(tensor, start[name])}
+        same = {name for name, tensor in stored_tensors(model).items() if torch.equal(tensor, start[name])}
         if moved := [name for name in plan.frozen if name not in same]:
             return fails("freezing", f"{moved[0]} changed although {block} is frozen ({len(moved)} such)")
         if stuck := [name for name in plan.trainable if name in same and name not in still]:
@@ -102,7 +103,7 @@ def _save_and_compare(small: Small) -> Outcome | None:
     if broken := broken_tensors(changes):
         return fails("freezing", f"{broken[0]} is frozen in memory and differs once saved ({len(broken)} such)")
     saved = open_checkpoint(final)
-    if wrong := [name for name, held in held_tensors(model).items() if not torch.equal(saved.tensor(name), held)]:
+    if wrong := [name for name, held in stored_tensors(model).items() if not torch.equal(saved.tensor(name), held)]:
         return fails("freezing", f"{wrong[0]} is saved otherwise than it is held in memory ({len(wrong)} such)")
     return None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analyze.deltas.change import Comparison, measure_many
+from analyze.deltas.plan import measurable
 from analyze.deltas.spectra import singular_values
 from merge.recipes.plan import make_plan
 from merge.recipes.recipe import Blend, Owner, Recipe
@@ -17,10 +18,11 @@ from merge.splice import write_splice
 from merge.tensors.live import LiveSplicer
 from models.blocks import block_names, make_partition
 from models.check.outcome import Outcome, fails, holds, within
-from models.check.small import Small, held_tensors
+from models.check.small import Small
 from models.checkpoint import WEIGHTS_FILE, Checkpoint, cast_bytes, open_checkpoint, write_like
 from models.families import Family
 from models.foreign import CONFIG_FILE
+from models.layout import stored_tensors
 from models.loading import load_model
 from models.shards import write_safetensors
 
@@ -52,7 +54,7 @@ def rewrite(
         if change is None:
             return checkpoint.data(stored.name)
         changed = change(stored.name, checkpoint.tensor(stored.name)).contiguous()
-        return changed.view(torch.uint8).numpy().tobytes()
+        return changed.flatten().view(torch.uint8).numpy().tobytes()
 
     entries = [(name, stored.dtype, stored.shape) for name, stored in names.items()]
     write_safetensors(target / WEIGHTS_FILE, entries, data)
@@ -124,10 +126,10 @@ def check_spellings(small: Small, checkpoint: Checkpoint | None) -> Outcome:
     if lost := sorted(set(names) ^ set(written.tensors)):
         return fails("spellings", f"Transformers writes other tensors than it holds in memory: {', '.join(lost[:3])}")
     spelled_as = spelled_prefixes(checkpoint) if checkpoint is not None else {}
-    start = held_tensors(small.model)
+    start = stored_tensors(small.model)
     if spelled_as:
         respelt = rewrite(small.directory, small.folder / "respelt", respell=respelling(family, spelled_as))
-        loaded = held_tensors(load_model(respelt, dtype="float32"))
+        loaded = stored_tensors(load_model(respelt, dtype="float32"))
         wrong = [name for name in names if not torch.equal(loaded[name], start[name])]
         if wrong:
             return fails("spellings", f"in the files' spelling, Transformers loads another {wrong[0]}")
@@ -151,7 +153,7 @@ def check_precision(small: Small) -> Outcome:
     start = write_in_bf16(open_checkpoint(small.directory), mixed)
     kept = sum(stored.dtype == "F32" for stored in start.tensors.values())
     model = load_model(mixed)
-    for name, tensor in held_tensors(model).items():
+    for name, tensor in stored_tensors(model).items():
         stored = start.tensor(name)
         if tensor.dtype != stored.dtype or not torch.equal(tensor, stored):
             return fails("precision", f"{name} is stored in {stored.dtype} and loaded in {tensor.dtype}, or differs")
@@ -199,8 +201,8 @@ def check_splice(small: Small) -> Outcome:
     for number, asked in enumerate((recipe, mixed)):
         plan = make_plan(asked)
         directory = write_splice(plan, small.folder / f"splice-{number}", max_shard_bytes=None)
-        written, loaded = open_checkpoint(directory), held_tensors(load_model(directory))
-        for name, parameter in held_tensors(splicer.splice(plan)).items():
+        written, loaded = open_checkpoint(directory), stored_tensors(load_model(directory))
+        for name, parameter in stored_tensors(splicer.splice(plan)).items():
             place = block_names(small.layout.parameters[name], partition)
             owner = {**asked.blocks, **asked.rest}[place]
             if isinstance(owner, str) and written.data(name) != opened[owner].data(name):
@@ -219,7 +221,7 @@ def check_deltas(small: Small) -> Outcome:
     import torch
 
     start, end = (open_checkpoint(Path(path)) for path in donors(small).values())
-    names = list(small.layout.parameters)
+    names = list(measurable(small.layout, (start, end)).parameters)
     comparison = Comparison(checkpoints=(start, end), phases=((0, 1),))
     worst = 0.0
     for change in measure_many(comparison, names):

@@ -31,7 +31,7 @@ def plan_adapters(plan: FreezePlan, freeze: FreezeArguments, config: "ModelConfi
     if config.use_dora or config.load_in_4bit or config.load_in_8bit:
         raise ValueError("use_dora, load_in_4bit and load_in_8bit are not supported: the merge would not be exact")
     named = {expression.partition(":")[0].partition(".")[0] for expression in freeze.train_only}
-    for region in named & {"embed", "norm", "head"}:
+    for region in named & {"embed", "ple", "norm", "head"}:
         raise ValueError(f"train_only names {region!r}, which LoRA does not adapt; expected decoder layers or vision")
     adapted = [
         name

@@ -155,7 +155,8 @@ class GraphWitness:
 def layers_with_graph(plan: FreezePlan) -> set[tuple[str, int]]:
     """Returns the (region, index) of layers at or above a trainable parameter, in the order of the forward pass.
 
-    The vision tower feeds the projector; the projector and the embeddings feed the first decoder layer.
+    The vision tower feeds the projector; the projector and the embeddings feed the first decoder layer. Per-layer
+    embeddings feed every layer.
     """
     trainable = [plan.layout.parameters[name] for name in plan.trainable]
     lowest = {
@@ -163,7 +164,7 @@ def layers_with_graph(plan: FreezePlan) -> set[tuple[str, int]]:
         for region in ("vision", "llm")
     }
     patches = any(p.region == "vision" and p.index is None for p in trainable)
-    before_decoder = any(p.region in ("vision", "projector", "embed") for p in trainable)
+    before_decoder = any(p.region in ("vision", "projector", "embed", "ple") for p in trainable)
     reached = set()
     for region, from_start in (("vision", patches), ("llm", before_decoder)):
         first = 0 if from_start else lowest[region]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.checkpoint import Checkpoint, kept_float32
+from models.layout import Parameter, first_reading_layer
 from models.shards import DTYPES
 from tracking.processes import num_processes
 from train.freezing.freeze import FreezePlan
@@ -113,6 +114,42 @@ def check_batches(training: "TrainingArguments", plan: FreezePlan, *, some_witho
             'use gradient_checkpointing_kwargs: {"use_reentrant": false}, always_freeze: [vision, projector], or '
             "abilities that have images"
         )
+
+
+def check_shared_keys(training: "TrainingArguments", start: Checkpoint, plan: FreezePlan, *, lora: bool) -> None:
+    """Rejects reentrant checkpointing where it would lose gradients: of keys and values that later layers share.
+
+    Transformers (5.23) passes them from layer to layer beside the hidden states. Reentrant checkpointing computes them
+    without a gradient, so the layers that own them would learn from their own attention alone. TRL (1.16) switches
+    to it for LoRA under ZeRO-3.
+
+    Raises:
+        ValueError: with a suggested setting.
+    """
+    first_reader = first_reading_layer(start.config, start.family)
+    if first_reader is None or not training.gradient_checkpointing:
+        return
+    forced = lora and zero_stage(training) == 3
+    if not forced and not (training.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        return
+    below = [name for name in plan.trainable if _feeds_layer(plan.layout.parameters[name], first_reader)]
+    if below:
+        cause = (
+            "LoRA under ZeRO-3 uses reentrant gradient checkpointing" if forced else "reentrant gradient checkpointing"
+        )
+        instead = (
+            "gradient_checkpointing: false" if forced else 'gradient_checkpointing_kwargs: {"use_reentrant": false}'
+        )
+        raise ValueError(
+            f"{cause} would lose the gradient that decoder layers from {first_reader} on send through the keys "
+            f"and values of earlier ones, to {below[0]!r} and others; use {instead}"
+        )
+
+
+def _feeds_layer(parameter: Parameter, layer: int) -> bool:
+    if parameter.region == "llm":
+        return parameter.index is not None and parameter.index < layer
+    return parameter.region in ("vision", "projector", "embed", "ple")
 
 
 @dataclass(frozen=True, kw_only=True)

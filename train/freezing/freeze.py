@@ -26,7 +26,7 @@ from models.blocks import (
     resolve,
 )
 from models.checkpoint import Checkpoint, cast_bytes
-from models.layout import Layout
+from models.layout import Layout, Parameter
 from models.shards import DTYPES
 from tracking.progress import progress, weighted_progress
 from tracking.tables import format_columns
@@ -95,18 +95,19 @@ class FreezePlan:
         return tuple(name for name in self.frozen if name not in carried)
 
 
-def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool = True) -> FreezePlan:
+def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: bool = True) -> FreezePlan:
     """Resolves the expressions against a model.
 
     Args:
         layout: the model's parameters.
         arguments: the expressions.
-        leave_some: the plan is one to train by: something must be left to train, and what no model has in memory is
-            frozen.
+        for_training: a run follows: something must be left to train, and what no run trains is frozen too.
 
     Raises:
         ValueError: for an unknown or unmatched expression, and if nothing would be left to train although it must.
     """
+    if for_training:
+        _check_idle(layout, arguments)
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
     _check_trainable(arguments.train_only)
     always = resolve(arguments.always_freeze, layout, partition)
@@ -116,10 +117,10 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
     else:
         chosen = resolve(arguments.freeze, layout, partition)
         frozen = set(chosen.names) | set(always.names)
-    if leave_some:
-        frozen |= set(layout.carried)
+    if for_training:
+        frozen |= {parameter.name for parameter in layout if never_trains(parameter, layout)}
     trainable = tuple(name for name in layout.parameters if name not in frozen)
-    if leave_some and not trainable:
+    if for_training and not trainable:
         raise ValueError(
             f"freeze {arguments.freeze}, train_only {arguments.train_only} and always_freeze "
             f"{arguments.always_freeze} leave nothing to train"
@@ -129,8 +130,35 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
         partition,
         tuple(name for name in layout.parameters if name in frozen),
         trainable,
-        (*chosen.notes, *always.notes, *_layout_notes(layout)),
+        (*chosen.notes, *always.notes, *_layout_notes(layout), *(_fixed_notes(layout) if for_training else ())),
     )
+
+
+def never_trains(parameter: Parameter, layout: Layout) -> bool:
+    """True for buffers, for regions that prompts of text and pictures never reach, and for what no model loads."""
+    return parameter.buffer or parameter.region in (*layout.family.idle_regions, *layout.family.carried)
+
+
+def _check_idle(layout: Layout, arguments: FreezeArguments) -> None:
+    for expression in arguments.train_only:
+        region = expression.partition(".")[0]
+        if region in layout.family.idle_regions:
+            raise ValueError(
+                f"train_only names {region!r}, which prompts of text and pictures never reach; expected other blocks"
+            )
+
+
+def _fixed_notes(layout: Layout) -> list[str]:
+    """Returns notes on what no run trains."""
+    buffers = [parameter.name.rpartition(".")[2] for parameter in layout if parameter.buffer]
+    idle = [region for region in layout.family.idle_regions if any(p.region == region for p in layout)]
+    notes = [f"{region}: prompts of text and pictures never reach it, so it is frozen" for region in idle]
+    if buffers:
+        notes.append(
+            f"{len(buffers)} buffers ({', '.join(sorted(set(buffers)))}) belong to their blocks and train in no run; "
+            "they are compared with what is frozen"
+        )
+    return notes
 
 
 def _check_trainable(train_only: Sequence[str]) -> None:
@@ -165,7 +193,7 @@ def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
     """Sets `requires_grad` of every parameter according to the plan."""
     frozen = set(plan.frozen_in_memory)
     names = dict(model.named_parameters())
-    missing = (frozen | set(plan.trainable)) ^ set(names)
+    missing = {parameter.name for parameter in plan.layout if not parameter.buffer} ^ set(names)
     assert not missing, f"the model and its configuration disagree on {sorted(missing)[:3]}"
     for name, parameter in names.items():
         parameter.requires_grad_(name not in frozen)
@@ -190,11 +218,11 @@ class BlockCount:
 
 
 def count_blocks(plan: FreezePlan) -> list[BlockCount]:
-    """Returns tensors and parameters per block and region, trainable and total."""
+    """Returns tensors and parameters per block and region, trainable and total; without buffers."""
     trainable = set(plan.trainable)
     counts = []
     for block in (*BLOCKS, *ALL_REGIONS):
-        members = [p for p in plan.layout if block_names(p, plan.partition) == block]
+        members = [p for p in plan.layout if block_names(p, plan.partition) == block and not p.buffer]
         if not members:
             continue
         training = [p for p in members if p.name in trainable]

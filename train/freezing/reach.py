@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from models.adapters.reading import Adapter, LowRank, Update, read_tensor
-from models.blocks import BLOCKS, REGIONS, block_names, format_layers
+from models.blocks import ALL_REGIONS, BLOCKS, block_names, format_layers
 from models.checkpoint import Checkpoint
 from models.layout import Layout, Parameter
 from models.shards import DTYPES
@@ -80,7 +80,7 @@ def _kind(update: Update | None, base: Checkpoint) -> str:
 def format_reach(reached: Sequence[Reach], plan: FreezePlan) -> list[str]:
     """Returns a table: per block and region the tensors and layers that can change, ranks, and zero updates."""
     rows = [("block", "tensors", "can change", "layers", "ranks", "zero updates", "")]
-    for block in (*BLOCKS, *REGIONS):
+    for block in (*BLOCKS, *ALL_REGIONS):
         own = [one for one in reached if block_names(_parameter(one, plan), plan.partition) == block]
         if not own:
             continue

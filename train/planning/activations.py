@@ -13,6 +13,7 @@ saves queries, keys, values, its output and a log-sum-exp), the MLP is SwiGLU, a
                    tokens of a chunk: what fused kernels save; PyTorch's own fallback saves several times as much
     SwiGLU         3·e·f, and the product e·f if `down_proj` trains
     autocast       bf16 copies of the weights through which a gradient passes
+    Gemma 4        two more norms, and a third term: 3·e·p for per-layer embeddings of width p, its maps and norm
 
 A layer below the lowest trainable parameter saves nothing (train/freezing/backward.py); a frozen layer above it does
 not save the inputs of its projections. With gradient checkpointing a layer saves its input, and one layer at a time is
@@ -22,6 +23,7 @@ recomputed. TRL (1.16) computes log-probabilities in tiles of 4,096 tokens by 32
 Tests count the saved tensors of the pocket model on the CPU; sizes on a GPU are untested.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.layout import Layout, Parameter
@@ -39,8 +41,9 @@ TARGET_BYTES = 16
 GATED = 3
 """Saved tensors of the MLP's width before its output projection: SwiGLU saves gate, its activation and up."""
 
+FUSED = "attn.qkv"
 ATTENTION_INPUTS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "attn.qkv", "attention.q_proj", "attention.k_proj",
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", FUSED, "attention.q_proj", "attention.k_proj",
     "attention.v_proj", "linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.in_proj_b",
     "linear_attn.in_proj_a",
 )  # fmt: skip
@@ -50,11 +53,21 @@ STATE_HEADS = "linear_attn.A_log"
 CHUNK_TOKENS = 64
 MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj", "mlp.fc1", "mlp.linear_fc1")
 MLP_OUTPUTS = ("mlp.down_proj", "mlp.fc2", "mlp.linear_fc2")
+WITHIN = ("", ".linear")
+"""A linear map's weight is its own, or that of the map inside it (Gemma 4's clipped ones)."""
 HEAD_NORMS = {
     "self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj",
     "attention.q_norm": "attention.q_proj", "attention.k_norm": "attention.k_proj",
 }  # fmt: skip
-NORMS = (("input_layernorm", "norm1", "layernorm_before"), ("post_attention_layernorm", "norm2", "layernorm_after"))
+INPUT_NORMS = (
+    ("input_layernorm", "norm1", "layernorm_before"),
+    ("pre_feedforward_layernorm", "post_attention_layernorm", "norm2", "layernorm_after"),
+)
+"""Norms of what the attention and the MLP read; the first name that a layer has counts."""
+OUTPUT_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+"""Gemma 4's norms of what the attention and the MLP add; it has all four."""
+PLE_GATE, PLE_OUTPUT, PLE_NORM = "per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"
+"""Gemma 4's third term, from the per-layer embeddings."""
 """Parameter names within a layer, for decoder and vision tower."""
 
 
@@ -93,6 +106,11 @@ class Layer:
     head_norm_width: int = 0
     """Norms of queries and keys, if any (Qwen3, InternVL's largest tower)."""
     head_norms_train: bool = False
+    output_norms_train: tuple[bool, bool] | None = None
+    """Of the norms of what attention and MLP add, if any."""
+    ple: tuple[Linear, Linear, bool] | None = None
+    """Gate and output of the per-layer embeddings' term, and whether its norm trains."""
+    fused_qkv: bool = False
     num_state_heads: int = 0
     """Value heads of linear attention; 0 for attention with weights."""
     ungated_saves: int = 0
@@ -105,12 +123,10 @@ class Layer:
         return not self.fused_qkv and not self.num_state_heads and queries == 2 * self.attention_output.num_in
 
     @property
-    def fused_qkv(self) -> bool:
-        return len(self.attention_inputs) == 1
-
-    @property
     def key_width(self) -> int:
-        return self.width if self.fused_qkv else self.attention_inputs[1].num_out
+        if self.fused_qkv:
+            return self.width
+        return self.attention_inputs[1].num_out if len(self.attention_inputs) > 1 else 0  # an earlier layer keeps them
 
     @property
     def mlp_width(self) -> int:
@@ -118,13 +134,15 @@ class Layer:
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return (*self.attention_inputs, self.attention_output, *self.mlp_inputs, self.mlp_output)
+        ple = () if self.ple is None else self.ple[:2]
+        return (*self.attention_inputs, self.attention_output, *self.mlp_inputs, self.mlp_output, *ple)
 
     @property
     def trains(self) -> bool:
         return (
             self.head_norms_train
-            or any(self.norms_train)
+            or any((*self.norms_train, *(self.output_norms_train or ())))
+            or (self.ple is not None and self.ple[2])
             or any(linear.trains or linear.adapter_rank for linear in self.linears)
         )
 
@@ -151,7 +169,8 @@ def layers_of(
             by_index.setdefault(parameter.index, {})[parameter.rest] = parameter
 
     def linears(parameters: dict[str, Parameter], names: tuple[str, ...]) -> tuple[Linear, ...]:
-        found = [parameters[f"{name}.weight"] for name in names if f"{name}.weight" in parameters]
+        inside = (f"{name}{within}.weight" for name in names for within in WITHIN)
+        found = [parameters[name] for name in inside if name in parameters]
         return tuple(
             Linear(
                 num_in=parameter.shape[1],
@@ -164,25 +183,37 @@ def layers_of(
 
     layers = []
     for _, parameters in sorted(by_index.items()):
-        norms = [
-            any(parameters[f"{name}.weight"].name in trainable for name in names if f"{name}.weight" in parameters)
-            for names in NORMS
-        ]
+
+        def norm_trains(names: Sequence[str], parameters: dict[str, Parameter] = parameters) -> bool:
+            """True if the first of these norms that the layer has trains."""
+            found = [parameters[f"{name}.weight"].name for name in names if f"{name}.weight" in parameters]
+            return bool(found) and found[0] in trainable and not adapter_rank
+
         (attention_output,) = linears(parameters, ATTENTION_OUTPUTS)
         (mlp_output,) = linears(parameters, MLP_OUTPUTS)
+        attention_inputs = linears(parameters, ATTENTION_INPUTS)
         head_norms = [norm for norm in HEAD_NORMS if f"{norm}.weight" in parameters]
+        head_norm_width = sum(linears(parameters, (HEAD_NORMS[norm],))[0].num_out for norm in head_norms)
+        four_norms = all(f"{name}.weight" in parameters for name in OUTPUT_NORMS)
+        if four_norms and len(attention_inputs) > 1:  # values have a norm without a weight
+            head_norm_width += attention_inputs[-1].num_out
+        gate = linears(parameters, (PLE_GATE, PLE_OUTPUT))
         layers.append(
             Layer(
                 width=attention_output.num_out,
                 num_heads=num_heads,
-                attention_inputs=linears(parameters, ATTENTION_INPUTS),
+                attention_inputs=attention_inputs,
                 attention_output=attention_output,
                 mlp_inputs=linears(parameters, MLP_INPUTS),
                 mlp_output=mlp_output,
-                norms_train=(norms[0] and not adapter_rank, norms[1] and not adapter_rank),
-                head_norm_width=sum(parameters[f"{HEAD_NORMS[norm]}.weight"].shape[0] for norm in head_norms),
-                head_norms_train=any(parameters[f"{norm}.weight"].name in trainable for norm in head_norms)
-                and not adapter_rank,
+                norms_train=(norm_trains(INPUT_NORMS[0]), norm_trains(INPUT_NORMS[1])),
+                head_norm_width=head_norm_width,
+                head_norms_train=any(norm_trains((norm,)) for norm in head_norms),
+                output_norms_train=(norm_trains(OUTPUT_NORMS[:1]), norm_trains(OUTPUT_NORMS[1:]))
+                if four_norms
+                else None,
+                ple=(gate[0], gate[1], norm_trains((PLE_NORM,))) if gate else None,
+                fused_qkv=f"{FUSED}.weight" in parameters,
                 num_state_heads=parameters[STATE_HEADS].shape[0] if STATE_HEADS in parameters else 0,
                 ungated_saves=layout.family.ungated_saves,
             )
@@ -201,11 +232,12 @@ def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: 
     """
     compute, num_tokens = precision.compute_bytes, tokens.num_tokens
     total = 0
+    after = layer.output_norms_train or (None, None)
     halves = (
-        (layer.norms_train[0], layer.attention_inputs, layer.attention_output),
-        (layer.norms_train[1], layer.mlp_inputs, layer.mlp_output),
+        (layer.norms_train[0], layer.attention_inputs, layer.attention_output, after[0]),
+        (layer.norms_train[1], layer.mlp_inputs, layer.mlp_output, after[1]),
     )
-    for norm_trains, inputs, output in halves:
+    for norm_trains, inputs, output, output_norm_trains in halves:
         is_attention = output is layer.attention_output
         if reached:
             total += num_tokens * (NORM_BYTES * layer.width + 4)
@@ -223,7 +255,30 @@ def layer_bytes(layer: Layer, tokens: Tokens, precision: Precision, *, reached: 
         kept = kept and not layer.gated and not layer.num_state_heads
         total += _projections((output,), tokens, precision, reached=reached, from_norm=False, kept=kept)
         reached = reached or output.trains or bool(output.adapter_rank)
+        if output_norm_trains is not None:
+            total += _norm(layer, tokens, precision, reached=reached, trains=output_norm_trains)
+            reached = reached or output_norm_trains
+    if layer.ple is not None:
+        total += _ple(layer, tokens, precision, reached=reached)
     return total
+
+
+def _norm(layer: Layer, tokens: Tokens, precision: Precision, *, reached: bool, trains: bool) -> int:
+    a_token = (NORM_BYTES * layer.width + 4) * reached + precision.stream_bytes * layer.width * trains
+    return tokens.num_tokens * a_token
+
+
+def _ple(layer: Layer, tokens: Tokens, precision: Precision, *, reached: bool) -> int:
+    """Returns the bytes of the per-layer embeddings' term: gate, activation, product, output, norm."""
+    assert layer.ple is not None
+    gate, output, norm_trains = layer.ple
+    total = _projections((gate,), tokens, precision, reached=reached, from_norm=False, kept=False)
+    reached = reached or gate.trains or bool(gate.adapter_rank)
+    if reached:  # the gate before and after its activation, and the embedding that it multiplies
+        total += tokens.num_tokens * GATED * precision.compute_bytes * gate.num_out
+    total += _projections((output,), tokens, precision, reached=reached, from_norm=False, kept=False)
+    reached = reached or output.trains or bool(output.adapter_rank)
+    return total + _norm(layer, tokens, precision, reached=reached, trains=norm_trains)
 
 
 def _projections(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.checkpoint import Checkpoint, kept_float32, usual_dtype
-from models.layout import WIDTHS, Layout
+from models.layout import WIDTHS, Layout, layer_kind
 from models.shards import DTYPES
 from train.freezing.freeze import FreezePlan
 from train.planning.activations import (
@@ -40,6 +40,8 @@ GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = GIB
 """CUDA context and library work space: an assumption until measured on a GPU."""
 PIXEL_BYTES = 4
+SLIDING = "sliding_attention"
+"""Kind of layers with a sliding window, as `layer_types` names it."""
 KEYS = "self_attn.k_proj.weight"
 
 
@@ -61,6 +63,8 @@ class Model:
     """Tensors that the checkpoint keeps in fp32 among others."""
     state_elements: int = 0
     """Elements of the states that all layers with linear attention keep of one sequence."""
+    windows: tuple[int | None, ...] = ()
+    """Sliding window of each decoder layer's attention, None for one that sees everything; empty if all do."""
 
     @property
     def hidden_size(self) -> int:
@@ -70,26 +74,31 @@ class Model:
     def vocabulary(self) -> int:
         return next(p.shape[0] for p in self.layout if p.region == "embed")
 
-    @property
-    def key_width(self) -> int:
-        """Width of keys, and of values, in one layer."""
-        return next(p.shape[0] for p in self.layout if p.region == "llm" and p.rest == KEYS)
+    def cache_elements(self, num_tokens: int) -> int:
+        """Returns the elements of keys and values that the decoder keeps of a sequence.
 
-    @property
-    def num_cached_layers(self) -> int:
-        """Layers that cache keys and values; one with linear attention keeps a state instead."""
-        return sum(p.region == "llm" and p.rest == KEYS for p in self.layout)
+        Layers that read the keys and values of an earlier one keep none, those with a sliding window no more than it.
+        """
+        total = 0
+        for parameter in self.layout:
+            if parameter.region == "llm" and parameter.rest == KEYS:
+                assert parameter.index is not None
+                window = self.windows[parameter.index] if self.windows else None
+                total += 2 * parameter.shape[0] * (num_tokens if window is None else min(window, num_tokens))
+        return total
 
 
 def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoint | None) -> Model:
     """Reads a model's configuration and, for a checkpoint, its headers."""
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
-    merge = vision.get("spatial_merge_size", 2)
+    merge = vision.get("pooling_kernel_size") or vision.get("spatial_merge_size", 2)
     side = vision.get("patch_size", 14)
     side = side[0] if isinstance(side, list) else side
-    num_frames = 1 if layout.family.tiled else vision.get("temporal_patch_size", 2)
+    num_frames = 1 if layout.family.tiled or "pooling_kernel_size" in vision else vision.get("temporal_patch_size", 2)
     if layout.family.tiled:
         merge = round(1 / config.get("downsample_ratio", 0.5))
+    kinds = [layer_kind(config, layout.family, layer) for layer in range(layout.num_layers)]
+    windows = [text["sliding_window"] if kind.startswith(SLIDING) else None for kind in kinds]
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
     width, stored = WIDTHS[dtype], layout.num_elements * WIDTHS[dtype]
     if checkpoint is not None:
@@ -105,6 +114,7 @@ def describe_model(layout: Layout, config: dict[str, Any], checkpoint: Checkpoin
         stored_width=width,
         float32=frozenset(kept_float32(checkpoint)) if checkpoint is not None else frozenset(),
         state_elements=_state_elements(layout, text),
+        windows=tuple(windows) if any(windows) else (),
     )
 
 
@@ -243,7 +253,7 @@ def _pass_items(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths
         lora_dropout=recipe.model_config.lora_dropout if rank else 0.0,
     )
     layers = layers_of(plan.layout, "llm", model.num_heads, trainable, adapter_rank=rank)
-    reached = bool(training_regions & {"embed", "vision", "projector"})  # what feeds the first layer
+    reached = bool(training_regions & {"embed", "ple", "vision", "projector"})  # what feeds the first layer
     kept, recomputed = _kept_bytes(layers, tokens, precision, recipe, reached=reached)
     kept += ends_bytes(tokens, precision, layer=layers[0], norm_trains="norm" in training_regions)
     items = [Item(name="activations, decoder", num_bytes=kept, phases=(BACKWARD,))]
@@ -293,7 +303,7 @@ def _vision_bytes(
 
 def _copied_bytes(tensors: list[Tensor], model: Model) -> int:
     """Returns the bytes of autocast's bf16 copies of trainable matrices (only those) during a forward pass."""
-    lookups = {parameter.name for parameter in model.layout if parameter.region in ("embed", "head")}
+    lookups = {p.name for p in model.layout if p.region in ("embed", "head") or "embed_tokens" in p.name}
     num_copied = sum(t.num_elements for t in tensors if t.trains and t.decays and t.name not in lookups)
     return WIDTHS["bfloat16"] * num_copied
 
@@ -315,7 +325,7 @@ def _rollout_items(
     precision, vision_precision = precisions(recipe, weight_width(model, recipe))
     length = lengths.prompt_tokens + recipe.completion_tokens
     # Rotary embedding leaves keys in the stream's dtype, and the cache stores values in the keys' (Transformers 5.23).
-    a_sequence = 2 * model.key_width * model.num_cached_layers * length * precision.stream_bytes
+    a_sequence = model.cache_elements(length) * precision.stream_bytes
     cache = num_sequences * (a_sequence + MASTER_BYTES * model.state_elements)
     items.append(Item(name="KV cache", num_bytes=cache, phases=(ROLLOUT,)))
     prompts = Tokens(num_tokens=num_sequences * lengths.prompt_tokens, sequence_length=lengths.prompt_tokens)

@@ -98,7 +98,7 @@ def tensors_in_memory(
     adapter_bytes: int = 4,
     float32: Collection[str] = (),
 ) -> list[Tensor]:
-    """Returns the parameters in the model's order, without those that no model has in memory.
+    """Returns the parameters in the model's order, without buffers and without those that no model has in memory.
 
     Args:
         plan: trainable parameters; under LoRA, the weights with an adapter.
@@ -111,7 +111,7 @@ def tensors_in_memory(
     tensors = []
     carried = set(plan.layout.carried)
     for parameter in plan.layout:
-        if parameter.name in carried:
+        if parameter.name in carried or parameter.buffer:
             continue
         trains = parameter.name in trainable
         tensors.append(

@@ -36,6 +36,7 @@ from train.freezing.backward import GraphWitness, stop_backward_early
 from train.freezing.engine import (
     check_batches,
     check_precision,
+    check_shared_keys,
     engine_settings,
     keeps_gradients,
     open_engine,
@@ -167,6 +168,7 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
     lora = stage.model_config.use_peft
     check_precision(start.checkpoint, start.plan.frozen, stage.training, stage.model_config.dtype, lora=lora)
     check_batches(stage.training, start.plan, some_without_images=not all(p.images for p in stage.prompts))
+    check_shared_keys(stage.training, start.checkpoint, start.plan, lora=lora)
     settings = stage_settings(stage, start)
     directory = Path(stage.training.output_dir)
     try:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from models.adapters.reading import PEFT_PREFIX
-from models.blocks import BLOCKS, REGIONS
+from models.blocks import ALL_REGIONS, BLOCKS
 from train.freezing.engine import zero_stage
 from train.freezing.freeze import FreezePlan
 from train.running.telemetry_arguments import TelemetryArguments
@@ -110,7 +110,7 @@ class Telemetry(TrainerCallback):
         self._reading = _reading(self._stage)
         training = [(block_of(n, self._plan), p) for n, p in model.named_parameters() if p.requires_grad]
         present = {block for block, _ in training}
-        self._blocks = [block for block in (*BLOCKS, *REGIONS) if block in present]
+        self._blocks = [block for block in (*BLOCKS, *ALL_REGIONS) if block in present]
         self._parameters = [(self._blocks.index(block), parameter) for block, parameter in training]
         # Per block: squares of gradients, squares of updates, changed elements, elements.
         self._sums = torch.zeros(len(self._blocks), 4, dtype=torch.float64, device=args.device)

@@ -28,7 +28,7 @@ def rewrite(source: Path, target: Path, change: Change) -> Path:
     write_safetensors(
         target / "model.safetensors",
         entries,
-        lambda name: changed[name].contiguous().view(torch.uint8).numpy().tobytes(),
+        lambda name: changed[name].contiguous().flatten().view(torch.uint8).numpy().tobytes(),
     )
     return target
 

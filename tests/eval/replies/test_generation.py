@@ -22,7 +22,7 @@ from eval.replies.generation import (
 )
 from models.loading import load_model, load_processor
 
-FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl")
+FAMILIES = ("pocket", "qwen2", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl", "gemma4", "gemma4_large")
 NO_TOKEN = 10**6
 QUESTIONS = (
     "What is 2 + 3 ?",
@@ -64,7 +64,7 @@ class Case:
         return {**settings, "eos_token_id": [*settings["eos_token_id"], *ends]}
 
     def plain(self, number: int, num_new_tokens: int) -> list[int]:
-        """One prompt alone, by Transformers' own `generate`, never ended."""
+        """One prompt alone, by Transformers' own `generate`, never ended: no token has the number -1."""
         images = [Image.open(path) for path in self.images[number]]
         given = {"images": images} if images else {}
         inputs = self.processor(text=[self.texts[number]], return_tensors="pt", **given)

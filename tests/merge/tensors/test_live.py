@@ -22,7 +22,7 @@ from models.loading import load_model
 from models.pocket import PocketShape, write_pocket_checkpoint
 from models.shards import write_safetensors
 
-FAMILIES = ("pocket", "untied", "qwen2", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("pocket", "untied", "qwen2", "qwen2_vl", "qwen3_vl", "gemma4")
 HALFWAY = Blend(start="in", end="rl", alpha=0.5)
 EXTRAPOLATED = Blend(start="in", end="rl", alpha=1.25, onto="third")
 
@@ -42,7 +42,7 @@ def redrawn(checkpoint: Path, directory: Path, *, seed: int) -> Path:
     def data(name_on_disk: str) -> bytes:
         values = opened.tensor(opened.family.canonical(name_on_disk))
         drawn = values + 0.05 * torch.randn(values.shape, generator=generator).to(values.dtype)
-        return drawn.view(torch.uint8).numpy().tobytes()
+        return drawn.flatten().view(torch.uint8).numpy().tobytes()
 
     for file in checkpoint.glob("*.safetensors"):
         stored = [tensor for tensor in opened.tensors.values() if tensor.file == file]
@@ -135,7 +135,7 @@ def assert_same(live: Any, loaded: Any) -> None:
         assert list(ours) == list(theirs)
         for name, tensor in theirs.items():
             assert ours[name].dtype == tensor.dtype, name
-            assert torch.equal(ours[name].view(torch.uint8), tensor.view(torch.uint8)), name
+            assert torch.equal(ours[name].flatten().view(torch.uint8), tensor.flatten().view(torch.uint8)), name
     assert live.config.to_dict() | {"_name_or_path": ""} == loaded.config.to_dict() | {"_name_or_path": ""}
     assert live.generation_config.to_dict() == loaded.generation_config.to_dict()
     assert live.training is loaded.training is False
