@@ -220,12 +220,13 @@ class BlockCount:
 def count_blocks(plan: FreezePlan) -> list[BlockCount]:
     """Returns tensors and parameters per block and region, trainable and total; without buffers."""
     trainable = set(plan.trainable)
+    parameters: dict[str, list[Parameter]] = {}
+    for parameter in plan.layout:
+        parameters.setdefault(block_names(parameter, plan.partition), []).append(parameter)
     counts = []
     for block in (*BLOCKS, *ALL_REGIONS):
         unread = set(plan.layout.carried) if block in BLOCKS else set()
-        members = [
-            p for p in plan.layout if block_names(p, plan.partition) == block and not p.buffer and p.name not in unread
-        ]
+        members = [own for own in parameters.get(block, []) if not own.buffer and own.name not in unread]
         if not members:
             continue
         training = [p for p in members if p.name in trainable]
