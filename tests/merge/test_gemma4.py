@@ -66,6 +66,7 @@ def test_a_checkpoint_that_lost_them_is_compared_without_them(
     assert "tensors of late are bit-identical" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["published", "tuned"])
 def test_a_splice_has_them_where_its_first_donor_has(published: Path, tuned: Path, tmp_path: Path, first: str) -> None:
     paths = {"published": published, "tuned": tuned}
