@@ -152,6 +152,7 @@ def draw_segments(tables: AttentionTables) -> "Figure | None":
 def draw_heads(tables: AttentionTables) -> "Figure | None":
     """Draws the attention to the image per layer and head: the first model's, and the others' difference to it."""
     import matplotlib.pyplot as plt
+    import pandas as pd
 
     table = tables.attention
     table = table[(table["head"] != "mean") & (table["measure"] == "vision") & (table["mode"] == tables.modes[0])]
@@ -165,9 +166,8 @@ def draw_heads(tables: AttentionTables) -> "Figure | None":
         sums = table[table["model"] == model].pivot_table(
             index="head", columns="layer", values=["total", "n"], aggfunc="sum"
         )
-        measured = sums["n"].columns.to_numpy(int)
-        maps[model] = np.full((len(sums), tables.num_layers), np.nan)  # a layer without attention weights stays empty
-        maps[model][:, measured] = sums["total"].to_numpy(float) / sums["n"].to_numpy(float)
+        shares = pd.DataFrame(sums["total"] / sums["n"])  # a layer without attention weights stays empty
+        maps[model] = shares.reindex(columns=range(tables.num_layers)).to_numpy(float)
     first = tables.models[0]
     others = [model for model in tables.models if model != first]
     num_rows = -(-len(maps) // 3)

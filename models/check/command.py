@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.check.outcome import ABSENT, FAILS, HOLDS, Outcome, fails
-from models.families import FAMILIES, family_of
+from models.families import FAMILIES, OTHER_LAYOUTS, family_of
 from models.foreign import CONFIG_FILE
 from models.hub import parse_repository, snapshot
-from models.layout import read_model_config
+from models.layout import layout_of, read_model_config
 from models.loading import CHECKPOINT_FILES, CHECKPOINT_IGNORED, check_checkpoint, local_checkpoint
 from models.shards import parse_json_object
 from tracking.command import REPOSITORY_ROOT, parse_arguments, quiet_libraries
@@ -74,6 +74,8 @@ def check_files(directory: Path) -> "tuple[list[Outcome], Layout | None, Checkpo
     placing, layout = files.check_placing(config, family)
     if layout is None:
         return [placing], None, None
+    if family.carried:
+        layout = layout_of(directory)  # also with the tensors of the files that no model has in memory
     names, checkpoint = files.check_names(directory, layout)
     others = [
         files.check_tying(config, layout, checkpoint),
@@ -89,6 +91,7 @@ def small_checks(small: "Small", checkpoint: "Checkpoint | None") -> dict[str, C
 
     return {
         "spellings": lambda: weights.check_spellings(small, checkpoint),
+        "precision": lambda: weights.check_precision(small),
         "freezing": lambda: training.check_freezing(small),
         "LoRA": lambda: training.check_lora(small),
         "plan": lambda: training.check_plan(small),
@@ -151,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     directory = checkpoint_folder(arguments.model)
     raw = parse_json_object((directory / CONFIG_FILE).read_bytes(), str(directory / CONFIG_FILE))
     print(f"model: {arguments.model}")
-    if isinstance(raw.get("model_type"), str) and raw["model_type"] not in FAMILIES:
+    if isinstance(raw.get("model_type"), str) and raw["model_type"] not in (*FAMILIES, *OTHER_LAYOUTS):
         print("\n".join(describe_unknown(directory, raw)))
         raise SystemExit(EXIT_FAILED)
     outcomes, layout, checkpoint = check_files(directory)

@@ -47,7 +47,7 @@ def names_of(config: dict[str, Any]) -> tuple[str, list[str]]:
         try:
             shapes, _ = shapes_from_config(config, auto_class=auto_class)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reasons.append(str(error).splitlines()[0])
+            reasons.append(str(error).splitlines()[0].partition(". ")[0])
             continue
         return auto_class, list(shapes)
     raise ValueError(f"Transformers builds no model of the type {config['model_type']!r} ({reasons[0]})")

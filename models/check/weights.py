@@ -1,5 +1,6 @@
 """Do names, splices and weight changes hold for a family? Checked on its small random copy, byte by byte."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,8 +19,9 @@ from merge.tensors.live import LiveSplicer
 from models.blocks import block_names, make_partition
 from models.check.outcome import Outcome, fails, holds, within
 from models.check.small import Small
-from models.checkpoint import WEIGHTS_FILE, Checkpoint, open_checkpoint, write_like
+from models.checkpoint import WEIGHTS_FILE, Checkpoint, cast_bytes, open_checkpoint, write_like
 from models.families import Family
+from models.foreign import CONFIG_FILE
 from models.layout import stored_tensors
 from models.loading import load_model
 from models.shards import write_safetensors
@@ -141,6 +143,43 @@ def check_spellings(small: Small, checkpoint: Checkpoint | None) -> Outcome:
                 return fails("spellings", f"{name}, respelled and written back, has another name or other bytes")
     ways = "the files' spelling and the one" if spelled_as else "the one"
     return holds("spellings", f"{len(names)} names; Transformers loads {ways} that it writes, back to the same bytes")
+
+
+def check_precision(small: Small) -> Outcome:
+    """Loads and saves the copy in bf16, with the tensors in fp32 that the family keeps so: bits and dtypes stay."""
+    import torch
+
+    mixed, raw, again = (small.folder / f"precision-{name}" for name in ("start", "raw", "again"))
+    start = write_in_bf16(open_checkpoint(small.directory), mixed)
+    kept = sum(stored.dtype == "F32" for stored in start.tensors.values())
+    model = load_model(mixed)
+    for name, tensor in stored_tensors(model).items():
+        stored = start.tensor(name)
+        if tensor.dtype != stored.dtype or not torch.equal(tensor, stored):
+            return fails("precision", f"{name} is stored in {stored.dtype} and loaded in {tensor.dtype}, or differs")
+    model.save_pretrained(raw)
+    again.mkdir()
+    write_like(again, start=start, weights=open_checkpoint(raw))
+    end = open_checkpoint(again)
+    for name, stored_tensor in start.tensors.items():
+        if end.tensors[name].dtype != stored_tensor.dtype or end.data(name) != start.data(name):
+            return fails("precision", f"{name}, loaded and saved, has another dtype or other bits")
+    return holds("precision", f"{len(start.tensors)} tensors in bf16 ({kept} of them kept in fp32) loaded and saved")
+
+
+def write_in_bf16(source: Checkpoint, target: Path) -> Checkpoint:
+    """Writes a checkpoint in bf16, apart from the tensors that its family keeps in fp32."""
+    shutil.copytree(source.directory, target, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = "bfloat16"
+    (target / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+    tensors = {stored.name_on_disk: stored for stored in source.tensors.values()}
+    dtypes = {name: "F32" if source.family.keeps_float32(own.name) else "BF16" for name, own in tensors.items()}
+    entries = [(name, dtypes[name], own.shape) for name, own in tensors.items()]
+    write_safetensors(target / WEIGHTS_FILE, entries, lambda name: cast_bytes(source, tensors[name].name, dtypes[name]))
+    return open_checkpoint(target)
 
 
 def check_splice(small: Small) -> Outcome:

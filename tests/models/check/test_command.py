@@ -74,6 +74,23 @@ def test_an_unknown_family_gets_its_groups_and_a_record_to_start_from(
     assert {parameter.region for parameter in layout} == {"llm", "embed", "norm", "head"}
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"model_type": "internvl_chat"}', "name the repository of the same model whose name ends in -hf"),
+        ('{"model_type": "nonsense"}', "Transformers builds no model of the type 'nonsense'"),
+        ('{"model_type": 3}', "model_type 3 is not supported"),
+        ('{"hidden_size": 3}', "has no model_type"),
+        ("{", "not readable as JSON"),
+    ],
+)
+def test_what_is_no_configuration_of_a_model_is_one_line(config: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message) as caught:
+        main(["--model", str(tmp_path)])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 def test_a_guessed_record_of_a_model_that_sees_is_the_written_one(qwen3_vl_checkpoint: Path) -> None:
     """Qwen3-VL as if it had no record: every guess is that of its record."""
     from models.check.guess import guess_groups, names_of

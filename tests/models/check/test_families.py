@@ -1,12 +1,13 @@
 """Every family's record, and every instrument on it: the checks of `models.check`, on the fixtures of all families."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from models.check.command import GUIDE, check_files, check_small
-from models.check.outcome import ABSENT, FAILS
+from models.check.outcome import ABSENT, FAILS, HOLDS
 from models.families import FAMILIES, Family
 from tests.families_page import COLUMNS, NO, PAGE, UNKNOWN, YES, expect, family_checkpoint, read_page
 from tracking.command import REPOSITORY_ROOT
@@ -46,6 +47,14 @@ def test_checks_hold_for_an_untied_qwen3_too(qwen3_untied_checkpoint: Path, tmp_
     assert [str(outcome) for outcome in outcomes if outcome.state == FAILS] == []
 
 
+def test_files_with_tensors_of_no_model_and_of_two_dtypes_fit_their_record(mixed_checkpoint: Path) -> None:
+    outcomes, layout, checkpoint = check_files(mixed_checkpoint)
+    found = {outcome.check: outcome for outcome in outcomes}
+    assert {outcome.state for outcome in outcomes} == {HOLDS}
+    assert layout is not None and checkpoint is not None and "mtp.fc.weight" in layout.parameters
+    assert "in bfloat16" in found["dtypes"].detail and "in float32" in found["dtypes"].detail
+
+
 def test_the_page_has_a_row_for_every_record_and_no_open_cell() -> None:
     page = read_page()
     assert PAGE.read_text(encoding="utf-8") == page.render()
@@ -58,6 +67,19 @@ def test_the_page_has_a_row_for_every_record_and_no_open_cell() -> None:
         if page.cells[family][column] == NO and (family, column) not in page.reasons
     ]
     assert open_reasons == []
+
+
+def test_no_code_asks_for_the_name_of_a_family() -> None:
+    """What differs between families is a field of their records."""
+    asked = re.compile(r"model_type[\"'\])]*\s*[!=]=")
+    found = [
+        f"{path.relative_to(REPOSITORY_ROOT)}: {line.strip()}"
+        for package in ("models", "data_builders", "merge", "eval", "analyze", "train")
+        for path in sorted((REPOSITORY_ROOT / package).rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if asked.search(line)
+    ]
+    assert found == []
 
 
 def test_the_guide_names_every_field_of_a_record() -> None:

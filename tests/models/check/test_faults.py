@@ -21,6 +21,7 @@ from models.check.outcome import FAILS, HOLDS
 from models.check.small import Small, make_small
 from models.checkpoint import open_checkpoint
 from models.families import FAMILIES, QWEN2_5_VL
+from models.loading import load_model
 from train.sharing.layout import Layout
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -68,6 +69,10 @@ FAULTS: dict[str, tuple[str, Patch]] = {
         lambda patch: patch.setitem(
             FAMILIES, "qwen2_5_vl", replace(QWEN2_5_VL, spellings=(("model.language_model.", "model.visual."),))
         ),
+    ),
+    "all tensors are loaded in fp32": (
+        "precision",
+        set_path("models.check.weights.load_model", lambda directory: load_model(directory, dtype="float32")),
     ),
     "nothing is frozen": ("freezing", set_path("models.check.training.apply_freeze", lambda model, plan: None)),
     "the adapter is merged with twice its scale": ("LoRA", double_the_adapter),
