@@ -71,7 +71,7 @@ def test_nothing_trains_mtp_and_the_table_says_so(mixed_checkpoint: Path) -> Non
     with pytest.raises(ValueError, match="train_only names 'mtp', which Transformers does not load") as caught:
         plan_freeze(layout, FreezeArguments(train_only=["mtp"]))
     assert "\n" not in str(caught.value)
-    named = plan_freeze(layout, FreezeArguments(freeze=["early", "mtp"]), for_training=False)
+    named = plan_freeze(layout, FreezeArguments(freeze=["early", "mtp"]), leave_some=False)
     assert set(named.frozen) > set(layout.carried)
 
 
