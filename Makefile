@@ -12,6 +12,7 @@
 SHELL := bash
 PYTHON ?= python3
 WORKERS ?= auto
+TESTS ?= not gpu and not vllm
 BIN := .venv/bin
 UV_VERSION := 0.13.8
 LOCKED := --generate-hashes --no-header --no-emit-index-url --quiet
@@ -69,10 +70,10 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not vllm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FILES) -m "$(TESTS)" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 
 test-vllm: setup-vllm-cpu
-	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -m vllm -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest $$(grep -rl --include="*.py" "mark\.vllm" tests) -m vllm -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: setup
 	$(BIN)/ruff check .

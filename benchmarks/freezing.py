@@ -217,6 +217,7 @@ def run_cases(cases: Sequence[Case], work: Path, device: str) -> None:
         if resumed:
             with released():
                 _train(arguments)
+        gc.freeze()  # what the first cases have imported too
         if is_main_process():
             print(f"done: {case.name}", flush=True)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.families import Family, family_of
 from models.foreign import ADAPTER_CONFIG_FILE, CONFIG_FILE, SHARD, explain_folder
-from models.layout import Layout, layout_from_shapes, read_model_config
+from models.layout import Layout, is_carried, layout_from_shapes, read_model_config
 from models.shards import (
     DTYPES,
     FLOATING,
@@ -243,7 +243,7 @@ def stored_layout(checkpoint: Checkpoint) -> Layout:
         for name, stored in checkpoint.tensors.items()
         if not (tied and is_tied_duplicate(checkpoint, name))
     }
-    return layout_from_shapes(checkpoint.family, shapes, tied=tied)
+    return layout_from_shapes(checkpoint.family, shapes, tied=tied, config=checkpoint.config)
 
 
 def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> None:
@@ -279,9 +279,8 @@ def write_like(directory: Path, *, start: Checkpoint, weights: Checkpoint) -> No
 
 
 def carried_tensors(checkpoint: Checkpoint) -> list[str]:
-    """Returns the tensors of regions that Transformers does not load, such as Qwen3.5's `mtp`."""
-    family = checkpoint.family
-    return [name for name in checkpoint.tensors if family.place(name)[0] in family.carried]
+    """Returns the tensors that Transformers does not load, such as Qwen3.5's `mtp`."""
+    return [name for name in checkpoint.tensors if is_carried(checkpoint.config, checkpoint.family, name)]
 
 
 def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:

@@ -61,6 +61,9 @@ class Family:
     """The same of its MLP with its norms."""
     buffers: tuple[str, ...] = ()
     """Last parts of the names of persistent buffers: tensors in the files that no optimizer trains."""
+    unread_parts: tuple[str, ...] = ()
+    """Beginnings of the names, within a layer, of tensors that files may have although the layer reads those of an
+    earlier one. Transformers does not load them; they are carried."""
     optional_regions: tuple[str, ...] = ()
     """Regions that not every model of the family has."""
     idle_regions: tuple[str, ...] = ()
@@ -258,6 +261,7 @@ GEMMA4 = Family(
     auto_class="AutoModelForImageTextToText",
     layers="model.language_model.layers.",
     vision_blocks="model.vision_tower.encoder.layers.",
+    box_space="image",  # not verified; pixels of the image, as prompts can ask for
     regions=(
         ("vision", "model.vision_tower.patch_embedder."),
         ("vision", "model.vision_tower.std_"),
@@ -290,6 +294,7 @@ GEMMA4 = Family(
         "layer_scalar",
     ),
     buffers=("layer_scalar", "input_min", "input_max", "output_min", "output_max", "std_bias", "std_scale"),
+    unread_parts=("self_attn.k_proj.", "self_attn.v_proj.", "self_attn.k_norm."),  # E2B and E4B are published with them
     optional_regions=("ple", "audio"),
     idle_regions=("audio",),
     idle_parts=("audio_config",),

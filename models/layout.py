@@ -34,6 +34,8 @@ class Parameter:
     """Number of the decoder layer or vision block; None outside of them."""
     rest: str
     """The name within its layer or region."""
+    carried: bool = False
+    """True for a tensor of a checkpoint's files that no model has in memory."""
     buffer: bool = False
     """True for a persistent buffer: stored in the files, part of the model, and trained by no optimizer."""
 
@@ -63,7 +65,7 @@ class Layout:
     @property
     def carried(self) -> tuple[str, ...]:
         """The tensors of a checkpoint's files that Transformers does not load: no model has them in memory."""
-        return tuple(parameter.name for parameter in self if parameter.region in self.family.carried)
+        return tuple(parameter.name for parameter in self if parameter.carried)
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
@@ -85,20 +87,28 @@ def layout_of(path: Path) -> Layout:
         ValueError: if the file is missing, malformed, of an unsupported family, or describes parameters that fit no
             region.
     """
-    layout = layout_from_config(read_model_config(path))
-    return _with_carried(layout, path) if layout.family.carried and path.is_dir() else layout
+    config = read_model_config(path)
+    layout, family = layout_from_config(config), family_of(config["model_type"])
+    return _with_carried(layout, path, config) if (family.carried or family.unread_parts) and path.is_dir() else layout
 
 
-def _with_carried(layout: Layout, directory: Path) -> Layout:
-    prefixes = tuple(prefix for region, prefix in layout.family.regions if region in layout.family.carried)
-    shapes = {
-        stored.name: stored.shape
-        for file in sorted(directory.glob("*.safetensors"))
-        for stored in read_header(file).tensors
-        if stored.name.startswith(prefixes)
-    }
-    added = layout_from_shapes(layout.family, shapes, tied=layout.tied).parameters
+def _with_carried(layout: Layout, directory: Path, config: dict[str, Any]) -> Layout:
+    stored = (tensor for file in sorted(directory.glob("*.safetensors")) for tensor in read_header(file).tensors)
+    shapes = {layout.family.canonical(tensor.name): tensor.shape for tensor in stored}
+    shapes = {name: shape for name, shape in shapes.items() if is_carried(config, layout.family, name)}
+    added = layout_from_shapes(layout.family, shapes, tied=layout.tied, config=config).parameters
     return replace(layout, parameters={**layout.parameters, **added})
+
+
+def is_carried(config: dict[str, Any], family: Family, name: str) -> bool:
+    """True for a tensor of a checkpoint's files that Transformers does not load; false for a name without a place."""
+    try:
+        region, index, rest = family.place(name)
+    except ValueError:
+        return False
+    first_reader = first_reading_layer(config, family) if family.unread_parts else None
+    is_reader = region == "llm" and index is not None and first_reader is not None and index >= first_reader
+    return region in family.carried or (is_reader and rest.startswith(family.unread_parts))
 
 
 def read_model_config(path: Path) -> dict[str, Any]:
@@ -218,13 +228,28 @@ def first_reading_layer(config: dict[str, Any], family: Family) -> int | None:
     return count - num_readers if type(count) is int and type(num_readers) is int and num_readers else None
 
 
-def layout_from_shapes(family: Family, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> Layout:
-    """Builds the layout of parameters with the given canonical names and shapes."""
+def layout_from_shapes(
+    family: Family, shapes: dict[str, tuple[int, ...]], *, tied: bool, config: dict[str, Any] | None = None
+) -> Layout:
+    """Builds the layout of tensors with the given canonical names and shapes.
+
+    Args:
+        family: the record of their family.
+        shapes: name -> shape.
+        tied: whether the output head is the embedding matrix.
+        config: the configuration, if the tensors are those of files, of which Transformers may not load some.
+    """
     parameters = {}
     for name, shape in shapes.items():
         region, index, rest = family.place(name)
         parameters[name] = Parameter(
-            name=name, shape=shape, region=region, index=index, rest=rest, buffer=family.is_buffer(name)
+            name=name,
+            shape=shape,
+            region=region,
+            index=index,
+            rest=rest,
+            buffer=family.is_buffer(name),
+            carried=config is not None and is_carried(config, family, name),
         )
     count = {
         region: 1

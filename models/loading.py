@@ -163,7 +163,7 @@ def _put(parameter: Any, value: "torch.Tensor") -> None:
     padded = torch.zeros(shard.numel() * parameter.ds_zero_partition_world_size)
     padded[: value.numel()] = value.flatten()
     first = shard.numel() * parameter.ds_zero_partition_rank
-    shard.data = padded[first : first + shard.numel()].to(shard.device)
+    shard.data = padded[first : first + shard.numel()].clone().to(shard.device)
     parameter.data = value.to(parameter.device) if parameter.numel() else torch.empty(0, device=parameter.device)
 
 

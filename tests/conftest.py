@@ -3,6 +3,7 @@
 import fcntl
 import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -19,11 +20,13 @@ from models.pocket import CHAT_TEMPLATE, INITIALIZER_RANGE, PocketShape, build_t
 from tests.gemma4 import write_gemma4
 from tests.small_internvl import build_internvl_tokenizer, write_internvl
 from tests.small_study import write_study_settings
-from tests.warm import start_server
+from tests.warm import remember_packages, start_server
 from tracking.command import REPOSITORY_ROOT, quiet_libraries
 from tracking.run import is_finished
 
 quiet_libraries()
+remember_packages()
+logging.getLogger().addHandler(logging.NullHandler())  # so that warnings of libraries do not reach stderr
 gc.disable()  # until all modules are imported
 
 LONGEST = (

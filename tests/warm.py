@@ -221,11 +221,28 @@ def become(request: dict[str, Any], shim: str) -> Callable[[], object]:
     return partial(runpy.run_path, name, run_name="__main__")
 
 
+def remember_packages() -> None:
+    """Keeps the metadata of installed packages once it is read: Accelerate parses it in every question about one."""
+    import importlib.metadata
+
+    read = importlib.metadata.Distribution.metadata.fget  # type: ignore[attr-defined]
+    known: dict[str, Any] = {}
+
+    def metadata(distribution: Any) -> Any:
+        place = str(distribution._path)
+        if place not in known:
+            known[place] = read(distribution)
+        return known[place]
+
+    importlib.metadata.PathDistribution.metadata = property(metadata)  # type: ignore[misc, assignment]
+
+
 def prepare() -> None:
     """Imports what commands import, but nothing of the suite itself: a request may come from another checkout."""
     import gc
     import importlib
 
+    remember_packages()
     gc.disable()
     for name in LIBRARIES:
         importlib.import_module(name)

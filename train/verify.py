@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     start = open_model(arguments.start)
     layout = layout_of(start.directory)
     freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
-    whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, for_training=False)
+    whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, leave_some=False)
     adapter = local_checkpoint(arguments.end)
     if is_adapter(adapter) and not isinstance(start, MergedCheckpoint):
         _verify_adapter(arguments, start, whole, read_adapter(adapter, start))

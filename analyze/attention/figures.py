@@ -152,6 +152,7 @@ def draw_segments(tables: AttentionTables) -> "Figure | None":
 def draw_heads(tables: AttentionTables) -> "Figure | None":
     """Draws the attention to the image per layer and head: the first model's, and the others' difference to it."""
     import matplotlib.pyplot as plt
+    import pandas as pd
 
     table = tables.attention
     table = table[(table["head"] != "mean") & (table["measure"] == "vision") & (table["mode"] == tables.modes[0])]
@@ -165,7 +166,8 @@ def draw_heads(tables: AttentionTables) -> "Figure | None":
         sums = table[table["model"] == model].pivot_table(
             index="head", columns="layer", values=["total", "n"], aggfunc="sum"
         )
-        maps[model] = sums["total"].to_numpy(float) / sums["n"].to_numpy(float)
+        shares = pd.DataFrame(sums["total"] / sums["n"])  # a layer without attention weights stays empty
+        maps[model] = shares.reindex(columns=range(tables.num_layers)).to_numpy(float)
     first = tables.models[0]
     others = [model for model in tables.models if model != first]
     num_rows = -(-len(maps) // 3)
@@ -173,7 +175,7 @@ def draw_heads(tables: AttentionTables) -> "Figure | None":
         num_rows, min(3, len(maps)), squeeze=False, sharex=True, sharey=True, layout="constrained",
         figsize=(3.3 * min(3, len(maps)) + 0.4, 0.9 + 2.4 * num_rows),
     )  # fmt: skip
-    extreme = max((float(np.abs(maps[model] - maps[first]).max()) for model in others), default=0.0) or 1.0
+    extreme = max((float(np.nanmax(np.abs(maps[model] - maps[first]))) for model in others), default=0.0) or 1.0
     for axes, model in zip(panels.flat, [first, *others], strict=False):
         if model == first:
             image = axes.imshow(maps[first], aspect="auto", origin="lower", cmap="viridis", vmin=0)

@@ -1,6 +1,7 @@
 """Figures of probes over the decoder's depth, with the same blocks, axis and files for all probes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ LETTER_INCHES, HANDLE_INCHES = 0.066, 0.55
 
 
 def blocks_of(table: "pd.DataFrame") -> dict[str, list[int]]:
-    """Returns the layers of early, mid and late in a table with the columns `layer` and `block`."""
+    """Returns the layers of early, mid and late in a table with the columns `layer` and `block`, where it has any."""
     places = table[["layer", "block"]].drop_duplicates()
-    return {block: sorted(map(int, places["layer"][places["block"] == block])) for block in BLOCKS}
+    found = {block: sorted(map(int, places["layer"][places["block"] == block])) for block in BLOCKS}
+    return {block: layers for block, layers in found.items() if layers}
 
 
 def mark_depth(
@@ -60,8 +62,8 @@ def mark_depth(
 
 def mark_boundaries(axes: "Axes", blocks: Mapping[str, Sequence[int]], colour: str = "#aaaaaa") -> None:
     """Draws dotted lines between the blocks."""
-    for layers in list(blocks.values())[1:]:
-        axes.axvline(layers[0] - 0.5, color=colour, linewidth=0.9, linestyle=":")
+    for before, after in pairwise(blocks.values()):
+        axes.axvline((before[-1] + after[0]) / 2, color=colour, linewidth=0.9, linestyle=":")
 
 
 def common_legend(figure: "Figure", panels: Sequence["Axes"]) -> None:

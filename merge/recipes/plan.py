@@ -111,6 +111,12 @@ def make_plan(recipe: Recipe, *, max_shard_bytes: int | None = None) -> SplicePl
     partition = make_partition(layout.num_layers, partition=recipe.partition, cuts=recipe.cuts)
     parts, notes = _assign(recipe, layout, partition)
     owners = {name: part.owner for part in parts for name in part.names}
+    if lacking := _lacking_unread(owners, layout, donors):
+        owners |= dict.fromkeys(lacking, next(iter(donors)))
+        notes.append(
+            f"{len(lacking)} tensors that no layer reads, such as {lacking[0]!r}: from {next(iter(donors))}, because "
+            "their owner lacks them"
+        )
     _check_dtypes(recipe, donors, owners)
     first = next(iter(donors))
     if first not in recipe.used_donors:
@@ -183,6 +189,16 @@ def _check_same_kinds(first: str, start: Checkpoint, name: str, donor: Checkpoin
             )
 
 
+def _lacking_unread(owners: Mapping[str, Owner], layout: Layout, donors: Mapping[str, Checkpoint]) -> list[str]:
+    """Returns the tensors of decoder layers that no layer reads (`Family.unread_parts`) and that their owner lacks."""
+    return [
+        name
+        for name in layout.carried
+        if layout.parameters[name].region == "llm"
+        and any(name not in donors[donor].tensors for donor in donors_of(owners[name]))
+    ]
+
+
 def _loaded(donor: Checkpoint) -> Checkpoint:
     """Returns a donor without the tensors that Transformers does not load, which another one may have lost."""
     return without(donor, carried_tensors(donor))
@@ -196,7 +212,7 @@ def _assign(recipe: Recipe, layout: Layout, partition: Partition) -> tuple[tuple
     narrower = [expression for expression in recipe.rest if expression.startswith("vision:")]
     rest = dict(recipe.rest)
     for region in dict.fromkeys(layout.parameters[name].region for name in layout.carried):
-        if region not in rest and len(set(rest.values())) == 1:
+        if region != "llm" and region not in rest and len(set(rest.values())) == 1:
             rest[region] = next(iter(rest.values()))
             notes.append(f"{region}: from {rest[region]}, as all other regions")
     if "vision" in rest and narrower:

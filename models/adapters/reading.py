@@ -241,7 +241,9 @@ def _check_tensor(stored: StoredTensor) -> None:
 def _place(stored: StoredTensor, name: str, base: Checkpoint) -> str:
     """Returns the canonical name of the base's tensor that a tensor of the adapter changes."""
     canonical = base.family.canonical(name)
-    if canonical in base.tensors or _is_tied_head(canonical, base):
+    if (canonical in base.tensors and base.family.place(canonical)[0] not in base.family.carried) or _is_tied_head(
+        canonical, base
+    ):
         return canonical
     near = did_you_mean(canonical, base.tensors)
     raise ValueError(

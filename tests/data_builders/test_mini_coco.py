@@ -38,13 +38,15 @@ def shipped() -> dict[str, Any]:
     return read
 
 
+@pytest.mark.slow
 def test_the_shipped_annotations_are_what_the_command_writes() -> None:
     photographs = {image_id: draw_photograph(image_id)[1] for image_id in image_ids()}
     assert to_text(describe(photographs)) == (MINI_COCO / ANNOTATIONS_FILE).read_text(encoding="utf-8")
     assert {path.name for path in (MINI_COCO / IMAGES_DIR).iterdir()} == set(map(file_name, photographs))
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(-1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, -1])
 def test_the_shipped_images_are_what_the_command_renders(number: int, tmp_path: Path) -> None:
     image_id = image_ids()[number]
     path = tmp_path / file_name(image_id)

@@ -57,7 +57,7 @@ def test_all_patterns_equal_the_reference(
         assert_holds(tmp_path / "run" / folder / "checkpoint", expected)
 
 
-@pytest.mark.cases_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_layers", "tied", "cuts"), [(28, False, (10, 19)), (36, True, (12, 24)), (12, True, (4, 8))]
 )

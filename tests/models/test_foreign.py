@@ -34,9 +34,8 @@ def directory(pocket_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pocket_checkpoint, tmp_path / "my $HOME's (old) checkpoint"))
 
 
-@pytest.mark.parametrize(
-    "kind", ["file", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("shards", "other name"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["file", "shards", "other name"])
 def test_the_command_for_pickled_weights_converts_them_bit_by_bit(directory: Path, kind: str) -> None:
     before = open_checkpoint(directory)
     digests = {name: before.sha256(name) for name in before.tensors}
@@ -60,6 +59,7 @@ def test_the_command_for_pickled_weights_converts_them_bit_by_bit(directory: Pat
     assert set(after.tensors) - set(digests) == {"lm_head.weight"}
 
 
+@pytest.mark.slow
 def test_the_command_for_pickled_weights_runs_no_code_in_them(directory: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

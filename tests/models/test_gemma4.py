@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from eval.replies.engines import check_platform
 from eval.replies.pictures import TokenLimits, num_picture_tokens, pixel_limits, resized_size
+from eval.tower.command import shown_limits
 from merge.recipes.plan import make_plan
 from merge.recipes.recipe import recipe_from_pattern
 from models.blocks import BLOCKS, OWN_REGIONS, REGIONS, block_names, make_partition, resolve
@@ -164,3 +166,10 @@ def test_the_tokens_of_a_picture_are_known_from_its_size(gemma4_checkpoint: Path
 def test_vllm_is_refused_before_anything_is_loaded(gemma4_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="vLLM is not supported for the family gemma4; use --engine huggingface"):
         check_platform(gemma4_checkpoint, otherwise="use --engine huggingface")
+
+
+def test_the_probes_of_a_tower_refuse_it_in_one_line(gemma4_checkpoint: Path) -> None:
+    arguments: Any = SimpleNamespace(min_pixels=None, max_pixels=None)
+    with pytest.raises(ValueError, match=r"eval\.tower reads only towers") as caught:
+        shown_limits(arguments, gemma4_checkpoint)
+    assert "\n" not in str(caught.value)

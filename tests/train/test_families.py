@@ -91,7 +91,7 @@ def test_verify_proves_and_finds_a_breach(
 ) -> None:
     end = Path(shutil.copytree(untrained, tmp_path / "end"))
     frozen = ["mid", "head"] if family == "qwen2" else ["mid", "vision", "projector"]
-    plan = plan_freeze(layout_of(untrained), FreezeArguments(freeze=frozen), for_training=False)
+    plan = plan_freeze(layout_of(untrained), FreezeArguments(freeze=frozen), leave_some=False)
     arguments = ["--start", str(untrained), "--end", str(end), "--frozen", *frozen]
     flipped(end, plan.trainable[-1])
     verify(arguments)

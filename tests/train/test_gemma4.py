@@ -3,12 +3,18 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from models.checkpoint import open_checkpoint
 from models.layout import layout_of
 from models.loading import load_model
+from train.freezing.engine import check_shared_keys
 from train.freezing.freeze import FreezeArguments, apply_freeze, count_blocks, format_freeze_table, plan_freeze
+from train.sharing.models import obstacle
 from train.verify import EXIT_BREACH
 from train.verify import main as verify
 
@@ -48,3 +54,50 @@ def test_verify_compares_a_layers_buffer_with_the_layer(
         verify([*arguments, "late"])
     assert exit_info.value.code == EXIT_BREACH
     assert "breach: model.language_model.layers.4.layer_scalar\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "lora", "stage", "train_only", "refused"),
+    [
+        ({"use_reentrant": True}, False, 0, [], "reentrant gradient checkpointing would lose the gradient"),
+        ({"use_reentrant": True}, False, 0, ["late"], None),
+        ({"use_reentrant": False}, False, 0, [], None),
+        (None, True, 3, [], "LoRA under ZeRO-3 uses reentrant .*; use gradient_checkpointing: false"),
+        (None, False, 3, [], None),
+    ],
+)
+def test_reentrant_checkpointing_is_refused_where_it_loses_gradients(
+    gemma4_checkpoint: Path, checkpointing: Any, lora: bool, stage: int, train_only: list[str], refused: str | None
+) -> None:
+    plan = plan_freeze(layout_of(gemma4_checkpoint), FreezeArguments(train_only=train_only))
+    plugin = SimpleNamespace(zero_stage=stage) if stage else None
+    training: Any = SimpleNamespace(
+        gradient_checkpointing=True, gradient_checkpointing_kwargs=checkpointing, deepspeed_plugin=plugin
+    )
+    start = open_checkpoint(gemma4_checkpoint)
+    if refused is None:
+        check_shared_keys(training, start, plan, lora=lora)
+        return
+    with pytest.raises(ValueError, match=refused) as caught:
+        check_shared_keys(training, start, plan, lora=lora)
+    assert "\n" not in str(caught.value)
+
+
+def test_reentrant_checkpointing_does_lose_the_gradient_of_shared_keys(gemma4_checkpoint: Path) -> None:
+    """When this fails, the refusal can go."""
+    tokens = torch.arange(1, 30)[None]
+    found = []
+    for kwargs in (None, {"use_reentrant": False}, {"use_reentrant": True}):
+        model: Any = load_model(gemma4_checkpoint, dtype="float32").train()
+        if kwargs is not None:
+            model.gradient_checkpointing_enable(kwargs)
+            model.enable_input_require_grads()
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        found.append(model.model.language_model.layers[2].self_attn.v_proj.weight.grad)
+    exact, same, other = found
+    assert torch.allclose(exact, same, rtol=1e-4, atol=1e-7)
+    assert (exact - other).norm() > 0.05 * exact.norm()
+
+
+def test_prompts_are_not_shared_and_the_reason_is_one_line(gemma4_checkpoint: Path) -> None:
+    assert obstacle(load_model(gemma4_checkpoint)) == "the model has layers with sliding-window attention"

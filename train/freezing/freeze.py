@@ -95,18 +95,18 @@ class FreezePlan:
         return tuple(name for name in self.frozen if name not in carried)
 
 
-def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: bool = True) -> FreezePlan:
+def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool = True) -> FreezePlan:
     """Resolves the expressions against a model.
 
     Args:
         layout: the model's parameters.
         arguments: the expressions.
-        for_training: a run follows: something must be left to train, and what no run trains is frozen too.
+        leave_some: a run follows: something must be left to train, and what no run trains is frozen too.
 
     Raises:
         ValueError: for an unknown or unmatched expression, and if nothing would be left to train although it must.
     """
-    if for_training:
+    if leave_some:
         _check_idle(layout, arguments)
     partition = make_partition(layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
     _check_trainable(arguments.train_only)
@@ -117,10 +117,10 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: boo
     else:
         chosen = resolve(arguments.freeze, layout, partition)
         frozen = set(chosen.names) | set(always.names)
-    if for_training:
+    if leave_some:
         frozen |= {parameter.name for parameter in layout if never_trains(parameter, layout)}
     trainable = tuple(name for name in layout.parameters if name not in frozen)
-    if for_training and not trainable:
+    if leave_some and not trainable:
         raise ValueError(
             f"freeze {arguments.freeze}, train_only {arguments.train_only} and always_freeze "
             f"{arguments.always_freeze} leave nothing to train"
@@ -130,13 +130,13 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, for_training: boo
         partition,
         tuple(name for name in layout.parameters if name in frozen),
         trainable,
-        (*chosen.notes, *always.notes, *_layout_notes(layout), *(_fixed_notes(layout) if for_training else ())),
+        (*chosen.notes, *always.notes, *_layout_notes(layout), *(_fixed_notes(layout) if leave_some else ())),
     )
 
 
 def never_trains(parameter: Parameter, layout: Layout) -> bool:
     """True for buffers, for regions that prompts of text and pictures never reach, and for what no model loads."""
-    return parameter.buffer or parameter.region in (*layout.family.idle_regions, *layout.family.carried)
+    return parameter.buffer or parameter.carried or parameter.region in layout.family.idle_regions
 
 
 def _check_idle(layout: Layout, arguments: FreezeArguments) -> None:
@@ -193,7 +193,7 @@ def apply_freeze(model: "torch.nn.Module", plan: FreezePlan) -> None:
     """Sets `requires_grad` of every parameter according to the plan."""
     frozen = set(plan.frozen_in_memory)
     names = dict(model.named_parameters())
-    missing = {parameter.name for parameter in plan.layout if not parameter.buffer} ^ set(names)
+    missing = {p.name for p in plan.layout if not p.buffer and not p.carried} ^ set(names)
     assert not missing, f"the model and its configuration disagree on {sorted(missing)[:3]}"
     for name, parameter in names.items():
         parameter.requires_grad_(name not in frozen)
@@ -220,9 +220,13 @@ class BlockCount:
 def count_blocks(plan: FreezePlan) -> list[BlockCount]:
     """Returns tensors and parameters per block and region, trainable and total; without buffers."""
     trainable = set(plan.trainable)
+    parameters: dict[str, list[Parameter]] = {}
+    for parameter in plan.layout:
+        parameters.setdefault(block_names(parameter, plan.partition), []).append(parameter)
     counts = []
     for block in (*BLOCKS, *ALL_REGIONS):
-        members = [p for p in plan.layout if block_names(p, plan.partition) == block and not p.buffer]
+        unread = set(plan.layout.carried) if block in BLOCKS else set()
+        members = [own for own in parameters.get(block, []) if not own.buffer and own.name not in unread]
         if not members:
             continue
         training = [p for p in members if p.name in trainable]

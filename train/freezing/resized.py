@@ -70,7 +70,12 @@ def comparable(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> Comparab
         frozen=tuple(name for name in plan.frozen if name in parameters),
         trainable=tuple(name for name in plan.trainable if name in parameters),
     )
-    unproved = [name for name in left_out if name in frozen or (head_counts and _region(start, name) == "head")]
+    unread = {name for name in lost if _region(start, name) == "llm"}  # no layer reads them, in either model
+    unproved = [
+        name
+        for name in left_out
+        if (name in frozen and name not in unread) or (head_counts and _region(start, name) == "head")
+    ]
     moved = any(moved for _, moved in found.values())
     return Comparable(plan=reduced, left_out=left_out, moved=moved, unproved=tuple(unproved))
 
@@ -86,8 +91,8 @@ def _difference(start: Checkpoint, end: Checkpoint, name: str) -> tuple[str, boo
     """
     if name not in start.tensors or name not in end.tensors:
         owner = start if name in start.tensors else end
-        is_carried = _region(owner, name) in owner.family.carried  # lost, and nothing trained it
-        return None if is_tied_duplicate(owner, name) else (f"only {owner.directory} has it", not is_carried)
+        carried = name in carried_tensors(owner)  # lost, and nothing trained it
+        return None if is_tied_duplicate(owner, name) else (f"only {owner.directory} has it", not carried)
     before, after = start.tensors[name].shape, end.tensors[name].shape
     if before == after:
         return None

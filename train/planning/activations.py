@@ -165,7 +165,7 @@ def layers_of(
     """Returns the layers of `llm` or `vision` with their trainable parts."""
     by_index: dict[int, dict[str, Parameter]] = {}
     for parameter in layout:
-        if parameter.region == region and parameter.index is not None:
+        if parameter.region == region and parameter.index is not None and not parameter.carried:
             by_index.setdefault(parameter.index, {})[parameter.rest] = parameter
 
     def linears(parameters: dict[str, Parameter], names: tuple[str, ...]) -> tuple[Linear, ...]:

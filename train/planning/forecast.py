@@ -81,7 +81,7 @@ class Model:
         """
         total = 0
         for parameter in self.layout:
-            if parameter.region == "llm" and parameter.rest == KEYS:
+            if parameter.region == "llm" and parameter.rest == KEYS and not parameter.carried:
                 assert parameter.index is not None
                 window = self.windows[parameter.index] if self.windows else None
                 total += 2 * parameter.shape[0] * (num_tokens if window is None else min(window, num_tokens))

@@ -177,6 +177,7 @@ def test_without_an_image_the_mass_on_it_is_absent_and_the_rest_is_there(
         measure_attention(arguments({"text": qwen2_checkpoint}, prompt_set, tmp_path / "with_images"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_continues_to_the_same_tables(
     measured: Path, pocket_checkpoint: Path, other_checkpoint: Path, prompt_set: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_a_run_that_was_cut_short_continues_to_the_same_tables(
     assert (cut / "shift.csv").stat().st_mtime_ns == before  # a finished run is left alone
 
 
+@pytest.mark.slow
 def test_a_reference_model_lends_its_greedy_answers_and_a_file_its_replies(
     pocket_checkpoint: Path, other_checkpoint: Path, prompt_set: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +250,7 @@ def test_an_unreadable_image_and_an_empty_reply_are_listed_and_the_rest_goes_on(
     assert (counts.loc["vision", "n"], counts.loc["vision", "num_skipped"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_models_that_read_other_tokens_fail_the_run_after_its_tables(
     pocket_checkpoint: Path,
     other_checkpoint: Path,

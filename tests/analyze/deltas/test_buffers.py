@@ -18,6 +18,7 @@ UNLIMITED = "model.vision_tower.encoder.layers.1.mlp.gate_proj.input_max"
 LIMITED = "model.vision_tower.encoder.layers.0.self_attn.q_proj.input_max"
 
 
+@pytest.mark.slow
 def test_buffers_are_measured_and_unlimited_bounds_are_left_out(gemma4_checkpoint: Path, tmp_path: Path) -> None:
     end = Path(shutil.copytree(gemma4_checkpoint, tmp_path / "end"))
     tensors = read_tensors(end)

@@ -55,7 +55,7 @@ def rebuilt(model: Any, configuration: Configuration, kind: str) -> Any:
     return changed
 
 
-@pytest.fixture(params=["small", pytest.param("large", marks=pytest.mark.slow)])
+@pytest.fixture(params=["small", "large"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Any, Any, list[str], list[list[Path]]]:
     kind = str(request.param)
     checkpoint = request.getfixturevalue("gemma4_checkpoint" if kind == "small" else "gemma4_large_checkpoint")
@@ -79,6 +79,7 @@ def plans(chosen: list[Configuration]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(configuration.plan(NUM_LAYERS)) for configuration in chosen])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_each_row_has_the_logits_of_a_model_rebuilt_without_what_it_leaves_out(
     case: tuple[str, Any, Any, list[str], list[list[Path]]], gemma4_checkpoint: Path
@@ -99,6 +100,7 @@ def test_each_row_has_the_logits_of_a_model_rebuilt_without_what_it_leaves_out(
             assert (skipped[0] - plain[0])[mask[0]].abs().max() > 1e-3, configuration.name
 
 
+@pytest.mark.slow
 def test_rows_answer_as_models_rebuilt_without_what_they_leave_out(
     case: tuple[str, Any, Any, list[str], list[list[Path]]], gemma4_checkpoint: Path
 ) -> None:

@@ -142,6 +142,7 @@ def test_a_set_of_which_no_pair_can_be_swapped_fails_and_says_why(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_tables(
     finished: Path, pocket_checkpoint: Path, pair_set: Path, tmp_path: Path
 ) -> None:

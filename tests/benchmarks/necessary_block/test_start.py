@@ -95,7 +95,7 @@ def test_closed_layers_stay_closed_however_they_train_and_the_block_opens(
         assert ((layer, "self_attn.o_proj.weight") in moved) == (layer in LAYERS[block])
 
 
-@pytest.mark.cases_slow
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_with_the_block_frozen_training_leaves_the_model_blind(models: Path, prompts: Path, block: str) -> None:
     start = models / block / "sft"

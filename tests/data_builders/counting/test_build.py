@@ -66,6 +66,7 @@ def test_every_pair_is_without_defects(pairs_folder: Path) -> None:
         assert list(check_counting(PairPictures(pairs_folder, pair))) == [], pair.id
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_one(pairs_folder: Path, tmp_path: Path) -> None:
     two = digests(build(tmp_path / "two", num_pairs=NUM_PAIRS, num_workers=2))
     assert two == digests(pairs_folder)

@@ -153,7 +153,7 @@ def test_a_killed_build_goes_on_to_the_same_set_and_leaves_no_process(tmp_path: 
     assert not partial.exists()
 
 
-@pytest.mark.cases_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "status", "message"),
     [

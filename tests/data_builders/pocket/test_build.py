@@ -170,6 +170,7 @@ def test_the_pairs_are_sound_distinct_and_in_the_pocket_vocabulary(pairs_folder:
     assert len(shown) == len(pairs)
 
 
+@pytest.mark.cases_slow
 @pytest.mark.parametrize("split", ["test", "validation"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_pictures_of_a_pair_are_held_out(kind: str, split: str) -> None:

@@ -468,6 +468,7 @@ def test_a_hub_id_is_read_from_the_cache_where_the_hub_is_switched_off(
         run(tmp_path / "out2", Path("group/other"))
 
 
+@pytest.mark.slow
 def test_rows_with_pictures_never_sit_in_memory_together(tmp_path: Path) -> None:
     num_rows, noise = 120, np.random.default_rng(0).bytes(2**20)
     rows = [row(number, images=[{"bytes": noise[number:] + noise[:number]}]) for number in range(num_rows)]

@@ -238,6 +238,7 @@ def test_a_statement_about_one_difference_has_the_numbers_of_its_comparison(tmp_
     assert row["verdict"] == SUPPORTED and row["measured_num_tests"] == 2
 
 
+@pytest.mark.slow
 def test_a_mean_of_several_differences_keeps_the_errors_of_the_runs_that_they_share(tmp_path: Path) -> None:
     measured = {(ability, "freeze-mid", "rl"): -0.1 for ability in ("vision-to-reasoning", "reasoning")}
     scores = write_comparison(tmp_path / "c", measured)

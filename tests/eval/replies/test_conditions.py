@@ -143,6 +143,7 @@ def test_a_prompt_asked_black_answers_as_one_whose_picture_is_black(
     assert any(asked[name, "black"] != asked[name, "given"] for name in seeing)
 
 
+@pytest.mark.slow
 def test_a_command_killed_at_any_time_continues_to_the_same_files(
     pocket_checkpoint: Path, prompt_set: Path, descriptions: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def test_prompts_that_belong_together_are_counted_as_such() -> None:
     assert found.kinds[START].prompts_per_cluster == pytest.approx(3)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_variance_between_runs_covers_it_about_as_often_as_it_says() -> None:
     """Three models of two seeds in each of many small studies."""
     covered = []

@@ -73,6 +73,7 @@ def test_a_medmnist_file_is_probed_layer_by_layer_and_a_killed_command_ends_alik
         command(f"base={pocket_checkpoint}", medmnist, killed, "--batch_size", "60", "--num_random", "2", "--seed", "1")
 
 
+@pytest.mark.slow
 def test_a_recipes_tower_is_the_one_of_its_donor(pocket_checkpoint: Path, medmnist: Path, tmp_path: Path) -> None:
     import yaml
 

@@ -22,7 +22,7 @@ from models.loading import load_model
 from models.pocket import PocketShape, write_pocket_checkpoint
 from models.shards import write_safetensors
 
-FAMILIES = ("pocket", "untied", "qwen2", "qwen2_vl", "qwen3_vl", "gemma4")
+FAMILIES = ("pocket", "untied", "qwen2", "qwen2_vl", "qwen3_vl")
 HALFWAY = Blend(start="in", end="rl", alpha=0.5)
 EXTRAPOLATED = Blend(start="in", end="rl", alpha=1.25, onto="third")
 

@@ -61,7 +61,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_merge_in_fp32_is_peft_s_bit_for_bit(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("block_elements", [None, 512])
+def test_a_merge_in_fp32_is_peft_s_bit_for_bit(
+    bases: dict[str, Path], tmp_path: Path, kind: str, block_elements: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if block_elements is not None:  # matrices of 32 × 32 and more
+        monkeypatch.setattr("models.adapters.merged.BLOCK_ELEMENTS", block_elements)
     name, options = KINDS[kind]
     directory = write_adapter(bases[name], tmp_path / kind, **options)
     merged, expected = open_model(str(directory)), merged_by_peft(bases[name], directory)

@@ -23,8 +23,9 @@ import torch.distributed as dist  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import Trainer  # noqa: E402
 
+from models.checkpoint import open_checkpoint  # noqa: E402
 from models.layout import layout_of  # noqa: E402
-from models.loading import load_model, load_processor  # noqa: E402
+from models.loading import load_model, load_processor, put_back_float32  # noqa: E402
 from train.freezing.adapters import add_adapters, plan_adapters  # noqa: E402
 from train.freezing.freeze import FreezeArguments, apply_freeze, plan_freeze  # noqa: E402
 from train.running.collectives import skip_shared_memory  # noqa: E402
@@ -96,6 +97,7 @@ def count_held(engine: Any) -> dict[str, int]:
 
 def run_case(case: dict[str, Any], checkpoint: Path, inputs: dict[str, torch.Tensor], save_dir: Path) -> dict[str, int]:
     engine = build_engine(case, checkpoint)
+    put_back_float32(engine.module, open_checkpoint(checkpoint), chosen=lambda parameter: not parameter.requires_grad)
     num_passes = case["deepspeed"]["gradient_accumulation_steps"]
     for _ in range(2 * num_passes):  # the state is there from the second step on
         loss = engine(**inputs, labels=inputs["input_ids"]).loss

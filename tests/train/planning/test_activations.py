@@ -231,3 +231,21 @@ def test_a_tower_that_reads_tiles_keeps_what_the_formulas_say(numbers: str) -> N
     expected = sum(stack_bytes(blocks, patches, precision, reached=True))
     expected += patches_bytes(precision, num_patches=patches.num_tokens, pixels_a_patch=588, patch_width=128)
     assert expected == pytest.approx(saved_bytes(model, forward), rel=0.03 if numbers == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize(("kind", "above"), [("gemma4", 0.02), ("gemma4_large", 0.12)])
+def test_gemma4s_norms_and_per_layer_embeddings_are_counted(
+    kind: str, above: float, request: pytest.FixtureRequest
+) -> None:
+    """Where keys serve as values too, as in the large models, they are counted twice."""
+    from models.loading import load_model
+
+    model: Any = load_model(request.getfixturevalue(f"{kind}_checkpoint"), dtype=torch.float32).train()
+    layout = layout_from_config(model.config.to_dict())
+    seeing = ("vision", "projector", "audio")
+    trainable = {p.name for p in layout if not p.buffer and p.region not in seeing}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    found = saved_bytes(model, log_probs(model, autocast=False))
+    expected = expected_bytes(layout, trainable, PRECISIONS["fp32"][1], num_heads=4)
+    assert found <= expected <= (1 + above) * found

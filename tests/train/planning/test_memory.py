@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from models.checkpoint import kept_float32, open_checkpoint
 from models.layout import Layout, layout_of
 from models.pocket import PocketShape, write_pocket_checkpoint
 from tracking.command import REPOSITORY_ROOT
@@ -186,12 +187,14 @@ ENGINES = [
     engine_case(
         "zero3 internvl", 3, ["early", "vision"], zero={"stage3_param_persistence_threshold": 130}, family="internvl"
     ),
+    engine_case("zero2 mixed", 2, ["early"], family="mixed"),
+    engine_case("zero3 mixed", 3, ["early"], zero={"stage3_param_persistence_threshold": 8}, family="mixed"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def counted_engines(
-    warm_python: Path, internvl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    warm_python: Path, internvl_checkpoint: Path, mixed_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Path], list[dict[str, dict[str, int]]]]:
     """What two ranks of every engine held: one launch for all; the shape has odd sizes, so that there is padding."""
     directory = tmp_path_factory.mktemp("engines")
@@ -200,7 +203,7 @@ def counted_engines(
                         vision_hidden_size=32, vision_mlp_size=63)  # fmt: skip
     write_pocket_checkpoint(checkpoint, shape=shape, seed=0)
     cases = directory / "cases.json"
-    checkpoints = {"pocket": checkpoint, "internvl": internvl_checkpoint}
+    checkpoints = {"pocket": checkpoint, "internvl": internvl_checkpoint, "mixed": mixed_checkpoint}
     cases.write_text(json.dumps([{**case, "checkpoint": str(checkpoints[case["family"]])} for case in ENGINES]))
     worker = Path(__file__).with_name("count_engine_bytes.py")
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
@@ -245,7 +248,14 @@ def planned_engine(checkpoint: Path, case: dict[str, Any]) -> tuple[list[Tensor]
     if case["lora_rank"]:
         plan = plan_adapters(plan, freeze, ModelConfig(use_peft=True, lora_r=case["lora_rank"]))
     width = WIDTHS[case["dtype"]]
-    return tensors_in_memory(plan, weight_bytes=width, adapter_rank=case["lora_rank"], adapter_bytes=width), engine
+    tensors = tensors_in_memory(
+        plan,
+        weight_bytes=width,
+        adapter_rank=case["lora_rank"],
+        adapter_bytes=width,
+        float32=kept_float32(open_checkpoint(checkpoint)),
+    )
+    return tensors, engine
 
 
 @pytest.mark.slow

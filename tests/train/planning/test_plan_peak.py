@@ -58,7 +58,7 @@ def trained_model(checkpoint: Path, of_run: Plan, *, device: str) -> tuple[Any, 
     return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
 
 
-@pytest.mark.cases_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bf16", "checkpointing", "frozen"),
     [(True, False, []), (True, True, LOWER), (False, True, []), (False, False, LOWER)],
