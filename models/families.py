@@ -261,6 +261,7 @@ GEMMA4 = Family(
     auto_class="AutoModelForImageTextToText",
     layers="model.language_model.layers.",
     vision_blocks="model.vision_tower.encoder.layers.",
+    box_space="image",  # not verified; pixels of the image, as prompts can ask for
     regions=(
         ("vision", "model.vision_tower.patch_embedder."),
         ("vision", "model.vision_tower.std_"),
