@@ -2,8 +2,8 @@
 
 A configuration has one `tie_word_embeddings` at the top and, for a VLM, another in `text_config`. Transformers 5.23
 looks at the one at the top. For Qwen2-VL and Qwen2.5-VL, it also accepts the one in `text_config`, unless the files
-contain a head that differs from the embedding matrix: then it loads an untied model. For InternVL, no flag at the top
-means tied, again unless the files contain such a head: the published checkpoints have no flag and an untied head.
+contain a head that differs from the embedding matrix: then it loads an untied model. For InternVL and Gemma 4, no flag
+at the top means tied, again unless the files contain such a head: InternVL is published with such a head and no flag.
 """
 
 from pathlib import Path

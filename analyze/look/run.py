@@ -144,13 +144,18 @@ def cell_grids(model: "PreTrainedModel", row: "PromptedReply") -> tuple[tuple[in
     Raises:
         ValueError: if the family does not say where on the picture its tokens lie.
     """
-    if "image_grid_thw" not in row.images:
+    vision = model.config.vision_config
+    if "image_position_ids" in row.images:  # column and row of each patch, -1 for padding (Gemma 4)
+        sides = (row.images["image_position_ids"].amax(1) + 1) // vision.pooling_kernel_size
+        grids = tuple((int(rows), int(columns)) for columns, rows in sides)
+    elif "image_grid_thw" in row.images:
+        merge = int(getattr(vision, MERGE))
+        grids = tuple((int(rows) // merge, int(columns) // merge) for _, rows, columns in row.images["image_grid_thw"])
+    else:
         raise ValueError(
             f"{family_of(model.config.model_type).model_type}: its processor does not give the grid of a picture's "
-            "tokens, so nothing can be drawn; expected a model of the Qwen-VL kind"
+            "tokens, so nothing can be drawn; expected a model of the Qwen-VL kind, or Gemma 4"
         )
-    merge = int(getattr(model.config.vision_config, MERGE))
-    grids = tuple((int(rows) // merge, int(columns) // merge) for _, rows, columns in row.images["image_grid_thw"])
     num_cells = sum(rows * columns for rows, columns in grids)
     assert num_cells == row.num_vision_tokens, (grids, row.num_vision_tokens)
     return grids

@@ -4,6 +4,7 @@ The groups are exact: they come from the model that Transformers builds on the m
 names, to be checked by whoever writes the record.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -102,9 +103,11 @@ def record_text(config: dict[str, Any], auto_class: str, groups: list[Guess]) ->
     tower_config = config.get("vision_config")
     keys = "" if isinstance(config.get("text_config"), dict) else '    num_layers_key=("num_hidden_layers",),\n'
     if tower is None:
-        keys += "    num_vision_blocks_key=None,\n"
+        keys += "    num_vision_blocks_key=None,\n    picture_fields=(),\n"
     elif isinstance(tower_config, dict) and "depth" not in tower_config:
         keys += '    num_vision_blocks_key=("vision_config", "num_hidden_layers"),\n'
+    if "mrope_section" not in json.dumps(config):
+        keys += "    position_sections=1,\n"
     if not any(group.region == "head" for group in groups):
         regions += '        ("head", "lm_head."),  # tied in this configuration\n'
     return (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,15 @@ def test_a_reading_comes_back_from_its_record_as_it_was() -> None:
     assert again.grids == reading.grids and again.positions == reading.positions and again.texts == reading.texts
     assert np.array_equal(again.tokens, reading.tokens) and np.array_equal(again.parts, reading.parts)
     assert again.rollout is None and again.heads is None
+
+
+def test_the_cells_of_gemma4s_pictures_are_known_from_their_patches(gemma4_checkpoint: Path) -> None:
+    processor: Any = load_processor(gemma4_checkpoint)
+    pictures = [Image.new("RGB", size) for size in ((300, 40), (64, 96))]
+    inputs = processor(text=["<|image|><|image|>"], images=[pictures], return_tensors="pt")
+    num_tokens = int((inputs["input_ids"] == processor.image_token_id).sum())
+    row: Any = SimpleNamespace(
+        images={"image_position_ids": inputs["image_position_ids"]}, num_vision_tokens=num_tokens
+    )
+    (wide_rows, wide_columns), (high_rows, high_columns) = cell_grids(load_model(gemma4_checkpoint), row)
+    assert wide_columns > 5 * wide_rows and high_rows > high_columns

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from models.check.command import EXIT_FAILED, main
+from models.check.guess import guess_groups, names_of, record_text
 from models.families import FAMILIES, Family
+from models.layout import layout_from_shapes, shapes_from_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -62,16 +64,35 @@ def test_an_unknown_family_gets_its_groups_and_a_record_to_start_from(
     assert ended.value.code == EXIT_FAILED
     printed = capsys.readouterr().out
     assert "llama has no record in models/families.py" in printed and "docs/guides/your_architecture.md" in printed
-    source = printed[printed.index("LLAMA = Family(") : printed.index("The next steps")]
-    made: dict[str, Any] = {"Family": Family}
-    exec(source, made)
-    record: Family = made["LLAMA"]
-    from models.layout import layout_from_shapes, shapes_from_config
-
+    record = made_record(printed[printed.index("LLAMA = Family(") : printed.index("The next steps")])
     shapes, tied = shapes_from_config(LLAMA, auto_class=record.auto_class)
     layout = layout_from_shapes(record, shapes, tied=tied)
     assert (layout.num_layers, record.text_only) == (3, True)
     assert {parameter.region for parameter in layout} == {"llm", "embed", "norm", "head"}
+
+
+def made_record(source: str) -> Family:
+    """Returns the record that the command prints, as a reader would copy it."""
+    made: dict[str, Any] = {"Family": Family}
+    exec(source, made)
+    record: Family = made["LLAMA"]
+    return record
+
+
+@pytest.mark.slow
+def test_a_text_model_is_added_by_the_record_that_is_printed_and_nothing_else(
+    pocket_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values = {**LLAMA, "vocab_size": len(pocket_tokenizer), "eos_token_id": pocket_tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(**values)).save_pretrained(tmp_path)
+    pocket_tokenizer.save_pretrained(tmp_path)
+    auto_class, names = names_of(values)
+    record = made_record(record_text(values, auto_class, guess_groups(names)))
+    monkeypatch.setitem(FAMILIES, "llama", record)
+    main(["--model", str(tmp_path)])
+    assert "16 hold, 1 do not apply, 0 do not hold" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -93,8 +114,6 @@ def test_what_is_no_configuration_of_a_model_is_one_line(config: str, message: s
 
 def test_a_guessed_record_of_a_model_that_sees_is_the_written_one(qwen3_vl_checkpoint: Path) -> None:
     """Qwen3-VL as if it had no record: every guess is that of its record."""
-    from models.check.guess import guess_groups, names_of
-
     auto_class, names = names_of(json.loads((qwen3_vl_checkpoint / "config.json").read_text()))
     record = FAMILIES["qwen3_vl"]
     assert auto_class == record.auto_class
