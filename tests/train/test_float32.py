@@ -13,9 +13,12 @@ from benchmarks.freezing import MODES, Case, deepspeed_settings, launch, read_ca
 from models.checkpoint import cast_bytes, kept_float32, open_checkpoint
 from models.layout import layout_of
 from tests.families_page import ENGINES, expect_engines
+from tests.models.damage import read_tensors, write_tensors
 from train.freezing.freeze import FreezeArguments, plan_freeze
 from train.grpo import main as grpo
 from train.sft import main as sft
+from train.verify import EXIT_BREACH
+from train.verify import main as verify
 
 COMMON: dict[str, Any] = {
     "lr_scheduler_type": "constant", "report_to": "none", "use_cpu": True, "seed": 3, "freeze": "early",
@@ -103,3 +106,21 @@ def test_two_processes(work: Path) -> None:
         assert_kept(work / "start", work / "runs" / case.name)
         assert read_case(case, work)["num_attempts"] == (2 if case.run == "resumed" else 1), case
     expect_engines("qwen3_5", *ENGINES)
+
+
+def test_tensors_lost_elsewhere_are_said_and_no_breach_of_other_blocks(
+    mixed_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run elsewhere leaves of a Qwen3.5: without `mtp`, and here with every other tensor in its own dtype."""
+    end = Path(shutil.copytree(mixed_checkpoint, tmp_path / "end"))
+    kept = {name: own for name, own in read_tensors(end).items() if not name.startswith("mtp.")}
+    kept["model.language_model.norm.weight"] = kept["model.language_model.norm.weight"] + 1
+    write_tensors(end, kept)
+    paths = ["--start", str(mixed_checkpoint), "--end", str(end)]
+    verify([*paths, "--frozen", "mid"])
+    said = capsys.readouterr().out
+    assert f"not compared: mtp.fc.weight: only {mixed_checkpoint} has it" in said and "proof: all 14 tensors" in said
+    for asked in (["--frozen", "mtp"], ["--identical", "true"]):
+        with pytest.raises(SystemExit) as stop:
+            verify([*paths, *asked])
+        assert stop.value.code == EXIT_BREACH
