@@ -31,7 +31,7 @@ from train.running.stage import check_windows
 CONFIGS_DIR = REPOSITORY_ROOT / "configs"
 CALIBRATION = CONFIGS_DIR / "calibration"
 CONFIGS = sorted(CONFIGS_DIR.rglob("*.yaml"))
-STUDIES = [path for path in CONFIGS if path.stem.startswith("necessity")]
+STUDIES = [path for path in CONFIGS if path.stem.startswith("necessity") or path.stem == "layers"]
 ASKED = [path for path in STUDIES if path.stem == "necessity" and path.parent.stem != "calibration"]
 """Studies with a question about arms; the others test the path, or have a known answer."""
 RECIPES = [path for path in CONFIGS if path.stem in ("grpo", "grpo_vllm", "gspo")]
