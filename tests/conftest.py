@@ -30,7 +30,8 @@ LONGEST = (
     "slurm/test_real_slurm_study.py", "train/test_study_end_to_end.py", "slurm/test_real_slurm.py",
     "train/test_modes.py", "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
     "benchmarks/test_gpu_rehearsal.py", "train/test_processes.py", "docs/test_guides.py",
-    "benchmarks/known_answers/test_command.py",
+    "benchmarks/known_answers/test_command.py", "train/sharing/test_engines.py", "tracking/jobs/test_warm.py",
+    "benchmarks/necessary_block/test_breakage.py", "train/running/test_stale_gradients.py",
     "eval/replies/test_vllm_engine.py", "eval/replies/test_vllm_cut_start.py", "train/rollouts/test_vllm.py",
     "train/rollouts/test_vllm_kinds.py",
 )  # fmt: skip
