@@ -34,7 +34,8 @@ LONGEST = (
     "train/test_modes.py", "train/test_family_processes.py", "models/check/test_families.py",
     "train/running/test_telemetry_processes.py", "train/planning/test_memory.py",
     "benchmarks/test_gpu_rehearsal.py", "train/test_processes.py", "docs/test_guides.py",
-    "benchmarks/known_answers/test_command.py",
+    "benchmarks/known_answers/test_command.py", "train/sharing/test_engines.py", "tracking/jobs/test_warm.py",
+    "benchmarks/necessary_block/test_breakage.py", "train/running/test_stale_gradients.py",
     "eval/replies/test_vllm_engine.py", "eval/replies/test_vllm_cut_start.py", "train/rollouts/test_vllm.py",
     "train/rollouts/test_vllm_kinds.py",
 )  # fmt: skip
