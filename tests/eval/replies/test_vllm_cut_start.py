@@ -22,11 +22,12 @@ def descendants(root: int) -> dict[int, str]:
     parents, words = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                words[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
+            try:  # A process may end between the two reads: it is then in neither table.
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
+            parents[int(entry.name)], words[int(entry.name)] = parent, command
     found: dict[int, str] = {}
     layer = {root}
     while layer:

@@ -202,7 +202,7 @@ def is_alive(pid: int) -> bool:
     """True for a running process, but not for a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
