@@ -6,10 +6,10 @@
     accelerate launch --num_processes 8 -m eval.run …
 
 The model is a checkpoint, a PEFT adapter (merged into its base in fp32 and rounded once), or a recipe of `merge.splice`
-(a .yaml file); adapters and splices are built in memory. Tasks are
-benchmarks by name and prompt sets as FOLDER:SPLIT (`eval/tasks/`). Prompts are asked as given; with `--abilities true`
-also with black images or a description, as each ability's definition requires; with `--conditions` as named
-(`eval/replies/conditions.py`). Replies are greedy or, with a temperature, sampled, each with its own seed.
+(a .yaml file); adapters and splices are built in memory. Tasks are benchmarks by name and prompt sets as FOLDER:SPLIT
+(`eval/tasks/`). Prompts are asked as given; with `--abilities true` also with black images or a description, as each
+ability's definition requires; with `--conditions` as named (`eval/replies/conditions.py`). Replies are greedy or, with
+a temperature, sampled, each with its own seed.
 
 D/records.jsonl    every reply: task, id, condition, sample, response, tokens, why it ended, extracted answer, verdict
 D/scores.csv       per task and ability: accuracy and the ability's definition, each with n and interval
@@ -24,9 +24,8 @@ unanswered questions are counted, the exit status is 1, and the same command rep
 """
 
 import hashlib
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,10 +37,12 @@ from eval.judge.verdicts import FAIL, KEEP, Judge, JudgeArguments, JudgeReport, 
 from eval.replies.answering import answer_batch, make_query_batches
 from eval.replies.conditions import (
     BY_ABILITY,
+    REUSE_ARGUMENT,
     check_conditions,
     conditions_of,
     count_undescribed,
     count_without_images,
+    earlier_replies,
     make_queries,
 )
 from eval.replies.decoding import check_repetition_window
@@ -61,13 +62,13 @@ from models.adapters.opening import BASE_ARGUMENT
 from models.layout import read_model_config
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT, load_processor
 from tracking.command import (
-    Preempted,
     check_all,
     check_least,
     did_you_mean,
     is_main_process,
     parse_arguments,
     run_command,
+    stopped_by_sigterm,
 )
 from tracking.processes import on_main_process
 from tracking.product import write_text
@@ -142,9 +143,8 @@ class EvaluationArguments:
     batch_size: int = field(default=16, metadata={"help": "replies generated together; fewer if memory runs out"})
     dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
     attn_implementation: str = field(default=ATTENTION, metadata=ATTENTION_ARGUMENT)
-    cache_dir: str = field(
-        default=str(CACHE_DIR), metadata={"help": "folder that images of benchmarks are unpacked to"}
-    )
+    cache_dir: str = field(default=str(CACHE_DIR), metadata={"help": "folder to unpack a benchmark's images to"})
+    reuse: list[str] = field(default_factory=list, metadata=REUSE_ARGUMENT)
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
@@ -219,7 +219,9 @@ def evaluate(
     settings = _settings(arguments, subject, tasks, processor, options, judging, spaces)
     if descriptions is not None:
         settings["descriptions"] = dict(descriptions.source)
+    reused: dict[str, Record] = {}
     if arguments.overwrite or not on_main_process(lambda: is_finished(output_dir)):
+        reused = on_main_process(lambda: earlier_replies(arguments.reuse, settings))
         lost = on_main_process(lambda: _check_endpoints(arguments, judging, judge, descriptions, tasks))
         if judge is not None:
             judge.endpoint.given_up = lost
@@ -238,6 +240,7 @@ def evaluate(
             tasks=dict(zip(names, arguments.tasks, strict=True)),
             task_facts={task.name: task.facts for task in tasks},
             chat_template=_chat_template(processor),
+            num_reused=sum(query.key in reused for query in queries),
             num_undescribed=sum(count_undescribed(task, arguments.conditions_of, told[task.name]) for task in tasks),
             num_without_images=sum(
                 count_without_images(task, arguments.conditions, abilities=arguments.abilities) for task in tasks
@@ -245,6 +248,9 @@ def evaluate(
         )
         say_what_is_missing(run.state["attempts"][-1], descriptions)
         with SharedLog(output_dir, [query.key for query in queries]) as log:
+            if is_main_process():
+                log.append(*[reused[query.key] for query in queries if query.key in reused])
+            queries = [query for query in queries if query.key not in reused]
             put = {
                 query.key: render_prompt(
                     processor, query.prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt
@@ -257,9 +263,10 @@ def evaluate(
             questions = {query.key: query.prompt.question for query in queries}
             working = None if judge is None else Judging(judge)
             if own:
+                taken = f"; {len(reused):,} are reused" if reused else ""
                 say(
                     f"{len(queries):,} replies to {len({(query.task, query.prompt.id) for query in queries}):,} prompts"
-                    f", of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens)"
+                    f", of at most {arguments.max_new_tokens:,} tokens each (--max-new-tokens){taken}"
                 )
                 with closing(ENGINES[arguments.engine](subject, processor, options)) as engine:
                     run.note(loaded_dtype=engine.dtype)
@@ -380,23 +387,9 @@ def _chat_template(processor: "Processor") -> str:
     return chat_template_of(processor)
 
 
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Turns SIGTERM into an exception, so that child processes and files are cleaned up."""
-
-    def stop(signal_number: int, frame: object) -> None:
-        raise Preempted("stopped by SIGTERM")
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def main(argv: list[str] | None = None) -> None:
     arguments, sampling, describing, judging = parse_arguments(argv, *ARGUMENTS, description=__doc__, check_inputs=True)
-    with _stopped_by_sigterm():
+    with stopped_by_sigterm():
         output_dir = evaluate(arguments, sampling, describing, judging)
     if is_main_process():
         print(*summary(output_dir), f"scores: {output_dir / 'scores.csv'}", sep="\n")

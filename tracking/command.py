@@ -23,8 +23,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,6 +55,7 @@ __all__ = [
     "read_config",
     "read_yaml",
     "run_command",
+    "stopped_by_sigterm",
 ]
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +80,20 @@ class Preempted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into an exception, so that child processes and files are cleaned up."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        raise Preempted("stopped by SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def command_module(name: str) -> Any:

@@ -51,7 +51,7 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Adds facts (counts, durations) to this attempt's entry in `run.json`."""
-        self.state["attempts"][-1].update(_plain(facts))
+        self.state["attempts"][-1].update(plain(facts))
         self._write()
 
     def _write(self) -> None:
@@ -84,7 +84,7 @@ def open_run(
         ValueError: if the directory contains something else, another command's run or other settings, or another
             process is writing it.
     """
-    resolved: dict[str, Any] = _plain(settings)
+    resolved: dict[str, Any] = plain(settings)
     directory = directory.resolve() if directory.is_symlink() else directory
     _check_directory(directory, found)
     directory.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Converts dataclasses, paths and tuples to JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)

@@ -9,16 +9,25 @@ evaluated for them, and they are counted.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_builders.prompt_sets.prompts import Prompt
 from eval.replies.outcomes import ABILITY_CONDITIONS, BLACK, CONDITIONS, DESCRIBED, GIVEN, record_key
 from eval.replies.pictures import Picture
 from eval.tasks import Task
 from tracking.command import did_you_mean
+from tracking.records import Record
+from tracking.reuse import earlier_records, merged_by_key
 
 WITH_DESCRIPTION = "{description}\n{question}"
 BY_ABILITY = "by ability"
 """Value of the conditions in a run's settings if they follow from each ability's definition."""
+CHOOSING = ("model", "tasks", "conditions", "limit", "descriptions")
+"""Settings that choose which replies are asked for; `model_fingerprint` identifies the model, not its path."""
+REUSE_ARGUMENT = {
+    "help": "results of earlier evaluations of this model with the same settings: their replies are taken over, not "
+    "generated again"
+}
 
 
 @dataclass(frozen=True)
@@ -103,3 +112,36 @@ def count_without_images(task: Task, conditions: Sequence[str], *, abilities: bo
         for prompt in task.prompts
         if not prompt.images
     )
+
+
+def earlier_replies(folders: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Record]:
+    """Returns the records, by key, that an evaluation with these settings may take over from earlier ones.
+
+    Replies under *described* are taken over only if the descriptions are the same.
+
+    Raises:
+        ValueError: if an earlier evaluation used other settings or other prompts, or was judged by a model.
+    """
+    parts = []
+    for folder in folders:
+        earlier, records = earlier_records(Path(folder), "eval.run", settings, choosing=CHOOSING)
+        if earlier["judge"] is not None:
+            raise ValueError(
+                f"{folder} was judged by {earlier['judge']}; such verdicts are not taken over; leave it out"
+            )
+        tasks = {name: value for name, value in earlier["tasks"].items() if name in settings["tasks"]}
+        if not tasks:
+            there, here = ", ".join(earlier["tasks"]), ", ".join(settings["tasks"])
+            raise ValueError(f"{folder} has the tasks {there}; expected one of {here}")
+        for name, fingerprint in tasks.items():
+            if fingerprint != settings["tasks"][name]:
+                raise ValueError(f"{folder}: its task {name!r} has other prompts; expected the same prompt set")
+        described = earlier.get("descriptions") == settings.get("descriptions")
+        parts.append(
+            [
+                record
+                for record in records
+                if record["task"] in tasks and (described or record["condition"] != DESCRIBED)
+            ]
+        )
+    return merged_by_key(parts)

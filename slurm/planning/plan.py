@@ -19,15 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from slurm.planning.study import KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
-from tracking.command import did_you_mean
+from tracking.command import did_you_mean, read_yaml
 
 DATA_DIR = "data"
 """Folder of the product in the output directory of `data_builders.build`."""
+EVALUATION_OPTIONS = {"--config", "--model", "--tasks", "--output_dir"}
+"""Options of the evaluations of `train.necessity`; with others, their replies are not reused."""
 
 
 def plan_study(arguments: StudyArguments, necessity: dict[str, Any]) -> list[StudyJob]:
     """Returns all jobs of the study in dependency order."""
     return _Plan(arguments, necessity).all()
+
+
+def _without_conditions(config: str) -> dict[str, Any]:
+    """Returns the settings of an `eval.run` configuration that affect a reply to a picture as given."""
+    chosen = ("abilities", "conditions", "descri")  # describe_model, descriptions, …
+    return {name: value for name, value in read_yaml(Path(config)).items() if not name.startswith(chosen)}
 
 
 class _Plan:
@@ -217,20 +225,33 @@ class _Plan:
     def _add_evaluations(self, kind: str, config: str, tasks: Sequence[str]) -> None:
         for model in [*self._phases(), *self.labels]:
             trained, index = self._place(model)
+            reused = self._reused(config, model, tasks)
             self._add_evaluation(
-                f"{kind}-{model}", kind, config, self._checkpoint(model), tasks, needs=[model], index=index,
-                stage=kind if trained else f"{kind}_start", directory=f"{self.out}/{kind}/{model}",
+                f"{kind}-{model}", kind, config, self._checkpoint(model), tasks, needs=[model, *reused], index=index,
+                stage=kind if trained else f"{kind}_start", directory=f"{self.out}/{kind}/{model}", reused=reused,
             )  # fmt: skip
 
+    def _reused(self, config: str, model: str, tasks: Sequence[str]) -> list[str]:
+        """Returns the evaluations whose replies another one of the same model can take over: same task and settings."""
+        job = self.jobs.get(f"eval-{model}")
+        if job is None or {word for word in job.command if word.startswith("--")} != EVALUATION_OPTIONS:
+            return []
+        (own,) = job.words_after("--config")
+        same = _without_conditions(own) == _without_conditions(config)
+        return [job.name] if same and set(job.words_after("--tasks")) & set(self._tasks(tasks)) else []
+
     def _add_evaluation(
-        self, name: str, kind: str, config: str, model: str, tasks: Sequence[str], *, needs: Sequence[str], **place: Any
-    ) -> None:
+        self, name: str, kind: str, config: str, model: str, tasks: Sequence[str], *, needs: Sequence[str],
+        reused: Sequence[str] = (), **place: Any,
+    ) -> None:  # fmt: skip
         """Adds a model's evaluations; `abilities` with descriptions, if the study makes them."""
         command = ["eval.run", "--config", config, "--model", model, "--tasks", *self._tasks(tasks)]
         needs = [self.prompts_job, *needs]
         if kind == "abilities" and self.arguments.described:
             command += ["--descriptions", f"{self.out}/descriptions/descriptions.jsonl"]
             needs.append("descriptions")
+        if reused:
+            command += ["--reuse", *(self.jobs[name].output_dir for name in reused)]
         self._add(name, command, kind=kind, needs=needs, **place)
 
     def _add_comparison(self, name: str, models: Sequence[str], folder: str) -> None:

@@ -105,6 +105,45 @@ def test_a_killed_evaluation_continues_to_the_same_tables(
     assert (state["status"], len(state["attempts"])) == ("finished", 2)
 
 
+def test_replies_of_an_earlier_evaluation_are_reused(pocket_checkpoint: Path, prompt_set: Path, tmp_path: Path) -> None:
+    given = evaluate(arguments(pocket_checkpoint, prompt_set, tmp_path / "given"))
+    whole = evaluate(arguments(pocket_checkpoint, prompt_set, tmp_path / "whole", abilities=True))
+    marked = [{**record, "response": record["response"] + " (reused)"} for record in records(given)]
+    (given / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in marked))
+    asked = arguments(pocket_checkpoint, prompt_set, tmp_path / "out", abilities=True, reuse=[str(given)])
+    directory = evaluate(asked)
+    expected = {record["key"]: record for record in records(whole)} | {record["key"]: record for record in marked}
+    assert records(directory) == list(expected.values())
+    assert (directory / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    state = json.loads((directory / "run.json").read_text())
+    assert state["settings"] == json.loads((whole / "run.json").read_text())["settings"]
+    assert state["attempts"][0]["num_reused"] == len(PROMPTS) < len(expected)
+    (given / "run.json").unlink()
+    assert evaluate(asked) == directory  # finished: the earlier results are not needed any more
+
+
+def test_replies_of_an_evaluation_with_other_settings_are_refused(
+    pocket_checkpoint: Path, prompt_set: Path, tmp_path: Path
+) -> None:
+    given = evaluate(arguments(pocket_checkpoint, prompt_set, tmp_path / "given"))
+    out = tmp_path / "out"
+    longer = arguments(pocket_checkpoint, prompt_set, out, abilities=True, reuse=[str(given)], max_new_tokens=9)
+    with pytest.raises(ValueError, match=r"given was made with other settings: max_new_tokens 8 there and 9 here"):
+        evaluate(longer)
+    write_pocket_checkpoint(tmp_path / "other", shape=PocketShape(num_layers=3), seed=1)
+    with pytest.raises(ValueError, match="model_fingerprint"):
+        evaluate(arguments(tmp_path / "other", prompt_set, out, abilities=True, reuse=[str(given)]))
+    write_prompts(prompt_set, "test", PROMPTS[:4])
+    changed = arguments(pocket_checkpoint, prompt_set, out, abilities=True, reuse=[str(given)])
+    with pytest.raises(ValueError, match="its task 'test' has other prompts"):
+        evaluate(changed)
+    state = json.loads((given / "run.json").read_text())
+    (given / "run.json").write_text(json.dumps({**state, "status": "running"}))
+    with pytest.raises(ValueError, match="given is not finished"):
+        evaluate(changed)
+    assert not out.exists()
+
+
 def test_a_finished_evaluation_is_left_alone(pocket_checkpoint: Path, prompt_set: Path, tmp_path: Path) -> None:
     asked = arguments(pocket_checkpoint, prompt_set, tmp_path / "out")
     directory = evaluate(asked)

@@ -47,7 +47,8 @@ def necessity(out: str, *, built: bool = True) -> dict[str, Any]:
     labels = [str(run["label"]) for run in runs]
 
     def job(name: str, kind: str, place: str, module: str, *needs: str, launcher: str = "python -m") -> dict[str, Any]:
-        argv = [*launcher.split(), module, "--output_dir", f"{folder}/{place}"]
+        asked = ["--config", "configs/pocket/eval.yaml", "--model", "m", "--tasks", f"{folder}/data/data:test"]
+        argv = [*launcher.split(), module, *(asked if kind == "eval" else []), "--output_dir", f"{folder}/{place}"]
         return {"name": name, "kind": kind, "argv": argv, "output_dir": f"{folder}/{place}", "needs": list(needs)}
 
     sources = [
@@ -95,13 +96,26 @@ def test_shipped_studies_are_read(path: Path) -> None:
     assert arguments.splices == "paper" and arguments.samples and arguments.claims
 
 
+def test_abilities_reuse_the_replies_of_evaluations_with_the_same_settings(tmp_path: Path) -> None:
+    arguments = pocket()
+    jobs = {job.name: job for job in plan_study(arguments, necessity(arguments.output_dir))}
+    assert jobs["abilities-sft"].words_after("--reuse") == [jobs["eval-sft"].output_dir]
+    assert "eval-sft" in jobs["abilities-sft"].needs and "eval-sft" not in jobs["samples-sft"].needs
+    other = tmp_path / "abilities.yaml"
+    other.write_text(Path(str(arguments.abilities)).read_text().replace("max_new_tokens: 32", "max_new_tokens: 33"))
+    changed = replace(arguments, abilities=str(other))
+    jobs = {job.name: job for job in plan_study(changed, necessity(arguments.output_dir))}
+    assert not jobs["abilities-sft"].words_after("--reuse") and "eval-sft" not in jobs["abilities-sft"].needs
+
+
 def test_an_arm_waits_for_its_own_predecessor_and_tables_for_nobodys_success() -> None:
     arguments = pocket()
     stages = stages_of(plan_study(arguments, necessity(arguments.output_dir)), arguments)
     assert [task.name for task in stages["train"].job.tasks] == [f"{arm}-seed{seed}" for arm in ARMS for seed in SEEDS]
     assert waits(stages["train"]) == {"afterok:data", "afterok:sft"}
-    for name, described in (("evaluate", set()), ("abilities", {"afterok:descriptions"}), ("samples", set())):
-        assert waits(stages[name]) == {"aftercorr:train", "afterok:data", *described}
+    own = {"evaluate": set(), "samples": set(), "abilities": {"aftercorr:evaluate", "afterok:descriptions"}}
+    for name, others in own.items():
+        assert waits(stages[name]) == {"aftercorr:train", "afterok:data", *others}
         assert [task.index for task in stages[name].job.tasks] == [0, 1, 2, 3]
     assert waits(stages["skip"]) == {"afterok:data", "afterok:train_0"}
     assert waits(stages["swap"]) == {"afterok:pairs", "afterok:train_0"}
