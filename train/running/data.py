@@ -6,7 +6,7 @@ are filtered first and counted by reason (`FILTERED`).
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -37,6 +37,8 @@ FILTERED = {
 """Reasons for filtering prompts, in the order of the checks."""
 MAX_EXAMPLES = 20
 """Number of prompts named per reason in a report."""
+NUM_TOKENIZED = 512
+"""Prompts tokenized together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +143,8 @@ def filter_prompts(
     kept: list[Prompt] = []
     filtered: dict[str, list[str]] = defaultdict(list)
     longest = 0
-    for prompt in progress(prompts, label="filtering prompts", total=len(prompts), unit="prompt"):
-        tokens = count_tokens(prompt, arguments, processor)
+    counted = count_tokens(prompts, arguments, processor)
+    for prompt, tokens in progress(counted, label="filtering prompts", total=len(prompts), unit="prompt"):
         if isinstance(tokens, str):
             filtered[tokens].append(prompt.id)
         elif arguments.max_prompt_tokens is not None and tokens > arguments.max_prompt_tokens:
@@ -167,11 +169,19 @@ def filter_prompts(
 
 
 def count_tokens(
-    prompt: Prompt, arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
-) -> int | str:
-    """Returns the number of tokens of a prompt, or the reason why it cannot be tokenized."""
-    text = render_prompt(processor, prompt, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
-    return count_text_tokens(text, prompt, arguments, processor)
+    prompts: Sequence[Prompt], arguments: DataArguments, processor: "ProcessorMixin | PreTrainedTokenizerBase"
+) -> Iterator[tuple[Prompt, int | str]]:
+    """Yields each prompt with its number of tokens, or the reason why it cannot be tokenized; tokenizes in batches."""
+    tokenizer = tokenizer_of(processor)
+    picture_tokens = cache(partial(num_picture_tokens, processor))
+    render = partial(render_prompt, processor, style=arguments.prompt_style, system_prompt=arguments.system_prompt)
+    for first in range(0, len(prompts), NUM_TOKENIZED):
+        part = prompts[first : first + NUM_TOKENIZED]
+        texts = [render(prompt) for prompt in part]
+        lengths = map(len, tokenizer(texts)["input_ids"])
+        for prompt, text, length in zip(part, texts, lengths, strict=True):
+            pictures = _count_picture_tokens(text, prompt, arguments, processor, picture_tokens)
+            yield prompt, pictures if isinstance(pictures, str) else length + pictures
 
 
 def count_text_tokens(
@@ -181,18 +191,30 @@ def count_text_tokens(
 
     An image's tokens are computed from its height and width, without decoding its pixels.
     """
-    tokenizer = tokenizer_of(processor)
-    num_tokens = len(tokenizer(text)["input_ids"])
-    if processor is tokenizer:
-        return num_tokens
+    num_tokens = len(tokenizer_of(processor)(text)["input_ids"])
+    pictures = _count_picture_tokens(text, prompt, arguments, processor, partial(num_picture_tokens, processor))
+    return pictures if isinstance(pictures, str) else num_tokens + pictures
+
+
+def _count_picture_tokens(
+    text: str,
+    prompt: Prompt,
+    arguments: DataArguments,
+    processor: "ProcessorMixin | PreTrainedTokenizerBase",
+    picture_tokens: Callable[[tuple[int, int]], int],
+) -> int | str:
+    """Returns how many tokens the pictures add to those of the text, which has one for each of them."""
+    if processor is tokenizer_of(processor):
+        return 0
     if text.count(processor.image_token) != len(prompt.images):
         return "image_token"
+    added = 0
     for image in prompt.images:
         try:
-            num_tokens += num_picture_tokens(processor, _image_size(Path(arguments.prompts) / image)) - 1
+            added += picture_tokens(_image_size(Path(arguments.prompts) / image)) - 1
         except DECODING_ERRORS:
             return "broken_image"
-    return num_tokens
+    return added
 
 
 def _image_size(path: Path) -> tuple[int, int]:

@@ -142,7 +142,7 @@ def test_tokens_are_counted_as_the_processor_and_the_trainer_make_them(
     for prompt, row in zip(prompts, rows, strict=True):
         messages = prepare_multimodal_messages(row["prompt"], images=row["images"])
         made = processor.apply_chat_template([messages], add_generation_prompt=True, tokenize=True, return_dict=True)
-        assert count_tokens(prompt, data, processor) == len(made["input_ids"][0])
+        assert list(count_tokens([prompt], data, processor)) == [(prompt, len(made["input_ids"][0]))]
 
 
 def test_tokens_of_a_text_only_model_are_its_tokenizers(qwen2_checkpoint: Path, tiny_prompts: Path) -> None:
@@ -151,14 +151,14 @@ def test_tokens_of_a_text_only_model_are_its_tokenizers(qwen2_checkpoint: Path, 
     prompts = load_prompts(data)
     for prompt, row in zip(prompts, build_dataset(prompts, range(5), data, with_response=False), strict=True):
         made = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)
-        assert count_tokens(prompt, data, tokenizer) == len(made["input_ids"])
+        assert list(count_tokens([prompt], data, tokenizer)) == [(prompt, len(made["input_ids"]))]
 
 
 def test_prompts_longer_than_the_limit_are_left_out_and_counted(pocket_checkpoint: Path, pictures: Path) -> None:
     processor = load_processor(pocket_checkpoint)
     unlimited = DataArguments(prompts=str(pictures), split="rl")
     prompts = load_prompts(unlimited)
-    lengths = {prompt.id: count_tokens(prompt, unlimited, processor) for prompt in prompts}
+    lengths = {prompt.id: tokens for prompt, tokens in count_tokens(prompts, unlimited, processor)}
     kept, report = filter_prompts(prompts, unlimited, processor)
     assert (kept, report.filtered, report.longest_prompt_tokens) == (prompts, {}, max(lengths.values()))
     limit = sorted(lengths.values())[4]
