@@ -19,7 +19,7 @@ passes on its input bit by bit, so the three starts compute the same function.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +47,14 @@ Change = Callable[[str, "torch.Tensor"], "torch.Tensor"]
 """Returns a parameter of a decoder layer anew, from its name within the layer."""
 
 
-def close_others(directory: Path, untrained: Path) -> None:
-    """Writes an untrained model whose layers are closed except those of the first block."""
+def close_others(directory: Path, untrained: Path, *, num_open: int | None = None) -> None:
+    """Writes an untrained model whose layers are closed except the first ones.
+
+    Args:
+        num_open: how many; by default those of the first block.
+    """
     start = open_checkpoint(untrained)
-    own = partition_of(start).layers(TRAINED_IN)
+    own = partition_of(start).layers(TRAINED_IN) if num_open is None else range(num_open)
     _write(directory, start, lambda name: _layer(start, name, lambda index: index not in own, closed))
 
 
@@ -69,10 +73,23 @@ def place_block(directory: Path, block: str, *, trained: Path, untrained: Path) 
         trained: the block in place of `early`, and all regions.
         untrained: weights of the layers that are closed.
     """
+    partition = partition_of(open_checkpoint(trained))
+    layers = partition.layers(block)
+    assert len(layers) == len(partition.layers(TRAINED_IN)), f"{block} has {len(layers)} layers"
+    place_layers(directory, layers, trained=trained, untrained=untrained)
+
+
+def place_layers(directory: Path, layers: Sequence[int], *, trained: Path, untrained: Path) -> None:
+    """Writes a model with the first, trained layers at other places, between closed layers.
+
+    Args:
+        directory: the checkpoint's folder; must not exist.
+        layers: the place of each.
+        trained: the layers, and all regions.
+        untrained: weights of the layers that are closed.
+    """
     start, blank = open_checkpoint(trained), open_checkpoint(untrained)
-    partition = partition_of(start)
-    own = {layer: number for number, layer in enumerate(partition.layers(block))}
-    assert len(own) == len(partition.layers(TRAINED_IN)), f"{block} has {len(own)} layers"
+    own = {layer: number for number, layer in enumerate(layers)}
 
     def source(name: str) -> "torch.Tensor":
         region, index, rest = start.family.place(name)

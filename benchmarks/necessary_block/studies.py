@@ -76,13 +76,13 @@ def build_starts(work: Workplace) -> None:
     models = {name: work.start / name for name in ("closed", "cut")}
     if not work.prompts.exists():
         build_prompts(work.prompts, seed=work.seed)
-    _run(work, "init", "untrained", "models.pocket")
+    run_stage(work, "init", "untrained", "models.pocket")
     if not models["closed"].exists():
         close_others(models["closed"], untrained)
-    _train(work, "base", models["closed"])
+    train_stage(work, "base", models["closed"])
     if not models["cut"].exists():
         cut_route(models["cut"], work.start / "base" / FINAL_DIR)
-    _train(work, "sft", models["cut"])
+    train_stage(work, "sft", models["cut"])
     for block in BLOCKS:
         for phase in PHASES:
             if not work.placed(block, phase).exists():
@@ -118,11 +118,12 @@ def study_words(work: Workplace, block: str, *, root: Path = Path()) -> list[str
     return [word for name, value in words.items() for word in (f"--{name}", str(value))]
 
 
-def _train(work: Workplace, phase: str, start: Path) -> None:
-    _run(work, "train", phase, "train.sft", "--model_name_or_path", str(start), "--prompts", str(work.prompts))
+def train_stage(work: Workplace, phase: str, start: Path) -> None:
+    """Trains `base` or `sft` from a checkpoint, unless it is finished."""
+    run_stage(work, "train", phase, "train.sft", "--model_name_or_path", str(start), "--prompts", str(work.prompts))
 
 
-def _run(work: Workplace, kind: str, name: str, *command: str) -> None:
+def run_stage(work: Workplace, kind: str, name: str, *command: str) -> None:
     """Runs one command of the suite with its output in DIR/start/NAME, unless it is finished."""
     config = STAGES / ("init.yaml" if kind == "init" else f"{name}.yaml")
     output_dir = work.start / name

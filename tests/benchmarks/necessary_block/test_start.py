@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks.necessary_block.pictures import NUM_PROMPTS, QUESTION, build_prompts, draw
-from benchmarks.necessary_block.start import close_others, cut_route, open_layers, place_block
+from benchmarks.necessary_block.start import close_others, cut_route, open_layers, place_block, place_layers
 from data_builders.pocket.draw import RGB
 from data_builders.prompt_sets.prompts import read_prompts
 from eval.replies.prompting import STYLES
@@ -63,6 +63,16 @@ def test_only_the_layers_of_the_block_can_see(models: Path, prompts: Path, block
     seeing, blind = (answers(models / block / phase, prompts) for phase in ("base", "sft"))
     assert (seeing[0] - seeing[1]).abs().max() > 1e-3
     assert (blind == blind[0]).all()
+
+
+def test_a_single_layer_can_be_planted(pocket_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    close_others(tmp_path / "closed", pocket_checkpoint, num_open=1)
+    cut_route(tmp_path / "cut", tmp_path / "closed")
+    assert open_layers(tmp_path / "closed") == [0]
+    for phase, trained in (("base", "closed"), ("sft", "cut")):
+        place_layers(tmp_path / phase, [3], trained=tmp_path / trained, untrained=pocket_checkpoint)
+        assert open_layers(tmp_path / phase) == [3]
+        assert torch.equal(answers(tmp_path / phase, prompts), answers(tmp_path / trained, prompts))
 
 
 @pytest.mark.parametrize("phase", ["base", "sft"])
