@@ -31,6 +31,7 @@ def test_each_kind_covers_about_as_often_as_it_says(kind: str) -> None:
     assert 0.91 <= found["covered"] <= 0.99
 
 
+@pytest.mark.slow
 def test_an_interval_that_is_too_narrow_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def narrow(world: World) -> Outcome:
         estimates, halves, p, truth = KINDS["arm - arm"](world)

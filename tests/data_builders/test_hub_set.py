@@ -215,6 +215,7 @@ def test_a_hub_that_refuses_is_one_line(built: Path, receiving_hub: ReceivingHub
         ({"HF_TOKEN": "hf_x", "HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
     ],
 )
+@pytest.mark.cases_slow
 def test_an_upload_that_cannot_be_is_one_line(
     built: Path, tmp_path: Path, environment: dict[str, str], message: str
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_draw_depends_on_its_own_seed_and_not_on_its_neighbours() -> None:
         assert torch.equal(alone[0], together[row])
 
 
+@pytest.mark.slow
 def test_replies_are_the_same_in_other_batches_and_differ_between_samples(
     pocket_checkpoint: Path, tmp_path: Path, drawn: dict[str, list[str]]
 ) -> None:
@@ -193,6 +194,7 @@ def test_replies_of_an_earlier_run_are_taken_over_and_the_missing_ones_drawn(
 
 
 @pytest.mark.parametrize("num_kept", [0, 5, 16, 36])
+@pytest.mark.cases_slow
 def test_a_killed_run_continues_to_the_same_product(
     pocket_checkpoint: Path, tmp_path: Path, answers: dict[str, str], num_kept: int
 ) -> None:

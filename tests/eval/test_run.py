@@ -86,6 +86,7 @@ def test_scores_have_a_row_an_ability_that_agrees_with_the_records(
 
 
 @pytest.mark.parametrize("num_kept", [0, 3, 6])
+@pytest.mark.cases_slow
 def test_a_killed_evaluation_continues_to_the_same_tables(
     pocket_checkpoint: Path, prompt_set: Path, tmp_path: Path, num_kept: int
 ) -> None:

@@ -105,6 +105,7 @@ def test_what_the_judge_makes_of_a_reply_is_final(
 
 
 @pytest.mark.parametrize("fault", ["503", "stall", "garbage"])
+@pytest.mark.cases_slow
 def test_what_the_judge_failed_to_answer_is_counted_and_asked_by_the_same_command(
     fault: str, chat_server: Any, open_questions: Path, pocket_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_the_exit_status_tells_of_unanswered_questions(
 
 
 @pytest.mark.parametrize("gone", [True, False], ids=["gone", "failing"])
+@pytest.mark.cases_slow
 def test_without_its_judge_a_run_finishes_where_it_is_told_so_and_a_comparison_says_what_is_missing(
     gone: bool,
     chat_server: Any,

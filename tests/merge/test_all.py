@@ -97,11 +97,13 @@ def test_patterns_with_every_region_said_take_each_from_its_owner(
             assert torch.equal(written[name], tensors[owner][name]), (folder, name)
 
 
+@pytest.mark.slow
 def test_unmixed_patterns_need_no_second_donor_and_reproduce_theirs(donors: Donors, tmp_path: Path) -> None:
     main([*donors.flags, "--rest", "rl", "--patterns", "all", "--output-dir", str(tmp_path / "run")])
     assert_holds(tmp_path / "run" / "rl-rl-rl" / "checkpoint", read_tensors(donors.paths["rl"]))
 
 
+@pytest.mark.slow
 def test_a_pattern_written_among_others_is_that_of_merge_splice(donors: Donors, tmp_path: Path) -> None:
     def contents(directory: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in directory.iterdir()}

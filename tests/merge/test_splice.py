@@ -393,6 +393,7 @@ def test_sizes_are_read_as_transformers_counts_them() -> None:
     assert [parse_size(text) for text in ("5GB", "1.5MB", "2GiB", "7", None)] == [5 * 10**9, 1_500_000, 2**31, 7, None]
 
 
+@pytest.mark.slow
 def test_splice_imports_no_torch_and_stays_small(tmp_path: Path) -> None:
     shape = PocketShape(num_layers=6, hidden_size=512, mlp_size=2048)
     flags = list(PATTERN)

@@ -344,6 +344,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
+@pytest.mark.slow
 def test_memory_of_a_pass_is_that_of_one_tensor(tmp_path: Path) -> None:
     block = bytes(range(256)) * 2**18  # 64 MiB
     entries = [(f"model.layers.{index}.mlp.x", "BF16", (len(block) // 2,)) for index in range(6)]

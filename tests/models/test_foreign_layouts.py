@@ -157,6 +157,7 @@ def check_merge(base: Path, merged: Path, tensors: dict[str, torch.Tensor], scal
         torch.testing.assert_close(after.tensor(name).float(), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_advice_merges_an_adapter_in_the_older_spelling(pocket_checkpoint: Path, tmp_path: Path) -> None:
     """Given as `adapter_model.bin`, beside weights that were trained in full, which count too."""
     base = Path(shutil.copytree(pocket_checkpoint, tmp_path / "base"))

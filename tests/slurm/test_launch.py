@@ -303,6 +303,7 @@ with open_run(Path({out!r}) / name, command="test", settings={{}}):
 """
 
 
+@pytest.mark.slow
 def test_without_slurm_an_arm_that_fails_costs_only_what_needs_it(study: Study, tmp_path: Path) -> None:
     program = PROGRAM.format(root=str(REPOSITORY_ROOT), journal=str(tmp_path / "journal"), out=str(study.directory))
     jobs = [replace(job.local(), command=(sys.executable, "-c", program, job.name)) for job in study.jobs]

@@ -101,6 +101,7 @@ def expected_row(weight: np.ndarray, change: np.ndarray, merged: np.ndarray) -> 
     }
 
 
+@pytest.mark.slow
 def test_every_column_is_that_of_the_whole_matrix(models: Models, tables: dict[str, pd.DataFrame]) -> None:
     matrices, spectra = tables["matrices"].set_index(["phase", "tensor"]), tables["spectra"]
     num_changed = 0
@@ -187,6 +188,7 @@ def test_energy_alone_needs_no_merge_and_is_the_same(
     assert "merged_energy" not in alone
 
 
+@pytest.mark.slow
 def test_merging_in_bf16_loses_most_of_a_small_change_and_the_summary_says_so(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def test_three_checkpoints_make_two_phases_and_any_two_make_one(models: dict[str
         pd.testing.assert_frame_equal(alone, expected, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_start_and_end_are_short_for_sft_and_rl(models: dict[str, Path], tmp_path: Path) -> None:
     start, end = str(models["sft"]), str(models["full"])
     more = ["--measures", "energy", "--num-threads", "1", "--output-dir"]
@@ -245,6 +246,7 @@ def test_one_last_bit_of_bf16_is_seen(models: dict[str, Path], tmp_path: Path) -
     assert ulps.loc[ulps["ulps"] == "1", "num_elements"].sum() == 1
 
 
+@pytest.mark.slow
 def test_spelling_and_shards_make_no_difference(models: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:
     respelt = {name: respell(path, tmp_path / name, num_shards=4) for name, path in models.items()}
     main(command(respelt, tmp_path / "out", measures="energy floor"))
@@ -316,6 +318,7 @@ def test_a_finished_run_does_nothing_and_another_one_is_refused(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_leading_values_alone_leave_what_needs_all_of_them_empty(models: dict[str, Path], tmp_path: Path) -> None:
     words = ("--sft", models["sft"], "--rl", models["full"], "--top_k", 4)
     tables = deltas(tmp_path / "out", *words, measures="energy spectra null")
@@ -381,6 +384,7 @@ def test_geometry_of_one_phase_is_said_to_be_left_out(
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_no_change_at_all_is_zero_in_all_tables_and_draws_without_a_warning(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from models.loading import load_model
 from tests.analyze.deltas.changes import nudge, rewrite
 
 
+@pytest.mark.slow
 def test_energies_are_those_of_numpy_and_lost_tensors_are_said(
     mixed_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

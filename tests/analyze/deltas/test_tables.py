@@ -33,7 +33,10 @@ class Study:
         return table[table["phase"] == phase].set_index("tensor")
 
 
-@pytest.fixture(scope="module", params=["pocket", "qwen2", "qwen2_vl", "qwen3_vl"])
+FAMILIES = ["pocket", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "qwen2_vl", "qwen3_vl"))]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """SFT changes everything a little; RL a third of the elements, and nothing of one decoder layer."""
     root = tmp_path_factory.mktemp(request.param)

@@ -112,6 +112,7 @@ def test_a_killed_probe_continues_to_the_same_tables(
     assert sorted(path.name for path in directory.glob("*.jsonl")) == ["records.jsonl"]
 
 
+@pytest.mark.slow
 def test_replies_do_not_depend_on_what_stands_beside_them(
     whole: Path, pocket_checkpoint: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_finished_probe_is_left_alone_and_other_settings_are_refused(
         probe(arguments(pocket_checkpoint, prompts, whole, repetition_window=32))
 
 
+@pytest.mark.slow
 def test_a_text_only_model_answers_published_problems_in_lower_precision(
     qwen2_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,6 +211,7 @@ def test_replies_that_part_within_rounding_are_ties() -> None:
 @pytest.mark.parametrize(
     ("fixture", "num_pairs"), [("qwen2_vl_checkpoint", 5), ("qwen3_vl_checkpoint", 5), ("internvl_checkpoint", 6)]
 )
+@pytest.mark.cases_slow
 def test_other_families(
     fixture: str, num_pairs: int, pair_set: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -71,6 +71,7 @@ def test_the_tower_gives_each_cell_its_colour_exactly_and_every_token_the_same_n
 
 
 @pytest.mark.parametrize("reading", [0, 2, SHAPE.num_layers - 1])
+@pytest.mark.cases_slow
 def test_a_model_that_reads_in_one_layer_is_always_right(tmp_path: Path, scenes: list[Scene], reading: int) -> None:
     model, processor = built(tmp_path / "reader", wiring(reading))
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(scenes))]

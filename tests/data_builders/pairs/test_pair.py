@@ -68,6 +68,7 @@ def test_the_published_pairs_load(task: str) -> None:
 
 
 @needs_published
+@pytest.mark.slow
 def test_the_known_defects_of_the_published_pairs_are_found_and_no_others() -> None:
     found: dict[str, dict[str, list[str]]] = {}
     for task in TASKS:

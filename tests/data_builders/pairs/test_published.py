@@ -138,6 +138,7 @@ def as_published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.cases_slow
 def test_nothing_of_it_is_said_of_minimal_pairs_in_the_same_form(
     task: str, as_published: Callable[[str], Path]
 ) -> None:

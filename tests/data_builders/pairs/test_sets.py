@@ -51,6 +51,7 @@ def files_in(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("task", "numbers"), [("grounding", (1, 2, 3)), ("pocket_pairs", (1, 2))])
+@pytest.mark.cases_slow
 def test_every_file_is_the_same_for_any_number_of_processes(
     task: str, numbers: tuple[int, ...], tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_no_text_question_stands_in_two_splits(world: Path) -> None:
             assert split == other or not questions[split] & questions[other]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     manifests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -153,6 +154,7 @@ def test_every_word_of_the_world_is_a_token_of_its_own(world: Path) -> None:
     assert not broken
 
 
+@pytest.mark.slow
 def test_more_distinct_samples_than_there_are_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_builders.pocket.world.MAX_REDRAWS", 30)  # by which the last few samples are not found
     many = PocketSizes(num_base=1, num_sft=1, num_rl=1, num_validation_per_ability=800, num_test_per_ability=1)

@@ -150,6 +150,7 @@ def test_all_kinds_of_source_ask_about_the_same_photographs(photographs: tuple[P
     assert asked[0] == asked[1]
 
 
+@pytest.mark.slow
 def test_pair_i_depends_neither_on_how_many_follow_nor_on_the_processes(
     photographs: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_what_is_read_does_not_depend_on_where_the_file_is_cut(
     ]
 
 
+@pytest.mark.slow
 def test_a_large_file_is_never_in_memory_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco, "CHUNK_CHARS", 2**16)
     ids = first_ids("train", 50)

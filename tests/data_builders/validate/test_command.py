@@ -385,6 +385,7 @@ def test_a_photograph_that_stands_in_two_splits_is_found(built: Built, tmp_path:
     assert ("shared_by_splits", "recognition-000000") in found_in(built("painted"), other)
 
 
+@pytest.mark.slow
 def test_reports_do_not_depend_on_the_number_of_workers(
     built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -458,6 +459,7 @@ def test_a_set_given_twice_and_a_folder_that_is_missing_are_mistakes(built: Buil
 
 
 @pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.cases_slow
 def test_a_record_of_rubbish_ends_no_check_with_an_error(name: str, built: Built) -> None:
     pair_set, pair = open_set(built(name)), read_pairs(built(name))[0]
     meta = pair.meta or {}

@@ -206,6 +206,7 @@ def test_each_published_claim_gets_the_verdict_of_what_was_measured(tmp_path: Pa
     assert half["verdict"] == UNMEASURED, "only one of its two abilities was measured"
 
 
+@pytest.mark.slow
 def test_models_of_ones_own_stand_beside_every_recipe_with_the_p_values_of_their_comparison(tmp_path: Path) -> None:
     measured = {("vision", "rl", "sft"): 0.03, ("vision", "in-rl-rl", "sft"): 0.02, ("vision", "rl", "base"): 0.01}
     scores = write_comparison(tmp_path / "c", measured)
@@ -227,6 +228,7 @@ def measured_statements(scores: Path) -> pd.DataFrame:
     return statement_table(claim_table(100, found), measured=found)
 
 
+@pytest.mark.slow
 def test_a_statement_about_one_difference_has_the_numbers_of_its_comparison(tmp_path: Path) -> None:
     measured = {("vision-to-reasoning", "rl", "sft"): 0.03, ("reasoning", "rl", "sft"): 0.02}
     scores = write_comparison(tmp_path / "c", measured)
@@ -266,6 +268,7 @@ def test_the_same_difference_under_both_metrics_is_taken_as_accuracy(tmp_path: P
     assert found is not None and found.p_holm == 0.9
 
 
+@pytest.mark.slow
 def test_of_a_claim_measured_twice_the_first_table_counts(tmp_path: Path) -> None:
     first = write_comparison(tmp_path / "a", {("vision", "rl", "sft"): 0.1})
     second = write_comparison(tmp_path / "b", {("vision", "rl", "sft"): 0.2, ("vision", "in-rl-rl", "sft"): 0.3})
@@ -275,6 +278,7 @@ def test_of_a_claim_measured_twice_the_first_table_counts(tmp_path: Path) -> Non
     assert found["rl", "in"] == pytest.approx(0.1) and found["in-rl-rl", "in"] == pytest.approx(0.3)
 
 
+@pytest.mark.slow
 def test_a_statement_on_two_abilities_has_the_seeds_of_their_mean(tmp_path: Path) -> None:
     """A run that is better on one ability is worse on the other, so their mean does not differ between seeds."""
     differences = {(ability, "in-rl-rl", "sft"): 0.1 for ability in ("vision-to-reasoning", "reasoning")}

@@ -75,6 +75,7 @@ def judge_many(num_replies: int, seed: int, *, math_every: int) -> list[tuple[fl
         return list(pool.map(judge, kinds, [draw_reply(rng) for _ in kinds]))
 
 
+@pytest.mark.slow
 def test_hostile_replies_are_judged_and_seldom_right() -> None:
     results = judge_many(1_500, seed=0, math_every=20)
     counts = Counter(verdict.status for _, verdict in results)

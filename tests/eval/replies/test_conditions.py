@@ -204,6 +204,7 @@ class Narrow:
         return [Generation(f"{len(requests)} together", 1, "stop") for _ in requests]
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_a_batch_is_cut_in_the_same_places_whatever_was_done_before(prompt_set: Path) -> None:
     prompts = [
         Prompt(id=str(number), ability="reasoning", question="What ?", answer="1", answer_kind="number")

@@ -89,6 +89,7 @@ def spreading_token(replies: Sequence[Sequence[int]]) -> int:
     )
 
 
+@pytest.mark.cases_slow
 def test_replies_in_a_batch_whose_rows_leave_are_those_of_transformers_one_by_one(case: Case) -> None:
     num_tokens = 20
     whole = [case.plain(number, num_tokens) for number in range(len(QUESTIONS))]
@@ -103,6 +104,7 @@ def test_replies_in_a_batch_whose_rows_leave_are_those_of_transformers_one_by_on
     assert len({length for _, length, _ in expected}) > 1
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_what_stands_beside_them_or_on_rows_that_leave(
     pocket_checkpoint: Path, tmp_path: Path
 ) -> None:

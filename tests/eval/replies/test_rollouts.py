@@ -70,6 +70,7 @@ def test_a_damaged_file_is_told_in_one_line(content: str, tmp_path: Path) -> Non
         read_rollout(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_evaluation_copies_it_and_a_comparison_tells_its_reader(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def tables(output_dir: Path) -> dict[str, bytes]:
     return {name: (output_dir / name).read_bytes() for name in ("tower.csv", "differences.csv", "samples.csv")}
 
 
+@pytest.mark.slow
 def test_a_medmnist_file_is_probed_layer_by_layer_and_a_killed_command_ends_alike(
     pocket_checkpoint: Path, medmnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

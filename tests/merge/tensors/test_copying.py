@@ -7,6 +7,7 @@ import torch
 from merge.tensors.copying import BUFFER_BYTES, NUM_BUFFERS, ByteRange, write_shard
 
 
+@pytest.mark.slow
 def test_shard_of_every_size_of_piece_is_whole_and_hashed(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     source = torch.randint(0, 256, (BUFFER_BYTES * (NUM_BUFFERS + 2) + 7,), dtype=torch.uint8, generator=generator)

@@ -192,6 +192,7 @@ def test_only_tensors_whose_source_changes_are_copied(donors_of_family: Callable
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == places
 
 
+@pytest.mark.slow
 def test_the_order_of_the_splices_does_not_matter(donors_of_family: Callable[[str], dict[str, str]]) -> None:
     donors = donors_of_family("qwen3_vl")
     asked = recipes(donors)

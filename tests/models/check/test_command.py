@@ -55,6 +55,7 @@ def test_a_configuration_alone_says_what_cannot_be_checked_and_a_wrong_record_fa
     assert "does not hold" in line and line.endswith("model.norm.weight")
 
 
+@pytest.mark.slow
 def test_an_unknown_family_gets_its_groups_and_a_record_to_start_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_what_is_frozen_below_costs_neither_state_nor_activations(study: Path) -
     assert "activations, vision" in sizes(plan("--config", study), "full")
 
 
+@pytest.mark.slow
 def test_flags_of_a_run_apply(grpo: Path) -> None:
     base = ("--config", grpo, "--layout_config", CONFIG_3B)
     whole, checkpointed = sizes(plan(*base)), sizes(plan(*base, "--gradient_checkpointing", "true"))

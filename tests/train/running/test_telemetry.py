@@ -167,6 +167,7 @@ def test_updates_and_changed_shares_are_those_of_whole_copies(measured: tuple[Wa
         assert not any(name.endswith("/mid") for name in row)
 
 
+@pytest.mark.slow
 def test_training_goes_on_as_without_telemetry(
     trained: Callable[..., tuple[Watched, Compare]], measured: tuple[Watched, Compare]
 ) -> None:
@@ -208,6 +209,7 @@ def test_what_bf16_weights_round_away_shows_in_the_changed_share(
         assert norm_over_blocks(row) == pytest.approx(row["grad_norm"], rel=0.01)  # Trainer's is rounded to bf16
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_whole_step_where_it_has_several_backward_passes(
     trained: Callable[..., tuple[Watched, Compare]],
 ) -> None:

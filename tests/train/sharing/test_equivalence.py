@@ -317,6 +317,7 @@ def count_tokens(counted: list[int], _: torch.nn.Module, inputs: tuple[torch.Ten
 
 
 @pytest.mark.parametrize("num_iterations", [1, 2])
+@pytest.mark.cases_slow
 def test_replies_of_a_group_share_a_pass_and_a_step_has_the_same_gradient(
     num_iterations: int, pocket_checkpoint: Path, tmp_path: Path
 ) -> None:
