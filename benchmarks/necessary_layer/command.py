@@ -27,7 +27,7 @@ from benchmarks.necessary_block.pictures import build_prompts
 from benchmarks.necessary_block.start import close_others, cut_route, place_layers
 from benchmarks.necessary_block.studies import CONFIGS, PHASES, STAGES, Workplace, run_stage, train_stage
 from models.pocket import CHECKPOINT_DIR
-from tracking.command import REPOSITORY_ROOT, parse_arguments, read_yaml, run_command
+from tracking.command import REPOSITORY_ROOT, parse_arguments, read_yaml
 from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import read_table, write_table
 from train import FINAL_DIR
@@ -130,7 +130,3 @@ def main(argv: list[str] | None = None) -> None:
             print(*map(describe, answers), sep="\n")
             print(summarise(answers))
     print(f"answers: {work.directory / ANSWERS_FILE}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -5,7 +5,7 @@ import pytest
 
 from analyze.layers.plan import NECESSITY, SUFFICIENCY
 from benchmarks.known_answers.answers import FOUND, WRONG
-from benchmarks.necessary_layer import PLANTED, judge_layers
+from benchmarks.necessary_layer.command import PLANTED, judge_layers
 
 
 def sweep(*, broken: str = "") -> pd.DataFrame:

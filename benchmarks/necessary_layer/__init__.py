@@ -1,0 +1,1 @@
+"""Would a layer sweep find the one layer that matters?"""
