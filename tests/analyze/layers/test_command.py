@@ -98,7 +98,7 @@ def test_the_planted_layer_is_found_in_both_directions(
     assert set(layers["against"][layers["direction"] == SUFFICIENCY]) == {"sft"}
     assert set(layers["against"][layers["direction"] == NECESSITY]) == {"full"}
     assert "2 of 12 places suffice alone for more than half of the gain (layer 3" in said
-    assert "1 of 6 places cost more than half of the gain if frozen (3 " in said
+    assert "1 of 6 places cost more than half of the gain if frozen (layer 3: " in said
     page = (tmp_path / "out" / "layers.html").read_text()
     assert "data:image/png;base64," in page and "2 of 12 places suffice alone" in page
 
