@@ -19,6 +19,7 @@ from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
 from tracking.run import OVERWRITE_ARGUMENT
+from train.freezing.elements import ElementArguments
 from train.freezing.freeze import FreezeArguments
 from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.collectives import skip_shared_memory
@@ -50,12 +51,20 @@ class SftArguments:
 
     data: DataArguments
     freeze: FreezeArguments
+    elements: ElementArguments
     run: RunArguments
     telemetry: TelemetryArguments
     validation: ValidationArguments
 
 
-OUR_ARGUMENTS = (DataArguments, FreezeArguments, RunArguments, TelemetryArguments, ValidationArguments)
+OUR_ARGUMENTS = (
+    DataArguments,
+    FreezeArguments,
+    ElementArguments,
+    RunArguments,
+    TelemetryArguments,
+    ValidationArguments,
+)
 """Parsed along with TRL's `SFTConfig` and `ModelConfig`."""
 
 
@@ -86,6 +95,7 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
         model_config=model_config,
         data=ours.data,
         freeze=ours.freeze,
+        elements=ours.elements,
         prompts=prompts,
         num_needed=training.max_steps * prompts_per_step,
         batch_size=prompts_per_step,
@@ -116,10 +126,12 @@ def _whole_examples(
 
 def main(argv: list[str] | None = None) -> None:
     skip_shared_memory()
-    training, model_config, data, freeze, run, telemetry, validation = parse_arguments(
+    training, model_config, data, freeze, elements, run, telemetry, validation = parse_arguments(
         argv, SFT_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )
-    ours = SftArguments(data=data, freeze=freeze, run=run, telemetry=telemetry, validation=validation)
+    ours = SftArguments(
+        data=data, freeze=freeze, elements=elements, run=run, telemetry=telemetry, validation=validation
+    )
     directory = train(training, model_config, ours)
     if is_main_process():
         print(f"checkpoint: {directory / 'final'}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from models.loading import check_checkpoint
 from tracking.fields import LibraryClass
+from train.freezing.elements import ElementArguments
 from train.freezing.freeze import FreezeArguments
 from train.rewards.functions import RewardArguments
 from train.rollouts.setup import RolloutArguments
@@ -37,6 +38,7 @@ MODEL_CONFIG = LibraryClass(
 OUR_ARGUMENTS = (
     DataArguments,
     FreezeArguments,
+    ElementArguments,
     RewardArguments,
     TelemetryArguments,
     ValidationArguments,
@@ -52,6 +54,7 @@ class GrpoArguments:
 
     data: DataArguments
     freeze: FreezeArguments
+    elements: ElementArguments
     rewards: RewardArguments
     telemetry: TelemetryArguments
     validation: ValidationArguments
