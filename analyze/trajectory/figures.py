@@ -112,7 +112,7 @@ def draw_blocks(blocks: "pd.DataFrame") -> "Figure | None":
     if not runs:
         return None
     figure, panels = plt.subplots(
-        1, len(runs), figsize=(max(4.6, 3.6 * len(runs)), 3.4), squeeze=False, sharey=True, layout="constrained"
+        1, len(runs), figsize=(max(11.7, 3.6 * len(runs)), 3.3), squeeze=False, sharey=True, layout="constrained"
     )
     names = [name for name in dict.fromkeys(blocks["block"]) if name != "all"]
     for axes, run in zip(panels[0], runs, strict=True):

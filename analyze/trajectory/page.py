@@ -79,18 +79,26 @@ def _row(line: Any, final: Any, place: str) -> dict[str, str]:
     return {
         "place": place,
         "energy": _number(final["energy"]),
-        "relative": percent(final["relative_energy"]),
+        "relative": _number(100 * final["relative_energy"]),
         "changed": percent(final["changed_frac"]),
         "rank1": percent(final["rank1_share"]),
-        "half": _number(line["half_step"]),
+        "half": _fixed(line["half_step"], 1),
         "line": percent(line["trajectory_rank1_share"]),
-        "r2": _number(line["r2"]),
-        "left": f"{percent(final['left_share'])} ({percent(final['left_random'])})",
-        "right": f"{percent(final['right_share'])} ({percent(final['right_random'])})",
+        "r2": _fixed(line["r2"], 2),
+        "left": _beside(final["left_share"], final["left_random"]),
+        "right": _beside(final["right_share"], final["right_random"]),
         "conflict": percent(final["sft_conflict_frac"]),
-        "cosine": _number(final["sft_cosine"]),
+        "cosine": _fixed(final["sft_cosine"], 2),
     }
 
 
 def _number(value: float) -> str:
     return NOTHING if value != value else f"{value:.3g}".replace("-", MINUS)
+
+
+def _fixed(value: float, digits: int) -> str:
+    return NOTHING if value != value else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def _beside(share: float, random: float) -> str:
+    return NOTHING if share != share else f"{percent(share)} ({percent(random)})"

@@ -30,12 +30,12 @@ def sentences(tables: "dict[str, pd.DataFrame]", *, rank: int) -> list[str]:
         linear = f"; along it, steps explain R² = {whole['r2']:.2f}" if not math.isnan(whole["r2"]) else ""
         found.append(
             f"{name}: {_percent(whole['trajectory_rank1_share'])} % of the energy of {int(whole['num_steps'])} kept "
-            f"changes lie along one direction{linear}. Half of the final change was reached at step "
+            f"changes lies along one direction{linear}. Half of the final change was reached at step "
             f"{whole['half_step']:.1f} of {last}{_by_depth(lines)}."
         )
         found.append(
             f"{name}: at step {last}, {_percent(final['changed_frac'])} % of all elements differ from the start; the "
-            f"leading rank of each matrix's change holds {_percent(final['rank1_share'])} % of its energy."
+            f"leading singular value of each matrix's change holds {_percent(final['rank1_share'])} % of its energy."
         )
         if rank and not math.isnan(final["left_share"]):
             found.append(

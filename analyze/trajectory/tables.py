@@ -13,6 +13,7 @@ import numpy as np
 
 from analyze.trajectory.plan import Series, TrajectoryPlan
 from merge.trajectories.line import fit_line, half_step
+from models.blocks import ALL_REGIONS, BLOCKS
 from tracking.records import Record
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ PLACE = ("block", "region", "layer", "tensor")
 
 
 def places(plan: TrajectoryPlan, records: Iterable[Record]) -> list[tuple[str, dict[str, Any], list[Record]]]:
-    """Returns every place of every level with the records of its tensors, by (level, place, records)."""
+    """Returns every place of every level with the records of its tensors, as (level, place, records), by depth."""
     found: dict[tuple[str, Any], tuple[str, dict[str, Any], list[Record]]] = {}
 
     def add(level: str, key: Any, place: Mapping[str, Any], record: Record) -> None:
@@ -39,7 +40,11 @@ def places(plan: TrajectoryPlan, records: Iterable[Record]) -> list[tuple[str, d
             add(LAYER, place["layer"], {"block": place["block"], "region": "llm", "layer": place["layer"]}, record)
         add(BLOCK, place["block"], {"block": place["block"], "region": place["region"]}, record)
         add(ALL, ALL, {"block": ALL, "region": ALL}, record)
-    return list(found.values())
+    order = (*BLOCKS, *ALL_REGIONS, ALL)
+    return sorted(
+        found.values(),
+        key=lambda own: (order.index(own[1]["block"]), -1 if own[1]["layer"] is None else own[1]["layer"]),
+    )
 
 
 def step_rows(series: Series, records: Sequence[Record]) -> list[dict[str, Any]]:
