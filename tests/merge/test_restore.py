@@ -11,6 +11,7 @@ from merge.restore import main
 from merge.trajectories.restored import open_trajectory
 from merge.trajectories.store import TrajectoryWriter
 from models.checkpoint import Checkpoint, open_checkpoint, write_like
+from tests.merge.trajectories.kept import keep_steps
 from tests.models.damage import read_tensors, write_tensors
 from tracking.run import open_run
 
@@ -151,3 +152,17 @@ def test_a_continued_trajectory_drops_what_is_trained_again(run: Path, tmp_path:
     keep(again, start, {10: ends[10]}, resume_step=5)
     files = {path.name: path.read_bytes() for path in (again / "trajectory").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (run / "trajectory").iterdir()}
+
+
+def test_a_stored_tied_head_follows_the_embeddings(pocket_checkpoint: Path, tmp_path: Path) -> None:
+    """Training changes the one tensor of both; a start whose files have it twice is restored with it twice."""
+    shutil.copytree(pocket_checkpoint, tmp_path / "start")
+    tensors = read_tensors(tmp_path / "start")
+    embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+    after = tensors[embedding] + 1
+    steps = {3: {embedding: after}}
+    run = keep_steps(tmp_path, {**tensors, "lm_head.weight": tensors[embedding].clone()}, steps)
+    main(words(run, tmp_path / "out", 3))
+    restored = read_tensors(tmp_path / "out" / "checkpoint")
+    assert restored.keys() == {*tensors, "lm_head.weight"}
+    assert torch.equal(restored["lm_head.weight"], after) and torch.equal(restored[embedding], after)
