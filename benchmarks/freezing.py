@@ -113,6 +113,8 @@ def arguments_of(case: Case, work: Path, device: str) -> list[str]:
     }  # fmt: skip
     if case.mode == "LoRA":
         values["lora_dropout"] = 0  # with dropout, prompts are not shared
+    else:
+        values["keep_trajectory"] = 1
     if case.checkpointing == "reentrant":
         values["gradient_checkpointing_kwargs"] = '{"use_reentrant": true}'
     if case.mode == "DDP" and case.checkpointing == "reentrant":

@@ -10,6 +10,7 @@ batch, so that a resumed run does not lose part of one.
 OUTPUT/final/                the trained checkpoint, with rollout.json; with LoRA also OUTPUT/adapter/
 OUTPUT/freeze_report.json    sha256 of every tensor, at the start and at the end
 OUTPUT/metrics.csv           loss, rewards, gradient and update norms per step
+OUTPUT/trajectory/           with keep_trajectory: the weights along training, as changes against the start
 
 Exit status 1: a frozen tensor changed, or training failed. 75: SIGTERM stopped the run after it had saved itself; the
 same command continues it.
@@ -166,6 +167,7 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         make_trainer=make_trainer,
         rollout=partial(_record, training, ours.rollout),
         telemetry=ours.telemetry,
+        trajectory=ours.trajectory,
         can_resume_at=lambda step: ends_generation(step, training),
         further_settings={
             **_without_overwrite(ours.rewards),
@@ -247,8 +249,8 @@ def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     skip_shared_memory()
-    training, model_config, data, freeze, elements, rewards, telemetry, validation, rollout, sharing = parse_arguments(
-        argv, GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
+    training, model_config, data, freeze, elements, rewards, telemetry, validation, rollout, sharing, trajectory = (
+        parse_arguments(argv, GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True)
     )
     ours = GrpoArguments(
         data=data,
@@ -259,6 +261,7 @@ def main(argv: list[str] | None = None) -> None:
         validation=validation,
         rollout=rollout,
         sharing=sharing,
+        trajectory=trajectory,
     )
     directory = train(training, model_config, ours)
     if is_main_process():

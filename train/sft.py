@@ -4,6 +4,7 @@
 
 OUTPUT/final/         the trained checkpoint
 OUTPUT/metrics.csv    loss, gradient and update norms per step
+OUTPUT/trajectory/    with keep_trajectory: the weights along training, as changes against the start
 OUTPUT/data_report.json    examples left out before training, by reason
 
 An example whose prompt and response are longer than `max_length` tokens is left out and counted, not cut: a model would
@@ -27,6 +28,7 @@ from train.running.data import DataArguments, load_prompts
 from train.running.start import start_name
 from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
+from train.trajectory.arguments import TrajectoryArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,6 +57,7 @@ class SftArguments:
     run: RunArguments
     telemetry: TelemetryArguments
     validation: ValidationArguments
+    trajectory: TrajectoryArguments
 
 
 OUR_ARGUMENTS = (
@@ -64,6 +67,7 @@ OUR_ARGUMENTS = (
     RunArguments,
     TelemetryArguments,
     ValidationArguments,
+    TrajectoryArguments,
 )
 """Parsed along with TRL's `SFTConfig` and `ModelConfig`."""
 
@@ -103,6 +107,7 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
         data_report=report.facts,
         make_trainer=make_trainer,
         telemetry=ours.telemetry,
+        trajectory=ours.trajectory,
         further_settings=asdict(ours.validation),
     )
     return run_stage(stage, overwrite=ours.run.overwrite)
@@ -126,11 +131,17 @@ def _whole_examples(
 
 def main(argv: list[str] | None = None) -> None:
     skip_shared_memory()
-    training, model_config, data, freeze, elements, run, telemetry, validation = parse_arguments(
+    training, model_config, data, freeze, elements, run, telemetry, validation, trajectory = parse_arguments(
         argv, SFT_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )
     ours = SftArguments(
-        data=data, freeze=freeze, elements=elements, run=run, telemetry=telemetry, validation=validation
+        data=data,
+        freeze=freeze,
+        elements=elements,
+        run=run,
+        telemetry=telemetry,
+        validation=validation,
+        trajectory=trajectory,
     )
     directory = train(training, model_config, ours)
     if is_main_process():

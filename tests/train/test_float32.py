@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.freezing import MODES, Case, deepspeed_settings, launch, read_case
+from merge.trajectories.restored import open_trajectory
 from models.checkpoint import cast_bytes, kept_float32, open_checkpoint
 from models.layout import layout_of
 from tests.families_page import ENGINES, expect_engines
@@ -87,6 +88,22 @@ def assert_kept(start_directory: Path, run: Path, *, lora: bool = False) -> None
     assert (report["num_breaches"], report["num_frozen_tensors"]) == (0, len(frozen))
 
 
+def assert_steps_kept(run: Path) -> None:
+    """Compares the last kept step with `final/`, and all with the trainer's checkpoints (without fp32 masters)."""
+    trajectory, final = open_trajectory(run), open_checkpoint(run / "final")
+    saved = sorted((run / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    assert [f"checkpoint-{step}" for step in trajectory.numbers] == [path.name for path in saved]
+    last = trajectory.at(trajectory.numbers[-1])
+    assert last.record.num_changed
+    for name in final.tensors:
+        assert last.data(name) == final.data(name), name
+    for step, path in zip(trajectory.numbers, saved, strict=True):
+        checkpoint, restored = open_checkpoint(path), trajectory.at(step)
+        for name in set(trajectory.start.tensors) & set(checkpoint.tensors) - set(kept_float32(trajectory.start)):
+            expected = cast_bytes(checkpoint, name, trajectory.start.tensors[name].dtype)
+            assert restored.data(name) == expected, (path, name)
+
+
 @pytest.mark.slow
 def test_one_process_in_fp32(mixed_checkpoint: Path, work: Path) -> None:
     assert_kept(mixed_checkpoint, work / "sft")
@@ -104,6 +121,7 @@ def test_two_processes(work: Path) -> None:
     launch(CASES, work, "cpu")
     for case in CASES:
         assert_kept(work / "start", work / "runs" / case.name)
+        assert_steps_kept(work / "runs" / case.name)
         assert read_case(case, work)["num_attempts"] == (2 if case.run == "resumed" else 1), case
     expect_engines("qwen3_5", *ENGINES)
 

@@ -16,6 +16,7 @@ from train.running.data import DataArguments
 from train.running.telemetry_arguments import TelemetryArguments
 from train.running.validation import ValidationArguments
 from train.sharing.arguments import SharingArguments
+from train.trajectory.arguments import TrajectoryArguments
 
 BASES = (("trl/trainer/base_config.py", "_BaseConfig"), ("transformers/training_args.py", "TrainingArguments"))
 
@@ -44,6 +45,7 @@ OUR_ARGUMENTS = (
     ValidationArguments,
     RolloutArguments,
     SharingArguments,
+    TrajectoryArguments,
 )
 """Parsed along with TRL's `GRPOConfig` and `ModelConfig`."""
 
@@ -60,3 +62,4 @@ class GrpoArguments:
     validation: ValidationArguments
     rollout: RolloutArguments
     sharing: SharingArguments
+    trajectory: TrajectoryArguments

@@ -9,6 +9,7 @@ OUTPUT/final/                       the result, in the start checkpoint's dtype,
 OUTPUT/elements.safetensors         with `train_elements`, which elements train, a bit each
 OUTPUT/adapter/                     under LoRA, the adapter that `final/` has merged in
 OUTPUT/data_report.json             prompts left out before training, by reason
+OUTPUT/trajectory/                  with keep_trajectory: the weights along training, as changes against the start
 OUTPUT/freeze_report.json, metrics.csv, freeze_table.csv
 
 Works with one process, DDP and DeepSpeed; only the main process writes the suite's files.
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_builders.prompt_sets.prompts import Prompt, prompts_fingerprint
 from eval.replies.rollouts import ROLLOUT_FILE
+from merge.trajectories.store import TrajectoryWriter
 from models.loading import DEFAULT_ATTENTION, load_model, load_processor, resolved_revision
 from tracking.command import Preempted
 from tracking.processes import num_processes, on_main_process, wait_for_all
@@ -65,6 +67,8 @@ from train.running.results import saved_breaches, write_final, write_freeze_repo
 from train.running.start import Start, open_start, share_elements
 from train.running.telemetry import Telemetry
 from train.running.telemetry_arguments import TelemetryArguments
+from train.trajectory.arguments import TrajectoryArguments, check_adapters
+from train.trajectory.recorder import KeepTrajectory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -104,6 +108,7 @@ class Stage:
     """True if the prompts' responses are the training targets."""
     make_trainer: TrainerFactory
     telemetry: TelemetryArguments
+    trajectory: TrajectoryArguments = field(default_factory=TrajectoryArguments)
     data_report: Mapping[str, Any] | None = None
     """The filtered prompts, by reason."""
     can_resume_at: Callable[[int], bool] = lambda step: True
@@ -171,6 +176,7 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
     stage.elements.check_training(stage.training, lora=lora)
     start = open_start(stage.model_config, stage.freeze, stage.elements)
     check_images(stage, start)
+    check_adapters(stage.trajectory, lora=lora)
     check_precision(start.checkpoint, start.plan.frozen, stage.training, stage.model_config.dtype, lora=lora)
     check_batches(stage.training, start.plan, some_without_images=not all(p.images for p in stage.prompts))
     check_shared_keys(stage.training, start.checkpoint, start.plan, lora=lora)
@@ -206,6 +212,7 @@ def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
         **({name: getattr(config, name) for name in adapters} if config.use_peft else {}),
         **engine_settings(stage.training),
         **asdict(stage.telemetry),
+        **stage.trajectory.settings,
         "training": {key: value for key, value in stage.training.to_dict().items() if key not in PLACES},
         **stage.further_settings,
     }
@@ -229,6 +236,8 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
     checkpoints_dir = directory / CHECKPOINTS_DIR
     logs: list[RecordLog] = []
     """The main process's `records.jsonl` and `proofs.jsonl`."""
+    writers: list[TrajectoryWriter] = []
+    """The main process's, if steps are kept."""
 
     def begin() -> tuple[Path | None, dict[str, str]]:
         print(f"start: {start.name}\npartition: {start.plan.partition}\n{format_freeze_table(start.plan)}", flush=True)
@@ -239,7 +248,10 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
         for name in ("records.jsonl", "proofs.jsonl"):
             logs.append(stack.enter_context(RecordLog(directory / name)))
             logs[-1].keep(lambda record: record["step"] <= resume_step)
-        return resume_from, frozen_digests(start.checkpoint, start.plan.frozen_in_memory)
+        digests = frozen_digests(start.checkpoint, start.plan.frozen_in_memory)
+        if stage.trajectory.keep_trajectory:
+            writers.append(TrajectoryWriter(directory, start.checkpoint, known=digests, resume_step=resume_step))
+        return resume_from, digests
 
     with ExitStack() as stack:
         resume_from, digests = on_main_process(begin)
@@ -260,6 +272,9 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
             KeptFloat32(start.checkpoint),
         ):
             trainer.add_callback(callback)
+        if every := stage.trajectory.keep_trajectory:
+            writer = writers[0] if writers else None
+            trainer.add_callback(KeepTrajectory(trainer, start.checkpoint, start.plan.trainable, writer, every=every))
         trainer.watch(Telemetry(start.plan, stage.telemetry))
         if keeps_gradients(trainer.args) and not all(prompt.images for prompt in stage.prompts):
             trainer.add_callback(StaleGradients(start.plan))

@@ -1,0 +1,1 @@
+"""When in training does what change? Weight changes over steps and depth."""

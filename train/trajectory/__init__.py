@@ -1,0 +1,1 @@
+"""Keeping a trajectory while training."""
