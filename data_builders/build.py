@@ -3,6 +3,7 @@
     python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
     python -m data_builders.build rl --source FILE_FOLDER_OR_HUB_ID --output-dir outputs/rl/data
     python -m data_builders.build medmnist --source FILES_OR_FOLDER --output-dir outputs/medical/data
+    python -m data_builders.build choices --source FILES_OR_HUB_ID --output-dir outputs/questions/data
     python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr
     python -m data_builders.build pocket_pairs --num-pairs 100 --seed 0 --output-dir outputs/pocket/pairs
 
@@ -19,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_builders.choices.build import ChoicesArguments, build_choices
+from data_builders.choices.build import describe as describe_choices
 from data_builders.counting.build import COUNTING
 from data_builders.grounding.build import GROUNDING
 from data_builders.medmnist.build import MedmnistArguments, build_medmnist, check_sources
@@ -89,6 +92,10 @@ def build_medmnist_prompts(directory: Path, output_dir: Path, seed: int, own: tu
     build_medmnist(directory, own[0], seed)
 
 
+def build_choices_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[ChoicesArguments]) -> None:
+    build_choices(directory, output_dir, output_dir / WORK_DIR, own[0], seed)
+
+
 def pair_task(name: str, task: PairTask) -> Task:
     """Wraps a kind of pair set as a kind of data set."""
 
@@ -128,6 +135,7 @@ TASKS: dict[str, Task] = {
         lambda own: describe_medmnist(own[0]),
         check=lambda output_dir, seed, own: check_sources(own[0]),
     ),
+    "choices": Task((ChoicesArguments,), build_choices_prompts, lambda own: describe_choices(own[0])),
     **{name: pair_task(name, task) for name, task in PAIR_TASKS.items()},
 }
 
