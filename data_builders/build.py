@@ -2,6 +2,8 @@
 
     python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
     python -m data_builders.build rl --source FILE_FOLDER_OR_HUB_ID --output-dir outputs/rl/data
+    python -m data_builders.build medmnist --source FILES_OR_FOLDER --output-dir outputs/medical/data
+    python -m data_builders.build choices --source FILES_OR_HUB_ID --output-dir outputs/questions/data
     python -m data_builders.build ocr --num-pairs 100 --seed 0 --output-dir outputs/pairs/ocr
     python -m data_builders.build pocket_pairs --num-pairs 100 --seed 0 --output-dir outputs/pocket/pairs
 
@@ -18,8 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_builders.choices.build import ChoicesArguments, build_choices
+from data_builders.choices.build import describe as describe_choices
 from data_builders.counting.build import COUNTING
 from data_builders.grounding.build import GROUNDING
+from data_builders.medmnist.build import MedmnistArguments, build_medmnist, check_sources
+from data_builders.medmnist.build import describe as describe_medmnist
 from data_builders.ocr.build import OCR
 from data_builders.pairs.sets import (
     MANIFEST_FILE,
@@ -82,6 +88,14 @@ def build_rl_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[Rl
     build_rl(directory, output_dir, own[0], seed)
 
 
+def build_medmnist_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[MedmnistArguments]) -> None:
+    build_medmnist(directory, own[0], seed)
+
+
+def build_choices_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[ChoicesArguments]) -> None:
+    build_choices(directory, output_dir, output_dir / WORK_DIR, own[0], seed)
+
+
 def pair_task(name: str, task: PairTask) -> Task:
     """Wraps a kind of pair set as a kind of data set."""
 
@@ -115,6 +129,13 @@ PAIR_TASKS: dict[str, PairTask] = {
 TASKS: dict[str, Task] = {
     "pocket": Task((PocketSizes,), build_pocket, lambda own: asdict(own[0])),
     "rl": Task((RlArguments,), build_rl_prompts, lambda own: describe(own[0])),
+    "medmnist": Task(
+        (MedmnistArguments,),
+        build_medmnist_prompts,
+        lambda own: describe_medmnist(own[0]),
+        check=lambda output_dir, seed, own: check_sources(own[0]),
+    ),
+    "choices": Task((ChoicesArguments,), build_choices_prompts, lambda own: describe_choices(own[0])),
     **{name: pair_task(name, task) for name, task in PAIR_TASKS.items()},
 }
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_builders.prompt_sets.choices import LETTERS
 from eval.grading import grade
-from eval.tasks.benchmark import LETTERS, named_choice
+from eval.tasks.benchmark import named_choice
 from tracking.command import parse_arguments
 from tracking.product import write_text
 

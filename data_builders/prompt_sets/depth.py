@@ -2,7 +2,8 @@
 
 Medical pictures are often greyscale PNG or TIFF files of 12 or 16 bits (Pillow's modes `I;16`, `I` and `F`). Pillow and
 qwen-vl-utils clip all values above 255, so that such a picture turns white. Here the smallest value becomes black and
-the largest white. A picture whose values fit into 8 bits keeps them.
+the largest white. A picture whose values fit into 8 bits keeps them. A given window replaces the range of values: what
+is at or below its lower end becomes black, what is at or above its upper end white (as CT viewers do).
 
 Known limits: two pictures of one patient are scaled separately, so their levels cannot be compared. Colour pictures of
 16 bits are not affected: Pillow reads their upper 8 bits.
@@ -33,8 +34,12 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image, window: tuple[float, float] | None = None) -> Image.Image:
     """Returns a picture with 8 bits a channel: the same one, or a grey copy scaled by its range of values.
+
+    Args:
+        image: any picture; one of 8 bits is returned as it is, also with a window.
+        window: lowest and highest value of the scale, instead of the picture's own.
 
     For the first picture that a process scales, one line is printed.
     """
@@ -43,8 +48,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     found = _Range(float(values.min()), float(values.max()))
-    low, high = found
-    if low >= 0 and high <= MAX_LEVEL and not (image.mode == "F" and high <= 1):
+    low, high = found if window is None else window
+    if window is None and low >= 0 and high <= MAX_LEVEL and not (image.mode == "F" and high <= 1):
         return Image.fromarray(np.rint(values).astype(np.uint8))
     if low == high:
         low, high = 0.0, max(float(MAX_16_BIT), high)

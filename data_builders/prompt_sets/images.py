@@ -66,12 +66,16 @@ class UnusableImageError(Exception):
         self.reason = reason
 
 
-def open_image(entry: Any, root: Path | None, pixels: PixelLimits) -> Image.Image:
+def open_image(
+    entry: Any, root: Path | None, pixels: PixelLimits, window: tuple[float, float] | None = None
+) -> Image.Image:
     """Returns an image in RGB, resized to whole cells of the model.
 
     Args:
         entry: bytes, a path, a data URI, base64, a Pillow image, or a mapping with one of them.
         root: base of relative paths.
+        pixels: size limits.
+        window: scale of pictures with more than 8 bits; by default each picture's own range.
 
     Raises:
         UnusableImageError: if it cannot be found or decoded. The message contains no local paths.
@@ -80,7 +84,11 @@ def open_image(entry: Any, root: Path | None, pixels: PixelLimits) -> Image.Imag
 
     try:
         reference = _open_reference(entry, root)
-        asked = {"image": eight_bits(reference), "min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
+        asked = {
+            "image": eight_bits(reference, window),
+            "min_pixels": pixels.min_pixels,
+            "max_pixels": pixels.max_pixels,
+        }
         image: Image.Image = fetch_image(asked, image_patch_size=pixels.patch_size)
     except DECODING_ERRORS as error:
         raise UnusableImageError("broken_image", type(error).__name__) from error

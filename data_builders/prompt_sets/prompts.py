@@ -144,9 +144,8 @@ def prompts_fingerprint(directory: Path, split: str) -> str:
 
 
 def write_prompts(directory: Path, split: str, prompts: Iterable[Prompt]) -> None:
-    """Writes one split, one line per prompt, without empty fields."""
-    lines = []
-    for prompt in prompts:
-        row = {name: value for name, value in asdict(prompt).items() if value not in (None, ())}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    (directory / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    """Writes one split, one line per prompt, without empty fields; the prompts may be generated on the way."""
+    with (directory / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+        for prompt in prompts:
+            row = {name: value for name, value in asdict(prompt).items() if value not in (None, ())}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

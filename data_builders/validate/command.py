@@ -1,4 +1,4 @@
-"""Is a pair set what it claims to be? Recomputes all that its files allow, and names every defect.
+"""Is a built set what it claims to be? Recomputes all that its files allow, and names every defect.
 
     python -m data_builders.validate outputs/pairs/ocr [MORE SETS] [--words] [--num-workers 2]
     python -m data_builders.validate ../shared/data/published_pairs
@@ -13,10 +13,11 @@ of them. It checks for every set
     repeats   pairs, words and photographs that occur twice, over all sets together        `repeats.py`
 
 A set without such records, such as the published one, is measured from its pixels only (`pairs/unproven.py`). What
-could not be checked is reported. Hidden files and the dataset card are ignored.
+could not be checked is reported. A prompt set is checked too: files, answers, pictures, and held-out pictures that
+another split shares (`prompt_set.py`). Hidden files and the dataset card are ignored.
 
-Exit status 0: no defects; 1: defects, one line each, and the number of each kind; 2: not a pair set, or one that cannot
-be read.
+Exit status 0: no defects; 1: defects, one line each, and the number of each kind; 2: neither a pair set nor a prompt
+set, or one that cannot be read.
 """
 
 from collections import Counter
@@ -32,6 +33,7 @@ from data_builders.pairs.files import find_sets, iter_pairs
 from data_builders.pairs.pair import PAIRS_FILE, Pair
 from data_builders.pairs.workers import num_cores, work_through
 from data_builders.validate.checks import PairFindings, check_pair, checks_of, has_words, meanings_of
+from data_builders.validate.prompt_set import describe_prompt_set, find_prompt_set, validate_prompt_set
 from data_builders.validate.repeats import Seen
 from data_builders.validate.set_files import (
     FILE_DEFECTS,
@@ -224,8 +226,8 @@ class ValidateArguments:
 
     directories: list[str] = field(
         metadata={
-            "help": "one or more of: a pair set, the output directory of a build, or a folder that contains "
-            "several of them",
+            "help": "one or more of: a pair set, a prompt set, the output directory of a build, or a folder that "
+            "contains several pair sets",
             "positional": True,
             "metavar": "DIR",
         }
@@ -239,15 +241,23 @@ class ValidateArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, ValidateArguments, description=__doc__)
-    surveys = survey([Path(directory) for directory in arguments.directories])
+    prompt_sets = {directory: find_prompt_set(Path(directory)) for directory in arguments.directories}
+    surveys = survey([Path(directory) for directory, found in prompt_sets.items() if found is None])
     num_pairs = sum(known.num_pairs for known in surveys)
     read_back = arguments.words and _can_read_back(surveys)
     num_workers = arguments.num_workers or min(num_cores(), -(-num_pairs // NUM_PAIRS_A_WORKER))
     kinds: Counter[str] = Counter()
+    num_prompts = 0
+    for place in filter(None, prompt_sets.values()):
+        num, found = validate_prompt_set(place)
+        print("\n".join(describe_prompt_set(place, num, found)))
+        num_prompts += num
+        kinds.update(kind for kind, _, _ in found)
     for report in validate(surveys, read_back=read_back, num_workers=num_workers):
         print("\n".join(describe(report, read_back=read_back)))
         kinds.update(defect.kind for defect in report.defects)
-    sets = f"{len(surveys)} set{'s' if len(surveys) > 1 else ''} of {num_pairs} pairs"
+    checked = [(len(surveys), f"{num_pairs} pairs"), (len(prompt_sets) - len(surveys), f"{num_prompts} prompts")]
+    sets = " and ".join(f"{num} set{'s' if num > 1 else ''} of {holding}" for num, holding in checked if num)
     if kinds:
         raise RuntimeError(f"{kinds.total()} defects of {len(kinds)} kinds in {sets}")
     print(f"no defects in {sets}")

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_builders.prompt_sets.choices import LETTERS
 from eval.harnesses.replies import Fields, as_text
-from eval.tasks.benchmark import LETTERS
 
 CHOICE_FIELDS = ("choices", "options")
 GOLD_IS = ("text", "index")

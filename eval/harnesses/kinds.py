@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from data_builders.prompt_sets.choices import LETTERS
 from eval.grading import KINDS, last_boxed, parse_number
 from eval.harnesses.choices import letter_in, options_in, options_of, right_option
 from eval.harnesses.replies import Fields, Reply, as_text
-from eval.tasks.benchmark import LETTERS, free_answer_kind
+from eval.tasks.benchmark import free_answer_kind
 from tracking.command import did_you_mean
 
 BY_GOLD = "by-gold"

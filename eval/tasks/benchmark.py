@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_builders.prompt_sets.choices import LETTERS
 from data_builders.prompt_sets.prompts import Prompt
 from eval.grading import parse_number
 
 Row = dict[str, Any]
-LETTERS = "ABCDEFGHIJ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +48,6 @@ class Benchmark:
     """Makes a prompt, without its image, from a row and its number (counted from 1, four digits)."""
     image_columns: tuple[str, ...] = ()
     """Columns of the image; the first that a row has is used. Empty for text benchmarks."""
-
-
-def ask_with_choices(question: str, choices: Sequence[str]) -> str:
-    """Returns a question with its options on lettered lines; options that are only letters are shown in the image."""
-    letters = LETTERS[: len(choices)]
-    if list(choices) == list(letters):
-        listed = f"Choices: {', '.join(letters)}"
-    else:
-        listed = "Choices:\n" + "\n".join(f"({letter}) {text}" for letter, text in zip(letters, choices, strict=True))
-    return f"{question}\n{listed}\n{ASK_LETTER}"
-
-
-ASK_LETTER = "Answer with the letter of the right choice."
 
 
 def named_choice(letter: str, choices: Sequence[str]) -> str:

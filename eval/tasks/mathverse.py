@@ -11,8 +11,9 @@ The text-only version, a separate file, is not included.
 
 import re
 
+from data_builders.prompt_sets.choices import ASK_LETTER, LETTERS
 from data_builders.prompt_sets.prompts import Prompt
-from eval.tasks.benchmark import ASK_LETTER, LETTERS, Benchmark, Row, free_answer_kind, named_choice
+from eval.tasks.benchmark import Benchmark, Row, free_answer_kind, named_choice
 
 IN_FIGURE = "Answer the question that stands in the image."
 _CHOICES = re.compile(r"\bChoices?\s*:(.*)", re.DOTALL)

@@ -8,8 +8,9 @@ published: they refer to parts of the single image.
 
 from dataclasses import replace
 
+from data_builders.prompt_sets.choices import ask_with_choices
 from data_builders.prompt_sets.prompts import Prompt
-from eval.tasks.benchmark import Benchmark, Row, ask_with_choices, free_answer_kind, named_choice
+from eval.tasks.benchmark import Benchmark, Row, free_answer_kind, named_choice
 
 
 def read_mathvision(row: Row, number: str) -> Prompt:

@@ -7,8 +7,9 @@ a floating-point answer), `answer` (for a choice, its text), `question_type` (mu
 of the answer, its unit, its decimals) is given after the question, in our own words.
 """
 
+from data_builders.prompt_sets.choices import ask_with_choices
 from data_builders.prompt_sets.prompts import Prompt
-from eval.tasks.benchmark import Benchmark, Row, ask_with_choices
+from eval.tasks.benchmark import Benchmark, Row
 
 ABILITIES = {"general-vqa": "vision", "math-targeted-vqa": "vision-to-reasoning"}
 """Category -> the ability it measures (Table 1 of arXiv 2602.12395)."""

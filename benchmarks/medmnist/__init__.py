@@ -1,0 +1,1 @@
+"""From files of MedMNIST to a vision tower: time and memory."""

@@ -1,0 +1,1 @@
+"""Prompts from published tables of questions about medical pictures."""

@@ -1,0 +1,1 @@
+"""Prompts from the files of MedMNIST and MedMNIST+."""
