@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WORDS = {"layer": "layer", "attn": "layer's attention", "mlp": "layer's MLP"}
+ALL_WORDS = {"layer": "the layers", "attn": "the attention of the layers", "mlp": "the MLPs of the layers"}
 TITLES = {
     SUFFICIENCY: "START with the {} of END",
     NECESSITY: "END with the {} of START",
@@ -72,10 +73,9 @@ def _draw_curves(axes: "Axes", own: "pd.DataFrame", partition: Partition) -> Non
         rows = own[own["alpha"] == alpha].sort_values("first")
         middle = (rows["first"].astype(float) + rows["last"].astype(float)) / 2
         accuracy = 100 * rows["accuracy"]
-        ends = [100 * (rows["difference"] - rows["low"]), 100 * (rows["high"] - rows["difference"])]
         colour = plt.get_cmap("viridis")(0.85 * (1 - order / max(1, len(alphas) - 1)))
         axes.errorbar(
-            middle + (order - (len(alphas) - 1) / 2) * PLACES, accuracy, yerr=ends, color=colour, marker="o",
+            middle + (order - (len(alphas) - 1) / 2) * PLACES, accuracy, yerr=_bars(rows, ""), color=colour, marker="o",
             markersize=3.5, linewidth=1.2, elinewidth=0.7, label=f"α = {alpha:g}",
         )  # fmt: skip
     axes.set_xlim(-0.7, partition.num_layers - 0.3)
@@ -144,12 +144,10 @@ def _draw_points(axes: "Axes", own: "pd.DataFrame") -> None:
         rows = own[own["part"] == part]
         if rows.empty:
             continue
-        values = [100 * rows[name] for name in ("difference", "low", "high")]
-        trained = [100 * rows[f"trained_{name}"] for name in ("difference", "low", "high")]
         axes.errorbar(
-            values[0], trained[0], xerr=[values[0] - values[1], values[2] - values[0]],
-            yerr=[trained[0] - trained[1], trained[2] - trained[0]], color=colour, marker=marker, linestyle="",
-            markersize=4, elinewidth=0.6, alpha=0.8, label=part,
+            100 * rows["difference"], 100 * rows["trained_difference"], xerr=_bars(rows, ""),
+            yerr=_bars(rows, "trained_"), color=colour, marker=marker, linestyle="", markersize=4, elinewidth=0.6,
+            alpha=0.8, label=part,
         )  # fmt: skip
         for _, row in rows.iterrows():
             place = str(row["unit"]).removeprefix("llm:").partition(".")[0]
@@ -159,6 +157,12 @@ def _draw_points(axes: "Axes", own: "pd.DataFrame") -> None:
             )  # fmt: skip
     plain(axes)
     axes.tick_params(labelsize=8)
+
+
+def _bars(rows: "pd.DataFrame", prefix: str) -> list["pd.Series[float]"]:
+    """Returns the lengths of the two halves of the intervals, in points; rounded tables may have tiny negative ones."""
+    value, low, high = (100 * rows[f"{prefix}{name}"] for name in ("difference", "low", "high"))
+    return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
 
 
 def draw_all(
@@ -179,8 +183,8 @@ def draw_all(
             if ((table["arm"] == arm) & (table["part"] == part) & (table["n"] > 0)).any():
                 name = f"{arm}_{part}"
                 captions[name] = (
-                    f"Accuracy over depth: {WORDS[part]}s of {arm}. Bars are 95 % intervals of the paired difference "
-                    "to the start (left) or to END (right), not corrected for the number of places."
+                    f"Accuracy over depth: {ALL_WORDS[part]} of {arm}, one at a time. Bars are 95 % intervals of the "
+                    "paired difference to the start (left) or to END (right), not corrected for the number of places."
                 )
                 drawings[name] = partial(draw_depth, table, scores, arm, part, partition)
         if ((table["arm"] == arm) & table["part"].isin([BLOCK, REGION]) & (table["n"] > 0)).any():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyze.transplant.summary import answers, predictions
+from analyze.transplant.summary import answers, predictions, rho_words
 from eval.compare.scope import is_significant
 from eval.display.formatting import change, format_share, listed, probability
 from eval.display.page import page_environment
@@ -93,11 +93,9 @@ def _predicted(row: Any) -> dict[str, Any]:
 
 
 def _agreement(row: Any) -> dict[str, Any]:
-    known = row["rho"] == row["rho"]
-    interval = f" [{row['low']:.2f}, {row['high']:.2f}]" if known and row["low"] == row["low"] else ""
     return {
         "ability": row["ability"], "arm": row["arm"], "direction": row["direction"], "part": row["part"],
         "alpha": f"{row['alpha']:g}", "n": int(row["num_places"]),
-        "rho": f"{row['rho']:.2f}{interval}".replace("-", "−") if known else "–", "p": probability(row["p"]),
+        "rho": rho_words(row), "p": probability(row["p"]),
         "error": f"{100 * row['mean_error']:.1f}",
     }  # fmt: skip

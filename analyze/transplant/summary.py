@@ -1,12 +1,12 @@
 """What does a sweep of transplants say, in sentences? The same for the terminal and for the page."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyze.layers.plan import SUFFICIENCY
 from analyze.transplant.prediction import curve_words
 from eval.compare.scope import IN_THIS_RUN, LEVEL, counted_tests, is_significant
-from eval.display.formatting import change, format_share, listed, probability
+from eval.display.formatting import MINUS, NOTHING, change, format_share, listed, probability
 from eval.statistics.differences import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -86,12 +86,19 @@ def _predictions(rows: "pd.DataFrame") -> Iterator[str]:
             yield f"{curve_words(row)}: one of the two curves is constant, so they have no rank correlation."
             continue
         verdict = "predicts" if row["rho"] > 0 and row["p"] < LEVEL else "is not shown to predict"
-        interval = "" if row.isna()["low"] else f" [{row['low']:.2f}, {row['high']:.2f}]"
         yield (
             f"{curve_words(row)}: the transplant {verdict} the order of the trained arms "
-            f"(ρ = {row['rho']:.2f}{interval}, {int(row['num_places'])} places, p = {probability(row['p'])}); "
+            f"(ρ = {rho_words(row)}, {int(row['num_places'])} places, p = {probability(row['p'])}); "
             f"its mean error is {100 * row['mean_error']:.1f} points."
         )
+
+
+def rho_words(row: Any) -> str:
+    """Returns a rank correlation with its interval: `0.83 [0.20, 1.00]`."""
+    if row["rho"] != row["rho"]:
+        return NOTHING
+    interval = "" if row["low"] != row["low"] else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['rho']:.2f}{interval}".replace("-", MINUS)
 
 
 def summary(transplants: "pd.DataFrame", agreement: "pd.DataFrame | None") -> list[str]:
