@@ -25,7 +25,7 @@ This page is generated from the first lines of the modules (`tests/test_commands
 GUIDES = {
     "analyze.attention": "probes", "analyze.deltas": "weight-changes", "analyze.layers": "layers",
     "analyze.look": "look", "analyze.report": "probes", "analyze.skip": "probes", "analyze.swap": "probes",
-    "data_builders.build": "own-data",
+    "analyze.transplant": "layers", "data_builders.build": "own-data",
     "data_builders.contact_sheet": "pairs", "data_builders.hub_set": "pairs", "data_builders.mini_coco_build": "pairs",
     "data_builders.pocket_descriptions": "grading", "data_builders.validate": "pairs",
     "data_builders.vocabulary": "pairs", "eval.boundary": "grading", "eval.claims": "statistics",

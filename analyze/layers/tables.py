@@ -108,7 +108,7 @@ def agreement_table(layers: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     rows = [
-        {"task": task, "part": part, "first": first, "second": second, **_rank_correlation(pair)}
+        {"task": task, "part": part, "first": first, "second": second, **rank_correlation(pair)}
         for (task, part), own in layers.groupby(["task", "part"], sort=False)
         for first, second, pair in _pairs(own)
     ]
@@ -136,7 +136,7 @@ def _pairs(own: "pd.DataFrame") -> Iterator[tuple[str, str, "pd.DataFrame"]]:
                 yield first, second, pair
 
 
-def _rank_correlation(pair: "pd.DataFrame") -> dict[str, Any]:
+def rank_correlation(pair: "pd.DataFrame") -> dict[str, Any]:
     """Returns Spearman's rho and the share of permutations with one at least as far from zero."""
     from scipy.stats import rankdata
 

@@ -69,7 +69,7 @@ def answer_batch(
 
     for part, generations in BatchSize(batch_size).run(batch, answer):
         yield [
-            _record(
+            reply_record(
                 query,
                 texts[query.key_of_first],
                 generation,
@@ -79,7 +79,13 @@ def answer_batch(
         ]
 
 
-def _record(query: Query, text: str, generation: "Generation", space: BoxSpace | None) -> Record:
+def reply_record(query: Query, text: str, generation: "Generation", space: BoxSpace | None) -> Record:
+    """Returns the record of a graded reply.
+
+    Args:
+        text: the rendered prompt.
+        space: the coordinates in which the model writes boxes, if they are not the gold's.
+    """
     prompt = query.prompt
     return {
         "key": query.key,

@@ -92,28 +92,36 @@ class HuggingFace:
 
     def __init__(self, subject: "Subject", processor: "Processor", options: EngineOptions) -> None:
         self._processor, self._options = processor, options
-        self._model, _ = subject.load(dtype=options.dtype, attn_implementation=options.attn_implementation)
-        self.dtype = str(self._model.dtype).removeprefix("torch.")
+        self.model, _ = subject.load(dtype=options.dtype, attn_implementation=options.attn_implementation)
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
         if isinstance(options.limits, PixelLimits):
             size = {"shortest_edge": options.limits.min_pixels, "longest_edge": options.limits.max_pixels}
             processor.image_processor.size = type(processor.image_processor.size)(**size)
+
+    def encode(self, requests: Sequence[Request]) -> tuple[Any, list[int]]:
+        """Returns the processor's output for the distinct prompts of a batch, and the prompt of each request."""
+        from eval.replies.generation import encode
+
+        numbers, rows = _distinct(requests)
+        texts = [text for text, _ in numbers]
+        pictures = [open_all(own, self._options.limits) for _, own in numbers]
+        return encode(self.model, self._processor, texts, pictures), rows
 
     def answer(self, requests: Sequence[Request]) -> list["Generation"]:
         from eval.replies.generation import SeededSampler, generate
 
         options = self._options
-        numbers: dict[tuple[str, tuple[Picture, ...]], int] = {}
-        rows = [numbers.setdefault((request.text, request.pictures), len(numbers)) for request in requests]
+        numbers, rows = _distinct(requests)
         sampler = None
         if options.sampling.temperature:
             sampler = SeededSampler(
                 [request.seed for request in requests],
                 temperature=options.sampling.temperature,
                 top_p=options.sampling.top_p,
-                device=self._model.device,
+                device=self.model.device,
             )
         return generate(
-            self._model,
+            self.model,
             self._processor,
             [text for text, _ in numbers],
             [open_all(pictures, options.limits) for _, pictures in numbers],
@@ -331,6 +339,13 @@ def read_vllm(tokens: list[int], finish_reason: str, options: EngineOptions, tok
         tokens, reason = tokens[:place], REPETITION
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     return Generation(text, num_tokens=len(tokens), finish_reason=reason)
+
+
+def _distinct(requests: Sequence[Request]) -> tuple[dict[tuple[str, tuple[Picture, ...]], int], list[int]]:
+    """Returns the distinct prompts of requests with their numbers, and the number of each request's prompt."""
+    numbers: dict[tuple[str, tuple[Picture, ...]], int] = {}
+    rows = [numbers.setdefault((request.text, request.pictures), len(numbers)) for request in requests]
+    return numbers, rows
 
 
 def open_all(pictures: Sequence[Picture], limits: Limits | None) -> list[Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 
 __all__ = [
-    "LENGTH", "REPETITION", "STOP", "Generation", "SeededSampler", "chat_template_of", "generate",
+    "LENGTH", "REPETITION", "STOP", "Generation", "SeededSampler", "as_text", "chat_template_of", "encode", "generate",
     "greedy_settings", "make_batches", "render_prompt", "resolved_settings", "tokenizer_of",
 ]  # fmt: skip
 
@@ -145,6 +145,28 @@ def generate(
         repetition_window: a reply is stopped when this many tokens repeat one cycle; 0 disables this.
     """
     import torch
+
+    inputs = encode(model, processor, texts, images)
+    with torch.inference_mode():
+        prompts = read_prompts(model, inputs)
+        if rows is not None and list(rows) != list(range(len(texts))):
+            prompts.take(torch.tensor(rows, device=model.device))
+        replies = decode(model, prompts, settings, repetition_window=repetition_window, sampler=sampler)
+    return [as_text(processor, reply) for reply in replies]
+
+
+def encode(
+    model: "PreTrainedModel",
+    processor: "Processor",
+    texts: Sequence[str],
+    images: "Sequence[Sequence[Path | Image]]",
+) -> Any:
+    """Returns the processor's output for rendered prompts: left-padded, on the model's device.
+
+    Args:
+        texts: rendered prompts.
+        images: the images of each prompt; files are opened in RGB, without resizing.
+    """
     from PIL import Image
 
     opened = [
@@ -152,15 +174,10 @@ def generate(
         for own in images
     ]
     given = {"images": opened} if any(opened) else {}
-    inputs = processor(text=list(texts), padding=True, return_tensors="pt", **given).to(model.device)
-    with torch.inference_mode():
-        prompts = read_prompts(model, inputs)
-        if rows is not None and list(rows) != list(range(len(texts))):
-            prompts.take(torch.tensor(rows, device=model.device))
-        replies = decode(model, prompts, settings, repetition_window=repetition_window, sampler=sampler)
-    return [_generation(processor, reply) for reply in replies]
+    return processor(text=list(texts), padding=True, return_tensors="pt", **given).to(model.device)
 
 
-def _generation(processor: "Processor", reply: Reply) -> Generation:
+def as_text(processor: "Processor", reply: Reply) -> Generation:
+    """Returns a decoded reply as text."""
     text = tokenizer_of(processor).decode(reply.tokens, skip_special_tokens=True)
     return Generation(text, num_tokens=len(reply.tokens), finish_reason=reply.finish_reason)

@@ -13,7 +13,7 @@ change. One process; no DeepSpeed ZeRO-3, which partitions the tensors.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ class LiveSplicer:
             source = _source(owner, donors)
             if self._sources.get(name) != source:
                 self._sources.pop(name, None)  # if the copy fails, the tensor's source is unknown
-                _copy_into(parameters[name], _owner_bytes(owner, donors, name), _dtype_of(owner, donors, name))
+                write_tensor(parameters[name], owner, donors, name)
                 self._sources[name] = source
                 for donor in donors_of(owner):
                     donors[donor].release(name)
@@ -128,6 +128,21 @@ def live_splices(
         yield recipe, splicer.splice(recipe)
 
 
+def write_tensor(parameter: "torch.Tensor", owner: Owner, donors: Mapping[str, Checkpoint], name: str) -> None:
+    """Overwrites one tensor of a model in memory with what a splice would store, rounded to the parameter's dtype.
+
+    Args:
+        parameter: the tensor to overwrite.
+        owner: a donor, or a blend of donors.
+        donors: the checkpoints by name.
+        name: the tensor's canonical name.
+
+    Raises:
+        ValueError: if a blend is not finite.
+    """
+    _copy_into(parameter, _owner_bytes(owner, donors, name), _dtype_of(owner, donors, name))
+
+
 def _check_names(parameters: dict[str, Any], owners: dict[str, Owner], files: Checkpoint) -> None:
     """Rejects a configuration with other tensors: loading the written splice would initialise some at random."""
     for names, others, verb in ((parameters, owners, "expects"), (owners, parameters, "knows no")):
@@ -146,11 +161,11 @@ def _source(owner: Owner, donors: dict[str, Checkpoint]) -> Source:
     return place_of(donors[owner])
 
 
-def _dtype_of(owner: Owner, donors: dict[str, Checkpoint], name: str) -> str:
+def _dtype_of(owner: Owner, donors: Mapping[str, Checkpoint], name: str) -> str:
     return donors[owner.start if isinstance(owner, Blend) else owner].tensors[name].dtype
 
 
-def _owner_bytes(owner: Owner, donors: dict[str, Checkpoint], name: str) -> Iterator[bytes | memoryview]:
+def _owner_bytes(owner: Owner, donors: Mapping[str, Checkpoint], name: str) -> Iterator[bytes | memoryview]:
     """Yields a tensor's bytes as in the written splice."""
     if isinstance(owner, Blend):
         from merge.tensors.transplant import blend_bytes

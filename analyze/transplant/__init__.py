@@ -1,0 +1,1 @@
+"""What does the change of one layer do by itself? Transplants between two checkpoints, without training."""

@@ -1,0 +1,1 @@
+"""How much faster is a sweep of transplants than evaluating each written checkpoint?"""
