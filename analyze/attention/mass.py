@@ -66,10 +66,10 @@ class AttentionMass:
         self._top_tokens = top_tokens
         self._rebuild_output = rebuild_output
         self._members = torch.stack([segments == number for number in range(len(KEY_SEGMENTS))], -1).float()
-        self._query_index, counts = _positions(is_reply)  # [rows, queries]
+        self._query_index, counts = chosen_positions(is_reply)  # [rows, queries]
         gathered = weights.gather(2, self._query_index[:, None].expand(-1, weights.shape[1], -1))
         self._weights = (gathered * counts[:, None]).double()  # [rows, parts, queries]
-        self._vision_index, self._is_vision = _positions(segments == KEY_SEGMENTS.index("vision"))
+        self._vision_index, self._is_vision = chosen_positions(segments == KEY_SEGMENTS.index("vision"))
         self._layers: dict[int, torch.Tensor] = {}
         self._num_layers = 0
         self._sum_errors = torch.zeros(len(segments), device=segments.device)
@@ -194,7 +194,7 @@ def set_decoder_attention(model: "PreTrainedModel", implementation: str) -> None
     model.set_attn_implementation({"text_config": implementation} if is_nested else implementation)
 
 
-def _positions(chosen: Bool[torch.Tensor, "rows tokens"]) -> tuple[torch.Tensor, torch.Tensor]:
+def chosen_positions(chosen: Bool[torch.Tensor, "rows tokens"]) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the selected positions of each row, and a validity mask: shorter rows repeat their last position."""
     counts = chosen.sum(1, keepdim=True)
     order = chosen.int().argsort(dim=1, descending=True, stable=True)

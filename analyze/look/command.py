@@ -11,6 +11,8 @@ of the first and of the last model. Prompts on which one model is right and anot
 - **Controls**: how much of it is on the picture's border and on sinks, cells that every token attends to
   (`analyze/look/tables.py`); `--drop-sinks` leaves them out of the drawing.
 - **Log-probabilities** of the same tokens under every model: where do they part?
+- **Swap** (`--swap NAME=DIR --pairs FOLDER`): pairs that `analyze.swap` swapped, the layer up to which each model's
+  answer moves, and its replies to both pictures.
 
     pictures.csv, tokens.csv, skipped.csv   the tables
     look.html                               the page: choose layers or a token, compare the models
@@ -24,11 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyze.look.page import render
-from analyze.look.plan import Plan, read_plan
+from analyze.look.plan import RECORDS_FILE, Plan, parse_heads, read_plan
 from analyze.look.records import read_reading
 from analyze.look.run import read_all, skipped
+from analyze.look.swapped import read_swaps
 from analyze.look.tables import picture_table, summary, token_table
 from analyze.probes.inputs import SKIPPED_COLUMNS, check_loading
+from data_builders.pairs.files import check_pairs
+from data_builders.sources.files import file_sha256
 from eval.statistics.pairing import ENTRIES_ARGUMENT, parse_entry
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, make_partition
 from tracking.command import check_least, parse_arguments
@@ -64,6 +69,21 @@ class LookArguments:
         metadata={"help": "also compute attention rollout through all layers; takes a second pass per reply"},
     )
     heads: bool = field(default=False, metadata={"help": "also keep the map of every head in records.jsonl"})
+    show_heads: list[str] = field(
+        default_factory=list,
+        metadata={"help": "heads whose maps the page shows, as LAYER.HEAD, such as 3.0; with --heads"},
+    )
+    swap: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "output directories of analyze.swap (mode from) as NAME=DIR, NAME being one of the models",
+            "check": parse_entry,
+        },
+    )
+    pairs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "folders of the pairs that were swapped; with --swap", "check": check_pairs},
+    )
     dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16"})
     partition: str = field(default="thirds", metadata=PARTITION_ARGUMENT)
     cuts: list[int] = field(default_factory=list, metadata=CUTS_ARGUMENT)
@@ -76,18 +96,38 @@ class LookArguments:
     def __post_init__(self) -> None:
         check_least(self, limit=1, max_tokens=1)
         check_loading(dtype=self.dtype)
+        if self.show_heads and not self.heads:
+            raise ValueError("--show-heads needs the maps of the heads; add --heads")
+        if self.pairs and not self.swap:
+            raise ValueError("--pairs has no effect without --swap; name the output directories of analyze.swap")
 
 
 def write_look(arguments: LookArguments, plan: Plan) -> list[str]:
     """Runs what has not been run, and writes tables and page; returns the lines to print."""
+    heads = parse_heads(arguments.show_heads, plan)
+    swaps = read_swaps(arguments.swap, arguments.pairs, plan.readers)
     output_dir = Path(arguments.output_dir)
     models = [reader.label for reader in plan.readers]
     partition = make_partition(plan.layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
-    kept = ("limit", "authors", "max_tokens", "drop_sinks", "rollout", "heads", "dtype", "partition", "cuts")
+    kept = (
+        "limit",
+        "authors",
+        "max_tokens",
+        "drop_sinks",
+        "rollout",
+        "heads",
+        "show_heads",
+        "dtype",
+        "partition",
+        "cuts",
+    )
     settings = {
         "models": {reader.label: reader.run["settings"]["model_fingerprint"] for reader in plan.readers},
         "evaluations": {reader.label: reader.run["settings"]["tasks"] for reader in plan.readers},
         **{name: getattr(arguments, name) for name in kept},
+        "swaps": {
+            entry.label: file_sha256(entry.directory / RECORDS_FILE) for entry in map(parse_entry, arguments.swap)
+        },
     }
     with open_run(output_dir, command="analyze.look", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
@@ -106,7 +146,7 @@ def write_look(arguments: LookArguments, plan: Plan) -> list[str]:
         lines = summary(pictures, tokens, models)
         page = render(
             plan.looks, readings, tokens, models=models, partition=partition, lines=lines,
-            drop_sinks=arguments.drop_sinks,
+            drop_sinks=arguments.drop_sinks, heads=heads, swaps=swaps[: arguments.limit],
         )  # fmt: skip
         write_text(output_dir / "look.html", page)
     return lines

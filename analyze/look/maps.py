@@ -3,106 +3,145 @@
     maps = AttentionMaps(segments, weights, blocks=blocks, tokens=tokens)
     with accumulating(model, maps):
         model(**inputs, use_cache=False, logits_to_keep=index)
-    maps.parts   # [layers, parts, cells]
-    maps.tokens  # [1 + blocks, tokens, cells]
+    maps.of_row(0).parts   # [layers, parts, cells]
+    maps.of_row(0).tokens  # [1 + blocks, tokens, cells]
 
-The rows of the reply's tokens are those that `analyze.attention` sums (`AttentionMass`), so its checks apply here too.
-Per layer they are averaged over heads, and kept for the parts of the reply and, averaged over blocks of layers, for
-single tokens.
+The decoder uses Transformers' SDPA. In addition, the softmax rows of the reply's tokens are computed in fp32, a
+chunk of queries at a time. Per layer they are averaged over heads, and kept for the parts of the reply and, averaged
+over blocks of layers, for single tokens.
 
 *Attention rollout* (S. Abnar and W. Zuidema, ACL 2020) multiplies (A + I) / 2 over the layers, A being the mean over
 heads. Only the columns of the picture's cells are kept, so the state is [T, cells]; each layer's rows are computed a
-chunk at a time.
+chunk at a time. It needs the rows of all tokens, so it takes about as long as eager attention.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from analyze.attention.mass import CHUNK_ELEMENTS, KEY_SEGMENTS, AttentionMass, attention_scores
+from analyze.attention.mass import CHUNK_ELEMENTS, KEY_SEGMENTS, attention_scores, chosen_positions
 
-VISION = KEY_SEGMENTS.index("vision")
+VISION, REPLY = KEY_SEGMENTS.index("vision"), KEY_SEGMENTS.index("reply")
 
 
-class AttentionMaps(AttentionMass):
-    """An attention function that computes SDPA's output and keeps what the reply of one sequence attends to."""
+@dataclass(frozen=True, kw_only=True)
+class RowMaps:
+    """What the tokens of one reply attend to, on the CPU."""
+
+    parts: Float[torch.Tensor, "layers parts cells"]
+    """Each part's mean attention to each cell, mean over heads; zero for a missing part."""
+    tokens: Float[torch.Tensor, "groups tokens cells"]
+    """Each chosen token's attention, mean over heads and layers: of all layers first, then of each block."""
+    heads: Float[torch.Tensor, "layers heads cells"] | None
+    """The attention of every head, mean over the whole reply."""
+    sum_error: float
+    """The largest deviation from one of a token's total mass, over all layers and heads."""
+
+
+class AttentionMaps:
+    """An attention function that computes SDPA's output and keeps what the replies of a batch attend to."""
 
     def __init__(
         self,
-        segments: Int[torch.Tensor, "1 tokens"],
-        weights: Float[torch.Tensor, "1 parts tokens"],
+        segments: Int[torch.Tensor, "rows tokens"],
+        weights: Float[torch.Tensor, "rows parts tokens"],
         *,
         blocks: Mapping[str, Sequence[int]],
-        tokens: Sequence[int],
+        tokens: Sequence[Sequence[int]],
         heads: bool = False,
     ) -> None:
-        """Prepares for one sequence.
+        """Prepares for one batch.
 
         Args:
-            segments: index in `KEY_SEGMENTS` of each token.
+            segments: index in `KEY_SEGMENTS` of each token, or `PADDING`.
             weights: weight of each query in the mean of each part of the reply.
             blocks: name -> layers of a block.
-            tokens: numbers of the reply's tokens, counted from its first, whose maps are kept one by one.
+            tokens: per row, numbers of the reply's tokens, counted from its first, whose maps are kept one by one.
             heads: also keep the map of every head, for the first part of the reply.
         """
-        super().__init__(segments, weights, top_tokens=1)
-        assert len(segments) == 1, "maps are taken of one sequence at a time"
-        self._cells = (segments[0] == VISION).nonzero()[:, 0]
-        reply = (segments[0] == KEY_SEGMENTS.index("reply")).nonzero()[:, 0]
-        self._part_weights = weights[0][:, reply]
-        self._chosen = torch.tensor(list(tokens), dtype=torch.long, device=segments.device)
+        assert len(tokens) == len(segments)
+        self._cells, self._is_cell = chosen_positions(segments == VISION)  # [rows, cells]
+        self._queries, self._is_query = chosen_positions(segments == REPLY)  # [rows, queries]
+        gathered = weights.gather(2, self._queries[:, None].expand(-1, weights.shape[1], -1))
+        self._weights = (gathered * self._is_query[:, None]).float()  # [rows, parts, queries]
+        self._chosen = [torch.tensor(list(own), dtype=torch.long, device=segments.device) for own in tokens]
         self._blocks = [list(layers) for layers in blocks.values()]
         self._keep_heads = heads
-        self._chunks: list[torch.Tensor] = []
         self._parts: dict[int, torch.Tensor] = {}
         self._heads: dict[int, torch.Tensor] = {}
-        self._tokens = torch.zeros(1 + len(blocks), len(tokens), len(self._cells), device=segments.device)
+        shape = (1 + len(blocks), max(map(len, tokens)), self._cells.shape[1])
+        self._tokens = torch.zeros(len(tokens), *shape, device=segments.device)
+        self._sum_errors = torch.zeros(len(tokens), device=segments.device)
 
-    def __call__(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         """Computes SDPA's output and keeps this layer's rows over the picture; the signature is Transformers'."""
-        self._chunks = []
-        output, _ = super().__call__(module, *args, **kwargs)
+        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
         layer = int(module.layer_idx)  # type: ignore[arg-type]
+        assert layer not in self._parts, f"layer {layer} ran twice; the maps are those of one forward pass"
+        assert query.shape[2] == key.shape[2], "maps need whole sequences without a cache"
         with torch.no_grad():
-            rows = torch.cat(self._chunks, 1)  # [heads, reply tokens, cells]
-            mean = rows.mean(0)
-            self._parts[layer] = (self._part_weights.to(mean) @ mean).cpu()
-            if self._keep_heads:
-                self._heads[layer] = (self._part_weights[:1].to(rows) @ rows)[:, 0].cpu()
-            kept = mean[self._chosen]
-            self._tokens[0] += kept
-            for number, layers in enumerate(self._blocks, start=1):
-                if layer in layers:
-                    self._tokens[number] += kept
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            means = self._read(layer, query, key.float(), attention_mask, scale)
+            self._parts[layer] = (self._weights @ means).cpu()
+            groups = [0, *(number for number, layers in enumerate(self._blocks, start=1) if layer in layers)]
+            for row, chosen in enumerate(self._chosen):
+                self._tokens[row, groups, : len(chosen)] += means[row, chosen]
         return output, None
 
-    def _summarise(self, scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        self._chunks.append(scores[0].softmax(-1)[..., self._cells])
-        return super()._summarise(scores, index)
+    def _read(
+        self, layer: int, query: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None, scale: float
+    ) -> Float[torch.Tensor, "rows queries cells"]:
+        """Returns the attention of every token of the replies to the cells, mean over heads."""
+        num_rows, num_heads, num_tokens, _ = query.shape
+        step = max(1, CHUNK_ELEMENTS // (num_rows * num_heads * num_tokens))
+        means = []
+        for start in range(0, self._queries.shape[1], step):
+            part = slice(start, start + step)
+            scores = attention_scores(query, keys, attention_mask, self._queries[:, part], scale)
+            rows = scores.softmax(-1)  # [rows, heads, chunk, tokens]
+            errors = (rows.sum(-1) - 1).abs().amax((1, 2))
+            self._sum_errors = torch.maximum(self._sum_errors, errors)
+            index = self._cells[:, None, None].expand(-1, num_heads, rows.shape[2], -1)
+            cells = rows.gather(-1, index) * self._is_cell[:, None, None]
+            means.append(cells.mean(1))
+            if self._keep_heads:
+                found = torch.einsum("bq,bhqc->bhc", self._weights[:, 0, part], cells).cpu()
+                self._heads[layer] = self._heads[layer] + found if layer in self._heads else found
+        return torch.cat(means, 1)
 
     @property
     def layers(self) -> list[int]:
         """The layers that have an attention map."""
         return sorted(self._parts)
 
-    @property
-    def parts(self) -> Float[torch.Tensor, "layers parts cells"]:
-        """Each part's mean attention to each cell, mean over heads, on the CPU; zero for a missing part."""
-        return torch.stack([self._parts[layer] for layer in self.layers])
-
-    @property
-    def tokens(self) -> Float[torch.Tensor, "groups tokens cells"]:
-        """Each chosen token's attention, mean over heads and layers: of all layers first, then of each block."""
+    def of_row(self, row: int) -> RowMaps:
+        """Returns the maps of one reply of the batch."""
+        num_cells = int(self._is_cell[row].sum())
         counts = [len(self.layers)] + [sum(layer in self._parts for layer in layers) for layers in self._blocks]
-        return self._tokens.cpu() / torch.tensor(counts)[:, None, None].clamp(min=1)
-
-    @property
-    def heads(self) -> Float[torch.Tensor, "layers heads cells"]:
-        """The attention of every head, mean over the whole reply, on the CPU."""
-        return torch.stack([self._heads[layer] for layer in self.layers])
+        tokens = self._tokens[row, :, : len(self._chosen[row]), :num_cells].cpu()
+        return RowMaps(
+            parts=torch.stack([self._parts[layer][row, :, :num_cells] for layer in self.layers]),
+            tokens=tokens / torch.tensor(counts)[:, None, None].clamp(min=1),
+            heads=torch.stack([self._heads[layer][row, :, :num_cells] for layer in self.layers])
+            if self._keep_heads
+            else None,
+            sum_error=float(self._sum_errors[row]),
+        )
 
 
 class AttentionRollout:
@@ -116,7 +155,7 @@ class AttentionRollout:
         """
         assert len(segments) == 1, "rollout is taken of one sequence at a time"
         cells = (segments[0] == VISION).nonzero()[:, 0]
-        self._reply = (segments[0] == KEY_SEGMENTS.index("reply")).nonzero()[:, 0]
+        self._reply = (segments[0] == REPLY).nonzero()[:, 0]
         self._state = torch.zeros(segments.shape[1], len(cells), device=segments.device)
         self._state[cells, torch.arange(len(cells), device=segments.device)] = 1
 

@@ -1,6 +1,7 @@
 """The page of a look: every prompt with its picture, the maps of all models over it, and where two models part.
 
-The page is one file. Maps are stored as bytes per cell, each scaled by its own largest value; a script draws them.
+The page is one file. Maps are stored as bytes per cell, each scaled by its own largest value. Pictures and maps of a
+prompt are unpacked and drawn by a script when the prompt comes into view, so that a page of 100 prompts opens at once.
 """
 
 import base64
@@ -14,7 +15,8 @@ from jaxtyping import Bool, Float
 
 from analyze.look.plan import CORRECT, Look
 from analyze.look.records import GROUPS, Reading
-from analyze.look.tables import most_shifted, part_maps, sink_cells
+from analyze.look.swapped import SwappedPair, turning_points
+from analyze.look.tables import layer_maps, most_shifted, part_maps, sink_cells
 from data_builders.prompt_sets.depth import eight_bits
 from eval.display.page import page_environment
 from models.blocks import Partition
@@ -29,6 +31,8 @@ MOST_CELLS = 28
 """Cells along a side; finer maps are averaged."""
 SHIFT_NATS = 2.0
 """Difference of log-probabilities with the strongest colour."""
+Head = tuple[int, int]
+"""A layer, and the number of a head in it."""
 
 
 def render(
@@ -40,18 +44,24 @@ def render(
     partition: Partition,
     lines: Sequence[str],
     drop_sinks: bool,
+    heads: Sequence[Head] = (),
+    swaps: Sequence[SwappedPair] = (),
 ) -> str:
     """Returns the page as HTML.
 
     Args:
         lines: the summary, a sentence each.
         drop_sinks: leave sink cells out of the drawn maps.
+        heads: heads with a map of their own, as layer and number.
+        swaps: the pairs of a swap, with every model's answers.
     """
     cards = []
     for number, look in enumerate(looks):
         own = {model: readings[f"{look.key}/{model}"] for model in models if f"{look.key}/{model}" in readings}
         if own:
-            cards.append(_card(number, look, own, models, partition, drop_sinks=drop_sinks))
+            cards.append(_card(number, look, own, models, partition, heads, drop_sinks=drop_sinks))
+    any_reading = next(iter(readings.values()), None)
+    layers = any_reading.layers if any_reading else ()
     return (
         page_environment(TEMPLATES)
         .get_template("look.html.j2")
@@ -60,7 +70,16 @@ def render(
             models=list(models),
             first=models[0],
             last=models[-1],
-            groups=list(GROUPS),
+            choices={
+                "means over layers": [f"{name} layers" for name in GROUPS],
+                "single layers": [f"layer {layer}" for layer in layers],
+                "heads, over the whole reply": [f"layer {layer}, head {head}" for layer, head in heads],
+                "through all layers": ["rollout"] if any_reading and any_reading.rollout is not None else [],
+            },
+            has_layers=len(layers) < partition.num_layers and bool(layers),
+            num_layers=partition.num_layers,
+            swaps=[_swap(pair) for pair in swaps],
+            turning=turning_points(swaps),
             lines=list(lines),
             num_flipped=len({look.problem.key for look in looks if look.flipped}),
             num_prompts=len({look.problem.key for look in looks}),
@@ -77,10 +96,12 @@ def _card(
     own: Mapping[str, Reading],
     models: Sequence[str],
     partition: Partition,
+    heads: Sequence[Head],
     *,
     drop_sinks: bool,
 ) -> dict[str, Any]:
     any_reading = next(iter(own.values()))
+    pictures = [_picture(path) for path in look.problem.image_paths]
     return {
         "number": number,
         "id": look.problem.prompt.id,
@@ -94,15 +115,46 @@ def _card(
             {"model": model, "status": look.statuses[model], "right": look.statuses[model] == CORRECT}
             for model in models
         ],
-        "pictures": [_picture(path) for path in look.problem.image_paths],
+        "views": _views(any_reading, pictures),
         "maps": {
+            "pictures": [picture["source"] for picture in pictures],
             "grids": [list(_coarse(rows, columns)) for rows, columns in any_reading.grids],
-            "models": {model: _maps(reading, partition, drop_sinks=drop_sinks) for model, reading in own.items()},
+            "models": {
+                model: _maps(reading, partition, heads, drop_sinks=drop_sinks) for model, reading in own.items()
+            },
             "positions": list(any_reading.positions),
         },
         "tokens": _tokens(own, models),
         "shown": list(own),
     }
+
+
+def _views(reading: Reading, pictures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the size of each grid on the page, and the picture under it; a thumbnail is named."""
+    return [
+        {
+            "picture": picture, "width": pictures[picture]["width"], "height": pictures[picture]["height"],
+            "thumbnail": picture in reading.pictures[:number],
+        }
+        for number, picture in enumerate(reading.pictures)
+    ]  # fmt: skip
+
+
+def _swap(swapped: SwappedPair) -> dict[str, Any]:
+    pair = swapped.pair
+    target, source = map(_picture, swapped.image_paths)
+    return {
+        "id": pair.id, "task": pair.task, "question": pair.prompt, "target": target, "source": source,
+        "target_answer": pair.target_answer, "source_answer": pair.source_answer,
+        "models": [
+            {
+                "model": own.model, "said": own.said, "plain_target": own.plain_target,
+                "plain_source": own.plain_source,
+                "steps": list(zip(own.answers, own.replies, strict=True)),
+            }
+            for own in swapped.answers
+        ],
+    }  # fmt: skip
 
 
 def _tokens(own: Mapping[str, Reading], models: Sequence[str]) -> list[dict[str, Any]]:
@@ -122,20 +174,23 @@ def _tokens(own: Mapping[str, Reading], models: Sequence[str]) -> list[dict[str,
     return found
 
 
-def _maps(reading: Reading, partition: Partition, *, drop_sinks: bool) -> dict[str, Any]:
-    """Returns the map of the answer for each group of layers, then that of each kept token over all layers."""
+def _maps(reading: Reading, partition: Partition, heads: Sequence[Head], *, drop_sinks: bool) -> dict[str, Any]:
+    """Returns the maps in the order of the page's choices, then that of each kept token over all layers."""
     answer = part_maps(reading, "answer", partition)
     sinks = sink_cells(reading) if drop_sinks else np.zeros(answer.shape[1], bool)
-    shown = [*answer, *reading.tokens[0]]
+    shown = [*answer, *layer_maps(reading, "answer")]
+    if heads:
+        assert reading.heads is not None
+        shown += [reading.heads[reading.layers.index(layer), head] for layer, head in heads]
     if reading.rollout is not None:
         shown.append(reading.rollout.mean(0))
+    shown += list(reading.tokens[0])
     packed = [_pack(one, reading.grids, sinks) for one in shown]
     return {
         "bytes": base64.b64encode(b"".join(data for data, _ in packed)).decode(),
         "scales": [float(f"{scale:.4g}") for _, scale in packed],
         "masses": [float(f"{100 * one.sum():.3g}") for one in shown],
         "sinks": int(sink_cells(reading).sum()),
-        "rollout": reading.rollout is not None,
     }
 
 

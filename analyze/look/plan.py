@@ -3,6 +3,7 @@
 Models and replies come from evaluations of `eval.run`. Prompts on which the models disagree come first.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,18 @@ from analyze.probes.inputs import Problem
 from eval.compare.alike import check_alike
 from eval.compare.page import find_tasks
 from eval.replies.outcomes import GIVEN
+from eval.replies.subject import open_subject
 from eval.statistics.pairing import Entry
-from models.layout import Layout, layout_of
-from models.loading import local_checkpoint
+from models.foreign import CONFIG_FILE
+from models.layout import Layout, config_value, layout_of
 from tracking.command import did_you_mean
 from tracking.records import Record, read_records
 from tracking.run import is_finished, read_run
 
 RECORDS_FILE = "records.jsonl"
 CORRECT = "correct"
+RECURRENT = "linear_attention"
+"""The kind of decoder layers without attention weights (Qwen3.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +142,39 @@ def _looks(problem: Problem, readers: Sequence[Reader], authors: Sequence[str]) 
     return [Look(problem=problem, author=author, reply=reply, statuses=statuses) for reply, author in replies.items()]
 
 
+def parse_heads(named: Sequence[str], plan: Plan) -> list[tuple[int, int]]:
+    """Returns heads named as `LAYER.HEAD`.
+
+    Raises:
+        ValueError: if a name is malformed, or the models have no such head.
+    """
+    if not named:
+        return []
+    folder = open_subject(plan.readers[0].model).directory
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    num_heads = int(config_value(config, "text_config", "num_attention_heads"))
+    attending = [layer for layer, kind in enumerate(plan.layout.layer_kinds) if kind != RECURRENT]
+    found = []
+    for name in named:
+        layer, dot, head = name.partition(".")
+        if not (dot and layer.isdigit() and head.isdigit()):
+            raise ValueError(f"--show-heads {name!r}; expected LAYER.HEAD, such as 0.0")
+        if int(layer) not in attending or int(head) >= num_heads:
+            raise ValueError(
+                f"--show-heads {name}: expected a layer of {_ranges(attending)} and a head of 0 to {num_heads - 1}"
+            )
+        found.append((int(layer), int(head)))
+    return found
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    whole = list(range(numbers[0], numbers[-1] + 1))
+    return f"{whole[0]} to {whole[-1]}" if list(numbers) == whole else ", ".join(map(str, numbers))
+
+
 def _layout(readers: Sequence[Reader], *, rollout: bool) -> Layout:
     """Returns the layout of the models, which must have the same depth and read pictures."""
-    layouts = {reader.label: layout_of(local_checkpoint(reader.model, config_only=True)) for reader in readers}
+    layouts = {reader.label: layout_of(open_subject(reader.model).directory) for reader in readers}
     first, *others = layouts
     if layouts[first].family.text_only:
         raise ValueError(f"{first} is a text-only model ({layouts[first].family.model_type}); it looks at no picture")

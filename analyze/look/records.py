@@ -22,7 +22,9 @@ class Reading:
     """`TASK/ID/AUTHOR`."""
     model: str
     grids: tuple[tuple[int, int], ...]
-    """Rows and columns of cells of every picture."""
+    """Rows and columns of every grid of cells."""
+    pictures: tuple[int, ...]
+    """The number of the picture over which each grid lies; a tiled picture has two, one for its thumbnail."""
     layers: tuple[int, ...]
     """The layers with an attention map."""
     parts: Float[np.ndarray, "layers parts cells"]
@@ -42,7 +44,7 @@ class Reading:
         arrays = {"parts": self.parts, "tokens": self.tokens, "rollout": self.rollout, "heads": self.heads}
         return {
             "key": f"{self.key}/{self.model}", "look": self.key, "model": self.model,
-            "grids": [list(grid) for grid in self.grids], "layers": list(self.layers),
+            "grids": [list(grid) for grid in self.grids], "pictures": list(self.pictures), "layers": list(self.layers),
             "positions": list(self.positions), "texts": list(self.texts),
             "logprobs": [float(f"{value:.6g}") for value in self.logprobs], "sum_error": self.sum_error,
             **{name: _encode(array) for name, array in arrays.items() if array is not None},
@@ -55,6 +57,7 @@ def read_reading(record: Record) -> Reading:
         key=record["look"],
         model=record["model"],
         grids=tuple((rows, columns) for rows, columns in record["grids"]),
+        pictures=tuple(record["pictures"]),
         layers=tuple(record["layers"]),
         parts=_decode(record["parts"]),
         tokens=_decode(record["tokens"]),

@@ -1,14 +1,22 @@
-"""How is a look executed? One model at a time, one sequence at a time; finished readings are not run again."""
+"""How is a look executed? One model at a time, in small batches; finished readings are not run again.
+
+Batches are formed from all replies in the order of the plan, so that they do not depend on interruptions: where one
+reply of a batch is missing, the batch is run again. Two replies to one prompt follow each other, so its pictures go
+through the vision tower once (`remembering_pictures`).
+"""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from analyze.look.plan import Look, Plan, Reader
 from analyze.look.records import GROUPS, Reading
 from models.blocks import BLOCKS, Partition
-from models.families import family_of
 from tracking.progress import progress
 from tracking.records import Record, RecordLog
 
@@ -17,10 +25,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from analyze.attention.replies import PromptedReply
+    from analyze.look.grids import Cells
     from eval.replies.generation import Processor
 
 assert GROUPS[1:] == BLOCKS
-MERGE = "spatial_merge_size"
+BATCH_TOKENS = 1024
+"""Tokens of a batch with its padding. A longer sequence is a batch by itself: larger batches would not be faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One reply to read, tokenised for one model."""
+
+    look: Look
+    row: "PromptedReply"
+    cells: "Cells"
 
 
 def read_all(
@@ -46,20 +65,86 @@ def read_all(
     with RecordLog(directory / "records.jsonl") as log:
         done = {record["key"] for record in log}
         for reader in plan.readers:
-            todo = [look for look in plan.looks if f"{look.key}/{reader.label}" not in done]
-            if not todo:
+            if all(f"{look.key}/{reader.label}" in done for look in plan.looks):
                 continue
             gc.collect()
             model, processor = open_subject(reader.model).load(dtype=dtype, attn_implementation="sdpa")
-            for look in progress(todo, label=f"{reader.label}: looking", total=len(todo), unit="reply"):
-                row = prompted(model, processor, reader, look)
-                if row is None:
-                    on_skip(look.key, "the reply is empty")
-                    continue
-                found = read_one(model, processor, row, partition, max_tokens=max_tokens, rollout=rollout, heads=heads)
-                log.append(Reading(key=look.key, model=reader.label, **found).record())
+            rows = prepare(model, processor, reader, plan.looks, on_skip=on_skip)
+            with remembering_pictures(model):
+                for batch in batches(rows):
+                    if all(f"{one.look.key}/{reader.label}" in done for one in batch):
+                        continue
+                    found = read_batch(
+                        model, processor, batch, partition, max_tokens=max_tokens, rollout=rollout, heads=heads
+                    )
+                    for one, fields in zip(batch, found, strict=True):
+                        reading = Reading(key=one.look.key, model=reader.label, **fields).record()
+                        if reading["key"] not in done:
+                            log.append(reading)
             del model
         return list(log)
+
+
+def prepare(
+    model: "PreTrainedModel",
+    processor: "Processor",
+    reader: Reader,
+    looks: Sequence[Look],
+    *,
+    on_skip: Callable[[str, str], None],
+) -> Iterator[Prepared]:
+    """Yields the replies, tokenised; an empty one is skipped."""
+    from PIL import Image
+
+    from analyze.look.grids import picture_cells
+
+    for look in progress(looks, label=f"{reader.label}: looking", total=len(looks), unit="reply"):
+        row = prompted(model, processor, reader, look)
+        if row is None:
+            on_skip(look.key, "the reply is empty")
+            continue
+        sizes = []
+        for path in look.problem.image_paths:
+            with Image.open(path) as opened:
+                sizes.append(opened.size)
+        yield Prepared(look=look, row=row, cells=picture_cells(model, processor, row, sizes))
+
+
+def batches(rows: Iterator[Prepared], max_tokens: int = BATCH_TOKENS) -> Iterator[list[Prepared]]:
+    """Yields neighbouring replies that have at most so many tokens together, with padding; or a longer one alone."""
+    waiting: list[Prepared] = []
+    for row in rows:
+        longest = max(len(one.row.input_ids) for one in [*waiting, row])
+        if waiting and longest * (len(waiting) + 1) > max_tokens:
+            yield waiting
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield waiting
+
+
+@contextmanager
+def remembering_pictures(model: Any) -> Iterator[None]:
+    """Within it, pictures that follow themselves in the next forward pass do not go through the vision tower again."""
+    import torch
+
+    backbone = model.model
+    compute = backbone.get_image_features
+    last: list[Any] = []
+
+    def features(*arguments: Any, **options: Any) -> Any:
+        given = [one for one in (*arguments, *options.values()) if isinstance(one, torch.Tensor)]
+        if last and len(last[0]) == len(given) and all(map(torch.equal, last[0], given)):
+            return last[1]
+        last[:] = []  # the old ones are freed before the new ones are computed
+        last[:] = [given, compute(*arguments, **options)]
+        return last[1]
+
+    backbone.get_image_features = features
+    try:
+        yield
+    finally:
+        del backbone.get_image_features
 
 
 def prompted(model: "PreTrainedModel", processor: "Processor", reader: Reader, look: Look) -> "PromptedReply | None":
@@ -81,84 +166,85 @@ def prompted(model: "PreTrainedModel", processor: "Processor", reader: Reader, l
     )
 
 
-def read_one(
+def read_batch(
     model: "PreTrainedModel",
     processor: "Processor",
-    row: "PromptedReply",
+    batch: Sequence[Prepared],
     partition: Partition,
     *,
     max_tokens: int,
     rollout: bool = False,
     heads: bool = False,
-) -> dict[str, Any]:
-    """Returns what one forward pass over one prompt and reply shows; a second one for the rollout.
+) -> list[dict[str, Any]]:
+    """Returns what one forward pass over prompts and replies shows; a second one per reply for the rollout.
 
     Returns:
-        The fields of `Reading` besides `key` and `model`.
+        Per reply the fields of `Reading` besides `key` and `model`.
     """
     import torch
 
-    from analyze.attention.mass import KEY_SEGMENTS, accumulating
+    from analyze.attention.mass import accumulating
+    from analyze.attention.records import PARTS
     from analyze.attention.replies import make_inputs
-    from analyze.look.maps import AttentionMaps, AttentionRollout
+    from analyze.look.maps import REPLY, AttentionMaps
     from eval.replies.generation import tokenizer_of
 
-    inputs, segments, weights = make_inputs([row], model, pad_id=0)
-    reply = (segments[0] == KEY_SEGMENTS.index("reply")).nonzero()[:, 0]
-    chosen = _chosen_tokens(row.weights[2][reply.cpu()], max_tokens)
+    tokenizer = tokenizer_of(processor)
+    rows = [one.row for one in batch]
+    inputs, segments, weights = make_inputs(rows, model, pad_id=int(tokenizer.pad_token_id or 0))
+    is_reply = segments == REPLY
+    answer = PARTS.index("answer")
+    chosen = [_chosen_tokens(row.weights[answer][row.segments == REPLY], max_tokens) for row in rows]
     blocks = {block: partition.layers(block) for block in BLOCKS}
     maps = AttentionMaps(segments, weights, blocks=blocks, tokens=chosen, heads=heads)
+    before = is_reply.any(0).nonzero()[:, 0] - 1  # positions whose logits any reply needs
     with torch.inference_mode(), accumulating(model, maps):
-        logits = model(**inputs, use_cache=False, logits_to_keep=reply - 1).logits[0]
-    targets = inputs["input_ids"][0, reply]
-    logprobs = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    found: dict[str, Any] = {
-        "grids": cell_grids(model, row),
-        "layers": tuple(maps.layers),
-        "parts": maps.parts.numpy(),
-        "tokens": maps.tokens.numpy(),
-        "positions": tuple(chosen),
-        "texts": tuple(tokenizer_of(processor).decode([token]) for token in targets.tolist()),
-        "logprobs": logprobs.cpu().numpy(),
-        "sum_error": float(maps.sum_errors.max()),
-        "heads": maps.heads.numpy() if heads else None,
-        "rollout": None,
-    }
-    if rollout:
-        state = AttentionRollout(segments)
-        with torch.inference_mode(), accumulating(model, state):
-            model(**inputs, use_cache=False, logits_to_keep=1)
-        found["rollout"] = state.result[chosen].numpy()
+        logits = model(**inputs, use_cache=False, logits_to_keep=before).logits
+    found = []
+    for number, one in enumerate(batch):
+        targets = inputs["input_ids"][number, is_reply[number]]
+        own = logits[number, is_reply[number, before + 1]].float().log_softmax(-1)
+        read = maps.of_row(number)
+        order = one.cells.order
+        found.append(
+            {
+                "grids": one.cells.grids,
+                "pictures": one.cells.pictures,
+                "layers": tuple(maps.layers),
+                "parts": read.parts.numpy()[..., order],
+                "tokens": read.tokens.numpy()[..., order],
+                "positions": tuple(chosen[number]),
+                "texts": tuple(tokenizer.decode([token]) for token in targets.tolist()),
+                "logprobs": own.gather(-1, targets[:, None])[:, 0].cpu().numpy(),
+                "sum_error": read.sum_error,
+                "heads": None if read.heads is None else read.heads.numpy()[..., order],
+                "rollout": _rollout(model, one.row, chosen[number])[..., order] if rollout else None,
+            }
+        )
     return found
+
+
+def _rollout(model: "PreTrainedModel", row: "PromptedReply", chosen: Sequence[int]) -> np.ndarray:
+    """Returns the rollout [tokens, cells] of some tokens of a reply, in the order of the vision tokens."""
+    import torch
+
+    from analyze.attention.mass import accumulating
+    from analyze.attention.replies import make_inputs
+    from analyze.look.maps import AttentionRollout
+
+    inputs, segments, _ = make_inputs([row], model, pad_id=0)
+    state = AttentionRollout(segments)
+    # A tensor, not a number: given a number, Gemma 4 computes only so many last tokens in its last layers.
+    last = torch.tensor([segments.shape[1] - 1], device=model.device)
+    with torch.inference_mode(), accumulating(model, state):
+        model(**inputs, use_cache=False, logits_to_keep=last)
+    return state.result[list(chosen)].numpy()
 
 
 def _chosen_tokens(in_answer: "torch.Tensor", max_tokens: int) -> list[int]:
     """Returns the numbers of the answer's last tokens, or of the reply's if it has no answer."""
     answer = in_answer.nonzero()[:, 0].tolist() or list(range(len(in_answer)))
     return list(map(int, answer[-max_tokens:]))
-
-
-def cell_grids(model: "PreTrainedModel", row: "PromptedReply") -> tuple[tuple[int, int], ...]:
-    """Returns rows and columns of cells of every picture, in the order of its tokens.
-
-    Raises:
-        ValueError: if the family does not say where on the picture its tokens lie.
-    """
-    vision = model.config.vision_config
-    if "image_position_ids" in row.images:  # column and row of each patch, -1 for padding (Gemma 4)
-        sides = (row.images["image_position_ids"].amax(1) + 1) // vision.pooling_kernel_size
-        grids = tuple((int(rows), int(columns)) for columns, rows in sides)
-    elif "image_grid_thw" in row.images:
-        merge = int(getattr(vision, MERGE))
-        grids = tuple((int(rows) // merge, int(columns) // merge) for _, rows, columns in row.images["image_grid_thw"])
-    else:
-        raise ValueError(
-            f"{family_of(model.config.model_type).model_type}: its processor does not give the grid of a picture's "
-            "tokens, so nothing can be drawn; expected a model of the Qwen-VL kind, or Gemma 4"
-        )
-    num_cells = sum(rows * columns for rows, columns in grids)
-    assert num_cells == row.num_vision_tokens, (grids, row.num_vision_tokens)
-    return grids
 
 
 def skipped(looks: Sequence[Look], reasons: dict[str, str]) -> list[dict[str, str]]:

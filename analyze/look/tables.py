@@ -64,12 +64,16 @@ def picture_table(looks: Sequence[Look], readings: Mapping[str, Reading], partit
 
 def part_maps(reading: Reading, part: str, partition: Partition) -> Float[np.ndarray, "groups cells"]:
     """Returns a part's map, mean over all layers and over each block; the whole reply's if this part is missing."""
-    maps = reading.parts[:, PARTS.index(part)]
-    if not maps.any():
-        maps = reading.parts[:, PARTS.index("reply")]
+    maps = layer_maps(reading, part)
     layers = np.array(reading.layers)
     members = [np.ones(len(layers), bool)] + [np.isin(layers, partition.layers(block)) for block in GROUPS[1:]]
     return np.stack([maps[own].mean(0) if own.any() else np.zeros(maps.shape[1]) for own in members])
+
+
+def layer_maps(reading: Reading, part: str) -> Float[np.ndarray, "layers cells"]:
+    """Returns a part's map in each layer that has attention; the whole reply's if this part is missing."""
+    maps = reading.parts[:, PARTS.index(part)]
+    return np.asarray(maps if maps.any() else reading.parts[:, PARTS.index("reply")])
 
 
 def border_cells(reading: Reading) -> Bool[np.ndarray, " cells"]:

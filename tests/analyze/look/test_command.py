@@ -1,5 +1,6 @@
 """A look at a study's evaluations: what is read, in which order, what is written, what is refused, and resuming."""
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -8,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import analyze.look.run
 from analyze.look.command import main
 from analyze.look.plan import read_plan
+from analyze.look.records import read_reading
 from eval.statistics.pairing import parse_entry
-from tracking.records import read_records
+from tracking.records import Record, RecordLog, read_records
 from tracking.tables import read_table
 
 pytestmark = pytest.mark.slow
 LIMIT = 5
+NUM_LAYERS = 6
 
 
 @pytest.fixture
@@ -61,8 +63,10 @@ def test_the_page_holds_every_map_that_was_read(looked: Path) -> None:
     for card in cards:
         num_cells = sum(rows * columns for rows, columns in card["grids"])
         for own in card["models"].values():
-            assert own["rollout"] and len(own["scales"]) == 4 + len(card["positions"]) + 1
+            assert len(own["scales"]) == 4 + NUM_LAYERS + 1 + len(card["positions"])
             assert len(own["bytes"]) == 4 * -(-num_cells * len(own["scales"]) // 3)
+        assert all(picture.startswith("data:image/jpeg") for picture in card["pictures"])
+    assert page.count("data:image/jpeg") == len(cards), "every picture is stored once per prompt and reply"
     assert "http" not in re.sub(r'xmlns="[^"]+"', "", page), "the page needs no other file"
 
 
@@ -70,16 +74,16 @@ def test_a_killed_look_continues_with_what_was_not_read(
     looked: Path, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [*models, "--output-dir", str(tmp_path / "out"), "--limit", str(LIMIT), "--rollout"]
-    read_one, count = analyze.look.run.read_one, 0
+    append, count = RecordLog.append, 0
 
-    def killed(*args: object, **kwargs: object) -> object:
+    def killed(self: RecordLog, record: Record) -> None:
         nonlocal count
         count += 1
         if count == 3:
             raise KeyboardInterrupt
-        return read_one(*args, **kwargs)  # type: ignore[arg-type]
+        append(self, record)
 
-    monkeypatch.setattr(analyze.look.run, "read_one", killed)
+    monkeypatch.setattr(RecordLog, "append", killed)  # within a batch
     with pytest.raises(KeyboardInterrupt):
         main(arguments)
     before = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
@@ -93,11 +97,32 @@ def test_a_killed_look_continues_with_what_was_not_read(
 def test_a_third_model_reads_the_same_replies(pocket_study: Path, models: list[str], tmp_path: Path) -> None:
     more = [*models, f"freeze-mid@0={pocket_study / 'eval' / 'freeze-mid-seed0'}"]
     out = tmp_path / "out"
-    main([*more, "--output-dir", str(out), "--limit", "1", "--authors", "sft", "--drop-sinks", "--heads"])
+    main(
+        [
+            *more,
+            "--output-dir",
+            str(out),
+            "--limit",
+            "1",
+            "--authors",
+            "sft",
+            "--drop-sinks",
+            "--heads",
+            "--show-heads",
+            "2.1",
+        ]
+    )
     records = read_records(out / "records.jsonl")
     assert [record["model"] for record in records] == ["sft", "full@0", "freeze-mid@0"]
     assert {tuple(record["texts"]) for record in records} == {tuple(records[0]["texts"])}
     assert all("heads" in record for record in records)
+    page = (out / "look.html").read_text()
+    assert '<option value="10">layer 2, head 1</option>' in page
+    (card,) = [json.loads(text) for text in re.findall(r'<script type="application/json">(.+?)</script>', page)]
+    packed, cells = card["models"]["full@0"], sum(rows * columns for rows, columns in card["grids"])
+    found = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8)[10 * cells : 11 * cells] * packed["scales"][10]
+    head = read_reading(records[1]).heads[2, 1]  # type: ignore[index]
+    assert np.abs(found / 255 - head).max() <= head.max() / 255
     assert np.isfinite(read_table(out / "pictures.csv")["mass"]).all()
 
 
@@ -107,6 +132,10 @@ def test_a_third_model_reads_the_same_replies(pocket_study: Path, models: list[s
         (["--authors", "ful"], "--authors 'ful' is none of sft, full@0; did you mean 'full@0'"),
         (["--limit", "0"], "limit"),
         (["--dtype", "float31"], "dtype 'float31' is unknown"),
+        (["--show-heads", "2.1"], "--show-heads needs the maps of the heads; add --heads"),
+        (["--heads", "--show-heads", "6.0"], "--show-heads 6.0: expected a layer of 0 to 5 and a head of 0 to"),
+        (["--heads", "--show-heads", "mid"], "expected LAYER.HEAD"),
+        (["--pairs", "."], "pairs"),
         (["--cuts", "1", "9"], r"cuts \[1, 9\] do not divide"),
     ],
 )

@@ -1,0 +1,1 @@
+"""The cost of reading attention maps, beside a plain pass and eager attention."""
