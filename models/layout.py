@@ -88,7 +88,8 @@ def layout_of(path: Path) -> Layout:
             region.
     """
     config = read_model_config(path)
-    layout, family = layout_from_config(config), family_of(config["model_type"])
+    source = path / CONFIG_FILE if path.is_dir() else path
+    layout, family = layout_from_config(config, source=str(source)), family_of(config["model_type"])
     return _with_carried(layout, path, config) if (family.carried or family.unread_parts) and path.is_dir() else layout
 
 
@@ -143,6 +144,12 @@ def read_model_config(path: Path) -> dict[str, Any]:
 
 def _check_decoder(config: dict[str, Any], family: Family) -> None:
     """Rejects a decoder that the family's record does not describe; without a type, it is the family's first."""
+    parts = [key for key in ("text_config", "vision_config") if isinstance(config.get(key), dict)]
+    if family.text_only and parts:
+        raise ValueError(
+            f"model_type {family.model_type!r} is a text-only model, but {parts[0]} describes a part of a "
+            "vision-language model; expected the model_type of that model, such as qwen2_5_vl"
+        )
     decoder = config.get("text_config")
     found = decoder.get("model_type") if isinstance(decoder, dict) else None
     if family.decoders and found is not None and found not in family.decoders:
@@ -170,20 +177,24 @@ def head_size(config: dict[str, Any]) -> int:
     return int(hidden // num_heads)
 
 
-def layout_from_config(config: dict[str, Any]) -> Layout:
-    """Returns the layout of the model that a configuration describes."""
-    shapes, tied = shapes_from_config(config)
+def layout_from_config(config: dict[str, Any], *, source: str = CONFIG_FILE) -> Layout:
+    """Returns the layout of the model that a configuration describes; errors name the source."""
+    shapes, tied = shapes_from_config(config, source=source)
     return layout_from_shapes(family_of(config["model_type"]), shapes, tied=tied)
 
 
 def shapes_from_config(
-    config: dict[str, Any], *, auto_class: str | None = None
+    config: dict[str, Any], *, auto_class: str | None = None, source: str = CONFIG_FILE
 ) -> tuple[dict[str, tuple[int, ...]], bool]:
     """Returns the shape of every parameter of the model that a configuration describes, and whether it ties its head.
 
     Args:
         config: the content of a `config.json`.
         auto_class: the class of Transformers that builds the model; by default the one its family's record names.
+        source: where the configuration was read, for the error.
+
+    Raises:
+        ValueError: if Transformers cannot build the model.
     """
     import torch
     import transformers
@@ -191,16 +202,28 @@ def shapes_from_config(
 
     model_type = config["model_type"]
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
-    parsed = transformers.AutoConfig.for_model(model_type, **values)
-    # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their shapes;
-    # within set_zero3_state (read in 5.23) it assumes that this has already happened.
-    with torch.device("meta"), set_zero3_state():
-        # The names do not depend on the attention; the one that the configuration names may not be installed.
-        model = getattr(transformers, auto_class or family_of(model_type).auto_class).from_config(
-            parsed, dtype=torch.bfloat16, attn_implementation="eager"
-        )
+    builder = getattr(transformers, auto_class or family_of(model_type).auto_class)
+    try:
+        parsed = transformers.AutoConfig.for_model(model_type, **values)
+        # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their
+        # shapes; within set_zero3_state (read in 5.23) it assumes that this has already happened.
+        with torch.device("meta"), set_zero3_state():
+            # The names do not depend on the attention; the one that the configuration names may not be installed.
+            model = builder.from_config(parsed, dtype=torch.bfloat16, attn_implementation="eager")
+    except Exception as error:  # a wrong value leads to any kind of error, at the place that first uses it
+        raise cannot_build(source, error) from error
     shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
     return shapes, bool(parsed.tie_word_embeddings)
+
+
+def cannot_build(source: str, error: Exception) -> ValueError:
+    """Returns the error for a configuration that Transformers rejects, with the line of its message that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # Errors of a configuration's validation begin with a heading that ends with a colon.
+    reason = lines[-1] if lines[0].endswith(":") else lines[0]
+    named = type(error).__module__ != "builtins" or isinstance(error, ValueError)
+    reason = reason if named else f"{type(error).__name__}: {reason}"
+    return ValueError(f"{source}: Transformers cannot build the model that it describes ({reason})")
 
 
 def stored_tensors(model: "torch.nn.Module") -> dict[str, "torch.Tensor"]:

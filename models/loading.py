@@ -8,7 +8,7 @@ from models.checkpoint import Checkpoint, kept_float32, open_checkpoint, usual_d
 from models.families import Family, family_of
 from models.foreign import CONFIG_FILE
 from models.hub import CODE_FILES, parse_repository, snapshot
-from models.layout import read_model_config
+from models.layout import cannot_build, read_model_config
 from models.processor import check_files, check_picture_token, check_tokenizer
 from models.shards import DTYPES
 from models.tying import is_tied
@@ -90,8 +90,8 @@ def load_model(
             Transformers 5.23 would prefer it to the argument.
 
     Raises:
-        ValueError: if the checkpoint has no weights for a parameter, which Transformers would initialise at random, or
-            if the attention is not available here.
+        ValueError: if Transformers rejects the configuration, if the checkpoint has no weights for a parameter, which
+            Transformers would initialise at random, or if the attention is not available here.
     """
     import torch
     import transformers
@@ -102,7 +102,10 @@ def load_model(
         dtype = getattr(torch, DTYPES[usual_dtype(stored)][0])  # Transformers may find that of a tensor in fp32
     auto_class = getattr(transformers, family.auto_class)
     asked = attn_implementation or DEFAULT_ATTENTION
-    config = transformers.AutoConfig.from_pretrained(directory)
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory)
+    except Exception as error:  # of any kind, as in `shapes_from_config`
+        raise cannot_build(str(directory / CONFIG_FILE), error) from error
     # Where a family is tied by default, Transformers compares the two weights. Under ZeRO-3 (5.23) each process holds
     # a part of them or nothing, and an untied head would be taken for the embedding matrix.
     config.tie_word_embeddings = is_tied(read_model_config(directory))

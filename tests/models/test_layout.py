@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from models.families import FAMILIES, QWEN2_5_VL
-from models.layout import head_size, layout_from_config, layout_from_shapes, layout_of
+from models.layout import head_size, layout_from_config, layout_from_shapes, layout_of, shapes_from_config
+from models.loading import load_model
 from models.tying import is_tied
-from tracking.command import REPOSITORY_ROOT
+from tracking.command import REPOSITORY_ROOT, raised_by_us
 
 FRANKENSTEIN_3B = REPOSITORY_ROOT / "configs" / "frankenstein_3b" / "config.json"
 
@@ -139,3 +141,57 @@ def test_the_width_of_a_head_is_named_or_divided_nested_or_flat() -> None:
     assert head_size(text) == head_size({"text_config": text}) == 128
     assert head_size({"text_config": {**text, "head_dim": 96}}) == head_size({**text, "head_dim": 96}) == 96
     assert head_size({**text, "head_dim": None}) == 128
+
+
+WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
+    "cut model": (
+        "text_config.num_hidden_layers",
+        2,
+        r"num_hidden_layers` \(2\) must be equal to .*layer_types` \(3\)",
+    ),
+    "no layers": ("text_config.num_hidden_layers", 0, r"num_hidden_layers` \(0\)"),
+    "text for a number": ("text_config.num_hidden_layers", "3", "'num_hidden_layers' expected int, got str"),
+    "null": ("text_config.num_hidden_layers", None, "'num_hidden_layers' expected int, got NoneType"),
+    "list for a part": ("text_config", [], "Field 'text_config'"),
+    "depth": ("vision_config.depth", "2", "'depth' expected int"),
+    "dtype": ("dtype", "float5", "AttributeError: .*float5"),
+    "activation": ("text_config.hidden_act", "nope", "KeyError: 'nope'"),
+    "tied": ("tie_word_embeddings", "true", "'tie_word_embeddings' expected bool"),
+    "width": ("text_config.hidden_size", 33, "hidden_size must be divisible"),
+    "endless": ("text_config.hidden_size", float("inf"), "'hidden_size' expected int, got float"),
+    "heads": ("text_config.num_attention_heads", 0, "ZeroDivisionError"),
+    "odd heads": ("text_config.head_dim", 7, "even rotary dimension"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_a_wrong_value_is_one_line_with_the_file_and_the_reason(tmp_path: Path, name: str) -> None:
+    place, value, reason = WRONG_VALUES[name]
+    config = small_config("qwen2_5_vl", tied=True)
+    *sections, key = place.split(".")
+    (config[sections[0]] if sections else config)[key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    begin = rf"^{re.escape(str(tmp_path))}/config.json: Transformers cannot build the model that it describes \(.*"
+    with pytest.raises(ValueError, match=begin + reason) as caught:
+        layout_of(tmp_path)
+    assert "\n" not in str(caught.value) and raised_by_us(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", "x"), ("num_attention_heads", 0)])
+def test_a_family_without_a_record_is_refused_alike(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"^config\.json: Transformers cannot build"):
+        shapes_from_config({"model_type": "llama", key: value}, auto_class="AutoModelForCausalLM")
+
+
+def test_a_text_only_type_on_the_configuration_of_a_vlm_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**small_config("qwen2_5_vl", tied=True), "model_type": "qwen2"}))
+    with pytest.raises(ValueError, match="model_type 'qwen2' is a text-only model, but text_config describes"):
+        layout_of(tmp_path)
+
+
+def test_loading_names_the_file_too(tmp_path: Path) -> None:
+    config = small_config("qwen2_5_vl", tied=True)
+    config["text_config"]["num_hidden_layers"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"/config\.json: Transformers cannot build .*num_hidden_layers` \(2\)"):
+        load_model(tmp_path)

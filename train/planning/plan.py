@@ -179,7 +179,7 @@ def plan_run(
         raise ValueError("model_name_or_path is missing; expected it, or layout_config, the config.json of the model")
     place = Path(described.layout_config) if described.layout_config else local_checkpoint(name, config_only=True)
     config = read_model_config(place)
-    layout = layout_from_config(config)
+    layout = layout_from_config(config, source=str(place))
     model = describe_model(layout, config, _local(name))
     chosen = ["train-only", *freeze.train_only] if freeze.train_only else ["freeze", *freeze.freeze]
     freezes = {" ".join(chosen) if len(chosen) > 1 else "full": freeze}
