@@ -29,7 +29,6 @@ from models.layout import layout_of
 from models.loading import local_checkpoint
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
-from train.freezing.elements import moved_outside, read_elements
 from train.freezing.freeze import (
     FreezeArguments,
     FreezePlan,
@@ -70,10 +69,6 @@ class VerifyArguments:
             "check": check_expression,
         },
     )
-    elements: str | None = field(
-        default=None,
-        metadata={"help": "elements.safetensors of a run: the elements outside its masks must be identical too"},
-    )
     identical: bool = field(
         default=False, metadata={"help": "every tensor must be identical: is a conversion lossless? Not with --frozen"}
     )
@@ -91,15 +86,14 @@ class VerifyArguments:
     report: str | None = field(default=None, metadata={"help": "JSON file to write the result per tensor to"})
 
     def __post_init__(self) -> None:
-        if bool(self.frozen or self.elements) == self.identical:
+        if bool(self.frozen) == self.identical:
             found = "both are given" if self.identical else "neither is given"
-            named = "--elements" if self.elements and not self.frozen else "--frozen"
-            raise ValueError(f"{found} of {named} and --identical; expected --frozen BLOCK … or --identical")
+            raise ValueError(f"{found} of --frozen and --identical; expected --frozen BLOCK … or --identical")
 
     @property
     def named(self) -> str:
         """What must be identical, as it is printed."""
-        return "the model" if self.identical else " ".join(self.frozen)
+        return " ".join(self.frozen) if self.frozen else "the model"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,8 +103,6 @@ def main(argv: list[str] | None = None) -> None:
     freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
     whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, leave_some=False)
     adapter = local_checkpoint(arguments.end)
-    if is_adapter(adapter) and arguments.elements:
-        raise ValueError("--elements is given, and the end is a PEFT adapter, which has no element masks; leave it out")
     if is_adapter(adapter) and not isinstance(start, MergedCheckpoint):
         _verify_adapter(arguments, start, whole, read_adapter(adapter, start))
         return
@@ -120,8 +112,6 @@ def main(argv: list[str] | None = None) -> None:
     check_complete(end, layout_of(end.directory))
     changes = compare_tensors(start, end, compared.plan)
     broken = broken_tensors(changes)
-    if arguments.elements:
-        broken += _moved_elements(arguments.elements, start, end, compared.plan)
     print(f"partition: {compared.plan.partition}")
     for row in summarise_changes(changes):
         proof = f"{row['num_frozen_identical']} of {row['num_frozen']} frozen identical" if row["num_frozen"] else ""
@@ -144,18 +134,6 @@ def main(argv: list[str] | None = None) -> None:
         write_text(Path(arguments.report), json.dumps(report, indent=1) + "\n")
         print(f"report: {arguments.report}")
     _judge(arguments, compared, changes, broken)
-
-
-def _moved_elements(file: str, start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> list[str]:
-    """Returns the tensors with an element outside the masks that moved, and those without a mask that did."""
-    sizes = {parameter.name: parameter.num_elements for parameter in plan.layout}
-    elements = read_elements(Path(file), sizes, {})
-    unmasked = [name for name in plan.trainable if name not in elements.masks and start.data(name) != end.data(name)]
-    moved = [*moved_outside(start, end, elements), *unmasked]
-    outside = sum(elements.sizes.values()) - elements.num_training()
-    if not moved:
-        print(f"elements: {outside:,} elements outside the masks of {len(elements.masks)} tensors are bit-identical")
-    return moved
 
 
 def _verify_adapter(arguments: VerifyArguments, start: Checkpoint, plan: FreezePlan, adapter: Adapter) -> None:
@@ -211,10 +189,7 @@ def _judge(
     for name in broken[:NUM_NAMED]:
         print(f"breach: {name}")
     if broken:
-        number = len(compared.plan.layout.parameters) if arguments.elements else len(compared.plan.frozen)
-        print(f"BREACH: {len(broken)} of {number} tensors that should be frozen changed")
-    elif not arguments.named:
-        pass  # elements alone, which have a line of their own
+        print(f"BREACH: {len(broken)} of {len(compared.plan.frozen)} tensors that should be frozen changed")
     elif compared.unproved:
         print(
             f"NOT PROVED: {', '.join(compared.unproved)} should be identical and cannot be compared as a whole; the "

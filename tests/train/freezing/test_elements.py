@@ -36,7 +36,6 @@ from train.freezing.elements import (
     write_elements,
 )
 from train.freezing.freeze import FreezeArguments, FreezePlan, apply_freeze, plan_freeze
-from train.verify import main as verify
 
 SHARE = 0.3
 UNCHANGED = "layers.1.mlp.up_proj.weight"
@@ -176,20 +175,6 @@ def test_masks_are_read_as_they_were_written_and_a_damaged_file_is_refused(
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read"):
         read_elements(file, sizes, elements.source)
-
-
-def test_verify_checks_the_masks_of_a_run(
-    pair: tuple[Path, Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start, end, _ = pair
-    write_elements(tmp_path / ELEMENTS_FILE, masks_of(pair)[0])
-    words = ["--start", str(start), "--end", str(end), "--elements", str(tmp_path / ELEMENTS_FILE)]
-    verify(words)
-    assert "elements outside the masks of" in capsys.readouterr().out
-    write_elements(tmp_path / ELEMENTS_FILE, masks_of(pair, "late")[0])
-    with pytest.raises(SystemExit):  # late has no mask, and moved
-        verify(words)
-    assert "BREACH: 24 of 104 tensors" in capsys.readouterr().out
 
 
 def test_mistakes_are_named(pair: tuple[Path, Path, Any], qwen2_checkpoint: Path) -> None:
