@@ -157,7 +157,6 @@ def train(training: "GRPOConfig", model_config: "ModelConfig", ours: GrpoArgumen
         model_config=model_config,
         data=ours.data,
         freeze=ours.freeze,
-        elements=ours.elements,
         prompts=prompts,
         data_report=asdict(report),
         num_needed=math.ceil(training.max_steps / steps_per_generation) * prompts_per_generation,
@@ -249,13 +248,12 @@ def _without_overwrite(rewards: RewardArguments) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     skip_shared_memory()
-    training, model_config, data, freeze, elements, rewards, telemetry, validation, rollout, sharing, trajectory = (
+    training, model_config, data, freeze, rewards, telemetry, validation, rollout, sharing, trajectory = (
         parse_arguments(argv, GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True)
     )
     ours = GrpoArguments(
         data=data,
         freeze=freeze,
-        elements=elements,
         rewards=rewards,
         telemetry=telemetry,
         validation=validation,

@@ -20,7 +20,6 @@ from models.loading import load_processor, local_checkpoint
 from tracking.command import is_main_process, parse_arguments, run_command
 from tracking.processes import on_main_process
 from tracking.run import OVERWRITE_ARGUMENT
-from train.freezing.elements import ElementArguments
 from train.freezing.freeze import FreezeArguments
 from train.running.arguments import MODEL_CONFIG, SFT_CONFIG
 from train.running.collectives import skip_shared_memory
@@ -53,7 +52,6 @@ class SftArguments:
 
     data: DataArguments
     freeze: FreezeArguments
-    elements: ElementArguments
     run: RunArguments
     telemetry: TelemetryArguments
     validation: ValidationArguments
@@ -63,7 +61,6 @@ class SftArguments:
 OUR_ARGUMENTS = (
     DataArguments,
     FreezeArguments,
-    ElementArguments,
     RunArguments,
     TelemetryArguments,
     ValidationArguments,
@@ -99,7 +96,6 @@ def train(training: "SFTConfig", model_config: "ModelConfig", ours: SftArguments
         model_config=model_config,
         data=ours.data,
         freeze=ours.freeze,
-        elements=ours.elements,
         prompts=prompts,
         num_needed=training.max_steps * prompts_per_step,
         batch_size=prompts_per_step,
@@ -131,17 +127,11 @@ def _whole_examples(
 
 def main(argv: list[str] | None = None) -> None:
     skip_shared_memory()
-    training, model_config, data, freeze, elements, run, telemetry, validation, trajectory = parse_arguments(
+    training, model_config, data, freeze, run, telemetry, validation, trajectory = parse_arguments(
         argv, SFT_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS, description=__doc__, check_inputs=True
     )
     ours = SftArguments(
-        data=data,
-        freeze=freeze,
-        elements=elements,
-        run=run,
-        telemetry=telemetry,
-        validation=validation,
-        trajectory=trajectory,
+        data=data, freeze=freeze, run=run, telemetry=telemetry, validation=validation, trajectory=trajectory
     )
     directory = train(training, model_config, ours)
     if is_main_process():

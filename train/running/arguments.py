@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from models.loading import check_checkpoint
 from tracking.fields import LibraryClass
-from train.freezing.elements import ElementArguments
 from train.freezing.freeze import FreezeArguments
 from train.rewards.functions import RewardArguments
 from train.rollouts.setup import RolloutArguments
@@ -39,7 +38,6 @@ MODEL_CONFIG = LibraryClass(
 OUR_ARGUMENTS = (
     DataArguments,
     FreezeArguments,
-    ElementArguments,
     RewardArguments,
     TelemetryArguments,
     ValidationArguments,
@@ -56,7 +54,6 @@ class GrpoArguments:
 
     data: DataArguments
     freeze: FreezeArguments
-    elements: ElementArguments
     rewards: RewardArguments
     telemetry: TelemetryArguments
     validation: ValidationArguments

@@ -16,7 +16,6 @@ from tracking.records import Record, RecordLog
 from tracking.tables import write_table
 from train import FINAL_DIR
 from train.freezing.adapters import adapted_modules, adapter_breaches
-from train.freezing.elements import Elements, moved_outside
 from train.freezing.float32 import trained_masters, with_masters
 from train.freezing.freeze import (
     FreezeArguments,
@@ -38,12 +37,10 @@ NUM_NAMED = 3
 
 
 def saved_breaches(directory: Path, start: Start, digests: dict[str, str], *, lora: bool) -> list[str]:
-    """Returns a saved checkpoint's violations of the plan: changed frozen tensors or elements, unplanned adapters."""
+    """Returns a saved checkpoint's violations of the plan: changed frozen tensors, or unplanned adapters."""
     if lora:
         return adapter_breaches(directory, start.plan)
-    saved = open_checkpoint(directory)
-    moved = [] if start.elements is None else moved_outside(start.checkpoint, saved, start.elements)
-    return [*find_breaches(start.checkpoint, saved, digests), *moved]
+    return find_breaches(start.checkpoint, open_checkpoint(directory), digests)
 
 
 def write_final(
@@ -105,8 +102,6 @@ def write_freeze_report(
     final = open_checkpoint(directory / FINAL_DIR)
     changes = compare_tensors(start.checkpoint, final, start.plan)
     broken = broken_tensors(changes)
-    if start.elements is not None:
-        broken += moved_outside(start.checkpoint, final, start.elements)
     if broken:
         raise RuntimeError(f"{directory / FINAL_DIR}: {len(broken)} frozen tensors changed, the first is {broken[0]}")
     still = never_moved(changes)
@@ -117,7 +112,6 @@ def write_freeze_report(
         "train_only": freeze.train_only,
         "always_freeze": freeze.always_freeze,
         "notes": start.plan.notes,
-        **({} if start.elements is None else {"elements": _masks(start.elements)}),
         "lora_modules": adapted_modules(start.plan) if lora else None,
         "checkpoints": [*(proof["key"] for proof in saved), FINAL_DIR],
         "num_frozen_tensors": len(start.plan.frozen),
@@ -132,22 +126,9 @@ def write_freeze_report(
         f"proof: {len(start.plan.frozen)} frozen tensors are bit-identical in {len(saved) + 1} checkpoints "
         f"({directory / FREEZE_REPORT})"
     )
-    if start.elements is not None:
-        outside = sum(start.elements.sizes.values()) - start.elements.num_training()
-        print(f"proof: so are the {outside:,} elements outside the masks of {len(start.elements.masks)} other tensors")
     if still:
         first = ", ".join(still[:NUM_NAMED])
         print(
             f"WARNING: {len(still)} of {len(start.plan.trainable)} tensors free to change did not move in a single "
             f"element: {first}{', …' if len(still) > NUM_NAMED else ''}"
         )
-
-
-def _masks(elements: Elements) -> dict[str, Any]:
-    """Returns what the report says of the masks."""
-    return {
-        **elements.source,
-        "sha256": elements.sha256(),
-        "num_elements": sum(elements.sizes.values()),
-        "num_training": elements.num_training(),
-    }

@@ -6,7 +6,6 @@ OUTPUT/proofs.jsonl                 one record per saved checkpoint: did any fro
 OUTPUT/checkpoints/checkpoint-N     the trainer's, for resuming; each has this name only once it is proved
 OUTPUT/final/                       the result, in the start checkpoint's dtype, spelling and sharding; after RL with
                                     rollout.json: what wrote the replies, and how far from the trainer
-OUTPUT/elements.safetensors         with `train_elements`, which elements train, a bit each
 OUTPUT/adapter/                     under LoRA, the adapter that `final/` has merged in
 OUTPUT/data_report.json             prompts left out before training, by reason
 OUTPUT/trajectory/                  with keep_trajectory: the weights along training, as changes against the start
@@ -36,7 +35,6 @@ from tracking.records import RecordLog
 from tracking.run import RUN_FILE, read_run
 from tracking.sharding import open_shared_run
 from train.freezing.backward import GraphWitness, stop_backward_early
-from train.freezing.elements import ElementArguments, elements_settings, mask_gradients
 from train.freezing.engine import (
     check_batches,
     check_precision,
@@ -64,7 +62,7 @@ from train.running.data import DataArguments, build_dataset, training_order
 from train.running.order import one_kind_a_batch
 from train.running.reporting import FreezeTable, wandb_run
 from train.running.results import saved_breaches, write_final, write_freeze_report, write_metrics
-from train.running.start import Start, open_start, share_elements
+from train.running.start import Start, open_start
 from train.running.telemetry import Telemetry
 from train.running.telemetry_arguments import TelemetryArguments
 from train.trajectory.arguments import TrajectoryArguments, check_adapters
@@ -95,8 +93,6 @@ class Stage:
     model_config: "ModelConfig"
     data: DataArguments
     freeze: FreezeArguments
-    elements: ElementArguments = field(default_factory=ElementArguments)
-    """The elements that train, if not all elements of what trains."""
     prompts: Sequence[Prompt]
     num_needed: int
     """Number of prompts that the run consumes, including repetitions."""
@@ -172,10 +168,9 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
         RuntimeError: if a frozen tensor changed, or training affected frozen parts; `final/` is not written.
         Preempted: if SIGTERM stopped the run; the same command continues it.
     """
-    lora = stage.model_config.use_peft
-    stage.elements.check_training(stage.training, lora=lora)
-    start = open_start(stage.model_config, stage.freeze, stage.elements)
+    start = open_start(stage.model_config, stage.freeze)
     check_images(stage, start)
+    lora = stage.model_config.use_peft
     check_adapters(stage.trajectory, lora=lora)
     check_precision(start.checkpoint, start.plan.frozen, stage.training, stage.model_config.dtype, lora=lora)
     check_batches(stage.training, start.plan, some_without_images=not all(p.images for p in stage.prompts))
@@ -189,7 +184,7 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
             if not run.finished:
                 attention = stage.model_config.attn_implementation or DEFAULT_ATTENTION
                 run.note(start_revision=resolved_revision(start.name), attn_implementation=attention)
-                _train(stage, share_elements(start, directory), directory)
+                _train(stage, start, directory)
     except Preempted:
         wait_for_all()  # launchers end all processes as soon as one has ended, while the main one still records it
         raise
@@ -206,7 +201,6 @@ def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
         "prompts_fingerprint": prompts_fingerprint(Path(stage.data.prompts), stage.data.split),
         **asdict(stage.data),
         **asdict(stage.freeze),
-        **elements_settings(stage.elements),
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,
         **({name: getattr(config, name) for name in adapters} if config.use_peft else {}),
@@ -325,8 +319,6 @@ def _build_trainer(
         model = add_adapters(base, start.plan, config, autocast_adapter_dtype=zero_stage(training) != 3)
     else:
         apply_freeze(base, start.plan)
-        if start.elements is not None:
-            mask_gradients(base, start.elements)
         # Trainer resumes with in-memory names; from checkpoints in the hub's spelling it would silently load nothing
         # (Transformers 5.23, without DeepSpeed).
         base.save_pretrained = partial(base.save_pretrained, save_original_format=False)
