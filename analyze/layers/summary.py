@@ -63,7 +63,8 @@ def _named(rows: "pd.DataFrame") -> str:
     best = rows.sort_values("share", ascending=False).head(NUM_NAMED)
     more = f" and {len(rows) - NUM_NAMED} more" if len(rows) > NUM_NAMED else ""
     shares = [
-        f"layer{'s' * (row['first'] != row['last'])} {place_words(row)}: {format_share(row['share'], row['share_low'], row['share_high'])}"
+        f"{'layer' if row['first'] == row['last'] else 'layers'} {place_words(row)}: "
+        f"{format_share(row['share'], row['share_low'], row['share_high'])}"
         for _, row in best.iterrows()
     ]
     return f" ({', '.join(shares)}{more})"
