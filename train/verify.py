@@ -101,7 +101,7 @@ class VerifyArguments:
         if bool(self.frozen or self.elements) == self.identical:
             found = "both are given" if self.identical else "neither is given"
             raise ValueError(
-                f"{found} of --frozen and --identical; expected --frozen BLOCK …, --elements FILE or --identical"
+                f"{found} of --frozen and --identical; expected --frozen BLOCK … or --identical, or --elements FILE"
             )
 
     @property

@@ -20,6 +20,7 @@ from train.freezing import masked
 from train.freezing.arms import parse_arms
 from train.freezing.elements import CHUNK, MASK_FILE, ElementMask, _draw, build_mask, masked_plan, read_mask, write_mask
 from train.freezing.freeze import FreezeArguments, plan_freeze
+from train.necessity import main as necessity
 from train.sft import main
 from train.verify import main as verify
 
@@ -136,6 +137,19 @@ def test_arms_with_a_mask_need_full() -> None:
     assert [arm.elements for arm in arms] == ["", "changed", "unchanged", "random:3"]
     with pytest.raises(ValueError, match="needs the arm full"):
         parse_arms(["elements-changed"], partition)
+
+
+def test_an_arm_with_a_mask_waits_for_full_of_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config", "configs/pocket/necessity.yaml", "--plan_json", "true", "--seeds", "0", "1"]
+    necessity([*config, "--arms", "elements-random-3", "full"])
+    plan = json.loads(capsys.readouterr().out)
+    jobs = {job["name"]: job for job in plan["jobs"]}
+    for seed in (0, 1):
+        job = jobs[f"elements-random-3-seed{seed}"]
+        assert f"full-seed{seed}" in job["needs"]
+        first = job["argv"].index("--train_elements") + 1
+        end = f"{plan['output_dir']}/arms/full-seed{seed}/final"
+        assert job["argv"][first : first + 3] == ["random:3", plan["checkpoints"]["sft"], end]
 
 
 def assert_elements(start: Checkpoint, directory: Path, layout: Layout) -> None:
