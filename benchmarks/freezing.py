@@ -37,6 +37,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "train-only late.attn": ("--train_only", "late.attn"),
     "freeze vision+projector": ("--freeze", "vision", "projector"),
 }
+MASKS: dict[str, tuple[str, ...]] = {"elements": ("--train_elements", "changed", "{start}", "{start}-changed")}
+"""Arms with a mask of elements, between the start and a checkpoint beside it; not part of the table."""
 MODES: dict[str, dict[str, Any] | None] = {
     "one process": None,
     "LoRA": None,
@@ -121,7 +123,9 @@ def arguments_of(case: Case, work: Path, device: str) -> list[str]:
         values["abilities"] = "vision"  # reentrant checkpointing under DDP needs every weight in every step
     if zero:
         values["deepspeed"] = work / f"{case.mode}.json"
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))] + list(ARMS[case.arm])
+    words = ARMS[case.arm] if case.arm in ARMS else MASKS[case.arm]
+    chosen = [word.format(start=values["model_name_or_path"]) for word in words]
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))] + chosen
 
 
 def deepspeed_settings(zero: dict[str, Any]) -> dict[str, Any]:

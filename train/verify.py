@@ -4,6 +4,7 @@
     python -m train.verify --start outputs/pocket/sft/final --end outputs/pocket/arms/freeze-mid-seed0/final \\
         --frozen mid
     python -m train.verify --start CHECKPOINT --end CONVERTED --identical
+    python -m train.verify --start SFT_CHECKPOINT --end RUN/final --elements RUN/elements.json
 
 Every tensor of the named blocks is compared by sha256 in the start's stored dtype. If the vocabulary was resized, all
 other tensors are compared. If the end is a PEFT adapter on the start, its names and factors show which blocks it can
@@ -15,8 +16,9 @@ cannot be read.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from models.adapters.merged import MergedCheckpoint
@@ -29,6 +31,7 @@ from models.layout import layout_of
 from models.loading import local_checkpoint
 from tracking.command import parse_arguments, run_command
 from tracking.product import write_text
+from train.freezing.elements import ElementMask, find_element_breaches, format_breaches, read_mask
 from train.freezing.freeze import (
     FreezeArguments,
     FreezePlan,
@@ -72,6 +75,13 @@ class VerifyArguments:
     identical: bool = field(
         default=False, metadata={"help": "every tensor must be identical: is a conversion lossless? Not with --frozen"}
     )
+    elements: str | None = field(
+        default=None,
+        metadata={
+            "help": "elements.json of a run with train_elements: the elements that it froze must be identical; alone "
+            "or with --frozen"
+        },
+    )
     allow_unchanged: bool = field(
         default=False, metadata={"help": "accept that nothing changed outside the frozen blocks (otherwise a failure)"}
     )
@@ -86,14 +96,18 @@ class VerifyArguments:
     report: str | None = field(default=None, metadata={"help": "JSON file to write the result per tensor to"})
 
     def __post_init__(self) -> None:
-        if bool(self.frozen) == self.identical:
+        if self.identical and self.elements:
+            raise ValueError("--identical and --elements are both given; --identical is about every element already")
+        if bool(self.frozen or self.elements) == self.identical:
             found = "both are given" if self.identical else "neither is given"
-            raise ValueError(f"{found} of --frozen and --identical; expected --frozen BLOCK … or --identical")
+            raise ValueError(
+                f"{found} of --frozen and --identical; expected --frozen BLOCK … or --identical, or --elements FILE"
+            )
 
     @property
     def named(self) -> str:
         """What must be identical, as it is printed."""
-        return " ".join(self.frozen) if self.frozen else "the model"
+        return " ".join(self.frozen) or ("the model" if self.identical else "no block")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,6 +117,9 @@ def main(argv: list[str] | None = None) -> None:
     freeze = FreezeArguments(freeze=arguments.frozen, partition=arguments.partition, cuts=arguments.cuts)
     whole = freeze_all(layout, freeze) if arguments.identical else plan_freeze(layout, freeze, leave_some=False)
     adapter = local_checkpoint(arguments.end)
+    mask = read_mask(Path(arguments.elements)) if arguments.elements else None
+    if mask is not None and is_adapter(adapter):
+        raise ValueError(f"{arguments.end} is an adapter, which has no mask of elements; leave out --elements")
     if is_adapter(adapter) and not isinstance(start, MergedCheckpoint):
         _verify_adapter(arguments, start, whole, read_adapter(adapter, start))
         return
@@ -112,6 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     check_complete(end, layout_of(end.directory))
     changes = compare_tensors(start, end, compared.plan)
     broken = broken_tensors(changes)
+    elements = find_element_breaches(start, end, mask) if mask is not None else {}
     print(f"partition: {compared.plan.partition}")
     for row in summarise_changes(changes):
         proof = f"{row['num_frozen_identical']} of {row['num_frozen']} frozen identical" if row["num_frozen"] else ""
@@ -128,12 +146,33 @@ def main(argv: list[str] | None = None) -> None:
             "frozen": arguments.frozen,
             "identical": arguments.identical,
             "breaches": broken,
+            "elements": mask.as_row() if mask is not None else None,
+            "element_breaches": elements,
             "not_compared": dict(compared.left_out),
             "tensors": [asdict(change) for change in changes],
         }
         write_text(Path(arguments.report), json.dumps(report, indent=1) + "\n")
         print(f"report: {arguments.report}")
-    _judge(arguments, compared, changes, broken)
+    held = mask is None or _judge_elements(mask, elements)
+    if arguments.frozen or arguments.identical:
+        _judge(arguments, compared, changes, broken)
+    elif not arguments.allow_unchanged and len(never_moved(changes)) == len(changes):
+        print("WARNING: nothing moved: the end is the start again; --allow-unchanged true accepts it")
+        raise SystemExit(EXIT_BREACH)
+    if not held:
+        raise SystemExit(EXIT_BREACH)
+
+
+def _judge_elements(mask: ElementMask, breaches: Mapping[str, int]) -> bool:
+    """Prints the verdict on frozen elements and returns True if all are identical."""
+    for line in islice(format_breaches(breaches), NUM_NAMED):
+        print(f"breach: {line}")
+    num_frozen = sum(mask.sizes.values()) - sum(mask.counts.values())
+    if breaches:
+        print(f"BREACH: {sum(breaches.values()):,} of {num_frozen:,} elements that should be frozen changed")
+        return False
+    print(f"proof: all {num_frozen:,} elements that the mask freezes are bit-identical")
+    return True
 
 
 def _verify_adapter(arguments: VerifyArguments, start: Checkpoint, plan: FreezePlan, adapter: Adapter) -> None:

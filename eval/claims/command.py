@@ -2,6 +2,7 @@
 
     python -m eval.claims --output-dir outputs/claims
     python -m eval.claims --scores outputs/comparison/scores.csv --output-dir outputs/claims
+    python -m eval.claims --layers outputs/layers/middle.csv --output-dir outputs/claims
 
 Without scores the paper's own percentages are judged: which of its differences are significant at n = 100? With the
 scores of `eval.compare` (`RECIPE=FILE` if they repeat one of the paper's recipes) each claim is judged by these
@@ -17,6 +18,9 @@ measurements:
 A verdict is about training if the comparison has several seeds, otherwise about the evaluated checkpoints
 (`measured_scope`). What has no corrected p-value in a `comparison.csv` is Holm-corrected within its table.
 
+With the `middle.csv` of a layer sweep (`analyze.layers`), a claim of another paper is judged too, arXiv 2607.01232: a
+middle layer that trains alone gains more than another layer (`middle_layers.csv`).
+
 `claims.csv` has one row per comparison, `statements.csv` one row per sentence of the paper, `claims.html` shows both.
 """
 
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.claims.measured import read_measured, split_recipe
+from eval.claims.middle import judge_middle, middle_lines, middle_row
 from eval.claims.page import answer, draw_statements, measured_runs, measured_verdict
 from eval.claims.published import ABILITY_SIZE, BENCHMARK_SIZES, read_published
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED, claim_table, statement_table
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "claims.html.j2"
+MIDDLE = "middle_layers.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,10 @@ class ClaimsArguments:
             "help": "one or more DIR/scores.csv of eval.compare, or RECIPE=DIR/scores.csv; if several contain the same "
             "comparison, the first counts; without it the paper's own numbers are judged"
         },
+    )
+    layers: str | None = field(
+        default=None,
+        metadata={"help": "middle.csv of analyze.layers, which judges that middle layers suffice (arXiv 2607.01232)"},
     )
     num_samples: int = field(
         default=ABILITY_SIZE,
@@ -71,10 +81,13 @@ def judge_claims(arguments: ClaimsArguments) -> Path:
     """Writes the tables and the page, and returns their directory."""
     recipes = list(dict.fromkeys(recipe for _, recipe, _, _ in read_published()))
     measured = [read_measured(text, recipes) for text in arguments.scores]
-    settings = {
+    middle = judge_middle(Path(arguments.layers)) if arguments.layers else None
+    settings: dict[str, Any] = {
         "num_samples": arguments.num_samples,
         "scores": [[split_recipe(text)[0], _fingerprint(split_recipe(text)[1])] for text in arguments.scores],
     }
+    if arguments.layers:
+        settings["layers"] = hashlib.sha256(Path(arguments.layers).read_bytes()).hexdigest()
     output_dir = Path(arguments.output_dir)
     with open_run(output_dir, command="eval.claims", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
@@ -83,7 +96,10 @@ def judge_claims(arguments: ClaimsArguments) -> Path:
         statements = statement_table(claims, measured=measured)
         write_table(output_dir / "claims.csv", claims)
         write_table(output_dir / "statements.csv", statements)
-        write_text(output_dir / "claims.html", render(claims, statements, arguments.num_samples, bool(measured)))
+        if middle is not None:
+            write_table(output_dir / MIDDLE, middle)
+        page = render(claims, statements, arguments.num_samples, bool(measured), middle)
+        write_text(output_dir / "claims.html", page)
     return output_dir
 
 
@@ -94,7 +110,13 @@ def _fingerprint(scores: Path) -> str:
     return digest.hexdigest()
 
 
-def render(claims: "pd.DataFrame", statements: "pd.DataFrame", num_samples: int, measured: bool) -> str:
+def render(
+    claims: "pd.DataFrame",
+    statements: "pd.DataFrame",
+    num_samples: int,
+    measured: bool,
+    middle: "pd.DataFrame | None" = None,
+) -> str:
     """Returns the page as HTML."""
     template = page_environment(TEMPLATES).get_template(PAGE)
     tables = [
@@ -114,6 +136,9 @@ def render(claims: "pd.DataFrame", statements: "pd.DataFrame", num_samples: int,
         drawing=draw_statements(statements, measured=measured),
         tables=tables,
         statements=[_statement_row(row) for row in _rows(statements)],
+        middle=[middle_row(row) | {"css": css_class(row["verdict"])} for row in _rows(middle)]
+        if middle is not None
+        else [],
         num_samples=num_samples,
         sizes=BENCHMARK_SIZES,
         margin=f"{100 * MARGIN:.0f}",
@@ -195,4 +220,6 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = judge_claims(arguments)
     for line in summary(read_table(output_dir / "claims.csv")):
         print(line)
+    if arguments.layers:
+        print(*middle_lines(read_table(output_dir / MIDDLE)), sep="\n")
     print(f"claims: {output_dir / 'claims.html'}")

@@ -13,7 +13,7 @@ DOCUMENTS = (*PAGES, *(REPOSITORY_ROOT / "docs" / f"{name}.md" for name in ("glo
 PACKAGES = ("models", "data_builders", "merge", "eval", "analyze", "train", "slurm")
 SUBJECTS = {
     "freeze", "verify", "plan", "probes", "weight-changes", "splices", "pairs", "grading", "statistics", "clusters",
-    "own-data", "your_architecture", "calibration", "graders", "import", "layers", "look", "trajectory",
+    "own-data", "your_architecture", "calibration", "graders", "import", "layers", "look", "elements", "trajectory",
 }  # fmt: skip
 MAX_README_LINES = 130
 MAX_GUIDE_LINES = 120

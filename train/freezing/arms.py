@@ -5,6 +5,9 @@
     only-EXPRESSION             of the decoder, only this block may change: only-mid, only-llm:4, only-llm:0-8.mlp
     only-REGION                 nothing else may change: only-vision, only-vision:0-7, only-projector, only-llm
     freeze-random-SEED          as many layers as mid has, drawn at random: the control
+    elements-changed            only the elements may change that differ between the start and full of the same seed
+    elements-unchanged          only all others may change
+    elements-random-SEED        as many elements of each tensor as differ, drawn at random: the control
     NAME=EXPR+EXPR              any block expressions, frozen
     each-only, each-freeze      an arm for every decoder layer; each-only.attn, each-only.mlp: for this part of it
     each-only:3, each-freeze:3  an arm for every three layers, from layer 0 on; the last arm has what is left
@@ -29,6 +32,8 @@ NAMED_ARMS = (
     *(f"only-{region}" for region in REGIONS),
     "each-only",
     "each-freeze",
+    "elements-changed",
+    "elements-unchanged",
 )
 MORE_LAYERS_THAN_ANY_MODEL = 999
 _EACH = re.compile(r"each-(?P<kind>only|freeze)(?::(?P<width>\d+))?(?P<part>\.[a-z]+)?")
@@ -42,10 +47,14 @@ class Arm:
     name: str
     freeze: tuple[str, ...] = ()
     train_only: tuple[str, ...] = ()
+    elements: str = ""
+    """The mask of elements that train, if not all do: changed, unchanged or random:SEED."""
 
     @property
     def frozen(self) -> str:
         """What is frozen, as printed in a plan."""
+        if self.elements:
+            return f"all elements but {self.elements}"
         return f"all but {' '.join(self.train_only)}" if self.train_only else " ".join(self.freeze) or "nothing"
 
 
@@ -64,6 +73,8 @@ def parse_arm(text: str, partition: Partition) -> Arm:
         num_frozen = len(partition.layers("mid"))
         layers = random.Random(int(match.group(1))).sample(range(partition.num_layers), num_frozen)
         return Arm(name, tuple(f"llm:{layer}" for layer in sorted(layers)))
+    if match := re.fullmatch(r"elements-(changed|unchanged|random-\d+)", name):
+        return Arm(name, elements=match[1].replace("-", ":"))
     kind, _, expression = name.partition("-")
     if kind not in ("freeze", "only") or not re.match(r"[a-z]+", expression):
         raise _unknown(name)
@@ -120,8 +131,8 @@ def _layers(first: int, last: int) -> str:
 def _unknown(name: str) -> ValueError:
     return ValueError(
         f"arm {name!r} is unknown{did_you_mean(name, NAMED_ARMS)} "
-        "(expected full, freeze-EXPRESSION, only-EXPRESSION, each-only, each-freeze, freeze-random-SEED or "
-        "NAME=EXPRESSION+EXPRESSION)"
+        "(expected full, freeze-EXPRESSION, only-EXPRESSION, each-only, each-freeze, freeze-random-SEED, "
+        "elements-changed, elements-unchanged, elements-random-SEED or NAME=EXPRESSION+EXPRESSION)"
     )
 
 
@@ -175,4 +186,7 @@ def parse_arms(texts: Sequence[str], partition: Partition) -> list[Arm]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"arm {name!r} is named twice; expected each arm once")
+    masked = [arm.name for arm in arms if arm.elements]
+    if masked and "full" not in names:
+        raise ValueError(f"arm {masked[0]!r} needs the arm full, which shows the elements that change; add it to arms")
     return arms

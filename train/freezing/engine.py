@@ -2,9 +2,11 @@
 
 Private names of the engines are used only here: DeepSpeed 0.19.8 keeps the parameters of each group in
 `bit16_groups` (ZeRO-1, ZeRO-2) or `fp16_groups` (ZeRO-3), and the moments in the state of the `optimizer` it wraps.
+A parameter's place in the flat fp32 weights is in its `_hp_mapping` (ZeRO-1, ZeRO-2) or in ZeRO-3's optimizer.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +182,7 @@ def inspect_optimizer(trainer: "Trainer") -> OptimizerReport:
     num_trainable = sum(_num_elements(parameter) for _, parameter in trainable.values())
     stage = zero_stage(trainer.args)
     wrapper = trainer.model_wrapped.optimizer if stage else trainer.optimizer
-    inner = wrapper.optimizer
+    inner = inner_optimizer(trainer)
     groups = _engine_groups(wrapper, stage) if stage else [group["params"] for group in inner.param_groups]
     held = [parameter for group in groups for parameter in group]
     for parameter in held:
@@ -202,6 +204,44 @@ def inspect_optimizer(trainer: "Trainer") -> OptimizerReport:
     if not complete:
         raise RuntimeError(f"the optimizer holds moments for {moments} elements; {num_trainable} are trainable")
     return OptimizerReport(num_trainable_elements=num_trainable, num_state_elements=moments)
+
+
+def inner_optimizer(trainer: "Trainer") -> "torch.optim.Optimizer":
+    """Returns the optimizer that an engine or Accelerate has wrapped; from the start of training on."""
+    wrapper = trainer.model_wrapped.optimizer if zero_stage(trainer.args) else trainer.optimizer
+    inner: torch.optim.Optimizer = wrapper.optimizer
+    return inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """What this process's optimizer holds of a tensor."""
+
+    name: str
+    weights: "torch.Tensor"
+    """A flat view into the weights that the optimizer updates."""
+    first: int
+    """Index of its first element in the flat tensor."""
+
+
+def master_fragments(trainer: "Trainer") -> Iterator[Fragment]:
+    """Yields a view of the optimizer's weights for each trainable tensor that this process has a part of."""
+    stage = zero_stage(trainer.args)
+    for name, parameter in trainer.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if stage == 3:
+            partition, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=True)
+            first = parameter.ds_tensor.numel() * parameter.ds_zero_partition_rank
+            weights = partition[: max(0, parameter.ds_numel - first)]  # without the last partition's padding
+        elif stage:
+            mapping = parameter._hp_mapping
+            if mapping is None:  # another process has the whole tensor
+                continue
+            weights, first = mapping.hp_fragment, mapping.lp_fragment_address.start
+        else:
+            weights, first = parameter.data.view(-1), 0
+        yield Fragment(name=name, weights=weights, first=first)
 
 
 def _engine_groups(optimizer: Any, stage: int) -> list[list["torch.nn.Parameter"]]:

@@ -30,14 +30,21 @@ from models.layout import Layout, Parameter
 from models.shards import DTYPES
 from tracking.progress import progress, weighted_progress
 from tracking.tables import format_columns
+from train.freezing.element_words import parse_elements
 
 if TYPE_CHECKING:
     import torch
 
 
+ELEMENTS_NOTE = (
+    "train_elements: of these parameters only the elements of a mask train; gradients and the optimizer's moments are "
+    "kept for whole tensors"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FreezeArguments:
-    """The frozen blocks. Everything else trains, including regions outside the decoder."""
+    """The frozen blocks and elements. Everything else trains, including regions outside the decoder."""
 
     freeze: list[str] = field(
         default_factory=list,
@@ -62,6 +69,14 @@ class FreezeArguments:
             "check": check_expression,
         },
     )
+    train_elements: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "of what is not frozen, the only elements that train: changed START END, those that differ between "
+            "two checkpoints; unchanged START END, all others; random:SEED START END, as many of each tensor as "
+            "differ, drawn at random",
+        },
+    )
     partition: str = field(
         default="thirds",
         metadata=PARTITION_ARGUMENT,
@@ -76,6 +91,8 @@ class FreezeArguments:
             raise ValueError(
                 f"freeze {self.freeze} and train_only {self.train_only} are both given; expected one of them"
             )
+        if self.train_elements:
+            parse_elements(self.train_elements)
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,13 @@ def plan_freeze(layout: Layout, arguments: FreezeArguments, *, leave_some: bool 
         partition,
         tuple(name for name in layout.parameters if name in frozen),
         trainable,
-        (*chosen.notes, *always.notes, *_layout_notes(layout), *(_fixed_notes(layout) if leave_some else ())),
+        (
+            *chosen.notes,
+            *always.notes,
+            *_layout_notes(layout),
+            *(_fixed_notes(layout) if leave_some else ()),
+            *((ELEMENTS_NOTE,) if arguments.train_elements else ()),
+        ),
     )
 
 

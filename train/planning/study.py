@@ -159,6 +159,8 @@ def freeze_arguments(arguments: NecessityArguments, arm: Arm) -> FreezeArguments
         freeze=list(arm.freeze),
         train_only=list(arm.train_only),
         always_freeze=arguments.always_freeze,
+        # A plan reads no weights, so it does not need the pair itself.
+        train_elements=[arm.elements, "sft", "full"] if arm.elements else [],
         partition=arguments.partition,
         cuts=arguments.cuts,
     )
@@ -199,7 +201,7 @@ class _Jobs:
 
     def all(self) -> list[Job]:
         self._add_sources()
-        for arm, seed, label in self.runs:
+        for arm, seed, label in sorted(self.runs, key=lambda run: bool(run[0].elements)):  # a mask needs full's end
             self._add_arm(arm, seed, label)
         phases = ["base", "sft"] if self.arguments.base_checkpoint or self.arguments.base_config else ["sft"]
         for model in (*phases, *(label for _, _, label in self.runs)):
@@ -259,9 +261,13 @@ class _Jobs:
         ):
             if values:
                 command += [flag, *map(str, values)]
+        full = arm_label("full", seed)
+        if arm.elements:
+            command += ["--train_elements", arm.elements, self.checkpoints["sft"], self.checkpoints[full]]
         launcher = shlex.split(arguments.launcher) if arguments.launcher else (sys.executable, "-m")
         directory = self.out / "arms" / label
-        self._add(label, "arm", directory, *command, needs=("data", "sft"), launcher=launcher)
+        needs = ("data", "sft", *((full,) if arm.elements else ()))
+        self._add(label, "arm", directory, *command, needs=needs, launcher=launcher)
 
     def _add_evaluation(self, model: str) -> None:
         task = f"{self.prompts}:{self.arguments.eval_split}"

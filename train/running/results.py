@@ -16,6 +16,7 @@ from tracking.records import Record, RecordLog
 from tracking.tables import write_table
 from train import FINAL_DIR
 from train.freezing.adapters import adapted_modules, adapter_breaches
+from train.freezing.elements import find_element_breaches, format_breaches
 from train.freezing.float32 import trained_masters, with_masters
 from train.freezing.freeze import (
     FreezeArguments,
@@ -37,10 +38,14 @@ NUM_NAMED = 3
 
 
 def saved_breaches(directory: Path, start: Start, digests: dict[str, str], *, lora: bool) -> list[str]:
-    """Returns a saved checkpoint's violations of the plan: changed frozen tensors, or unplanned adapters."""
+    """Returns a saved checkpoint's violations of the plan: changed frozen tensors or elements, unplanned adapters."""
     if lora:
         return adapter_breaches(directory, start.plan)
-    return find_breaches(start.checkpoint, open_checkpoint(directory), digests)
+    saved = open_checkpoint(directory)
+    breaches = find_breaches(start.checkpoint, saved, digests)
+    if start.mask is not None:
+        breaches += format_breaches(find_element_breaches(start.checkpoint, saved, start.mask))
+    return breaches
 
 
 def write_final(
@@ -104,6 +109,9 @@ def write_freeze_report(
     broken = broken_tensors(changes)
     if broken:
         raise RuntimeError(f"{directory / FINAL_DIR}: {len(broken)} frozen tensors changed, the first is {broken[0]}")
+    elements = find_element_breaches(start.checkpoint, final, start.mask) if start.mask is not None else {}
+    if elements:
+        raise RuntimeError(f"{directory / FINAL_DIR}: {next(format_breaches(elements))}, in {len(elements)} tensors")
     still = never_moved(changes)
     saved = [proof for proof in proofs if "num_breaches" in proof]
     report: dict[str, Any] = {
@@ -111,6 +119,7 @@ def write_freeze_report(
         "freeze": freeze.freeze,
         "train_only": freeze.train_only,
         "always_freeze": freeze.always_freeze,
+        "elements": {**start.mask.as_row(), "num_breaches": 0} if start.mask is not None else None,
         "notes": start.plan.notes,
         "lora_modules": adapted_modules(start.plan) if lora else None,
         "checkpoints": [*(proof["key"] for proof in saved), FINAL_DIR],
@@ -126,6 +135,13 @@ def write_freeze_report(
         f"proof: {len(start.plan.frozen)} frozen tensors are bit-identical in {len(saved) + 1} checkpoints "
         f"({directory / FREEZE_REPORT})"
     )
+    if start.mask is not None:
+        row = start.mask.as_row()
+        num_frozen = row["num_elements_in_optimizer"] - row["num_trained_elements"]
+        print(
+            f"proof: {num_frozen:,} frozen elements of the {row['num_tensors']} tensors that train are bit-identical "
+            f"too; {row['num_trained_elements']:,} elements could train"
+        )
     if still:
         first = ", ".join(still[:NUM_NAMED])
         print(

@@ -9,6 +9,7 @@ OUTPUT/final/                       the result, in the start checkpoint's dtype,
 OUTPUT/adapter/                     under LoRA, the adapter that `final/` has merged in
 OUTPUT/data_report.json             prompts left out before training, by reason
 OUTPUT/trajectory/                  with keep_trajectory: the weights along training, as changes against the start
+OUTPUT/elements.json, elements.safetensors    with train_elements: which elements train, one bit per element
 OUTPUT/freeze_report.json, metrics.csv, freeze_table.csv
 
 Works with one process, DDP and DeepSpeed; only the main process writes the suite's files.
@@ -35,6 +36,7 @@ from tracking.records import RecordLog
 from tracking.run import RUN_FILE, read_run
 from tracking.sharding import open_shared_run
 from train.freezing.backward import GraphWitness, stop_backward_early
+from train.freezing.elements import write_mask
 from train.freezing.engine import (
     check_batches,
     check_precision,
@@ -46,6 +48,7 @@ from train.freezing.engine import (
 )
 from train.freezing.float32 import KeptFloat32
 from train.freezing.freeze import FreezeArguments, FreezePlan, apply_freeze, format_freeze_table, frozen_digests
+from train.freezing.masked import MaskedElements, check_elements, mask_gradients
 from train.rollouts.record import RolloutRecord, write_rollout
 from train.running.callbacks import (
     UNPROVED_DIR,
@@ -62,7 +65,7 @@ from train.running.data import DataArguments, build_dataset, training_order
 from train.running.order import one_kind_a_batch
 from train.running.reporting import FreezeTable, wandb_run
 from train.running.results import saved_breaches, write_final, write_freeze_report, write_metrics
-from train.running.start import Start, open_start
+from train.running.start import Start, open_start, with_elements
 from train.running.telemetry import Telemetry
 from train.running.telemetry_arguments import TelemetryArguments
 from train.trajectory.arguments import TrajectoryArguments, check_adapters
@@ -169,14 +172,18 @@ def run_stage(stage: Stage, *, overwrite: bool) -> Path:
         Preempted: if SIGTERM stopped the run; the same command continues it.
     """
     start = open_start(stage.model_config, stage.freeze)
-    check_images(stage, start)
     lora = stage.model_config.use_peft
     check_adapters(stage.trajectory, lora=lora)
-    check_precision(start.checkpoint, start.plan.frozen, stage.training, stage.model_config.dtype, lora=lora)
+    directory = Path(stage.training.output_dir)
+    if stage.freeze.train_elements:
+        check_elements(stage.training, lora=lora)
+    start = with_elements(start, stage.freeze, directory, overwrite=overwrite)
+    check_images(stage, start)
+    exact = (*start.plan.frozen, *(start.mask.bits if start.mask is not None else ()))
+    check_precision(start.checkpoint, exact, stage.training, stage.model_config.dtype, lora=lora)
     check_batches(stage.training, start.plan, some_without_images=not all(p.images for p in stage.prompts))
     check_shared_keys(stage.training, start.checkpoint, start.plan, lora=lora)
     settings = stage_settings(stage, start)
-    directory = Path(stage.training.output_dir)
     try:
         if not overwrite:
             on_main_process(lambda: _check_num_processes(directory, settings["num_processes"]))
@@ -200,7 +207,7 @@ def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
         "start_fingerprint": start.checkpoint.fingerprint(),
         "prompts_fingerprint": prompts_fingerprint(Path(stage.data.prompts), stage.data.split),
         **asdict(stage.data),
-        **asdict(stage.freeze),
+        **_freeze_settings(stage, start),
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,
         **({name: getattr(config, name) for name in adapters} if config.use_peft else {}),
@@ -210,6 +217,15 @@ def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
         "training": {key: value for key, value in stage.training.to_dict().items() if key not in PLACES},
         **stage.further_settings,
     }
+
+
+def _freeze_settings(stage: Stage, start: Start) -> dict[str, Any]:
+    """Returns what is frozen; elements only if a mask is asked for."""
+    settings = asdict(stage.freeze)
+    if start.mask is None:
+        del settings["train_elements"]
+        return settings
+    return {**settings, "elements_sha256": start.mask.sha256}
 
 
 def _check_num_processes(directory: Path, now: int) -> None:
@@ -237,6 +253,8 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
         print(f"start: {start.name}\npartition: {start.plan.partition}\n{format_freeze_table(start.plan)}", flush=True)
         if stage.data_report is not None:
             write_text(directory / DATA_REPORT, json.dumps(stage.data_report, indent=1) + "\n")
+        if start.mask is not None:
+            write_mask(directory, start.mask)
         resume_from = last_checkpoint(checkpoints_dir)
         resume_step = checkpoint_step(resume_from) if resume_from else 0
         for name in ("records.jsonl", "proofs.jsonl"):
@@ -269,6 +287,8 @@ def _train(stage: Stage, start: Start, directory: Path) -> None:
         if every := stage.trajectory.keep_trajectory:
             writer = writers[0] if writers else None
             trainer.add_callback(KeepTrajectory(trainer, start.checkpoint, start.plan.trainable, writer, every=every))
+        if start.mask is not None:
+            trainer.add_callback(MaskedElements(trainer, start.checkpoint, start.mask))
         trainer.watch(Telemetry(start.plan, stage.telemetry))
         if keeps_gradients(trainer.args) and not all(prompt.images for prompt in stage.prompts):
             trainer.add_callback(StaleGradients(start.plan))
@@ -319,6 +339,8 @@ def _build_trainer(
         model = add_adapters(base, start.plan, config, autocast_adapter_dtype=zero_stage(training) != 3)
     else:
         apply_freeze(base, start.plan)
+        if start.mask is not None:
+            mask_gradients(base, start.mask)
         # Trainer resumes with in-memory names; from checkpoints in the hub's spelling it would silently load nothing
         # (Transformers 5.23, without DeepSpeed).
         base.save_pretrained = partial(base.save_pretrained, save_original_format=False)
