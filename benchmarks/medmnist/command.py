@@ -61,9 +61,11 @@ def draw_fields(rng: np.random.Generator) -> np.ndarray:
 
     def smooth(width: float, level: float) -> np.ndarray:
         found: np.ndarray = gaussian_filter(rng.normal(size=(FIELDS_A_BLOCK, SIDE, SIDE, 3)), (0, width, width, 0.5))
-        return found * (level / found.std())
+        scaled: np.ndarray = found * (level / found.std())
+        return scaled
 
-    return smooth(8, 40) + smooth(1.5, 10) + 128
+    fields: np.ndarray = smooth(8, 40) + smooth(1.5, 10) + 128
+    return fields
 
 
 def iter_pictures(num_pictures: int) -> Iterator[np.ndarray]:
@@ -92,7 +94,7 @@ def write_archive(path: Path, num_pictures: int, *, plain: bool = False) -> None
         for split, num in sizes.items():
             with archive.open(f"{split}_images.npy", "w", force_zip64=True) as file:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (num, SIDE, SIDE, 3)}
-                npy.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+                npy.write_array_header_1_0(file, header)
                 for block in (iter_plain if plain and split == "train" else iter_pictures)(num):
                     file.write(block.tobytes())
             with archive.open(f"{split}_labels.npy", "w") as file:
