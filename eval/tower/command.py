@@ -1,23 +1,26 @@
 """What does the vision tower know? Linear and nearest-neighbour probes on its frozen features, layer by layer.
 
     python -m eval.tower --model base=BASE sft=SFT rl=RL --data pocket:3000 --test-frac 0.9 --output-dir outputs/tower
-    python -m eval.tower --model Qwen/Qwen2.5-VL-3B-Instruct --data pathmnist.npz --output-dir outputs/pathmnist
+    python -m eval.tower --model Qwen/Qwen2.5-VL-3B-Instruct --data pathmnist.npz --output-dir outputs/pathmnist \\
+        --encoder dinov2=facebook/dinov2-base siglip=google/siglip2-base-patch16-224 resnet=timm:resnet50.a1_in1k
 
 A model is a checkpoint, a hub id or a splice's recipe, `NAME=MODEL` or named after its folder. Data: a folder with one
 subfolder of pictures per class, MedMNIST's `.npz`, or the pocket world's shapes (`images.py`). Every run includes two
 baselines without training: `random`, towers of the same configuration with random weights from several seeds, and
-`pixels`, the pictures themselves, reduced to 32 x 32.
+`pixels`, the pictures themselves, reduced to 32 x 32. `--encoder` adds encoders that saw pictures only (`encoders.py`).
 
 D/tower.csv          accuracy on the test pictures with Wilson's interval, and macro F1, per model, layer and probe
-D/differences.csv    paired differences to both baselines and between the models, tested and Holm-corrected
+D/differences.csv    paired differences to both baselines, between the models, and of every layer of the models to the
+                     layer of each encoder that was chosen by cross-validation; tested and Holm-corrected
 D/samples.csv        the pictures with class and part
 D/records.jsonl      one record per probe, with its predictions
-D/features/          one file per batch of pictures; may be removed when the command is done
+D/features/          one file per batch of pictures; may be removed when the command is done. With --cache-dir they are
+                     kept there, for every later command with the same weights, pictures and processing
 D/figures/tower.png
 
 All models see the same pictures, resized by `qwen_vl_utils` between the minimum and maximum pixels of the first model's
-processor, or cut into its tiles (InternVL). Features are averaged over patches (`features.py`). Probes are tuned on
-training pictures only (`probes.py`).
+processor, or cut into its tiles (InternVL). Encoders see them through their own image processors. Features are averaged
+over patches (`features.py`). Probes are tuned on training pictures only (`probes.py`).
 
 Known limits: an average over patches loses the position of objects, which raw pixels keep. The intervals cover new test
 pictures and, against `random`, other random towers, but not another training part. If a probe is nearly always right,
@@ -35,10 +38,12 @@ import numpy as np
 from data_builders.prompt_sets.images import PixelLimits
 from eval.replies.pictures import TileLimits, TokenLimits, pixel_limits
 from eval.replies.subject import Subject, check_subject, open_subject
+from eval.tower.encoders import Encoder, check_encoder, embed_by_encoder, encoder_name, open_encoders
 from eval.tower.features import (
     PIXELS,
     Embed,
     FeatureStore,
+    cached_directory,
     embed_as_pixels,
     embed_by_tower,
     random_tower,
@@ -87,6 +92,18 @@ class TowerArguments:
         metadata={"help": "a folder with one subfolder of pictures per class, an .npz of MedMNIST, or pocket:NUMBER"}
     )
     output_dir: str = field(metadata={"help": "where tables, figure, records and features are written"})
+    encoder: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "one or more NAME=MODEL: vision encoders to compare with; a model is a folder or hub id of "
+            "Transformers or timm, or timm:NAME",
+            "check": check_encoder,
+        },
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder in which features are kept for later commands; by default in the output directory"},
+    )
     test_frac: float = field(
         default=0.3, metadata={"help": "share of each class held out for the test if the data has no test part; 0 to 1"}
     )
@@ -170,21 +187,62 @@ def shown_limits(arguments: TowerArguments, directory: Path) -> PixelLimits | Ti
     return PixelLimits(min_pixels=limits.min_pixels, max_pixels=limits.max_pixels, patch_size=limits.patch_size)
 
 
-def feature_makers(subjects: dict[str, Subject], num_random: int) -> dict[Label, Callable[[], Embed]]:
-    """Returns what loads each model and both baselines when its features are needed."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where features come from."""
+
+    make: Callable[[], Embed]
+    """Loads the model; called only if its features are missing."""
+    limits: PixelLimits | TileLimits | None
+    """How pictures are resized for it; None if its own processor does it."""
+    identity: dict[str, Any]
+    """What determines its features of a picture, besides the limits."""
+
+
+def feature_sources(
+    subjects: dict[str, Subject],
+    encoders: dict[str, Encoder],
+    limits: PixelLimits | TileLimits,
+    num_random: int,
+) -> dict[Label, Source]:
+    """Returns the sources of the features of both baselines, the models and the encoders."""
+    from transformers import AutoConfig
+
     first = next(iter(subjects.values())).directory
 
-    def trained(subject: Subject) -> Callable[[], Embed]:
-        return lambda: embed_by_tower(trained_tower(subject), subject.directory)
+    def trained(subject: Subject) -> Source:
+        return Source(
+            make=lambda: embed_by_tower(trained_tower(subject), subject.directory),
+            limits=limits,
+            identity={"fingerprint": subject.fingerprint, "processor": _processor_settings(subject.directory)},
+        )
 
-    def drawn(seed: int) -> Callable[[], Embed]:
-        return lambda: embed_by_tower(random_tower(first, seed=seed), first)
+    def drawn(seed: int) -> Source:
+        return Source(
+            make=lambda: embed_by_tower(random_tower(first, seed=seed), first),
+            limits=limits,
+            identity={
+                "random": seed,
+                "family": vision_family(first).model_type,
+                "config": AutoConfig.from_pretrained(first).to_dict(),
+                "processor": _processor_settings(first),
+            },
+        )
+
+    def encoding(encoder: Encoder) -> Source:
+        return Source(make=lambda: embed_by_encoder(encoder), limits=None, identity=encoder.identity)
 
     return {
-        Label(PIXELS): lambda: embed_as_pixels,
+        Label(PIXELS): Source(make=lambda: embed_as_pixels, limits=limits, identity={"baseline": PIXELS}),
         **{Label(RANDOM, seed): drawn(seed) for seed in range(num_random)},
         **{Label(name): trained(subject) for name, subject in subjects.items()},
+        **{Label(name): encoding(encoder) for name, encoder in encoders.items()},
     }
+
+
+def _processor_settings(directory: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = load_processor(directory).image_processor.to_dict()
+    return settings
 
 
 def run_probes(
@@ -231,7 +289,9 @@ def run_probes(
     ]
 
 
-def write_results(output_dir: Path, records: Sequence[Record], images: ImageSet, models: Sequence[str]) -> None:
+def write_results(
+    output_dir: Path, records: Sequence[Record], images: ImageSet, models: Sequence[str], encoders: Sequence[str]
+) -> None:
     """Writes the tables and the figure."""
     import pandas as pd
 
@@ -243,13 +303,14 @@ def write_results(output_dir: Path, records: Sequence[Record], images: ImageSet,
     write_table(output_dir / "samples.csv", pd.DataFrame(rows))
     table = score_rows(records, gold, num_train=len(images.of(TRAIN)))
     write_table(output_dir / "tower.csv", table)
-    write_table(output_dir / "differences.csv", difference_rows(records, gold, models))
-    draw(table, output_dir / "figures" / "tower.png")
+    write_table(output_dir / "differences.csv", difference_rows(records, gold, models, encoders))
+    draw(table, output_dir / "figures" / "tower.png", encoders)
 
 
 def probe_towers(arguments: TowerArguments) -> Path:
     """Probes all towers and writes everything; returns the output directory."""
     subjects = open_subjects(arguments.model)
+    encoders = open_encoders(arguments.encoder or (), {RANDOM, PIXELS, *subjects})
     limits = shown_limits(arguments, next(iter(subjects.values())).directory)
     images = load_images(
         arguments.data,
@@ -269,6 +330,8 @@ def probe_towers(arguments: TowerArguments) -> Path:
             for name in ("data", "test_frac", "limit", "num_folds", "batch_size", "seed", "num_random")
         },
     }
+    if encoders:
+        settings["encoders"] = {name: encoder.identity for name, encoder in encoders.items()}
     output_dir = Path(arguments.output_dir)
     with open_run(output_dir, command="eval.tower", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
@@ -276,19 +339,28 @@ def probe_towers(arguments: TowerArguments) -> Path:
         run.note(left_out=images.left_out, **{name: subject.facts for name, subject in subjects.items()})
         for reason, num in images.left_out.items():
             print(f"left out: {num} ({reason})")
+
+        def directory(label: Label, source: Source) -> Path:
+            if arguments.cache_dir is None:
+                return output_dir / FEATURES_DIR / str(label)
+            identity = {"source": source.identity, "limits": repr(source.limits)}
+            return cached_directory(Path(arguments.cache_dir), identity, images.images, arguments.batch_size)
+
         stores = {
             label: store_features(
-                output_dir / FEATURES_DIR / str(label), make, images.images, limits, batch_size=arguments.batch_size
+                directory(label, source), source.make, images.images, source.limits,
+                batch_size=arguments.batch_size, name=str(label),
             )
-            for label, make in feature_makers(subjects, arguments.num_random).items()
-        }
+            for label, source in feature_sources(subjects, encoders, limits, arguments.num_random).items()
+        }  # fmt: skip
         with RecordLog(output_dir / "records.jsonl") as log:
             records = run_probes(log, stores, images, num_folds=arguments.num_folds, seed=arguments.seed)
-        write_results(output_dir, records, images, list(subjects))
+        write_results(output_dir, records, images, list(subjects), list(encoders))
     return output_dir
 
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, TowerArguments, description=__doc__, check_inputs=True)
     output_dir = probe_towers(arguments)
-    print(*summary(output_dir), f"tower probes: {output_dir / 'tower.csv'}", sep="\n")
+    encoders = [encoder_name(text) for text in arguments.encoder or ()]
+    print(*summary(output_dir, encoders), f"tower probes: {output_dir / 'tower.csv'}", sep="\n")

@@ -6,13 +6,17 @@ patches of each image into its attention windows, which does not affect the aver
 the average is over the patches of all of them and of the thumbnail, without their class tokens. Only the tower is kept
 in memory, in float32.
 
-`features/NAME/00000.npy` … contain one batch of images each, all layers concatenated; `layers.json` has their widths.
+`features/NAME/00000000.npy` … contain one batch of images each, all layers concatenated; `layers.json` has their
+widths. In a cache (`cached_directory`) a folder per model, pictures and processing takes the place of `features/NAME`.
 """
 
 import copy
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LAYERS_FILE = "layers.json"
+KEY_FILE = "key.json"
+KEY_LENGTH = 32
+FEATURES_VERSION = 1
+"""To be raised when the same weights and pictures get other features: cached ones are then not used any more."""
 MAX_PATCHES = 16_384
 """Patches per forward pass: about 4 GiB of activations in a tower of 1,280 channels, in float32."""
 PIXELS = "pixels"
@@ -264,13 +272,54 @@ def embed_as_pixels(images: Iterable["Image"]) -> dict[str, np.ndarray]:
     return {PIXELS: np.stack([np.asarray(image, dtype=np.float32).reshape(-1) / 255 for image in small])}
 
 
+def cached_directory(
+    cache: Path, identity: Mapping[str, Any], images: Sequence[LabelledImage], batch_size: int
+) -> Path:
+    """Returns the folder of a cache that holds the features of these images under a model; its name is a key.
+
+    Args:
+        cache: the cache's folder.
+        identity: what determines a picture's features: weights, processing.
+        images: their contents and order are part of the key; their names and classes are not.
+        batch_size: images per file.
+    """
+    import torch
+    import transformers
+
+    digest = hashlib.sha256("".join(image.sha256 for image in images).encode()).hexdigest()
+    key = {
+        "features": FEATURES_VERSION,
+        "model": json.loads(json.dumps(identity, default=str)),
+        "pictures_sha256": digest,
+        "batch_size": batch_size,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    text = json.dumps(key, indent=2, sort_keys=True) + "\n"
+    directory = cache / hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / KEY_FILE).exists():
+        write_text(directory / KEY_FILE, text)
+    return directory
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Waits until no other command writes into a folder of features."""
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def store_features(
     directory: Path,
     make: Callable[[], Embed],
     images: Sequence[LabelledImage],
-    limits: PixelLimits | TileLimits,
+    limits: PixelLimits | TileLimits | None,
     *,
     batch_size: int,
+    name: str | None = None,
 ) -> FeatureStore:
     """Writes the features of all images, batch by batch; existing batches are kept.
 
@@ -278,18 +327,21 @@ def store_features(
         directory: folder of this model's features.
         make: returns the function from images to features; called only if a batch is missing.
         images: in the order in which they are stored.
-        limits: pixel limits of the images, or the tiles into which they are cut.
+        limits: pixel limits of the images, or the tiles into which they are cut; None to leave them as they are.
         batch_size: images per file.
+        name: the model's name in messages; by default the folder's.
     """
     directory.mkdir(parents=True, exist_ok=True)
     batches = {directory / f"{first:08d}.npy": images[first : first + batch_size]
                for first in range(0, len(images), batch_size)}  # fmt: skip
-    missing = {path: batch for path, batch in batches.items() if not path.exists()}
-    if missing:
-        embed = make()
-        for path, batch in progress(missing.items(), label=f"features of {directory.name}", total=len(missing)):
+    with _alone(directory):
+        missing = {path: batch for path, batch in batches.items() if not path.exists()}
+        embed = make() if missing else None
+        label = f"features of {name or directory.name}"
+        for path, batch in progress(missing.items(), label=label, total=len(missing)):
+            assert embed is not None
             features = embed(_fitted(batch, limits))
-            widths = {name: array.shape[1] for name, array in features.items()}
+            widths = {layer: array.shape[1] for layer, array in features.items()}
             if not (directory / LAYERS_FILE).exists():
                 write_text(directory / LAYERS_FILE, json.dumps(widths) + "\n")
             with partial_file(path) as partial:
@@ -297,11 +349,11 @@ def store_features(
     return FeatureStore(directory)
 
 
-def _fitted(batch: Iterable[LabelledImage], limits: PixelLimits | TileLimits) -> Iterable["Image"]:
+def _fitted(batch: Iterable[LabelledImage], limits: PixelLimits | TileLimits | None) -> Iterable["Image"]:
     from qwen_vl_utils.vision_process import to_rgb
 
     for image in batch:
-        if isinstance(limits, TileLimits):
+        if limits is None or isinstance(limits, TileLimits):
             yield to_rgb(eight_bits(image.open()))
             continue
         try:

@@ -20,15 +20,18 @@ MAX_TICKS = 10
 RESOLUTION_DPI = 160
 
 
-def draw(table: "pd.DataFrame", path: Path) -> None:
-    """Draws one panel per probe: a line per model with its 95 % interval; raw pixels and the largest class as lines."""
+def draw(table: "pd.DataFrame", path: Path, encoders: Sequence[str] = ()) -> None:
+    """Draws one panel per probe: a line per model with its 95 % interval; the baselines and encoders as levels.
+
+    The level of an encoder is that of its layer of the best cross-validated accuracy on the training pictures.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     probes = list(dict.fromkeys(table["probe"]))
-    models = [name for name in dict.fromkeys(table["model"]) if name not in (RANDOM, PIXELS)]
+    models = [name for name in dict.fromkeys(table["model"]) if name not in (RANDOM, PIXELS, *encoders)]
     layers = list(dict.fromkeys(table["layer"][table["model"] == RANDOM]))
     figure, panels = plt.subplots(
         1, len(probes), figsize=(9.2, 3.7), sharey=True, squeeze=False, layout="constrained"
@@ -38,6 +41,10 @@ def draw(table: "pd.DataFrame", path: Path) -> None:
         _level(axes, shown[shown["model"] == PIXELS])
         axes.axhline(100 * shown["largest_class"].iloc[0], color="#bbbbbb", linewidth=1, linestyle=":",
                      label="largest class")  # fmt: skip
+        for place, name in enumerate(encoders):
+            own = shown[shown["model"] == name].sort_values("cv_accuracy", ascending=False, kind="stable").iloc[0]
+            axes.axhline(100 * own["accuracy"], color=COLOURS[-1 - place % len(COLOURS)], linewidth=1.4,
+                         linestyle="-.", label=f"{name}, best layer")  # fmt: skip
         for seed, rows in shown[shown["model"] == RANDOM].groupby("seed"):
             label = None if seed else "random weights, a line a seed"
             _curve(axes, rows, layers, BASELINE_COLOUR, label=label, width=0.9)

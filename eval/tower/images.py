@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_builders.pocket.draw import Scene, draw_scene, render
+from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from tracking.progress import progress
 
@@ -229,7 +230,7 @@ def draw_pocket_shapes(number: str, seed: int) -> list[LabelledImage]:
 def _with_contents(images: Sequence[LabelledImage]) -> list[LabelledImage]:
     hashed = []
     for image in progress(images, label="pictures", total=len(images)):
-        opened = image.open()
+        opened = eight_bits(image.open())  # as the models see it; Pillow would turn 16 bits white
         digest = hashlib.sha256(f"{opened.size}".encode() + opened.convert("RGBA").tobytes()).hexdigest()
         hashed.append(replace(image, sha256=digest))
     return hashed

@@ -5,6 +5,10 @@ that only the first gets right minus the share that only the second does, on new
 themselves, on some images by more than a trained tower differs from their mean; so a model is compared with all of
 them, with an interval that covers other images and other random seeds (`eval/statistics/pooled.py`). P-values are
 Holm-corrected within their family: one probe and one kind of comparison, over all layers and models.
+
+An encoder (`encoders.py`) has other layers than the towers. So each layer of every model is compared with one layer of
+the encoder, the one of the best cross-validated accuracy on the training images (`chosen_layer`): the test images
+choose no layer. The family of these tests spans all encoders, models and layers.
 """
 
 from collections.abc import Sequence
@@ -24,8 +28,8 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 DIFFERENCE_COLUMNS = (
-    "probe", "layer", "model", "against", "n", "num_seeds", "difference", "low", "high", "standard_error", "num_gained",
-    "num_lost", "p", "p_holm", "family", "test", "detectable",
+    "probe", "layer", "model", "against", "against_layer", "n", "num_seeds", "difference", "low", "high",
+    "standard_error", "num_gained", "num_lost", "p", "p_holm", "family", "test", "detectable",
 )  # fmt: skip
 
 Right = dict[tuple[str, str, str], list[np.ndarray]]
@@ -59,8 +63,23 @@ def score_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], *, num
     return pd.DataFrame(rows)
 
 
-def difference_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], models: Sequence[str]) -> "pd.DataFrame":
-    """Returns all paired differences, Holm-corrected within their family."""
+def chosen_layer(records: Sequence[Record], model: str, probe: str) -> str:
+    """Returns a model's layer of the best cross-validated accuracy on the training images; of equal ones the first."""
+    own = [record for record in records if (record["model"], record["probe"]) == (model, probe)]
+    return str(max(own, key=lambda record: record["cv_accuracy"])["layer"])
+
+
+def difference_rows(
+    records: Sequence[Record], gold: Int[np.ndarray, " test"], models: Sequence[str], encoders: Sequence[str] = ()
+) -> "pd.DataFrame":
+    """Returns all paired differences, Holm-corrected within their family.
+
+    Args:
+        records: one per model, seed, layer and probe.
+        gold: the test images' classes.
+        models: models to compare, in the order of the comparison.
+        encoders: encoders with which every model is compared.
+    """
     import pandas as pd
 
     right: Right = {}
@@ -68,13 +87,23 @@ def difference_rows(records: Sequence[Record], gold: Int[np.ndarray, " test"], m
         key = (record["model"], record["layer"], record["probe"])
         right.setdefault(key, []).append(np.array(record["predicted"]) == gold)
     compared = [key for key in right if key[0] in models]
+    chosen = {(name, probe): chosen_layer(records, name, probe) for name in encoders for *_, probe in compared}
     rows = _against_random(right, compared)
     for model, layer, probe in compared:
         own = right[model, layer, probe][0]
         head = {"probe": probe, "layer": layer, "model": model}
-        rows.append(head | _paired(own, right[PIXELS, PIXELS, probe][0]) | {"against": PIXELS, "kind": PIXELS})
+        rows.append(
+            head
+            | _paired(own, right[PIXELS, PIXELS, probe][0])
+            | {"against": PIXELS, "against_layer": PIXELS, "kind": PIXELS}
+        )
         for other in models[: models.index(model)]:
-            rows.append(head | _paired(own, right[other, layer, probe][0]) | {"against": other, "kind": "models"})
+            paired = _paired(own, right[other, layer, probe][0])
+            rows.append(head | paired | {"against": other, "against_layer": layer, "kind": "models"})
+        for name in encoders:
+            its_layer = chosen[name, probe]
+            paired = _paired(own, right[name, its_layer, probe][0])
+            rows.append(head | paired | {"against": name, "against_layer": its_layer, "kind": "encoders"})
     table = pd.DataFrame(rows)
     table["family"] = table["probe"] + ", " + table.pop("kind")
     table["p_holm"] = np.nan
@@ -114,6 +143,7 @@ def _against_random(right: Right, compared: Sequence[tuple[str, str, str]]) -> l
                 "layer": layer,
                 "model": model,
                 "against": RANDOM,
+                "against_layer": layer,
                 "kind": RANDOM,
                 "num_seeds": len(random),
                 **_interval(found.one(), int(found.n[0])),

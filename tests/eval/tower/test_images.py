@@ -63,6 +63,17 @@ def test_copies_of_a_picture_never_stand_on_both_sides(tmp_path: Path) -> None:
     assert not contents(images, TRAIN) & contents(images, TEST)
 
 
+def test_pictures_of_16_bits_are_told_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for index in range(8):
+            pixels = rng.integers(1000, 60_000, (6, 7)).astype(np.uint16)
+            Image.fromarray(pixels).save(tmp_path / label / f"{index}.png")
+    images = load(tmp_path)
+    assert (len(images.images), images.left_out) == (16, {})
+
+
 def test_a_given_split_is_kept_but_for_pictures_that_stand_in_both_parts(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", seed=1)
     write_classes(tmp_path / "test", num=3, seed=2)

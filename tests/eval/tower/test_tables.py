@@ -75,3 +75,21 @@ def test_a_model_equal_to_the_random_tower_differs_by_nothing() -> None:
     width = 1.97 / (len(GOLD) + 2)  # of half a gained and half a lost image
     assert (row["difference"], row["p"]) == (0, 1)
     assert (row["low"], row["high"]) == pytest.approx((-width, width), rel=0.02)
+
+
+def test_every_layer_is_paired_with_the_layer_of_an_encoder_that_cross_validation_chose() -> None:
+    made = [*records(), record("base", 0.7, layer="block.0", draw=4)]
+    made += [record("random", 0.5, seed=seed, layer="block.0", draw=20 + seed) for seed in range(3)]
+    for name, accuracies in (("same", (0.95, 0.8)), ("worse", (0.4, 0.5))):
+        made += [
+            record(name, accuracy, layer=f"layer.{place}", draw=2) | {"cv_accuracy": 0.5 + place / 10}
+            for place, accuracy in enumerate(accuracies)
+        ]
+    table = difference_rows(made, GOLD, ["base"], ["same", "worse"])
+    rows = table[table["family"] == "linear, encoders"].set_index(["against", "layer"])
+    assert len(rows) == 4 and set(rows["against_layer"]) == {"layer.1"}  # layer.0 would be better on the test images
+    assert rows.loc[("same", "merger"), "difference"] == 0 and rows.loc[("same", "merger"), "p_holm"] == 1
+    worse = rows.loc[("worse", "merger")]
+    assert worse["difference"] == pytest.approx(0.3) and worse["low"] > 0.2 and worse["p_holm"] < 0.001
+    np.testing.assert_allclose(rows["p_holm"], multipletests(rows["p"], method="holm")[1])
+    assert set(table[table["family"] != "linear, encoders"]["against"]) == {"pixels", "random"}
