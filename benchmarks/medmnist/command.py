@@ -1,4 +1,4 @@
-"""How fast does a file of MedMNIST become a prompt set that a vision tower has read, and in how much memory?
+"""How fast does a file of MedMNIST become a prompt set? Seconds and memory, until a vision tower has read it.
 
     OMP_NUM_THREADS=1 python -m benchmarks.medmnist
     OMP_NUM_THREADS=1 python -m benchmarks.medmnist --num-pictures 2000 --memory-pictures 0
