@@ -12,7 +12,7 @@ from pathlib import Path
 from data_builders.pairs.files import check_pairs, find_set, read_pairs
 from data_builders.pairs.sheet import COLUMNS, draw_sheet
 from tracking.command import check_least, parse_arguments, run_command
-from tracking.product import partial_file
+from tracking.product import check_output_file, partial_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class SheetArguments:
     directory: str = field(
         metadata={"help": "a pair set: the folder with pairs.jsonl", "positional": True, "check": check_pairs}
     )
-    output: str = field(metadata={"help": "PNG file to write"})
+    output: str = field(metadata={"help": "PNG file to write", "check": check_output_file})
     rows: int = field(default=4, metadata={"help": "number of rows of pairs"})
     columns: int = field(default=COLUMNS, metadata={"help": "number of pairs per row"})
 

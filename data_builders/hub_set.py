@@ -22,7 +22,7 @@ from data_builders.pairs.sheet import PREVIEW_FILE
 from data_builders.validate.set_files import open_set
 from models.hub import parse_repository
 from tracking.command import check_all, parse_arguments, run_command
-from tracking.product import write_text
+from tracking.product import check_output_file, write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "pair_set_card.md.j2"
 CARD_FILE = "README.md"
@@ -183,7 +183,9 @@ class HubArguments:
     )
     private: bool = field(default=False, metadata={"help": "create the repository as private"})
     dry_run: bool = field(default=False, metadata={"help": "upload nothing and show the dataset card"})
-    output: str | None = field(default=None, metadata={"help": "with --dry-run: file to write the card to"})
+    output: str | None = field(
+        default=None, metadata={"help": "with --dry-run: file to write the card to", "check": check_output_file}
+    )
 
     def __post_init__(self) -> None:
         check_all(self._check_name, self._check_output)

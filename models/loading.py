@@ -193,8 +193,10 @@ def load_processor(directory: Path) -> "ProcessorMixin | PreTrainedTokenizerBase
     processor: Any
     try:
         processor = auto_class.from_pretrained(directory, padding_side="left")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # damaged files lead to any kind; tokenizers raises Exception itself
+        reason = (str(error).splitlines() or [""])[0]
+        if not isinstance(error, OSError | ValueError) or not reason:
+            reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{directory}: its tokenizer or processor cannot be loaded ({reason})") from error
     check_tokenizer(processor if family.text_only else processor.tokenizer, directory, config, family)
     if not family.text_only:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Files that hold a vocabulary, in either form."""
+TEMPLATE = "chat_template.jinja"
 IMAGE_PROCESSOR = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 """Holds the image processor too where Transformers 5 wrote it."""
@@ -98,6 +99,26 @@ def check_picture_token(processor: Any, directory: Path, config: dict[str, Any])
             f"{CONFIG_FILE} expects {expected} (image_token_id); copy processor and tokenizer from the same checkpoint "
             "as the weights"
         )
+
+
+def check_template(processor: Any, directory: Path) -> None:
+    """Raises ValueError if the chat template cannot render a question; a model without one passes."""
+    template = processor.chat_template or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if not isinstance(template, str):
+        return
+    seeing = hasattr(processor, "tokenizer")
+    content: Any = [{"type": "image"}, {"type": "text", "text": PROBE}] if seeing else PROBE
+    try:
+        processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # whatever the template's code raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        file = TEMPLATE if (directory / TEMPLATE).is_file() else TOKENIZER_CONFIG
+        raise ValueError(
+            f"{directory}: its chat template ({file}) cannot be rendered ({reason}); copy it from the checkpoint that "
+            "the weights come from"
+        ) from error
 
 
 def _holds_image_processor(path: Path) -> bool:

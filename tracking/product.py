@@ -4,6 +4,7 @@ A reader never finds an incomplete checkpoint, table or page under its final nam
 `.partial-…`, which the next writer of the same product removes, or continues if it knows which parts are complete.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -59,6 +60,29 @@ def partial_file(path: Path) -> Iterator[Path]:
         raise
     _flush_to_disk(partial)
     partial.replace(path)
+
+
+def check_output_file(name: str) -> None:
+    """Refuses a path at which `partial_file` could not write; the `check` of arguments that name an output file.
+
+    Raises:
+        ValueError: with what is there instead.
+    """
+    path = Path(name)
+    try:
+        if path.is_dir():
+            raise ValueError(f"{name!r} is a folder; expected the path of the file to write")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{name} is no regular file; expected the path of the file to write")
+        nearest = next(place for place in path.absolute().parents if os.path.lexists(place))
+        if not nearest.is_dir():
+            raise ValueError(f"{name} cannot be written: {nearest} is not a folder; name another path")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ValueError(f"{name} cannot be written: no permission to write in {nearest}; name another path")
+        partial_path(path).exists()  # the longest name that is needed
+    except OSError as error:
+        reason = "the name is too long" if error.errno == errno.ENAMETOOLONG else error.strerror
+        raise ValueError(f"{name} cannot be written: {reason}; name another path") from error
 
 
 def write_text(path: Path, text: str) -> None:

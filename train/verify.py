@@ -30,7 +30,7 @@ from models.completeness import check_complete
 from models.layout import layout_of
 from models.loading import local_checkpoint
 from tracking.command import parse_arguments, run_command
-from tracking.product import write_text
+from tracking.product import check_output_file, write_text
 from train.freezing.elements import ElementMask, find_element_breaches, format_breaches, read_mask
 from train.freezing.freeze import (
     FreezeArguments,
@@ -93,7 +93,9 @@ class VerifyArguments:
         default_factory=list,
         metadata=CUTS_ARGUMENT,
     )
-    report: str | None = field(default=None, metadata={"help": "JSON file to write the result per tensor to"})
+    report: str | None = field(
+        default=None, metadata={"help": "JSON file to write the result per tensor to", "check": check_output_file}
+    )
 
     def __post_init__(self) -> None:
         if self.identical and self.elements:

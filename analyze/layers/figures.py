@@ -19,6 +19,7 @@ STYLES = {
 }
 """Part -> colour, marker and label."""
 TITLES = {SUFFICIENCY: "trains alone: share of the gain", NECESSITY: "is frozen: share of the gain that is lost"}
+NO_GAIN = "no share: full has no significant gain"
 LOWEST, HIGHEST = -0.75, 1.75
 """Shares that a panel shows at most; longer intervals are cut off."""
 
@@ -55,6 +56,10 @@ def draw_layers(layers: "pd.DataFrame", partition: Partition) -> "Figure":
 def _draw_panel(axes: "Axes", own: "pd.DataFrame", partition: Partition) -> None:
     for level in (0, 100):
         axes.axhline(level, color="#999999", linewidth=0.8, zorder=0)
+    if own["share"].isna().all():
+        axes.text(
+            0.5, 0.5, NO_GAIN, transform=axes.transAxes, ha="center", va="center", color="#777777", style="italic"
+        )
     parts = [part for part in PARTS if part in set(own["part"])]
     for order, part in enumerate(parts):
         colour, marker, label = STYLES[part]

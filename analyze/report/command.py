@@ -30,7 +30,7 @@ from eval.compare.sentences import could_find
 from eval.display.page import page_environment
 from eval.statistics.differences import POOLED
 from tracking.command import parse_arguments
-from tracking.product import write_text
+from tracking.product import check_output_file, write_text
 from tracking.tables import read_table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -232,10 +232,10 @@ class ReportArguments:
             "metavar": "DIR",
         }
     )
-    output: str = field(metadata={"help": "HTML page to write"})
+    output: str = field(metadata={"help": "HTML page to write", "check": check_output_file})
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, ReportArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, ReportArguments, description=__doc__, check_inputs=True)
     write_report([Path(directory) for directory in arguments.directories], Path(arguments.output))
     print(f"report: {arguments.output}")

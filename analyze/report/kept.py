@@ -31,6 +31,8 @@ NOT_ARMS = (FULL, BASE)
 CONTROLS = ("only-", "freeze-random")
 """Arms that freeze more than one block, or layers drawn at random: they do not judge a block."""
 MOST = 0.5
+MOST_NAMED = 8
+"""Arms that a sentence names at most; of more, as in a layer sweep, it gives the number and the extremes."""
 MARGINS = (
     f"Margins: an arm keeps most of the gain if the 95 % interval of the share that it keeps lies above "
     f"{100 * MOST:.0f} %; it equals full if two one-sided tests at 5 % show a difference below {100 * MARGIN:.0f} "
@@ -101,16 +103,35 @@ def _judge(ability: str, own: "pd.DataFrame") -> str:
     unclear = [arm for arm in judged.index if arm not in (*lost, *kept)]
     partly = [arm for arm in kept if judged.loc[arm, "gain_kept_high"] < 1]
     if lost:
-        head = f"Yes{where}: {listed(lost)} {_verb(lost)} less than half of {gain}"
+        head = f"Yes{where}: {_named(lost)} {_verb(lost)} less than half of {gain}"
     elif unclear:
-        head = f"Undecided{where}: the intervals of {listed(unclear)} allow more and less than half of {gain}"
+        head = f"Undecided{where}: the intervals of {_named(unclear)} allow more and less than half of {gain}"
     else:
-        every = kept[0] if len(kept) == 1 else f"each of {listed(kept)}"
+        every = kept[0] if len(kept) == 1 else f"each of {_named(kept)}"
         short = "In part" if partly else "No, not for most of it"
         head = f"{short}{where}: {every} keeps more than half of {gain}"
-        head += f", but {listed(partly)} less than all of it" if partly else ""
-    shares = "; ".join(f"{arm} {gain_kept(row)}" for arm, row in arms.iterrows())
-    return f"{head}. Kept, with 95 % intervals: {shares}."
+        head += f", but {_named(partly)} less than all of it" if partly else ""
+    return f"{head}. Kept, with 95 % intervals: {_shares(arms)}."
+
+
+def _named(arms: list[Any]) -> str:
+    if len(arms) <= MOST_NAMED:
+        return listed(arms)
+    return f"{len(arms)} arms ({', '.join(map(str, arms[:2]))}, …, {arms[-1]})"
+
+
+def _shares(arms: "pd.DataFrame") -> str:
+    """Lists the share that each arm keeps; of many arms, the least and the most for those that freeze and that train."""
+    if len(arms) <= MOST_NAMED:
+        return "; ".join(f"{arm} {gain_kept(row)}" for arm, row in arms.iterrows())
+    is_control = arms.index.astype(str).str.startswith(CONTROLS)
+    said = []
+    for words, own in (("frozen blocks", arms[~is_control]), ("controls", arms[is_control])):
+        if not own.empty:
+            ordered = own.sort_values("gain_kept")
+            least, most = ordered.iloc[0], ordered.iloc[-1]
+            said.append(f"{len(own)} {words} from {gain_kept(least)} ({least.name}) to {gain_kept(most)} ({most.name})")
+    return f"{'; '.join(said)}. The figure below shows all"
 
 
 def _verb(arms: list[Any]) -> str:

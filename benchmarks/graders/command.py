@@ -23,7 +23,7 @@ from data_builders.prompt_sets.choices import LETTERS
 from eval.grading import grade
 from eval.tasks.benchmark import named_choice
 from tracking.command import parse_arguments
-from tracking.product import write_text
+from tracking.product import check_output_file, write_text
 
 HERE = Path(__file__).parent
 CASES = HERE / "cases.jsonl"
@@ -64,7 +64,7 @@ class GradersArguments:
         default=None,
         metadata={"help": "interpreter of an environment with lmms-eval; by default the kept verdicts are used"},
     )
-    output: str = field(default=GUIDE, metadata={"help": "the page that is written"})
+    output: str = field(default=GUIDE, metadata={"help": "the page that is written", "check": check_output_file})
 
 
 def read_cases(path: Path = CASES) -> list[Case]:
@@ -242,7 +242,7 @@ Code: `benchmarks/graders/` (`outside.py` calls the packages), `eval/grading/` (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = parse_arguments(argv, GradersArguments, description=__doc__)
+    (arguments,) = parse_arguments(argv, GradersArguments, description=__doc__, check_inputs=True)
     cases = read_cases()
     interpreters = {"math-verify": sys.executable, "trl": sys.executable}
     if arguments.verl:

@@ -32,7 +32,7 @@ from models.layout import layout_of, read_model_config
 from models.loading import CHECKPOINT_FILES, CHECKPOINT_IGNORED, check_checkpoint, local_checkpoint
 from models.shards import parse_json_object
 from tracking.command import REPOSITORY_ROOT, parse_arguments, quiet_libraries
-from tracking.product import write_text
+from tracking.product import check_output_file, write_text
 
 if TYPE_CHECKING:
     from models.check.small import Small
@@ -53,7 +53,9 @@ class CheckArguments:
             "check": check_checkpoint,
         }
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file to write the results to"})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file to write the results to", "check": check_output_file}
+    )
 
 
 def checkpoint_folder(name: str) -> Path:

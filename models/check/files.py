@@ -1,4 +1,4 @@
-"""Do a checkpoint's configuration and files fit its family's record? Read from `config.json` and headers alone."""
+"""Do a checkpoint's configuration and files fit its family's record? Of the weights, headers alone are read."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,8 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.completeness import check_complete
 from models.families import Family
 from models.layout import Layout, layout_from_shapes, shapes_from_config
-from models.processor import missing_files
+from models.loading import load_processor
+from models.processor import check_template, missing_files
 from models.shards import DTYPES
 from models.tying import tie_flags
 
@@ -113,11 +114,16 @@ def check_dtypes(checkpoint: Checkpoint | None) -> Outcome:
 
 
 def check_processor_files(directory: Path, family: Family) -> Outcome:
-    """Says whether the files are there without which no prompt can be read."""
+    """Loads the tokenizer and the image processor, without which no prompt can be read, and renders a prompt."""
     kind = "a tokenizer" if family.text_only else "a tokenizer and an image processor"
     missing = missing_files(directory, family)
     if missing and not has_weights(directory):
         return absent("processor", f"{NO_WEIGHTS} and lacks {', '.join(missing)}")
     if missing:
         return fails("processor", f"lacks {', '.join(missing)}: no prompt can be read")
-    return holds("processor", f"the files of {kind} are there")
+    try:
+        processor = load_processor(directory)
+        check_template(processor, directory)
+    except ValueError as error:
+        return fails("processor", str(error).removeprefix(f"{directory}: "))
+    return holds("processor", f"{kind} can be loaded and {'fits' if family.text_only else 'fit'} the model")

@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from models.checkpoint import COMPANION_SUFFIXES, INDEX_FILE
 from models.families import Family
-from models.foreign import CONFIG_FILE
+from models.foreign import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from models.layout import Layout, layout_of
 from models.loading import load_model, load_processor
+from models.processor import check_template
 
 if TYPE_CHECKING:
     import torch
 
     from data_builders.prompt_sets.prompts import Prompt
 
+LEFT_OUT = (CONFIG_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE)
+"""Companions that the copy does not get: Transformers would apply an adapter to it, or look for other shards."""
 MIN_LAYERS = 4
 NUM_VISION_BLOCKS = 3
 HEAD_SIZE = 16
@@ -164,14 +167,14 @@ def make_small(config: dict[str, Any], family: Family, folder: Path, *, companio
     directory = folder / "checkpoint"
     directory.mkdir(parents=True)
     for file in sorted(companions.iterdir()) if companions is not None else []:
-        if file.is_file() and file.suffix in COMPANION_SUFFIXES and file.name not in (CONFIG_FILE, INDEX_FILE):
+        if file.is_file() and file.suffix in COMPANION_SUFFIXES and file.name not in LEFT_OUT:
             shutil.copyfile(file, directory / file.name)
     settings = directory / "generation_config.json"
     kept = settings.read_bytes() if settings.is_file() else None
     model.save_pretrained(directory)
     if kept is not None:
         settings.write_bytes(kept)
-    return Small(directory, folder, _no_prompts(directory))
+    return Small(directory, folder, _no_prompts(directory, shown=companions))
 
 
 def _vary(model: Any) -> None:
@@ -184,13 +187,17 @@ def _vary(model: Any) -> None:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
-def _no_prompts(directory: Path) -> str | None:
+def _no_prompts(directory: Path, *, shown: Path | None) -> str | None:
+    """Returns why a copy can render no prompts, with the path of the folder whose files it got; None if it can."""
     from eval.replies.generation import chat_template_of
 
     try:
-        chat_template_of(load_processor(directory))
+        processor = load_processor(directory)
+        chat_template_of(processor)
+        check_template(processor, directory)
     except ValueError as error:
-        return str(error).replace(f"{directory}: ", "").partition("; expected")[0]
+        reason = str(error).removeprefix(f"{directory}: ").partition("; expected")[0]
+        return reason if shown is None else reason.replace(str(directory), str(shown))
     return None
 
 

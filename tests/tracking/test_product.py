@@ -1,11 +1,12 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tracking.command import REPOSITORY_ROOT
-from tracking.product import partial_directory, partial_file, write_text
+from tracking.command import REPOSITORY_ROOT, command_module
+from tracking.product import check_output_file, partial_directory, partial_file, write_text
 
 
 def kill_while_writing(opener: str, path: Path) -> None:
@@ -83,3 +84,59 @@ def test_missing_parents_are_made(tmp_path: Path) -> None:
         (partial / "sub" / "file").write_text("y")
     assert (tmp_path / "a" / "b" / "report.html").read_text() == "x"
     assert (tmp_path / "c" / "d" / "final" / "sub" / "file").read_text() == "y"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "is a folder; expected the path of the file"),
+        ("folder", "is a folder; expected the path of the file"),
+        ("file/new.json", "file is not a folder"),
+        ("gone/new.json", "gone is not a folder"),
+        ("pipe", "is no regular file"),
+        (f"{250 * 'n'}.json", "the name is too long"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").touch()
+    Path("gone").symlink_to("nowhere")
+    os.mkfifo("pipe")
+    with pytest.raises(ValueError, match=message):
+        check_output_file(name)
+    for good in ("file", "new.json", "folder/a/b/new.json", f"{240 * 'n'}.json"):
+        check_output_file(good)
+        write_text(Path(good), "x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(ValueError, match="no permission to write in"):
+        check_output_file(str(tmp_path / "new.json"))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("models.check", "--model MODEL --output"),
+        ("train.verify", "--start MODEL --end MODEL --identical --report"),
+        ("train.plan", "--model MODEL --json"),
+        ("analyze.report", "MODEL --output"),
+        ("data_builders.contact_sheet", "MODEL --output"),
+        ("data_builders.hub_set", "MODEL --repo-id a/b --dry-run --output"),
+        ("benchmarks.graders", "--output"),
+    ],
+)
+def test_every_option_for_an_output_file_is_checked(command: str, words: str, tmp_path: Path) -> None:
+    model, folder = tmp_path / "model", tmp_path / "folder"
+    model.mkdir()
+    folder.mkdir()
+    (model / "config.json").write_text('{"model_type": "qwen3"}')
+    argv = [str(model) if word == "MODEL" else word for word in words.split()]
+    with pytest.raises(ValueError, match=f"{argv[-1]}: .*folder' is a folder"):
+        command_module(command).main([*argv, str(folder)])
+    assert not list(folder.iterdir())

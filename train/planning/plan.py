@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.layout import Layout, layout_from_config, read_model_config
 from tracking.command import did_you_mean, parse_arguments
+from tracking.product import check_output_file
 from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, plan_freeze
 from train.planning.forecast import GIB, MIB, Forecast, Lengths, Model, describe_model, forecast
 from train.planning.recipe import (
@@ -74,7 +75,9 @@ class PlanArguments:
         default=None, metadata={"help": f"image tokens among them; by default at most {DEFAULT_IMAGE_TOKENS}"}
     )
     deepspeed: str | None = field(default=None, metadata={"help": "DeepSpeed's JSON; replaces the configured one"})
-    json: str | None = field(default=None, metadata={"help": "also write the plan to this JSON file"})
+    json: str | None = field(
+        default=None, metadata={"help": "also write the plan to this JSON file", "check": check_output_file}
+    )
 
     def __post_init__(self) -> None:
         memory_of(self.gpu)

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from models.check.command import EXIT_FAILED, main
+from models.check.files import check_processor_files
 from models.check.guess import guess_groups, names_of, record_text
-from models.families import FAMILIES, Family
+from models.check.outcome import FAILS, HOLDS
+from models.check.small import make_small
+from models.families import FAMILIES, QWEN2_5_VL, Family
 from models.layout import layout_from_shapes, shapes_from_config
 
 LLAMA: dict[str, Any] = {
@@ -121,3 +124,45 @@ def test_a_guessed_record_of_a_model_that_sees_is_the_written_one(qwen3_vl_check
     for group in guess_groups(names):
         members = [name for name in names if name.startswith(group.prefix)]
         assert {record.place(name)[0] for name in members} == {group.region}, group
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", "{}", "cannot be loaded (KeyError: 'added_tokens')"),
+        ("tokenizer.json", "[]", "tokenizer.json is a list; expected a JSON object"),
+        ("tokenizer_config.json", "[", "tokenizer_config.json is not readable as JSON"),
+        ("config.json", '"image_token_id": 99999', "config.json expects 99999 (image_token_id)"),
+        ("processor_config.json", "5", "lacks preprocessor_config.json: no prompt can be read"),
+        ("chat_template.jinja", "{% for", "its chat template (chat_template.jinja) cannot be rendered"),
+        ("chat_template.jinja", "{{ messages[0].gone.too }}", "its chat template (chat_template.jinja) cannot be"),
+        ("chat_template.jinja", "{{ messages[0]['role'] }}", None),
+    ],
+)
+def test_files_that_can_read_no_prompt_fail(
+    file: str, content: str, message: str | None, pocket_checkpoint: Path, tmp_path: Path
+) -> None:
+    for original in pocket_checkpoint.iterdir():
+        (tmp_path / original.name).symlink_to(original)
+    (tmp_path / file).unlink()
+    if file == "config.json":
+        whole = json.loads((pocket_checkpoint / file).read_text())
+        content = json.dumps(whole | json.loads("{" + content + "}"))
+    (tmp_path / file).write_text(content)
+    outcome = check_processor_files(tmp_path, QWEN2_5_VL)
+    assert outcome.state == (FAILS if message else HOLDS) and (message or "") in outcome.detail, str(outcome)
+
+
+def test_the_copy_gets_no_adapter_and_its_reason_names_the_users_file(pocket_checkpoint: Path, tmp_path: Path) -> None:
+    """An adapter beside a model is one finding, of its names: it says nothing about the architecture."""
+    companions = tmp_path / "companions"
+    companions.mkdir()
+    for file in ("tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
+        shutil.copy(pocket_checkpoint / file, companions)
+    (companions / "tokenizer.json").write_text("[]")
+    (companions / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    config = json.loads((pocket_checkpoint / "config.json").read_text())
+    small = make_small(config, QWEN2_5_VL, tmp_path / "work", companions=companions)
+    assert small.no_prompts is not None and small.no_prompts.startswith(str(companions / "tokenizer.json"))
+    assert not (small.directory / "adapter_config.json").exists()
+    assert small.model is not None
