@@ -121,7 +121,7 @@ def _named(arms: list[Any]) -> str:
 
 
 def _shares(arms: "pd.DataFrame") -> str:
-    """Lists the share that each arm keeps; of many arms, the least and the most for those that freeze and that train."""
+    """Lists the share that each arm keeps; of many arms, the least and the most."""
     if len(arms) <= MOST_NAMED:
         return "; ".join(f"{arm} {gain_kept(row)}" for arm, row in arms.iterrows())
     is_control = arms.index.astype(str).str.startswith(CONTROLS)
