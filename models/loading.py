@@ -22,6 +22,8 @@ CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 CHECKPOINT_IGNORED = [*CODE_FILES, "*/*.safetensors", "*/*.json"]
 """Files not fetched: training checkpoints that some repositories keep in folders."""
 
+EXPECTED = "a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
+"""What names a checkpoint."""
 PEFT_PREFIX = "base_model.model."
 DTYPE_ARGUMENT = {"help": "dtype of the model: auto (as stored), float32 or bfloat16"}
 DEFAULT_ATTENTION = "sdpa"
@@ -41,15 +43,16 @@ def local_checkpoint(name: str, *, config_only: bool = False) -> Path:
         ValueError: if the name is neither a folder nor a checkpoint that the hub or its cache provides.
     """
     path = Path(name)
+    if not name:
+        raise ValueError(f"the checkpoint's name is empty; expected {EXPECTED}")
     if path.is_dir():
         return path
     repository = parse_repository(name)
     if repository is None:
         if path.exists():
-            raise ValueError(f"checkpoint {name} is a file; expected the folder that holds it, {path.parent}")
-        raise ValueError(
-            f"checkpoint {name} does not exist; expected a folder or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
-        )
+            holder = path.parent if path.parent.name else path.absolute().parent
+            raise ValueError(f"checkpoint {name} is a file; expected the folder that holds it, {holder}")
+        raise ValueError(f"checkpoint {name} does not exist; expected {EXPECTED}")
     return snapshot(repository, patterns=[CONFIG_FILE] if config_only else CHECKPOINT_FILES, ignored=CHECKPOINT_IGNORED)
 
 
@@ -60,7 +63,7 @@ def check_checkpoint(name: str) -> None:
         ValueError: where the name is neither a folder with a checkpoint nor a possible hub id.
     """
     path = Path(name)
-    if not path.is_dir():
+    if not name or not path.is_dir():
         if parse_repository(name) is None:
             local_checkpoint(name)  # says what is wrong
     elif not (path / CONFIG_FILE).is_file():

@@ -9,11 +9,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from models.families import FAMILIES
 from models.layout import shapes_from_config
+from tracking.command import did_you_mean
 
 AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForCausalLM")
 VISION_WORDS = ("visual", "vision", "vit", "image_encoder", "patch")
 PROJECTOR_WORDS = ("merger", "projector", "connector", "adapter")
+UNKNOWN_CLASS = "Unrecognized configuration class"
+"""Part of the message of an auto class that builds no model of a type (read in Transformers 5.23)."""
 LAYER_PARTS = ("self_attn.", "input_layernorm.", "mlp.", "post_attention_layernorm.")
 """What `.attn` and `.mlp` have in most families."""
 NUMBER = re.compile(r"\.\d+\.")
@@ -41,17 +45,39 @@ def names_of(config: dict[str, Any]) -> tuple[str, list[str]]:
     """Returns the class of Transformers that builds a model, and the names of its parameters.
 
     Raises:
-        ValueError: if neither class knows the configuration's model type.
+        ValueError: if neither class knows the configuration's model type, or the one that does cannot build the model.
     """
-    reasons = []
+    errors = []
     for auto_class in AUTO_CLASSES:
         try:
             shapes, _ = shapes_from_config(config, auto_class=auto_class)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reasons.append(str(error).splitlines()[0].partition(". ")[0])
+            errors.append(error)
             continue
         return auto_class, list(shapes)
-    raise ValueError(f"Transformers builds no model of the type {config['model_type']!r} ({reasons[0]})")
+    unknown = unknown_type(config["model_type"])
+    if unknown is not None:
+        raise ValueError(unknown)
+    known = next((error for error in errors if UNKNOWN_CLASS not in str(error)), errors[-1])
+    raise ValueError(str(known).splitlines()[-1]) from known
+
+
+def unknown_type(model_type: str) -> str | None:
+    """Returns why no class of Transformers that is tried here builds a model type; None if one does."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    refused = f"Transformers builds no model of the type {model_type!r}"
+    if model_type not in CONFIG_MAPPING:
+        lower = model_type.lower()
+        longer = [name for name in FAMILIES if name.startswith(lower)]
+        return f"{refused}{did_you_mean(lower, [lower] if lower in CONFIG_MAPPING else longer or FAMILIES)}"
+    if model_type not in {**MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
+        return f"{refused} with {' or '.join(AUTO_CLASSES)}; expected a decoder that generates text"
+    return None
 
 
 def guess_groups(names: list[str]) -> list[Guess]:
@@ -108,7 +134,10 @@ def record_text(config: dict[str, Any], auto_class: str, groups: list[Guess]) ->
         keys += '    num_vision_blocks_key=("vision_config", "num_hidden_layers"),\n'
     if "mrope_section" not in json.dumps(config):
         keys += "    position_sections=1,\n"
-    if not any(group.region == "head" for group in groups):
+    has_head = any(group.region == "head" for group in groups)
+    if not has_head and any(group.region == "?" for group in groups):
+        regions += "        # no head was recognised: it is one of those marked ?, or tied to the embeddings\n"
+    elif not has_head:
         regions += '        ("head", "lm_head."),  # tied in this configuration\n'
     return (
         f"{model_type.upper()} = Family(\n"

@@ -11,7 +11,14 @@ import pytest
 
 from models.hub import Repository, hub_commit, snapshot
 from models.layout import layout_from_config, layout_of
-from models.loading import DEFAULT_ATTENTION, attentions_of, load_model, local_checkpoint, resolved_revision
+from models.loading import (
+    DEFAULT_ATTENTION,
+    attentions_of,
+    check_checkpoint,
+    load_model,
+    local_checkpoint,
+    resolved_revision,
+)
 from tests.models.damage import MISFITS
 
 Hub = Any
@@ -224,3 +231,16 @@ def test_an_attention_that_is_not_installed_is_one_line(pocket_checkpoint: Path)
     with pytest.raises(ValueError, match="attn_implementation 'flash_attention_2' is not available here: ") as caught:
         load_model(pocket_checkpoint, attn_implementation="flash_attention_2")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_current_folder_and_an_empty_name_say_what_is_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The empty path would mean the current folder, and so does the parent of a name without a slash."""
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").touch()
+    with pytest.raises(ValueError, match=f"expected the folder that holds it, {tmp_path}$"):
+        check_checkpoint("README.md")
+    for read in (check_checkpoint, local_checkpoint):
+        with pytest.raises(ValueError, match="name is empty; expected a folder or a hub id"):
+            read("")

@@ -104,6 +104,14 @@ def test_a_text_model_is_added_by_the_record_that_is_printed_and_nothing_else(
     [
         ('{"model_type": "internvl_chat"}', "name the repository of the same model whose name ends in -hf"),
         ('{"model_type": "nonsense"}', "Transformers builds no model of the type 'nonsense'"),
+        ('{"model_type": "Qwen2"}', "type 'Qwen2'; did you mean 'qwen2'"),
+        ('{"model_type": "qwen2_5"}', "type 'qwen2_5'; did you mean 'qwen2_5_vl'"),
+        (
+            '{"model_type": "t5"}',
+            "type 't5' with AutoModelForImageTextToText or AutoModelForCausalLM; expected a decoder",
+        ),
+        ('{"model_type": "clip"}', "type 'clip' with AutoModelForImageTextToText or AutoModelForCausalLM"),
+        ('{"model_type": "llama", "hidden_act": "nope"}', "nope"),
         ('{"model_type": 3}', "model_type 3 is not supported"),
         ('{"hidden_size": 3}', "has no model_type"),
         ("{", "not readable as JSON"),
@@ -166,3 +174,11 @@ def test_the_copy_gets_no_adapter_and_its_reason_names_the_users_file(pocket_che
     assert small.no_prompts is not None and small.no_prompts.startswith(str(companions / "tokenizer.json"))
     assert not (small.directory / "adapter_config.json").exists()
     assert small.model is not None
+
+
+def test_a_record_to_start_from_invents_no_head() -> None:
+    """The head of a model without `lm_head` is among the groups that no guess places."""
+    names = ["bert.encoder.layer.0.attention.weight", "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"]
+    record = record_text({"model_type": "bert"}, "AutoModelForCausalLM", guess_groups(names))
+    assert '("?", "cls.predictions.bias")' in record or '("?", "cls.predictions.")' in record
+    assert "lm_head" not in record and "no head was recognised" in record
