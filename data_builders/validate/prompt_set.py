@@ -12,6 +12,7 @@ from PIL import Image
 from data_builders.pairs.files import DATA_DIR
 from data_builders.pairs.pair import PAIRS_FILE
 from data_builders.pairs.published import PUBLISHED_FILE
+from data_builders.pairs.sets import METADATA_FILE
 from data_builders.pairs.sets import MANIFEST_FILE
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, splits_of
@@ -38,7 +39,7 @@ def find_prompt_set(directory: Path) -> Path | None:
     """Returns the prompt set in a folder: itself or its `data/`; None if there is none, or if it is a pair set."""
     for place in (directory, directory / DATA_DIR):
         splits = splits_of(place) if place.is_dir() else []
-        if splits and not any((place / name).is_file() for name in (PAIRS_FILE, PUBLISHED_FILE)):
+        if splits and not any((place / name).is_file() for name in (PAIRS_FILE, PUBLISHED_FILE, METADATA_FILE)):
             return place
     return None
 

@@ -160,8 +160,15 @@ def _encoder_class(directory: Path) -> tuple[type[Any], Any]:
     return found, config
 
 
+def _is_timm(config: Any) -> bool:
+    """True for Transformers' wrapper of timm's models, which has fields and hidden states of its own."""
+    from transformers import TimmWrapperConfig
+
+    return isinstance(config, TimmWrapperConfig)
+
+
 def _num_channels(config: Any) -> int:
-    if config.model_type == "timm_wrapper":
+    if _is_timm(config):
         given = (config.model_args or {}).get("in_chans")
         return int(given or (config.pretrained_cfg or {}).get("input_size", (NUM_CHANNELS,))[0])
     return int(getattr(config, "num_channels", NUM_CHANNELS))
@@ -239,7 +246,7 @@ def _features(model: Any, inputs: dict[str, Any], output: Any, pools: bool) -> d
     states = output.hidden_states
     if not states:
         raise ValueError(f"{type(model).__name__} returns no hidden states; expected another encoder")
-    if model.config.model_type != "timm_wrapper":
+    if not _is_timm(model.config):
         states = states[1:]  # the first is the embedding, or the picture itself (DINOv3 ConvNeXt)
     found = {f"layer.{index}": _average(model.config, inputs, state) for index, state in enumerate(states)}
     if pools and getattr(output, "pooler_output", None) is not None:
