@@ -12,8 +12,7 @@ from PIL import Image
 from data_builders.pairs.files import DATA_DIR
 from data_builders.pairs.pair import PAIRS_FILE
 from data_builders.pairs.published import PUBLISHED_FILE
-from data_builders.pairs.sets import METADATA_FILE
-from data_builders.pairs.sets import MANIFEST_FILE
+from data_builders.pairs.sets import MANIFEST_FILE, METADATA_FILE
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, read_prompts, splits_of
 from data_builders.sources.files import file_sha256
