@@ -355,6 +355,13 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     return weight_map
 
 
+def other_than_file(path: Path) -> str | None:
+    """Returns what is in the place of a weights file: a link to nothing, or a folder; None if there is nothing."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which does not exist; fetch the checkpoint again"
+    return f"{path} is a folder; expected a safetensors file" if path.exists() else None
+
+
 def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]:
     """Returns the weights files; raises if one is missing or there are other files that look like weights."""
     names = sorted(set(indexed.values())) if indexed is not None else [WEIGHTS_FILE]
@@ -362,10 +369,8 @@ def _weight_files(directory: Path, indexed: dict[str, str] | None) -> list[Path]
         path = directory / name
         if path.is_file():
             continue
-        if path.is_symlink():
-            raise ValueError(f"{path} is a link to {path.readlink()}, which does not exist; fetch the checkpoint again")
-        if path.exists():
-            raise ValueError(f"{path} is a folder; expected a safetensors file")
+        if instead := other_than_file(path):
+            raise ValueError(instead)
         if indexed is not None:
             raise ValueError(f"{directory / INDEX_FILE} names {name}, which does not exist")
         raise ValueError(

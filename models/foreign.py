@@ -29,6 +29,7 @@ HUB_FOLDER = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)")
 TRAINER_STEP = re.compile(r"checkpoint-(\d+)")
 OTHER_TRAINED = ("non_lora_state_dict.bin", "non_lora_trainables.bin")
 """Pickled weights beside an adapter: what was trained in full, such as the projector."""
+PICKLED_ADAPTER = "adapter_model.bin"
 
 MERGE_ADAPTER = (
     "import sys; from models.adapters.peft_merge import merge_adapter_into; merge_adapter_into(*sys.argv[1:])"
@@ -50,18 +51,24 @@ def explain_adapter(directory: Path) -> str | None:
     path = directory / ADAPTER_CONFIG_FILE
     if not path.is_file() or any(directory.glob("pytorch_model*.bin")):
         return None
+    return (
+        f"{directory} holds a PEFT adapter ({path.name}), which is not a model; name the final/ folder of the run that "
+        f"trained it, or {merge_advice(directory)}"
+    )
+
+
+def merge_advice(directory: Path) -> str:
+    """Returns how to merge an adapter into its base with PEFT, together with pickled weights beside it."""
+    base = "its base model"
     try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        named = json.loads((directory / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = named if isinstance(named, str) and named else base
     except (ValueError, LookupError, TypeError):
-        base = "its base model"
+        pass
     others = [directory / name for name in OTHER_TRAINED if (directory / name).is_file()]
     files = " ".join(shlex.quote(str(path)) for path in (base, directory, f"{directory}-merged", *others))
     also = f" together with {others[0].name}, what was trained in full," if others else ""
-    return (
-        f"{directory} holds a PEFT adapter ({path.name}), which is not a model; name the final/ folder of the run that "
-        f"trained it, or merge it{also} into {base}, from this project's folder: "
-        f'python -c "{MERGE_ADAPTER}" {files}'
-    )
+    return f'merge it{also} into {base}, from this project\'s folder: python -c "{MERGE_ADAPTER}" {files}'
 
 
 def _explain_verl(directory: Path) -> str | None:

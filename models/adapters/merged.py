@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.adapters.reading import Adapter, LowRank, Replacement, Update, read_tensor
 from models.checkpoint import Checkpoint
-from models.foreign import explain_adapter
+from models.foreign import merge_advice
 from models.tying import is_tied
 
 if TYPE_CHECKING:
@@ -134,10 +134,22 @@ def merge_adapter(base: Checkpoint, adapter: Adapter) -> MergedCheckpoint:
         for name, update in adapter.updates.items():
             if base.family.place(name)[0] in ("embed", "head"):
                 file = update.up.file if isinstance(update, LowRank) else update.stored.file
-                advice = explain_adapter(adapter.directory) if isinstance(update, Replacement) else None
                 raise ValueError(
                     f"{file}: changes {name!r}, while {base.directory} ties head and embeddings, so that merging would "
-                    f"change both; {advice or 'merge it with PEFT into a model whose head is untied, and name that'}"
+                    f"change both; {_untied(base, adapter, update)}"
                 )
     own = {one.name: getattr(base, one.name) for one in fields(Checkpoint)}
     return MergedCheckpoint(**own, base=base, adapter=adapter)
+
+
+def _untied(base: Checkpoint, adapter: Adapter, update: Update) -> str:
+    """Returns the way out for an adapter that changes one of two tied matrices."""
+    if isinstance(update, LowRank):
+        return (
+            f"save {base.directory} with a head of its own (tie_word_embeddings false, lm_head.weight stored), and "
+            "name that as the base"
+        )
+    return (
+        "PEFT gives the merged model a head of its own, which train.verify and eval.run read; analyze.deltas and "
+        f"merge.splice need that of both models: {merge_advice(adapter.directory)}"
+    )

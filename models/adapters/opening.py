@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from models.adapters.merged import MergedCheckpoint, merge_adapter
-from models.adapters.reading import is_adapter, read_adapter, read_adapter_config
+from models.adapters.options import read_adapter_config
+from models.adapters.reading import is_adapter, read_adapter
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.loading import check_checkpoint, local_checkpoint
 

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint
-from models.foreign import ADAPTER_CONFIG_FILE, OTHER_TRAINED, explain_adapter
-from models.shards import DTYPES, FLOATING, StoredTensor, parse_json_object, read_header
+from models.adapters.options import is_targeted, pattern_value, read_adapter_config
+from models.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, other_than_file
+from models.foreign import ADAPTER_CONFIG_FILE, OTHER_TRAINED, PICKLED_ADAPTER, merge_advice
+from models.layout import is_carried
+from models.shards import DTYPES, FLOATING, StoredTensor, read_header
 from tracking.command import did_you_mean
 
 if TYPE_CHECKING:
@@ -33,15 +35,10 @@ PEFT_PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(?:\.default)?\.weight")
 EMBEDDING_FACTOR = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>A|B)(?:\.default)?")
 MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
+ADAPTER_NAME = re.compile(r"\.(lora_[A-Za-z_]+|modules_to_save)\.(?P<adapter>[^.]+)")
+"""Where PEFT's names in memory hold the adapter's name, which its files leave out."""
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
 """Parts of a name that PEFT's modules add to a weight that was trained in full."""
-KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` under which the base weights stay as they are (PEFT 0.21)."""
-UNREAD_OPTIONS = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "monteclora_config",
-    "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
-)  # fmt: skip
-"""Options of PEFT's LoraConfig with which the change is more than s·B·A of whole weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +62,15 @@ class LowRank:
         return self.down.shape[0]
 
     def factors(self, dtype: "torch.dtype") -> "tuple[torch.Tensor, torch.Tensor]":
-        """Returns B and A as stored, a kernel as a matrix: [·, rank] and [rank, ·].
-
-        Raises:
-            ValueError: if a value is not finite.
-        """
+        """Returns B and A as stored, a kernel as a matrix: [·, rank] and [rank, ·]."""
         up, down = (read_tensor(stored) for stored in (self.up, self.down))
-        for values, stored in ((up, self.up), (down, self.down)):
-            if not bool(values.isfinite().all()):
-                raise ValueError(
-                    f"{stored.file}: tensor {stored.name_on_disk!r} holds NaN or infinite values; expected finite "
-                    "factors: the run that saved it had diverged, take an earlier checkpoint"
-                )
         return up.to(dtype).reshape(len(up), -1), down.to(dtype).reshape(len(down), -1)
 
     def is_zero(self) -> bool:
-        """True if the update changes nothing, because a factor is zero throughout, as B is before training."""
+        """True if the update changes nothing, because a factor is zero throughout, as B is before training.
+
+        The other factor and the scale are finite (`read_adapter`), so that their product with it is zero.
+        """
         if self.magnitude is not None:
             return False
         return not self.scale or any(not bool(read_tensor(stored).any()) for stored in (self.up, self.down))
@@ -142,54 +132,26 @@ def read_tensor(stored: StoredTensor) -> "torch.Tensor":
     return torch.frombuffer(content, dtype=getattr(torch, DTYPES[stored.dtype][0])).reshape(stored.shape)
 
 
-def read_adapter_config(directory: Path) -> dict[str, Any]:
-    """Reads an adapter's configuration; refuses what is not LoRA, or more than that.
-
-    Raises:
-        ValueError: naming the option, what was found and what is read.
-    """
-    path = directory / ADAPTER_CONFIG_FILE
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a PEFT adapter's folder")
-    config = parse_json_object(path.read_bytes(), str(path))
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise ValueError(
-            f"{path}: peft_type is {kind!r}; only LoRA adapters are read (with rsLoRA and DoRA): merge another kind "
-            "into its base with PEFT, and name the merged model"
-        )
-    for option in UNREAD_OPTIONS:
-        if config.get(option):
-            raise ValueError(
-                f"{path}: {option} is {config[option]!r}, which is not read here; merge the adapter into its base "
-                "with PEFT, and name the merged model"
-            )
-    how = config.get("init_lora_weights", True)
-    if (how.lower() if isinstance(how, str) else how) not in KEEPS_THE_BASE:
-        raise ValueError(
-            f"{path}: init_lora_weights is {how!r}, which changed the base weights too; save it as plain LoRA, with "
-            "PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…), or merge it with PEFT"
-        )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise ValueError(
-            f"{path}: r is {rank!r} and lora_alpha is {alpha!r}; expected a rank of 1 or more and a number"
-        )
-    return config
-
-
 def read_adapter(directory: Path, base: Checkpoint) -> Adapter:
     """Reads an adapter's folder and checks every tensor against the model that it belongs to.
 
     Raises:
         ValueError: naming the file and the tensor: for an adapter that is not LoRA, pickled weights, a tensor that fits
-            nothing in the base or has the wrong shape, half a pair of factors, a rank that the configuration denies.
+            nothing in the base or has the wrong shape, half a pair of factors, a rank that the configuration denies,
+            values that are not finite.
     """
     config = read_adapter_config(directory)
     path = directory / ADAPTER_FILE
-    if not path.is_file() or any((directory / name).is_file() for name in OTHER_TRAINED):
-        # `explain_adapter` says how to merge pickled weights
-        raise ValueError(explain_adapter(directory) or f"{path} does not exist; expected the weights of an adapter")
+    pickled = [name for name in (PICKLED_ADAPTER, *OTHER_TRAINED) if (directory / name).is_file()]
+    if path.is_file():
+        pickled = [name for name in pickled if name != PICKLED_ADAPTER]  # the same weights again
+    if pickled:
+        raise ValueError(
+            f"{directory} holds pickled weights of an adapter ({pickled[0]}), which can run code and are not read; "
+            f"{merge_advice(directory)}"
+        )
+    if not path.is_file():
+        raise ValueError(other_than_file(path) or f"{path} does not exist; expected the weights of an adapter")
     parts: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
     for stored in read_header(path).tensors:
@@ -219,6 +181,9 @@ def read_adapter(directory: Path, base: Checkpoint) -> Adapter:
     if not updates:
         raise ValueError(f"{path}: contains no tensors; it was saved without its weights")
     _check_saved(config, whole, path)
+    _check_biases(config, updates, base, path)
+    for update in updates.values():
+        _check_finite(update, base)
     named = config.get("base_model_name_or_path") or None
     revision = config.get("revision")
     if named and revision and not Path(named).is_dir():
@@ -245,6 +210,12 @@ def _place(stored: StoredTensor, name: str, base: Checkpoint) -> str:
         canonical, base
     ):
         return canonical
+    if (match := ADAPTER_NAME.search(stored.name_on_disk)) and match["adapter"] not in ("weight", "bias"):
+        raise ValueError(
+            f"{stored.file}: tensor {stored.name_on_disk!r} has the name of an adapter in it ({match['adapter']!r}), "
+            "which PEFT leaves out of its files and would not load; save the adapter with save_pretrained, or rename "
+            "its tensors"
+        )
     near = did_you_mean(canonical, base.tensors)
     raise ValueError(
         f"{stored.file}: tensor {stored.name_on_disk!r} changes {canonical!r}, which the base {base.directory} does "
@@ -272,10 +243,10 @@ def _low_rank(found: Mapping[str, StoredTensor], name: str, config: dict[str, An
     rows, columns = shape[0], math.prod(shape[1:])
     if transposed:
         rows, columns = columns, rows
-    rank = down.shape[0]
+    rank = down.shape[0] if down.shape else 0
     for stored, expected in ((down, (rank, columns)), (up, (rows, rank))):
-        flat = (stored.shape[0], math.prod(stored.shape[1:]))
-        if len(shape) < 2 or len(stored.shape) < 2 or flat != expected:
+        flat = (*stored.shape[:1], math.prod(stored.shape[1:]))
+        if len(shape) < 2 or len(stored.shape) not in (2, len(shape)) or flat != expected:
             raise ValueError(
                 f"{stored.file}: tensor {stored.name_on_disk!r} has the shape {list(stored.shape)}; expected "
                 f"{list(expected)} for {name!r}, which is {list(shape)} in {base.directory}: is that the base it was "
@@ -283,12 +254,12 @@ def _low_rank(found: Mapping[str, StoredTensor], name: str, config: dict[str, An
             )
     spellings = _modules(any_part, name)
     _check_targeted(any_part, spellings, config)
-    configured = _pattern(config, "rank_pattern", spellings, config["r"])
+    configured = pattern_value(config, "rank_pattern", spellings, config["r"])
     if configured != rank:
         raise ValueError(
             f"{down.file}: tensor {down.name_on_disk!r} has rank {rank}; {ADAPTER_CONFIG_FILE} says {configured}"
         )
-    alpha = _pattern(config, "alpha_pattern", spellings, config["lora_alpha"])
+    alpha = pattern_value(config, "alpha_pattern", spellings, config["lora_alpha"])
     magnitude = found.get("magnitude")
     if bool(config.get("use_dora")) != (magnitude is not None):
         has = "no lora_magnitude_vector" if magnitude is None else "a lora_magnitude_vector"
@@ -319,40 +290,12 @@ def _modules(stored: StoredTensor, name: str) -> tuple[str, str]:
 
 def _check_targeted(stored: StoredTensor, spellings: tuple[str, str], config: dict[str, Any]) -> None:
     """Refuses factors of a module that the configuration does not target: PEFT would ignore them, with a warning."""
-    if config.get("target_modules") is None or any(_is_targeted(module, config) for module in spellings):
+    if config.get("target_modules") is None or any(is_targeted(module, config) for module in spellings):
         return
     raise ValueError(
         f"{stored.file}: holds {stored.name_on_disk!r}, but target_modules, exclude_modules and layers_to_transform of "
         f"{ADAPTER_CONFIG_FILE} do not name {spellings[0]!r}; PEFT would ignore it: correct the one or the other"
     )
-
-
-def _is_targeted(module: str, config: dict[str, Any]) -> bool:
-    """True if PEFT 0.21 would adapt a module (`check_target_module_exists`)."""
-
-    def named(names: "str | list[str]") -> bool:
-        if isinstance(names, str):
-            return names == "all-linear" or re.fullmatch(names, module) is not None
-        return any(module == name or module.endswith(f".{name}") for name in names)
-
-    if (config.get("exclude_modules") and named(config["exclude_modules"])) or not named(config["target_modules"]):
-        return False
-    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or []
-    if layers is None or layers == [] or isinstance(config["target_modules"], str):
-        return True
-    patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
-    found = [match for own in patterns if (match := re.match(rf"(?:^|.*?\.){own}\.(\d+)\.", module))]
-    return bool(found) and int(found[0][1]) in ([layers] if isinstance(layers, int) else layers)
-
-
-def _pattern(config: dict[str, Any], key: str, spellings: tuple[str, str], otherwise: Any) -> Any:
-    """Returns the value of the first pattern that matches a module's name, in the spelling of the adapter first."""
-    patterns: dict[str, Any] = config.get(key) or {}
-    for module in spellings:
-        for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-    return otherwise
 
 
 def _check_same_base(stored: StoredTensor, name: str, base: Checkpoint) -> None:
@@ -368,8 +311,44 @@ def _check_saved(config: dict[str, Any], whole: Mapping[str, StoredTensor], path
     """Refuses an adapter without a module that its configuration says was saved."""
     names = [*whole, *(WRAPPERS.sub("", stored.name_on_disk) for stored in whole.values())]
     for module in config.get("modules_to_save") or []:
-        if not any(re.match(rf"(^|.*\.){module}($|\..*)", name) for name in names):
+        if not any(re.match(rf"(^|.*\.){re.escape(module)}($|\..*)", name) for name in names):
             raise ValueError(
                 f"{path}: holds no tensor of {module!r}, which modules_to_save of {ADAPTER_CONFIG_FILE} names; the "
                 "adapter is incomplete"
+            )
+
+
+def _check_biases(config: dict[str, Any], updates: Mapping[str, Update], base: Checkpoint, path: Path) -> None:
+    """Refuses an adapter without the biases that its configuration says were trained."""
+    trained = config.get("bias") or "none"
+    if trained == "none":
+        return
+    adapted = {
+        f"{name.removesuffix('.weight')}.bias" for name, update in updates.items() if isinstance(update, LowRank)
+    }
+    for name in base.tensors:
+        if not name.endswith(".bias") or base.family.is_buffer(name) or is_carried(base.config, base.family, name):
+            continue
+        if name not in updates and (trained == "all" or name in adapted):
+            raise ValueError(
+                f"{path}: holds no tensor of {name!r}, while bias is {trained!r} in {ADAPTER_CONFIG_FILE}; the adapter "
+                "is incomplete"
+            )
+
+
+def _check_finite(update: Update, base: Checkpoint) -> None:
+    """Refuses values that are not finite in the dtype they are computed with: fp32, or the base weight's dtype."""
+    import torch
+
+    if isinstance(update, LowRank):
+        found = [one for one in (update.down, update.up, update.magnitude) if one is not None]
+        dtype = torch.float32
+    else:
+        stored = base.tensors.get(update.name, update.stored)
+        found, dtype = [update.stored], getattr(torch, DTYPES[stored.dtype][0])
+    for one in found:
+        if not bool(read_tensor(one).to(dtype).isfinite().all()):
+            raise ValueError(
+                f"{one.file}: tensor {one.name_on_disk!r} holds NaN or infinite values; expected finite values in "
+                f"{dtype}: the run that saved it had diverged, take an earlier checkpoint"
             )

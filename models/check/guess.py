@@ -51,7 +51,7 @@ def names_of(config: dict[str, Any]) -> tuple[str, list[str]]:
     for auto_class in AUTO_CLASSES:
         try:
             shapes, _ = shapes_from_config(config, auto_class=auto_class)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             errors.append(error)
             continue
         return auto_class, list(shapes)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,4 +116,14 @@ def test_what_does_not_belong_together_is_refused(donors: Donors, adapter: Path,
     edit_config(lost, base_model_name_or_path="gone/at/all")
     with pytest.raises(ValueError, match="its base model is not here"):
         splice(tmp_path / "run", *PATTERN, *flags(donors, lost))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverged_adapter_is_refused_before_anything_is_written(
+    donors: Donors, adapter: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(adapter, tmp_path / "broken"))
+    edit_tensors(broken, lambda tensors: {n: t / 0 if "layers.5.mlp" in n else t for n, t in tensors.items()})
+    with pytest.raises(ValueError, match=r"layers.5.mlp.* holds NaN or infinite values"):
+        splice(tmp_path / "run", *PATTERN, *flags(donors, broken))
     assert not (tmp_path / "run").exists()

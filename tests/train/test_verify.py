@@ -1,6 +1,7 @@
 """The command that proves, or refutes, freezing between any two checkpoints."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -238,6 +239,22 @@ def adapters(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     write_adapter(pocket_checkpoint, root / "early", layers_to_transform=[0, 1])
     write_adapter(pocket_checkpoint, root / "head", modules_to_save=["lm_head"], **late)
     return root
+
+
+@pytest.mark.parametrize("scale", [8, float("inf")])
+def test_a_zero_factor_is_no_proof_beside_values_that_are_not_finite(
+    pocket_checkpoint: Path, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float
+) -> None:
+    """0·NaN and 0·∞ are NaN, in a block that looks untouched."""
+    from tests.models.adapters.making import edit_config, edit_tensors
+
+    broken = Path(shutil.copytree(adapters / "untrained", tmp_path / "broken"))
+    edit_config(broken, lora_alpha=scale)
+    if scale == 8:
+        edit_tensors(broken, lambda tensors: {n: t / 0 if "lora_A" in n else t for n, t in tensors.items()})
+    with pytest.raises(ValueError, match=r"holds NaN or infinite values|lora_alpha is inf; expected"):
+        main([*arguments(pocket_checkpoint, broken, "late"), "--allow-unchanged", "true"])
+    assert "proof" not in capsys.readouterr().out
 
 
 def test_the_names_of_an_adapter_prove_which_blocks_it_leaves_alone(

@@ -16,7 +16,7 @@ from models.adapters.reading import LowRank, read_adapter
 from models.checkpoint import open_checkpoint
 from models.pocket import write_pocket_checkpoint
 from tests.merge.donors import narrow
-from tests.models.adapters.making import edit_config, edit_tensors, merged_by_peft, rename, write_adapter
+from tests.models.adapters.making import WEIGHTS, edit_config, edit_tensors, merged_by_peft, rename, write_adapter
 
 PREFIX = "base_model.model.model.language_model.layers."
 OLD = ("base_model.model.model.language_model.", "base_model.model.model.")
@@ -219,8 +219,38 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "integers": (replaced("0.mlp.down_proj.lora_A", lambda t: t.int()), "is I32; expected one of F64"),
     "pickled": (
         lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
-        "holds a PEFT adapter .* merge it into",
+        r"holds pickled weights of an adapter \(adapter_model.bin\).* merge it into",
     ),
+    "gone": (lambda folder: (folder / WEIGHTS).unlink(), "safetensors does not exist; expected the weights"),
+    "dangling": (
+        lambda folder: ((folder / WEIGHTS).unlink(), (folder / WEIGHTS).symlink_to("nowhere")),
+        "is a link to nowhere, which does not exist",
+    ),
+    "a folder": (
+        lambda folder: ((folder / WEIGHTS).unlink(), (folder / WEIGHTS).mkdir()), "is a folder; expected a safetensors",
+    ),
+    "unbounded scale": (configured(lora_alpha=float("inf")), "lora_alpha is inf; expected .* finite number"),
+    "infinite beside zero": (
+        lambda folder: (
+            replaced("1.mlp.down_proj.lora_A", lambda t: t * float("nan"))(folder),
+            replaced("1.mlp.down_proj.lora_B", torch.zeros_like)(folder),
+        ),
+        "layers.1.mlp.down_proj.lora_A.weight' holds NaN or infinite",
+    ),
+    "beyond fp32": (
+        replaced("0.mlp.down_proj.lora_A", lambda t: t.double() * 1e300), "expected finite values in torch.float32",
+    ),
+    "scalar": (replaced("1.mlp.down_proj.lora_A", lambda t: t.sum()), r"has the shape \[\]; expected"),
+    "folded": (
+        replaced("1.mlp.down_proj.lora_A", lambda t: t.reshape(len(t), 2, -1)),
+        r"has the shape \[4, 2, \d+\]; expected",
+    ),
+    "named inside": (
+        lambda folder: rename(folder, ".weight", ".policy.weight"),
+        r"has the name of an adapter in it \('policy'\).* save_pretrained",
+    ),
+    "no biases": (configured(bias="all"), "holds no tensor of '.*bias', while bias is 'all'"),
+    "lost biases": (configured(bias="lora_only"), "holds no tensor of '.*q_proj.bias', while bias is 'lora_only'"),
     "more beside it": (
         lambda folder: (folder / "non_lora_state_dict.bin").touch(), "together with non_lora_state_dict.bin",
     ),
@@ -236,6 +266,42 @@ def test_what_cannot_be_read_right_is_refused_in_one_line(adapter: Path, name: s
         for parameter in merged.tensors:
             merged.data(parameter)
     assert "\n" not in str(caught.value) and str(adapter) in str(caught.value)
+
+
+WRONG_OPTIONS: dict[str, list[Any]] = {
+    "lora_alpha": [True, "8", None, float("nan"), 1e300, 10**400],
+    "alpha_pattern": [
+        {"q_proj": "16"},
+        {"q_proj": None},
+        {"q_proj": True},
+        {"q_proj": 1e999},
+        {"(": 1},
+        ["q_proj"],
+        "x",
+    ],
+    "rank_pattern": [{"q_proj": "4"}, {"q_proj": 4.0}, {"q_proj": 0}, {"(": 4}, ["q_proj"], "x"],
+    "target_modules": [5, "(", {"q_proj": 1}, [1, 2]],
+    "exclude_modules": [3, "*", [None]],
+    "modules_to_save": [5, "lm_head", [5]],
+    "layers_to_transform": ["0", ["0"], -1, True, 1.0],
+    "layers_pattern": [5, "(", ["("]],
+    "use_rslora": ["false", 1],
+    "use_dora": ["false", 0],
+    "bias": [5, "some", ["all"]],
+    "base_model_name_or_path": [5, ["x"]],
+    "revision": [5],
+}
+
+
+@pytest.mark.parametrize("option", WRONG_OPTIONS)
+def test_an_option_of_another_type_is_refused_in_one_line(adapter: Path, option: str) -> None:
+    for value in WRONG_OPTIONS[option]:
+        edit_config(adapter, **{option: value})
+        with pytest.raises(
+            ValueError, match=f"adapter_config.json: .*{option} (is|has) .*(expected|correct)"
+        ) as caught:
+            check_model(str(adapter))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400, value
 
 
 def test_the_type_is_refused_before_anything_is_loaded(adapter: Path) -> None:
