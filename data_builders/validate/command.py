@@ -256,7 +256,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for report in validate(surveys, read_back=read_back, num_workers=num_workers):
         print("\n".join(describe(report, read_back=read_back)))
         kinds.update(defect.kind for defect in report.defects)
-    checked = [(len(surveys), f"{num_pairs} pairs"), (len(prompt_sets) - len(surveys), f"{num_prompts} prompts")]
+    checked = [
+        (len(surveys), f"{num_pairs} pairs"),
+        (sum(found is not None for found in prompt_sets.values()), f"{num_prompts} prompts"),
+    ]
     sets = " and ".join(f"{num} set{'s' if num > 1 else ''} of {holding}" for num, holding in checked if num)
     if kinds:
         raise RuntimeError(f"{kinds.total()} defects of {len(kinds)} kinds in {sets}")

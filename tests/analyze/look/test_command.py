@@ -18,7 +18,7 @@ from tracking.tables import read_table
 
 pytestmark = pytest.mark.slow
 LIMIT = 5
-NUM_LAYERS = 6
+NUM_LAYERS = 3
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_third_model_reads_the_same_replies(pocket_study: Path, models: list[s
     assert {tuple(record["texts"]) for record in records} == {tuple(records[0]["texts"])}
     assert all("heads" in record for record in records)
     page = (out / "look.html").read_text()
-    assert '<option value="10">layer 2, head 1</option>' in page
+    assert '<option value="7">layer 2, head 1</option>' in page
     (card,) = [json.loads(text) for text in re.findall(r'<script type="application/json">(.+?)</script>', page)]
     packed, cells = card["models"]["full@0"], sum(rows * columns for rows, columns in card["grids"])
     found = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8)[10 * cells : 11 * cells] * packed["scales"][10]
@@ -133,7 +133,7 @@ def test_a_third_model_reads_the_same_replies(pocket_study: Path, models: list[s
         (["--limit", "0"], "limit"),
         (["--dtype", "float31"], "dtype 'float31' is unknown"),
         (["--show-heads", "2.1"], "--show-heads needs the maps of the heads; add --heads"),
-        (["--heads", "--show-heads", "6.0"], "--show-heads 6.0: expected a layer of 0 to 5 and a head of 0 to"),
+        (["--heads", "--show-heads", "6.0"], "--show-heads 6.0: expected a layer of 0 to 2 and a head of 0 to"),
         (["--heads", "--show-heads", "mid"], "expected LAYER.HEAD"),
         (["--pairs", "."], "pairs"),
         (["--cuts", "1", "9"], r"cuts \[1, 9\] do not divide"),
