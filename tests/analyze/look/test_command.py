@@ -120,7 +120,7 @@ def test_a_third_model_reads_the_same_replies(pocket_study: Path, models: list[s
     assert '<option value="7">layer 2, head 1</option>' in page
     (card,) = [json.loads(text) for text in re.findall(r'<script type="application/json">(.+?)</script>', page)]
     packed, cells = card["models"]["full@0"], sum(rows * columns for rows, columns in card["grids"])
-    found = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8)[10 * cells : 11 * cells] * packed["scales"][10]
+    found = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8)[7 * cells : 8 * cells] * packed["scales"][7]
     head = read_reading(records[1]).heads[2, 1]  # type: ignore[index]
     assert np.abs(found / 255 - head).max() <= head.max() / 255
     assert np.isfinite(read_table(out / "pictures.csv")["mass"]).all()
