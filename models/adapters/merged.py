@@ -150,6 +150,7 @@ def _untied(base: Checkpoint, adapter: Adapter, update: Update) -> str:
             "name that as the base"
         )
     return (
-        "PEFT gives the merged model a head of its own, which train.verify and eval.run read; analyze.deltas and "
-        f"merge.splice need that of both models: {merge_advice(adapter.directory)}"
+        "with a head of its own, as PEFT makes it, the merged model can be read by train.verify and eval.run; "
+        "analyze.deltas and merge.splice do not compare it with a tied base. To make it, "
+        f"{merge_advice(adapter.directory)}"
     )

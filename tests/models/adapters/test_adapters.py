@@ -242,8 +242,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "scalar": (replaced("1.mlp.down_proj.lora_A", lambda t: t.sum()), r"has the shape \[\]; expected"),
     "folded": (
-        replaced("1.mlp.down_proj.lora_A", lambda t: t.reshape(len(t), 2, -1)),
-        r"has the shape \[4, 2, \d+\]; expected",
+        replaced("1.mlp.down_proj.lora_A", lambda t: t.reshape(len(t), 2, -1)), r"has the shape \[4, 2, \d+\]; exp",
     ),
     "named inside": (
         lambda folder: rename(folder, ".weight", ".policy.weight"),
@@ -339,7 +338,8 @@ def test_a_merge_that_would_change_a_tied_matrix_twice_is_refused(
     bases: dict[str, Path], tmp_path: Path, options: dict[str, Any]
 ) -> None:
     directory = write_adapter(bases["tied"], tmp_path / "adapter", **options)
-    with pytest.raises(ValueError, match="ties head and embeddings, so that merging would change both"):
+    way_out = r"read by train.verify and eval.run; .* merge it into|save .*tied with a head of its own"
+    with pytest.raises(ValueError, match=f"ties head and embeddings, so that merging would change both.*({way_out})"):
         open_model(str(directory))
     assert len(read_adapter(directory, open_checkpoint(bases["tied"])).updates)
 
