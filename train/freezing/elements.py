@@ -30,7 +30,7 @@ from models.shards import DTYPES, read_header, write_safetensors
 from tracking.product import write_text
 from tracking.progress import weighted_progress
 from train.freezing.element_words import parse_elements
-from train.freezing.freeze import FreezePlan
+from train.freezing.freeze import FreezePlan, differing
 
 MASK_FILE, BITS_FILE = "elements.json", "elements.safetensors"
 CHUNK = 1 << 20
@@ -125,10 +125,7 @@ def build_mask(words: Sequence[str], start: Checkpoint, plan: FreezePlan) -> Ele
 
 def _differing(before: Checkpoint, after: Checkpoint, name: str) -> Bools:
     dtype = before.tensors[name].dtype
-    width = f"u{DTYPES[dtype][1]}"
-    one, other = np.frombuffer(before.data(name), width), np.frombuffer(cast_bytes(after, name, dtype), width)
-    differing: Bools = one != other
-    return differing
+    return differing(before.data(name), cast_bytes(after, name, dtype), dtype)
 
 
 def _draw(name: str, count: int, size: int, seed: int) -> Bits:
@@ -151,6 +148,7 @@ def masked_plan(plan: FreezePlan, mask: ElementMask) -> FreezePlan:
     """Freezes the tensors without a trained element, and notes what trains and what the optimizer keeps."""
     row = mask.as_row()
     still = {name for name, count in mask.counts.items() if not count}
+    frozen = still.union(plan.frozen)
     notes = [
         f"train_elements {' '.join(mask.request)}: {row['num_trained_elements']:,} of "
         f"{sum(mask.sizes.values()):,} elements train, in {row['num_tensors']} tensors; {len(still)} tensors without "
@@ -161,7 +159,7 @@ def masked_plan(plan: FreezePlan, mask: ElementMask) -> FreezePlan:
         notes.append("the pair of train_elements starts from another checkpoint than this run")
     return replace(
         plan,
-        frozen=tuple(name for name in plan.layout.parameters if name in still or name in set(plan.frozen)),
+        frozen=tuple(name for name in plan.layout.parameters if name in frozen),
         trainable=tuple(name for name in plan.trainable if name not in still),
         notes=(*plan.notes, *notes),
     )
@@ -225,9 +223,8 @@ def find_element_breaches(start: Checkpoint, saved: Checkpoint, mask: ElementMas
             breaches[name] = mask.sizes[name] - mask.counts[name]
             continue
         dtype = min((one.tensors[name].dtype for one in (start, saved)), key=lambda dtype: DTYPES[dtype][1])
-        width = f"u{DTYPES[dtype][1]}"
-        one, other = (np.frombuffer(cast_bytes(own, name, dtype), width) for own in (start, saved))
-        num_changed = int(np.count_nonzero((one != other) & mask.frozen(name)))
+        one, other = (cast_bytes(own, name, dtype) for own in (start, saved))
+        num_changed = int(np.count_nonzero(differing(one, other, dtype) & mask.frozen(name)))
         if num_changed:
             breaches[name] = num_changed
     return breaches

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from models.blocks import (
     ALL_REGIONS,
@@ -331,6 +332,17 @@ class TensorChange:
         return self.num_changed / self.num_elements if self.num_elements else 0.0
 
 
+def differing(before: bytes | memoryview, after: bytes | memoryview, dtype: str) -> Bool[np.ndarray, " elements"]:
+    """Returns which elements of a tensor differ bitwise, from its bytes in two checkpoints.
+
+    Args:
+        dtype: of both, as safetensors files name it.
+    """
+    width = f"u{DTYPES[dtype][1]}"
+    found: Bool[np.ndarray, " elements"] = np.frombuffer(before, width) != np.frombuffer(after, width)
+    return found
+
+
 def compare_tensors(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> list[TensorChange]:
     """Yields per tensor its digests and the number of elements that differ bitwise, in the start's dtype."""
     frozen = set(plan.frozen)
@@ -341,8 +353,7 @@ def compare_tensors(start: Checkpoint, end: Checkpoint, plan: FreezePlan) -> lis
         name = parameter.name
         before = start.data(name)
         after = cast_bytes(end, name, start.tensors[name].dtype)
-        width = f"u{DTYPES[start.tensors[name].dtype][1]}"
-        num_changed = int(np.count_nonzero(np.frombuffer(before, width) != np.frombuffer(after, width)))
+        num_changed = int(np.count_nonzero(differing(before, after, start.tensors[name].dtype)))
         changes.append(
             TensorChange(
                 name,
