@@ -47,36 +47,16 @@ Change = Callable[[str, "torch.Tensor"], "torch.Tensor"]
 """Returns a parameter of a decoder layer anew, from its name within the layer."""
 
 
-def close_others(directory: Path, untrained: Path, *, num_open: int | None = None) -> None:
-    """Writes an untrained model whose layers are closed except the first ones.
-
-    Args:
-        num_open: how many; by default those of the first block.
-    """
+def close_others(directory: Path, untrained: Path, *, num_open: int) -> None:
+    """Writes an untrained model whose layers are closed except the first `num_open`."""
     start = open_checkpoint(untrained)
-    own = partition_of(start).layers(TRAINED_IN) if num_open is None else range(num_open)
-    _write(directory, start, lambda name: _layer(start, name, lambda index: index not in own, closed))
+    _write(directory, start, lambda name: _layer(start, name, lambda index: index >= num_open, closed))
 
 
 def cut_route(directory: Path, trained: Path) -> None:
     """Writes a trained model whose attention adds nothing: every output map is zero."""
     start = open_checkpoint(trained)
     _write(directory, start, lambda name: _layer(start, name, lambda index: True, without_output))
-
-
-def place_block(directory: Path, block: str, *, trained: Path, untrained: Path) -> None:
-    """Writes a model with the trained first block at the place of `block`, between closed layers.
-
-    Args:
-        directory: the checkpoint's folder; must not exist.
-        block: early, mid or late; as many layers as the first block.
-        trained: the block in place of `early`, and all regions.
-        untrained: weights of the layers that are closed.
-    """
-    partition = partition_of(open_checkpoint(trained))
-    layers = partition.layers(block)
-    assert len(layers) == len(partition.layers(TRAINED_IN)), f"{block} has {len(layers)} layers"
-    place_layers(directory, layers, trained=trained, untrained=untrained)
 
 
 def place_layers(directory: Path, layers: Sequence[int], *, trained: Path, untrained: Path) -> None:

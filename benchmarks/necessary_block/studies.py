@@ -9,13 +9,14 @@ What is finished is not done again.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.necessary_block.pictures import build_prompts
-from benchmarks.necessary_block.start import TRAINED_IN, close_others, cut_route, place_block
+from benchmarks.necessary_block.start import TRAINED_IN, close_others, cut_route, partition_of, place_layers
 from models.blocks import BLOCKS
+from models.checkpoint import open_checkpoint
 from models.pocket import CHECKPOINT_DIR
 from tracking.command import REPOSITORY_ROOT
 from tracking.jobs.job import Job
@@ -70,24 +71,41 @@ def study_configs(blocks: Sequence[str]) -> list[Path]:
     return [*map(study_config, [*blocks, SEEDS]), *(STAGES / f"{name}.yaml" for name in ("grpo", "eval"))]
 
 
-def build_starts(work: Workplace) -> None:
-    """Trains the block and the cold start and writes both with the block early, mid and late."""
-    untrained = work.start / "untrained" / CHECKPOINT_DIR
-    models = {name: work.start / name for name in ("closed", "cut")}
+def build_untrained(work: Workplace) -> Path:
+    """Writes the prompts and the untrained model, and returns its checkpoint."""
     if not work.prompts.exists():
         build_prompts(work.prompts, seed=work.seed)
     run_stage(work, "init", "untrained", "models.pocket")
+    return work.start / "untrained" / CHECKPOINT_DIR
+
+
+def build_starts(work: Workplace) -> None:
+    """Trains the block and the cold start and writes both with the block early, mid and late."""
+    untrained = build_untrained(work)
+    partition = partition_of(open_checkpoint(untrained))
+    build_placed(work, untrained, {block: partition.layers(block) for block in BLOCKS})
+
+
+def build_placed(work: Workplace, untrained: Path, places: Mapping[str, Sequence[int]]) -> None:
+    """Trains layers that alone can see, and the cold start, and writes both with the layers in each place.
+
+    Args:
+        untrained: weights of the layers that are closed.
+        places: name -> where each of the trained layers stands; equally many for every name.
+    """
+    models = {name: work.start / name for name in ("closed", "cut")}
+    (num_open,) = {len(layers) for layers in places.values()}
     if not models["closed"].exists():
-        close_others(models["closed"], untrained)
+        close_others(models["closed"], untrained, num_open=num_open)
     train_stage(work, "base", models["closed"])
     if not models["cut"].exists():
         cut_route(models["cut"], work.start / "base" / FINAL_DIR)
     train_stage(work, "sft", models["cut"])
-    for block in BLOCKS:
+    for name, layers in places.items():
         for phase in PHASES:
-            if not work.placed(block, phase).exists():
+            if not work.placed(name, phase).exists():
                 trained = work.start / phase / FINAL_DIR
-                place_block(work.placed(block, phase), block, trained=trained, untrained=untrained)
+                place_layers(work.placed(name, phase), layers, trained=trained, untrained=untrained)
 
 
 def run_study(work: Workplace, block: str, *, overwrite: bool = False) -> None:
@@ -108,9 +126,14 @@ def study_words(work: Workplace, block: str, *, root: Path = Path()) -> list[str
         root: folder of the repository; by default the configuration is given from there.
     """
     start = TRAINED_IN if block == SEEDS else block
+    return necessity_words(work, root / study_config(block), work.study(block), start)
+
+
+def necessity_words(work: Workplace, config: Path, output_dir: Path, start: str) -> list[str]:
+    """Returns the arguments of train.necessity for a study of the start of this name."""
     words = {
-        "config": root / study_config(block),
-        "output_dir": work.study(block),
+        "config": config,
+        "output_dir": output_dir,
         "prompts": work.prompts,
         "base_checkpoint": work.placed(start, "base"),
         "sft_checkpoint": work.placed(start, "sft"),

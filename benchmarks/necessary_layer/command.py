@@ -23,14 +23,18 @@ from analyze.report.kept import MOST
 from benchmarks.known_answers.answers import Answer, answer_table
 from benchmarks.necessary_block.answers import KEPT, describe
 from benchmarks.necessary_block.command import ANSWERS_FILE, summarise
-from benchmarks.necessary_block.pictures import build_prompts
-from benchmarks.necessary_block.start import close_others, cut_route, place_layers
-from benchmarks.necessary_block.studies import CONFIGS, PHASES, STAGES, Workplace, run_stage, train_stage
-from models.pocket import CHECKPOINT_DIR
+from benchmarks.necessary_block.studies import (
+    CONFIGS,
+    PHASES,
+    STAGES,
+    Workplace,
+    build_placed,
+    build_untrained,
+    necessity_words,
+)
 from tracking.command import REPOSITORY_ROOT, parse_arguments, read_yaml
 from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import read_table, write_table
-from train import FINAL_DIR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 COMMAND = "benchmarks.necessary_layer"
 PLANTED = 3
 """The decoder layer, of six."""
+PLACE = "layer"
+"""Name of the start with the layer in its place."""
 CONFIG = CONFIGS / "layers.yaml"
 STAGE_CONFIGS = [STAGES / f"{name}.yaml" for name in ("init", *PHASES)]
 FOUND = ("start", "study", "layers")
@@ -52,37 +58,12 @@ class LayerControlArguments:
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
 
-def build_start(work: Workplace) -> None:
-    """Trains a model whose first layer alone can see, cuts its route, and writes both with the layer in its place."""
-    untrained, closed, cut = work.start / "untrained" / CHECKPOINT_DIR, work.start / "closed", work.start / "cut"
-    if not work.prompts.exists():
-        build_prompts(work.prompts, seed=work.seed)
-    run_stage(work, "init", "untrained", "models.pocket")
-    if not closed.exists():
-        close_others(closed, untrained, num_open=1)
-    train_stage(work, "base", closed)
-    if not cut.exists():
-        cut_route(cut, work.start / "base" / FINAL_DIR)
-    train_stage(work, "sft", cut)
-    for phase in PHASES:
-        if not work.placed("layer", phase).exists():
-            trained = work.start / phase / FINAL_DIR
-            place_layers(work.placed("layer", phase), [PLANTED], trained=trained, untrained=untrained)
-
-
 def run_sweep(work: Workplace) -> Path:
     """Runs the study and reads it; returns the folder of the sweep's tables."""
     from analyze.layers.command import main as read_layers
     from train.necessity import main as run_necessity
 
-    words = {
-        "config": REPOSITORY_ROOT / CONFIG,
-        "output_dir": work.study("study"),
-        "prompts": work.prompts,
-        "base_checkpoint": work.placed("layer", "base"),
-        "sft_checkpoint": work.placed("layer", "sft"),
-    }
-    run_necessity([word for name, value in words.items() for word in (f"--{name}", str(value))])
+    run_necessity(necessity_words(work, REPOSITORY_ROOT / CONFIG, work.study("study"), PLACE))
     read_layers([str(work.study("study")), "--output-dir", str(work.study("layers"))])
     return work.study("layers")
 
@@ -124,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         work.directory, command=COMMAND, settings=settings, overwrite=arguments.overwrite, found=FOUND
     ) as run:
         if not run.finished:
-            build_start(work)
+            build_placed(work, build_untrained(work), {PLACE: [PLANTED]})
             answers = judge_layers(read_table(run_sweep(work) / "layers.csv"))
             write_table(work.directory / ANSWERS_FILE, answer_table(answers))
             print(*map(describe, answers), sep="\n")

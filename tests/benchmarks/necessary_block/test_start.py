@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks.necessary_block.pictures import NUM_PROMPTS, QUESTION, build_prompts, draw
-from benchmarks.necessary_block.start import close_others, cut_route, open_layers, place_block, place_layers
+from benchmarks.necessary_block.start import close_others, cut_route, open_layers, place_layers
 from data_builders.pocket.draw import RGB
 from data_builders.prompt_sets.prompts import read_prompts
 from eval.replies.prompting import STYLES
@@ -33,11 +33,13 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole model and the start with the block in each place, of random weights."""
     directory = tmp_path_factory.mktemp("models")
-    close_others(directory / "closed", pocket_checkpoint)
+    close_others(directory / "closed", pocket_checkpoint, num_open=2)
     cut_route(directory / "cut", directory / "closed")
     for block in BLOCKS:
         for phase, trained in (("base", "closed"), ("sft", "cut")):
-            place_block(directory / block / phase, block, trained=directory / trained, untrained=pocket_checkpoint)
+            place_layers(
+                directory / block / phase, LAYERS[block], trained=directory / trained, untrained=pocket_checkpoint
+            )
     return directory
 
 
