@@ -12,20 +12,16 @@ OUTPUT/checkpoint/    the checkpoint, loadable
 OUTPUT/lines.csv      per changed tensor: rank-1 share, R², slope, and the distance to the real step, if there is one
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merge.recipes.companions import ROLLOUT_FILE
-from merge.restore import START_ARGUMENT, TRAJECTORY_ARGUMENT, check_place
-from merge.splice import CHECKPOINT_DIR, check_room
+from merge.restore import START_ARGUMENT, TRAJECTORY_ARGUMENT, check_place, write_weights
+from merge.splice import CHECKPOINT_DIR
 from merge.trajectories.extrapolated import ExtrapolatedCheckpoint, Miss, extrapolate, misses
 from merge.trajectories.restored import Trajectory, open_trajectory
-from models.checkpoint import open_checkpoint, write_like
 from tracking.command import parse_arguments, run_command
-from tracking.product import partial_directory
 from tracking.run import OVERWRITE_ARGUMENT, open_run
 from tracking.tables import write_table
 
@@ -82,13 +78,7 @@ def write_extrapolated(
     with open_run(directory, command=COMMAND, settings=settings, overwrite=overwrite) as run:
         if run.finished:
             return None
-        shutil.rmtree(checkpoint, ignore_errors=True)  # of an attempt that was killed before it was recorded
-        start = open_checkpoint(trajectory.start.directory)
-        check_room(directory, sum(stored.num_bytes for stored in start.tensors.values()))
-        trajectory.check_start()
-        with partial_directory(checkpoint) as partial:
-            write_like(partial, start=start, weights=predicted)
-            (partial / ROLLOUT_FILE).unlink(missing_ok=True)  # of the start; no run wrote these weights
+        write_weights(trajectory, predicted, checkpoint, rollout=None)  # no run wrote these weights
         found: Mapping[str, Miss] = {}
         if predicted.step in trajectory.numbers:
             found = dict(misses(predicted, trajectory.at(predicted.step)))

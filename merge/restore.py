@@ -17,7 +17,7 @@ from pathlib import Path
 from merge.recipes.companions import ROLLOUT_FILE
 from merge.splice import CHECKPOINT_DIR, check_room
 from merge.trajectories.restored import Trajectory, open_trajectory
-from models.checkpoint import open_checkpoint, write_like
+from models.checkpoint import Checkpoint, open_checkpoint, write_like
 from models.loading import check_checkpoint
 from tracking.command import parse_arguments, run_command
 from tracking.product import partial_directory
@@ -56,6 +56,28 @@ def check_place(directory: Path, trajectory: Trajectory) -> None:
             raise ValueError(f"--output-dir {directory} and {folder} are nested; choose another folder")
 
 
+def write_weights(trajectory: Trajectory, weights: Checkpoint, checkpoint: Path, *, rollout: Path | None) -> None:
+    """Writes weights of a trajectory's model as a checkpoint with the start's files, names and dtypes.
+
+    Args:
+        weights: the tensors.
+        checkpoint: the folder; what an attempt left there that was killed before it was recorded is removed.
+        rollout: the `rollout.json` of the run that made them; None if there is none. The start's is left out.
+
+    Raises:
+        ValueError: if the start has changed; no checkpoint is written.
+    """
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    start = open_checkpoint(trajectory.start.directory)
+    check_room(checkpoint.parent, sum(stored.num_bytes for stored in start.tensors.values()))
+    trajectory.check_start()
+    with partial_directory(checkpoint) as partial:
+        write_like(partial, start=start, weights=weights)
+        (partial / ROLLOUT_FILE).unlink(missing_ok=True)
+        if rollout is not None and rollout.is_file():
+            shutil.copyfile(rollout, partial / ROLLOUT_FILE)
+
+
 def restore(trajectory: Trajectory, step: int, directory: Path, *, overwrite: bool = False) -> Path:
     """Writes the weights after a step into a run directory.
 
@@ -72,16 +94,8 @@ def restore(trajectory: Trajectory, step: int, directory: Path, *, overwrite: bo
     with open_run(directory, command=COMMAND, settings=settings, overwrite=overwrite) as run:
         if run.finished:
             return checkpoint
-        shutil.rmtree(checkpoint, ignore_errors=True)  # of an attempt that was killed before it was recorded
-        start = open_checkpoint(trajectory.start.directory)
-        check_room(directory, sum(stored.num_bytes for stored in start.tensors.values()))
-        trajectory.check_start()
-        with partial_directory(checkpoint) as partial:
-            write_like(partial, start=start, weights=restored)
-            (partial / ROLLOUT_FILE).unlink(missing_ok=True)  # the start's
-            own = trajectory.directory / "final" / ROLLOUT_FILE
-            if own.is_file():
-                shutil.copyfile(own, partial / ROLLOUT_FILE)
+        rollout = trajectory.directory / "final" / ROLLOUT_FILE
+        write_weights(trajectory, restored, checkpoint, rollout=rollout)
     return checkpoint
 
 
