@@ -65,7 +65,7 @@ from analyze.probes.inputs import (
     load_problems,
 )
 from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
-from eval.tasks import check_task
+from eval.tasks import LIMIT_ARGUMENT, check_task
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, make_partition
 from models.loading import DTYPE_ARGUMENT
 from tracking.command import check_all, check_least, is_main_process, parse_arguments
@@ -112,9 +112,7 @@ class AttentionArguments:
             "id and response"
         },
     )
-    limit: int | None = field(
-        default=None, metadata={"help": "use only the first N prompts of each task", "formerly": ("num_prompts",)}
-    )
+    limit: int | None = field(default=None, metadata=LIMIT_ARGUMENT | {"formerly": ("num_prompts",)})
     prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
     system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
     max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a greedy answer, in tokens"})

@@ -14,6 +14,7 @@ Known limits: one forward pass over whole sequences, without a cache. Layers wit
 as in three of four layers of Qwen3.5) have no attention weights; their masses are NaN.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,43 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 assert (*KEY_SEGMENTS[:-1], "earlier", "self") == SEGMENTS
 
 
-class AttentionMass:
+class SdpaObserver(ABC):
+    """An attention function of Transformers that computes SDPA's output and looks at what went into it."""
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Computes SDPA's output; the signature is Transformers'."""
+        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        with torch.no_grad():
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            self._observe(module, query, key, value, attention_mask, scale, output)
+        return output, None
+
+    @abstractmethod
+    def _observe(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scale: float,
+        output: torch.Tensor,
+    ) -> None:
+        """Keeps what is wanted of one layer; without gradients."""
+
+
+class AttentionMass(SdpaObserver):
     """An attention function that computes SDPA's output and accumulates what each layer's reply tokens attend to."""
 
     def __init__(
@@ -75,28 +112,22 @@ class AttentionMass:
         self._sum_errors = torch.zeros(len(segments), device=segments.device)
         self._output_errors: list[float] = []
 
-    def __call__(
+    def _observe(
         self,
         module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """Computes SDPA's output and accumulates this layer's masses; the signature is Transformers'."""
-        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        scale: float,
+        output: torch.Tensor,
+    ) -> None:
+        """Accumulates this layer's masses."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         self._num_layers = int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
         assert query.shape[2] == key.shape[2] == self._members.shape[1], "masses need whole sequences without a cache"
         assert layer not in self._layers, f"layer {layer} ran twice; one AttentionMass serves one forward pass"
-        with torch.no_grad():
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            self._layers[layer] = self._measure(query, key, value, attention_mask, scale, output)
-        return output, None
+        self._layers[layer] = self._measure(query, key, value, attention_mask, scale, output)
 
     def result(self) -> Float[torch.Tensor, "rows parts layers heads measures"]:
         """Returns the means over each part's tokens, on the CPU; NaN for a missing part, image or attention matrix.

@@ -17,13 +17,11 @@ chunk at a time. It needs the rows of all tokens, so it takes about as long as e
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from analyze.attention.mass import CHUNK_ELEMENTS, KEY_SEGMENTS, attention_scores, chosen_positions
+from analyze.attention.mass import CHUNK_ELEMENTS, KEY_SEGMENTS, SdpaObserver, attention_scores, chosen_positions
 
 VISION, REPLY = KEY_SEGMENTS.index("vision"), KEY_SEGMENTS.index("reply")
 
@@ -42,7 +40,7 @@ class RowMaps:
     """The largest deviation from one of a token's total mass, over all layers and heads."""
 
 
-class AttentionMaps:
+class AttentionMaps(SdpaObserver):
     """An attention function that computes SDPA's output and keeps what the replies of a batch attend to."""
 
     def __init__(
@@ -77,31 +75,25 @@ class AttentionMaps:
         self._tokens = torch.zeros(len(tokens), *shape, device=segments.device)
         self._sum_errors = torch.zeros(len(tokens), device=segments.device)
 
-    def __call__(
+    def _observe(
         self,
         module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """Computes SDPA's output and keeps this layer's rows over the picture; the signature is Transformers'."""
-        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        scale: float,
+        output: torch.Tensor,
+    ) -> None:
+        """Keeps this layer's rows over the picture."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         assert layer not in self._parts, f"layer {layer} ran twice; the maps are those of one forward pass"
         assert query.shape[2] == key.shape[2], "maps need whole sequences without a cache"
-        with torch.no_grad():
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            means = self._read(layer, query, key.float(), attention_mask, scale)
-            self._parts[layer] = (self._weights @ means).cpu()
-            groups = [0, *(number for number, layers in enumerate(self._blocks, start=1) if layer in layers)]
-            for row, chosen in enumerate(self._chosen):
-                self._tokens[row, groups, : len(chosen)] += means[row, chosen]
-        return output, None
+        means = self._read(layer, query, key.float(), attention_mask, scale)
+        self._parts[layer] = (self._weights @ means).cpu()
+        groups = [0, *(number for number, layers in enumerate(self._blocks, start=1) if layer in layers)]
+        for row, chosen in enumerate(self._chosen):
+            self._tokens[row, groups, : len(chosen)] += means[row, chosen]
 
     def _read(
         self, layer: int, query: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None, scale: float
@@ -144,7 +136,7 @@ class AttentionMaps:
         )
 
 
-class AttentionRollout:
+class AttentionRollout(SdpaObserver):
     """An attention function that computes SDPA's output and multiplies the layers' attention to the picture's cells."""
 
     def __init__(self, segments: Int[torch.Tensor, "1 tokens"]) -> None:
@@ -159,33 +151,28 @@ class AttentionRollout:
         self._state = torch.zeros(segments.shape[1], len(cells), device=segments.device)
         self._state[cells, torch.arange(len(cells), device=segments.device)] = 1
 
-    def __call__(
+    def _observe(
         self,
         module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """Computes SDPA's output and advances the rollout by one layer; the signature is Transformers'."""
-        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-        with torch.no_grad():
-            advanced = torch.empty_like(self._state)
-            num_tokens = query.shape[2]
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            step = max(1, CHUNK_ELEMENTS // (query.shape[1] * num_tokens))
-            positions = torch.arange(num_tokens, device=query.device)[None]
-            for start in range(0, num_tokens, step):
-                index = positions[:, start : start + step]
-                scores = attention_scores(query, key.float(), attention_mask, index, scale)
-                rows = scores[0].softmax(-1).mean(0)  # [chunk, tokens]
-                advanced[start : start + step] = (rows @ self._state + self._state[start : start + step]) / 2
-            self._state = advanced
-        return output, None
+        scale: float,
+        output: torch.Tensor,
+    ) -> None:
+        """Advances the rollout by one layer."""
+        advanced = torch.empty_like(self._state)
+        keys = key.float()
+        num_tokens = query.shape[2]
+        step = max(1, CHUNK_ELEMENTS // (query.shape[1] * num_tokens))
+        positions = torch.arange(num_tokens, device=query.device)[None]
+        for start in range(0, num_tokens, step):
+            index = positions[:, start : start + step]
+            scores = attention_scores(query, keys, attention_mask, index, scale)
+            rows = scores[0].softmax(-1).mean(0)  # [chunk, tokens]
+            advanced[start : start + step] = (rows @ self._state + self._state[start : start + step]) / 2
+        self._state = advanced
 
     @property
     def result(self) -> Float[torch.Tensor, "reply_tokens cells"]:
