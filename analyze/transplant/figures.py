@@ -1,6 +1,7 @@
 """What does a sweep of transplants look like? Accuracy over depth, and transplants against trained arms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,33 +33,67 @@ PLACES = 0.12
 """Horizontal distance of the curves of two factors, in layers."""
 
 
-def draw_depth(table: "pd.DataFrame", scores: "pd.DataFrame", arm: str, part: str, partition: Partition) -> "Figure":
-    """Draws a row of panels per ability and a column per direction, with a curve per factor."""
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One panel of a figure: an ability in a direction."""
+
+    axes: "Axes"
+    task: str
+    ability: str
+    direction: str
+    rows: "pd.DataFrame"
+
+
+def _panels(rows: "pd.DataFrame", size: tuple[float, float], *, shared: bool) -> tuple["Figure", list[Panel]]:
+    """Returns a figure with a row of panels per ability and a column per direction.
+
+    Args:
+        size: width and height of a panel, in inches.
+        shared: the panels have one horizontal axis, and those of a row one vertical axis.
+    """
     import matplotlib.pyplot as plt
 
-    rows = table[(table["arm"] == arm) & (table["part"] == part)]
     groups = list(dict.fromkeys(zip(rows["task"], rows["ability"], strict=True)))
     directions = [each for each in DIRECTIONS if each in set(rows["direction"])]
-    figure, panels = plt.subplots(
-        len(groups), len(directions), figsize=(4.9 * len(directions) + 0.4, 0.9 + 2.5 * len(groups)), sharex=True,
-        sharey="row", squeeze=False, layout="constrained",
+    figure, axes = plt.subplots(
+        len(groups), len(directions), figsize=(size[0] * len(directions) + 0.4, 0.9 + size[1] * len(groups)),
+        sharex=shared, sharey="row" if shared else False, squeeze=False, layout="constrained",
     )  # fmt: skip
+    panels = []
     for row, (task, ability) in enumerate(groups):
         for column, direction in enumerate(directions):
-            axes = panels[row, column]
             chosen = (rows["task"] == task) & (rows["ability"] == ability) & (rows["direction"] == direction)
-            _draw_levels(axes, scores[(scores["task"] == task) & (scores["ability"] == ability)], arm)
-            _draw_curves(axes, rows[chosen], partition)
-            title = TITLES[direction].format(WORDS[part]).replace("END", arm).replace("START", "the start")
-            axes.set_title(f"{ability}: {title}", fontsize=LABEL_SIZE)
-        panels[row, 0].set_ylabel("accuracy, percent", fontsize=LABEL_SIZE)
-    figure.supxlabel("decoder layer", fontsize=LABEL_SIZE)
-    common_legend(figure, list(panels.flat))
+            place = axes[row, column]
+            panels.append(Panel(axes=place, task=task, ability=ability, direction=direction, rows=rows[chosen]))
+    return figure, panels
+
+
+def _labelled(figure: "Figure", panels: Sequence[Panel], *, x: str, y: str) -> "Figure":
+    """Labels the axes of a figure, the vertical ones of its first column, and adds the legend."""
+    for panel in panels:
+        if panel.axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            panel.axes.set_ylabel(y, fontsize=LABEL_SIZE)
+    figure.supxlabel(x, fontsize=LABEL_SIZE)
+    common_legend(figure, [panel.axes for panel in panels])
     return figure
 
 
-def _draw_levels(axes: "Axes", scores: "pd.DataFrame", arm: str) -> None:
+def draw_depth(table: "pd.DataFrame", scores: "pd.DataFrame", arm: str, part: str, partition: Partition) -> "Figure":
+    """Draws a row of panels per ability and a column per direction, with a curve per factor."""
+
+    rows = table[(table["arm"] == arm) & (table["part"] == part)]
+    figure, panels = _panels(rows, (4.9, 2.5), shared=True)
+    for panel in panels:
+        _draw_levels(panel, scores, arm)
+        _draw_curves(panel.axes, panel.rows, partition)
+        title = TITLES[panel.direction].format(WORDS[part]).replace("END", arm).replace("START", "the start")
+        panel.axes.set_title(f"{panel.ability}: {title}", fontsize=LABEL_SIZE)
+    return _labelled(figure, panels, x="decoder layer", y="accuracy, percent")
+
+
+def _draw_levels(panel: Panel, scores: "pd.DataFrame", arm: str) -> None:
     """Draws the accuracies of START and END as lines; END's is the mean of its seeds."""
+    axes, scores = panel.axes, scores[(scores["task"] == panel.task) & (scores["ability"] == panel.ability)]
     ends = scores[scores["model"].str.partition("@")[0] == arm]
     axes.axhline(100 * float(ends["accuracy"].mean()), color=END_COLOUR, linestyle="--", label=arm)
     start = scores[scores["model"] == START]
@@ -87,55 +122,34 @@ def draw_factors(table: "pd.DataFrame", scores: "pd.DataFrame", arm: str) -> "Fi
     import matplotlib.pyplot as plt
 
     rows = table[(table["arm"] == arm) & table["part"].isin([BLOCK, REGION])]
-    groups = list(dict.fromkeys(zip(rows["task"], rows["ability"], strict=True)))
-    directions = [each for each in DIRECTIONS if each in set(rows["direction"])]
-    figure, panels = plt.subplots(
-        len(groups), len(directions), figsize=(4.9 * len(directions) + 0.4, 0.9 + 2.7 * len(groups)), sharex=True,
-        sharey="row", squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for row, (task, ability) in enumerate(groups):
-        for column, direction in enumerate(directions):
-            axes = panels[row, column]
-            chosen = (rows["task"] == task) & (rows["ability"] == ability) & (rows["direction"] == direction)
-            _draw_levels(axes, scores[(scores["task"] == task) & (scores["ability"] == ability)], arm)
-            for order, (unit, own) in enumerate(rows[chosen].groupby("unit", sort=False)):
-                points = own.sort_values("alpha")
-                axes.plot(
-                    [0, *points["alpha"]], [100 * points["accuracy_against"].iloc[0], *(100 * points["accuracy"])],
-                    color=plt.get_cmap("tab10")(order % 10), marker="o", markersize=3.5, linewidth=1.1, label=str(unit),
-                )  # fmt: skip
-            title = "START + α · change" if direction == SUFFICIENCY else "END − α · change"
-            axes.set_title(f"{ability}: {title.replace('END', arm).replace('START', 'the start')}", fontsize=LABEL_SIZE)
-            plain(axes)
-            axes.tick_params(labelsize=8)
-        panels[row, 0].set_ylabel("accuracy, percent", fontsize=LABEL_SIZE)
-    figure.supxlabel("α", fontsize=LABEL_SIZE)
-    common_legend(figure, list(panels.flat))
-    return figure
+    figure, panels = _panels(rows, (4.9, 2.7), shared=True)
+    for panel in panels:
+        axes = panel.axes
+        _draw_levels(panel, scores, arm)
+        for order, (unit, own) in enumerate(panel.rows.groupby("unit", sort=False)):
+            points = own.sort_values("alpha")
+            axes.plot(
+                [0, *points["alpha"]], [100 * points["accuracy_against"].iloc[0], *(100 * points["accuracy"])],
+                color=plt.get_cmap("tab10")(order % 10), marker="o", markersize=3.5, linewidth=1.1, label=str(unit),
+            )  # fmt: skip
+        title = "START + α · change" if panel.direction == SUFFICIENCY else "END − α · change"
+        title = title.replace("END", arm).replace("START", "the start")
+        axes.set_title(f"{panel.ability}: {title}", fontsize=LABEL_SIZE)
+        plain(axes)
+        axes.tick_params(labelsize=8)
+    return _labelled(figure, panels, x="α", y="accuracy, percent")
 
 
 def draw_prediction(prediction: "pd.DataFrame", arm: str) -> "Figure":
     """Draws transplants against trained arms: a row of panels per ability, a column per direction."""
-    import matplotlib.pyplot as plt
 
     rows = prediction[(prediction["arm"] == arm) & (prediction["alpha"] == sentence_alpha(prediction))]
-    groups = list(dict.fromkeys(zip(rows["task"], rows["ability"], strict=True)))
-    directions = [each for each in DIRECTIONS if each in set(rows["direction"])]
-    figure, panels = plt.subplots(
-        len(groups), len(directions), figsize=(4.2 * len(directions) + 0.4, 0.9 + 3.2 * len(groups)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for row, (task, ability) in enumerate(groups):
-        for column, direction in enumerate(directions):
-            axes = panels[row, column]
-            chosen = (rows["task"] == task) & (rows["ability"] == ability) & (rows["direction"] == direction)
-            _draw_points(axes, rows[chosen])
-            against = "the start" if direction == SUFFICIENCY else arm
-            axes.set_title(f"{ability}: {direction}, points to {against}", fontsize=LABEL_SIZE)
-        panels[row, 0].set_ylabel("trained arm", fontsize=LABEL_SIZE)
-    figure.supxlabel("transplant", fontsize=LABEL_SIZE)
-    common_legend(figure, list(panels.flat))
-    return figure
+    figure, panels = _panels(rows, (4.2, 3.2), shared=False)
+    for panel in panels:
+        _draw_points(panel.axes, panel.rows)
+        against = "the start" if panel.direction == SUFFICIENCY else arm
+        panel.axes.set_title(f"{panel.ability}: {panel.direction}, points to {against}", fontsize=LABEL_SIZE)
+    return _labelled(figure, panels, x="transplant", y="trained arm")
 
 
 def _draw_points(axes: "Axes", own: "pd.DataFrame") -> None:
