@@ -39,7 +39,7 @@ from data_builders.prompt_sets.prompts import (
 from eval.grading import CORRECT, UNSCORED
 from eval.replies.answering import graded
 from eval.replies.pictures import answer_spaces, pixel_limits
-from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
+from eval.replies.prompting import MAX_TOKENS_ARGUMENT, STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.sampling import SeededSampler, reply_seed
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.intervals import wilson
@@ -84,7 +84,7 @@ class BoundaryArguments:
         metadata=STYLE_ARGUMENT,
     )
     system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
-    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
+    max_new_tokens: int = field(default=2048, metadata=MAX_TOKENS_ARGUMENT)
     batch_size: int = field(default=16, metadata={"help": "replies generated together"})
     dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
     attn_implementation: str = field(default="sdpa", metadata=ATTENTION_ARGUMENT)

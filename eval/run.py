@@ -45,19 +45,19 @@ from eval.replies.conditions import (
     earlier_replies,
     make_queries,
 )
-from eval.replies.decoding import check_repetition_window
+from eval.replies.decoding import REPETITION_ARGUMENT, check_repetition_window
 from eval.replies.described import describe, described_prompts, open_needed, say_what_is_missing
 from eval.replies.descriptions import DescriptionArguments, Descriptions
 from eval.replies.engines import ENGINES, EngineOptions, check_vllm
 from eval.replies.outcomes import GIVEN
-from eval.replies.pictures import AnswerSpaces, answer_spaces, pixel_limits
-from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
+from eval.replies.pictures import MAX_PIXELS_ARGUMENT, MIN_PIXELS_ARGUMENT, AnswerSpaces, answer_spaces, pixel_limits
+from eval.replies.prompting import MAX_TOKENS_ARGUMENT, STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.rollouts import read_rollout
 from eval.replies.sampling import SamplingArguments
 from eval.replies.subject import Subject, check_subject, open_subject
 from eval.statistics.scores import score_table
 from eval.statistics.summary import summary
-from eval.tasks import CACHE_DIR, Task, check_task, open_task
+from eval.tasks import CACHE_DIR, LIMIT_ARGUMENT, Task, check_task, open_task
 from models.adapters.opening import BASE_ARGUMENT
 from models.layout import read_model_config
 from models.loading import ATTENTION_ARGUMENT, DTYPE_ARGUMENT, load_processor
@@ -104,7 +104,7 @@ class EvaluationArguments:
     )
     output_dir: str = field(metadata={"help": "where records.jsonl and scores.csv are written"})
     base: str | None = field(default=None, metadata=BASE_ARGUMENT)
-    limit: int | None = field(default=None, metadata={"help": "use only the first N prompts of each task"})
+    limit: int | None = field(default=None, metadata=LIMIT_ARGUMENT)
     abilities: bool = field(
         default=False,
         metadata={"help": "ask each prompt under all conditions that the definition of its ability requires"},
@@ -115,17 +115,10 @@ class EvaluationArguments:
     )
     prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
     system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
-    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
-    repetition_window: int = field(
-        default=128,
-        metadata={"help": "stop a reply if its last N tokens repeat one sequence four or more times; 0: never"},
-    )
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "minimum number of pixels of an image; by default the processor's"}
-    )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "maximum number of pixels of an image; by default the processor's"}
-    )
+    max_new_tokens: int = field(default=2048, metadata=MAX_TOKENS_ARGUMENT)
+    repetition_window: int = field(default=128, metadata=REPETITION_ARGUMENT)
+    min_pixels: int | None = field(default=None, metadata=MIN_PIXELS_ARGUMENT)
+    max_pixels: int | None = field(default=None, metadata=MAX_PIXELS_ARGUMENT)
     box_space: str | None = field(
         default=None,
         metadata={

@@ -42,10 +42,10 @@ from analyze.skip.run import answer_all
 from analyze.skip.summary import summary
 from analyze.skip.tables import rate_table
 from data_builders.prompt_sets.prompts import ABILITIES
-from eval.replies.decoding import check_repetition_window
-from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
+from eval.replies.decoding import REPETITION_ARGUMENT, check_repetition_window
+from eval.replies.prompting import MAX_TOKENS_ARGUMENT, STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.subject import check_subject, open_subject
-from eval.tasks import check_task
+from eval.tasks import LIMIT_ARGUMENT, check_task
 from models.adapters.opening import BASE_ARGUMENT
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, make_partition
 from models.layout import layout_of
@@ -84,7 +84,7 @@ class SkipArguments:
     )
     limit: int | None = field(
         default=None,
-        metadata={"help": "use only the first N prompts of each task", "formerly": ("max_problems",)},
+        metadata=LIMIT_ARGUMENT | {"formerly": ("max_problems",)},
     )
     partition: str = field(
         default="thirds",
@@ -96,11 +96,8 @@ class SkipArguments:
     )
     prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
     system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
-    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
-    repetition_window: int = field(
-        default=128,
-        metadata={"help": "stop a reply if its last N tokens repeat one sequence four or more times; 0: never"},
-    )
+    max_new_tokens: int = field(default=2048, metadata=MAX_TOKENS_ARGUMENT)
+    repetition_window: int = field(default=128, metadata=REPETITION_ARGUMENT)
     batch_size: int = field(default=128, metadata={"help": "rows generated together; halved if memory runs out"})
     dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
     attn_implementation: str = field(default="sdpa", metadata=ATTENTION_ARGUMENT)

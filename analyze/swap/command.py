@@ -34,7 +34,7 @@ from analyze.swap.summary import summary
 from analyze.swap.tables import defect_table, logprob_table, rate_table, skipped_table
 from data_builders.pairs.defects import FATAL, Defect, preflight, summarise
 from data_builders.pairs.files import check_pairs, pairs_fingerprint
-from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
+from eval.replies.prompting import MAX_TOKENS_ARGUMENT, STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.subject import check_subject, open_subject
 from models.adapters.opening import BASE_ARGUMENT
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, Partition, make_partition
@@ -91,7 +91,7 @@ class SwapArguments:
             "the model's family"
         },
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "maximum length of a reply, in tokens"})
+    max_new_tokens: int = field(default=64, metadata=MAX_TOKENS_ARGUMENT)
     batch_size: int = field(default=16, metadata={"help": "pairs per batch at first; halved if memory runs out"})
     dtype: str = field(default="float32", metadata=DTYPE_ARGUMENT)
     attn_implementation: str = field(default="sdpa", metadata=ATTENTION_ARGUMENT)

@@ -41,15 +41,15 @@ from analyze.transplant.summary import summary
 from analyze.transplant.tables import score_rows, transplant_table
 from eval.replies.answering import make_query_batches
 from eval.replies.conditions import make_queries
-from eval.replies.decoding import check_repetition_window
+from eval.replies.decoding import REPETITION_ARGUMENT, check_repetition_window
 from eval.replies.engines import EngineOptions
 from eval.replies.outcomes import GIVEN
-from eval.replies.pictures import answer_spaces, pixel_limits
-from eval.replies.prompting import STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
+from eval.replies.pictures import MAX_PIXELS_ARGUMENT, MIN_PIXELS_ARGUMENT, answer_spaces, pixel_limits
+from eval.replies.prompting import MAX_TOKENS_ARGUMENT, STYLE_ARGUMENT, SYSTEM_ARGUMENT, check_style
 from eval.replies.sampling import SamplingArguments
 from eval.replies.subject import Subject, open_subject
 from eval.statistics.pairing import Entry, parse_entry
-from eval.tasks import Task, check_task, open_task
+from eval.tasks import LIMIT_ARGUMENT, Task, check_task, open_task
 from models.adapters.opening import check_model, open_model
 from models.blocks import CUTS_ARGUMENT, PARTITION_ARGUMENT, make_partition
 from models.checkpoint import Checkpoint, check_same_tensors
@@ -121,22 +121,15 @@ class TransplantArguments:
         metadata={"help": "folders of analyze.layers, train.necessity or eval.compare, whose trained arms the "
                   "transplants are compared with"},
     )  # fmt: skip
-    limit: int | None = field(default=None, metadata={"help": "use only the first N prompts of each task"})
+    limit: int | None = field(default=None, metadata=LIMIT_ARGUMENT)
     partition: str = field(default="thirds", metadata=PARTITION_ARGUMENT)
     cuts: list[int] = field(default_factory=list, metadata=CUTS_ARGUMENT)
     prompt_style: str = field(default="plain", metadata=STYLE_ARGUMENT)
     system_prompt: str | None = field(default=None, metadata=SYSTEM_ARGUMENT)
-    max_new_tokens: int = field(default=2048, metadata={"help": "maximum length of a reply, in tokens"})
-    repetition_window: int = field(
-        default=128,
-        metadata={"help": "stop a reply if its last N tokens repeat one sequence four or more times; 0: never"},
-    )
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "minimum number of pixels of an image; by default the processor's"}
-    )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "maximum number of pixels of an image; by default the processor's"}
-    )
+    max_new_tokens: int = field(default=2048, metadata=MAX_TOKENS_ARGUMENT)
+    repetition_window: int = field(default=128, metadata=REPETITION_ARGUMENT)
+    min_pixels: int | None = field(default=None, metadata=MIN_PIXELS_ARGUMENT)
+    max_pixels: int | None = field(default=None, metadata=MAX_PIXELS_ARGUMENT)
     batch_size: int = field(default=16, metadata={"help": "replies generated together; halved if memory runs out"})
     dtype: str = field(default="auto", metadata=DTYPE_ARGUMENT)
     attn_implementation: str = field(default="sdpa", metadata=ATTENTION_ARGUMENT)

@@ -22,6 +22,9 @@ STOP, LENGTH, REPETITION = "stop", "length", "repetition"
 MIN_REPETITION_WINDOW = 16
 """Four repetitions of a cycle of four tokens; a smaller window would stop numbers and lists."""
 
+REPETITION_ARGUMENT = {"help": "stop a reply if its last N tokens repeat one sequence four or more times; 0: never"}
+"""Metadata of the field `repetition_window` of all commands."""
+
 
 def check_repetition_window(window: int) -> None:
     """Refuses a window so short that it would end sound replies; 0 ends none."""

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+MIN_PIXELS_ARGUMENT = {"help": "minimum number of pixels of an image; by default the processor's"}
+MAX_PIXELS_ARGUMENT = {"help": "maximum number of pixels of an image; by default the processor's"}
+"""Metadata of the fields `min_pixels` and `max_pixels` of all commands."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image of a prompt, or a black one instead of it."""

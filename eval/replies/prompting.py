@@ -19,7 +19,8 @@ STYLE_ARGUMENT = {
     "help": "how a prompt asks for its answer: plain, boxed or think; use the same in training and evaluation"
 }
 SYSTEM_ARGUMENT = {"help": "system message; none by default"}
-"""Metadata of the fields `prompt_style` and `system_prompt` of all commands."""
+MAX_TOKENS_ARGUMENT = {"help": "maximum length of a reply, in tokens"}
+"""Metadata of the fields `prompt_style`, `system_prompt` and `max_new_tokens` of all commands."""
 
 
 def check_style(style: str) -> None:

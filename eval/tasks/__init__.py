@@ -44,6 +44,8 @@ TASKS: dict[str, Benchmark] = {
 
 
 CACHE_DIR = Path("outputs/tasks")
+LIMIT_ARGUMENT = {"help": "use only the first N prompts of each task"}
+"""Metadata of the field `limit` of all commands that take tasks."""
 
 
 def open_task(name: str, *, cache_dir: Path = CACHE_DIR, with_images: bool = True) -> Task:
