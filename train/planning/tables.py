@@ -124,8 +124,8 @@ def _totals(plan: "Plan") -> list[str]:
     disk = needs[0].disk
     if disk.num_kept_steps:
         lines.append(
-            f"trajectory: {disk.num_kept_steps} kept steps a run, at most {size(disk.kept_step_bytes)} {unit} a step in "
-            f"{next(iter(plan.forecasts))}, if every element that trains changes in every bit"
+            f"trajectory: {disk.num_kept_steps} kept steps a run, at most {size(disk.kept_step_bytes)} {unit} a step "
+            f"in {next(iter(plan.forecasts))}, if every element that trains changes in every bit"
         )
     tokens, speed = needs[0].num_tokens, plan.speed
     if tokens is None:
