@@ -11,16 +11,13 @@ from train.planning.activations import (
     Layer,
     Precision,
     Tokens,
-    ends_bytes,
     flowing_bytes,
     input_bytes,
     layers_of,
-    patches_bytes,
-    projector_bytes,
     stack_bytes,
-    tile_bytes,
 )
 from train.planning.disk import Disk, plan_disk
+from train.planning.ends import ends_bytes, patches_bytes, projector_bytes, tile_bytes
 from train.planning.memory import (
     BACKWARD,
     MASTER_BYTES,
