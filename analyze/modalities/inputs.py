@@ -24,7 +24,7 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gaps": ("eval.support", "gaps.csv", ("modality", "start_gap", "gap_closed", "start_verdict")),
     "bins": ("eval.support", "bins.csv", ("modality", "bin", "gain")),
     "transfer": ("eval.transfer", "transfer.csv", ("trained_on", "evaluated_on", "method", "difference")),
-    "contrasts": ("eval.transfer", "contrasts.csv", ("trained_on", "contrast", "difference")),
+    "contrasts": ("eval.transfer", "contrasts.csv", ("trained_on", "question", "difference")),
     "statements": ("eval.claims", "when_rl_helps.csv", ("statement", "rule", "verdict")),
     "tower": ("eval.tower", "tower.csv", ("model", "layer", "probe", "cv_accuracy")),
     "differences": ("eval.tower", "differences.csv", ("model", "against", "against_layer", "p_holm")),

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METHODS = {"rl": "RL", "sft": "SFT"}
+OWN, OTHERS, OWN_LESS_OTHERS = "own", "others", "own less others"
+POOLED = "pooled"
+"""Questions of `contrasts.csv`, and its rows over all modalities trained on."""
 CELL, ROW, HEAD = 116, 44, 52
 """Width of a column, height of a row, height above the first row, in the drawing's units."""
 LETTER = 8.0
@@ -81,13 +84,14 @@ def _part(method: str, own: "pd.DataFrame", contrasts: "pd.DataFrame | None", ev
 
 
 def _answer(word: str, own: "pd.DataFrame", tested: "pd.DataFrame | None") -> str:
+    own = own[own["trained_on"].isin(own["evaluated_on"])]  # without models that were trained on several modalities
     same = own.apply(_is_same, axis=1)
     gained = (own["p_holm"] < LEVEL) & (own["difference"] > 0)
     text = (
         f"{word} gains significantly in {int((gained & same).sum())} of {int(same.sum())} cells on the modality "
         f"that it was trained on, and in {int((gained & ~same).sum())} of {int((~same).sum())} on others"
     )
-    pooled = None if tested is None else _pooled(tested)
+    pooled = None if tested is None else _pooled(tested, OWN_LESS_OTHERS)
     if pooled is None:
         return f"{text}."
     return (
@@ -96,10 +100,11 @@ def _answer(word: str, own: "pd.DataFrame", tested: "pd.DataFrame | None") -> st
     )
 
 
-def _pooled(tested: "pd.DataFrame") -> Any:
-    """Returns the contrast over all modalities; None if there is none."""
-    own = tested[tested["trained_on"].astype(str).isin(("pooled", "all"))]
-    return None if own.empty else own.iloc[0]
+def _pooled(tested: "pd.DataFrame", question: str) -> Any:
+    """Returns the row over all modalities trained on, or the only row; None if there is none."""
+    own = tested[tested["question"] == question]
+    pooled = own[own["trained_on"] == POOLED]
+    return next((each.iloc[0] for each in (pooled, own) if len(each)), None)
 
 
 def _is_same(row: Any) -> bool:
@@ -121,9 +126,9 @@ def _where(row: Any, own: "pd.DataFrame") -> str:
 def _contrast_table(rows: "pd.DataFrame") -> Table:
     return Table(
         caption="Contrasts in points, with 95 % intervals.",
-        columns=["contrast", "trained on", "n", "seeds", "difference", "p, corrected"],
+        columns=["on", "trained on", "n", "seeds", "difference", "p, corrected"],
         rows=[
-            [str(row["contrast"]), str(row["trained_on"]), f"{int(row['n'])}", f"{int(row['num_seeds'])}",
+            [_question(row["question"]), str(row["trained_on"]), f"{int(row['n'])}", f"{int(row['num_seeds'])}",
              change(row["difference"], row["low"], row["high"]), probability(row["p_holm"])]
             for _, row in rows.iterrows()
         ],
@@ -131,13 +136,22 @@ def _contrast_table(rows: "pd.DataFrame") -> Table:
     )  # fmt: skip
 
 
+def _question(name: str) -> str:
+    """Returns on which modalities a contrast is."""
+    words = {OWN: "the own modality", OTHERS: "the others", OWN_LESS_OTHERS: "own less others"}
+    return words.get(name, name)
+
+
 def _between(rows: "pd.DataFrame") -> Part:
-    pooled = _pooled(rows)
-    row = rows.iloc[0] if pooled is None else pooled
+    found = {question: _pooled(rows, question) for question in (OWN, OTHERS, OWN_LESS_OTHERS)}
+    said = [
+        f"{change(row['difference'], row['low'], row['high'])} {_question(question)} ({evidence_words(row)})"
+        for question, row in found.items()
+        if row is not None
+    ]
     return Part(
         title="RL and SFT on the same data",
-        answer=f"{row['contrast']} ({row['trained_on']}): {change(row['difference'], row['low'], row['high'])} "
-        f"({evidence_words(row)}).",
+        answer=f"RL less SFT: {'; '.join(said)}.",
         about="",
         what="Both were trained from the same start on the same modality.",
         tables=[_contrast_table(rows)],
