@@ -118,12 +118,19 @@ class Contrast:
         return Estimate(value, value - half, value + half, float(self.standard_error[column]))
 
 
-def contrast(terms: Sequence[Term], *, clusters: Int[np.ndarray, " n"] | None = None, shares: bool = False) -> Contrast:
+def contrast(
+    terms: Sequence[Term],
+    *,
+    clusters: Int[np.ndarray, " n"] | None = None,
+    shares: bool = False,
+    bounded: bool = True,
+) -> Contrast:
     """Estimates a contrast of models on the same prompts.
 
     Args:
         clusters: index of each prompt's cluster, such as its picture; None if prompts are independent.
         shares: the values are between 0 and 1, as accuracies are.
+        bounded: W is at least 0; False if it will be added to the W of other prompts first.
 
     Returns:
         A contrast whose numbers are NaN in columns for which no prompt has a value from every model.
@@ -153,7 +160,7 @@ def contrast(terms: Sequence[Term], *, clusters: Int[np.ndarray, " n"] | None = 
                 between, within = between + own[0], within + own[1]
         weight = sum(term.coefficient**2 / len(term.values) for term, _ in runs) / num_degrees
         seeds, residual = weight * between, weight * within
-        prompts = np.maximum(prompts - residual, 0.0)
+        prompts = np.maximum(prompts - residual, 0.0) if bounded else prompts - residual
     return Contrast(
         estimate=estimate,
         n=n,
@@ -255,6 +262,16 @@ def ratio_of_gains(
         clusters=clusters,
         shares=shares,
     )
+    return fieller(at, gain)
+
+
+def fieller(at: Callable[[float], Contrast], gain: Contrast) -> Estimate | None:
+    """Returns numerator / denominator with Fieller's interval; None unless the denominator is certainly positive.
+
+    Args:
+        at: share k -> the contrast numerator - k denominator.
+        gain: the denominator, on the same prompts.
+    """
     if not gain.estimate[0] > gain.half_width()[0]:
         return None
     kept = float(at(0.0).estimate[0] / gain.estimate[0])
