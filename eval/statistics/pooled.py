@@ -118,17 +118,24 @@ class Contrast:
         return Estimate(value, value - half, value + half, float(self.standard_error[column]))
 
 
-def contrast(terms: Sequence[Term], *, clusters: Int[np.ndarray, " n"] | None = None, shares: bool = False) -> Contrast:
+def contrast(
+    terms: Sequence[Term],
+    *,
+    clusters: Int[np.ndarray, " n"] | None = None,
+    shares: bool = False,
+    bounded: bool = True,
+) -> Contrast:
     """Estimates a contrast of models on the same prompts.
 
     Args:
         clusters: index of each prompt's cluster, such as its picture; None if prompts are independent.
         shares: the values are between 0 and 1, as accuracies are.
+        bounded: W is at least 0; False if it will be added to the W of other prompts first.
 
     Returns:
         A contrast whose numbers are NaN in columns for which no prompt has a value from every model.
     """
-    return _Prepared.of(terms, clusters).contrast([term.coefficient for term in terms], shares=shares)
+    return _Prepared.of(terms, clusters).contrast([term.coefficient for term in terms], shares=shares, bounded=bounded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +165,7 @@ class _Prepared:
                 between, within = between + own[0], within + own[1]
         return cls(terms=terms, means=means, used=used, numbers=numbers, between=between, within=within)
 
-    def contrast(self, coefficients: Sequence[float], *, shares: bool) -> Contrast:
+    def contrast(self, coefficients: Sequence[float], *, shares: bool, bounded: bool = True) -> Contrast:
         """Returns the contrast with these coefficients, in the order of the terms."""
         value = sum(weight * mean for weight, mean in zip(coefficients, self.means, strict=True))
         assert isinstance(value, np.ndarray)
@@ -177,7 +184,7 @@ class _Prepared:
         if num_degrees:
             factor = sum(weight**2 / len(term.values) for weight, term in runs) / num_degrees
             seeds, residual = factor * self.between, factor * self.within
-            prompts = np.maximum(prompts - residual, 0.0)
+            prompts = np.maximum(prompts - residual, 0.0) if bounded else prompts - residual
         return Contrast(
             estimate=estimate,
             n=n,
@@ -279,6 +286,16 @@ def ratio_of_gains(
         clusters=clusters,
         shares=shares,
     )
+    return fieller(at, gain)
+
+
+def fieller(at: Callable[[float], Contrast], gain: Contrast) -> Estimate | None:
+    """Returns numerator / denominator with Fieller's interval; None unless the denominator is certainly positive.
+
+    Args:
+        at: share k -> the contrast numerator - k denominator.
+        gain: the denominator, on the same prompts.
+    """
     if not gain.estimate[0] > gain.half_width()[0]:
         return None
     kept = float(at(0.0).estimate[0] / gain.estimate[0])
