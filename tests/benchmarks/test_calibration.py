@@ -25,7 +25,6 @@ def test_every_kind_of_row_is_simulated() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.cases_slow
 def test_each_kind_covers_about_as_often_as_it_says(kind: str) -> None:
     setting = next(own for name, own in all_settings() if name == kind and own.num_seeds in (1, 5))
     found = simulate((kind, setting, 300, 0))
