@@ -145,13 +145,13 @@ def _question(name: str) -> str:
 def _between(rows: "pd.DataFrame") -> Part:
     found = {question: _pooled(rows, question) for question in (OWN, OTHERS, OWN_LESS_OTHERS)}
     said = [
-        f"{change(row['difference'], row['low'], row['high'])} {_question(question)} ({evidence_words(row)})"
+        f"{_question(question)} {change(row['difference'], row['low'], row['high'])} ({evidence_words(row)})"
         for question, row in found.items()
         if row is not None
     ]
     return Part(
         title="RL and SFT on the same data",
-        answer=f"RL less SFT: {'; '.join(said)}.",
+        answer=f"RL less SFT, on {'; '.join(said)}.",
         about="",
         what="Both were trained from the same start on the same modality.",
         tables=[_contrast_table(rows)],
