@@ -44,7 +44,7 @@ def test_every_part_has_its_numbers_control_and_limit(tmp_path: Path, capsys: py
     assert "sft has support in outline (+45.0 points [+42.0, +48.0])" in said
     assert "in 2 of 4 cells on the modality that it was trained on" in said
     assert "Own modality less the others: +8.0 points [+3.0, +13.0] (corrected p = 0.010, n = 250, 4 seeds)" in said
-    assert 'class="supported">supported' in page and 'class="soft">not measured' in page
+    assert 'supported">supported' in page and 'soft">not measured' in page
 
 
 def test_new_tables_give_a_new_page_and_equal_ones_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
