@@ -30,14 +30,6 @@ from models.layout import Layout, Parameter
 
 NORM_BYTES = 4
 """Norms are computed in fp32 for every dtype."""
-TOKEN_TILE = 4_096
-VOCABULARY_TILE = 32_768
-"""TRL 1.16: `TOKEN_CHUNK_SIZE`, `_CHUNKED_LOGPROB_CHUNK_SIZE`."""
-
-TOKEN_NUMBER_BYTES = 8
-TARGET_BYTES = 16
-"""Bytes per token for target, normaliser and entropy."""
-
 GATED = 3
 """Saved tensors of the MLP's width before its output projection: SwiGLU saves gate, its activation and up."""
 
@@ -361,40 +353,6 @@ def stack_bytes(layers: list[Layer], tokens: Tokens, precision: Precision, *, re
 def input_bytes(layer: Layer, tokens: Tokens, precision: Precision) -> int:
     """Returns the bytes that a layer saves under gradient checkpointing: its input."""
     return tokens.num_tokens * precision.stream_bytes * layer.width
-
-
-def ends_bytes(tokens: Tokens, precision: Precision, *, layer: Layer, norm_trains: bool) -> int:
-    """Returns the bytes saved below and above the decoder layers.
-
-    Below: token ids, rotary cosines and sines. Above: the tensors saved by the final norm, and the hidden states and
-    targets saved for the log-probabilities.
-    """
-    rotary = 2 * precision.stream_bytes * (layer.attention_output.num_in // layer.num_heads)
-    norm = NORM_BYTES * layer.width + 4 + (precision.stream_bytes * layer.width if norm_trains else 0)
-    loss = precision.stream_bytes * layer.width + TARGET_BYTES
-    return tokens.num_tokens * (TOKEN_NUMBER_BYTES + rotary + norm + loss)
-
-
-def tile_bytes(tokens: Tokens, precision: Precision) -> int:
-    """Returns the bytes of the tile of logits in which log-probabilities and their gradients are computed."""
-    return min(tokens.num_tokens, TOKEN_TILE) * VOCABULARY_TILE * precision.compute_bytes
-
-
-def patches_bytes(precision: Precision, *, num_patches: int, pixels_a_patch: int, patch_width: int) -> int:
-    """Returns the bytes that the vision tower's first convolution saves if it trains: input and a weight copy."""
-    num_copied = patch_width * pixels_a_patch if precision.weight_copies else 0
-    return precision.compute_bytes * (num_patches * pixels_a_patch + num_copied)
-
-
-def projector_bytes(
-    projector: list[Parameter], trainable: set[str], precision: Precision, *, num_patches: int, patch_width: int
-) -> int:
-    """Returns an upper bound on the bytes saved by the projector: a norm, and GELU between two linear maps."""
-    trains = any(parameter.name in trainable for parameter in projector)
-    norm = NORM_BYTES * patch_width + 4 + (precision.stream_bytes * patch_width if trains else 0)
-    a_patch = norm + (3 if trains else 1) * precision.compute_bytes * patch_width
-    weights = sum(parameter.num_elements for parameter in projector if len(parameter.shape) == 2)
-    return num_patches * a_patch + (precision.compute_bytes * weights if precision.weight_copies else 0)
 
 
 def flowing_bytes(layers: list[Layer], tokens: Tokens, precision: Precision) -> int:

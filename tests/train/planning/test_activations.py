@@ -15,13 +15,11 @@ from models.pocket import PocketShape, build_config, build_tokenizer
 from train.planning.activations import (
     Precision,
     Tokens,
-    ends_bytes,
     input_bytes,
     layers_of,
-    patches_bytes,
-    projector_bytes,
     stack_bytes,
 )
+from train.planning.ends import ends_bytes, patches_bytes, projector_bytes
 
 NUM_ROWS, LENGTH = 4, 48
 PRECISIONS = {

@@ -17,6 +17,7 @@ import yaml
 import train.rollouts.setup as rollout_setup
 from models.loading import load_model
 from tracking.command import REPOSITORY_ROOT
+from train.rollouts.checks import check_covered, check_prompts, check_sent, only_one
 from train.rollouts.gap import GAP_FACTOR, Gap, coarser, exceeds, gaps_by_kind, measure_gap, rounding_noise
 from train.rollouts.generation_defaults import describe, set_aside
 from train.rollouts.guard import Pass, RolloutGuard
@@ -24,12 +25,8 @@ from train.rollouts.record import RolloutRecord, write_rollout
 from train.rollouts.setup import RolloutArguments, check_context, check_rollout, check_versions
 from train.rollouts.vllm import (
     cache_bytes,
-    check_covered,
-    check_prompts,
-    check_sent,
     kept_random_numbers,
     one_token_a_picture,
-    only_one,
 )
 
 IMAGE, START, END = 9, 7, 8
