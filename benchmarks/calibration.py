@@ -35,7 +35,7 @@ import numpy as np
 from eval.statistics.intervals import mean_interval, paired_t, wilson
 from eval.statistics.pooled import Contrast, Term, contrast
 from eval.statistics.simulation import Setting, World
-from eval.support.command import pass_at_k
+from eval.support.guessing import pass_at_k
 from tracking.command import REPOSITORY_ROOT
 from tracking.product import write_text
 from tracking.run import git_state, hardware
