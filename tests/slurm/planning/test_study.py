@@ -266,6 +266,7 @@ MISTAKEN = {
 
 
 @pytest.mark.parametrize("kind", MISTAKEN)
+@pytest.mark.cases_slow
 def test_a_mistake_in_a_probes_settings_is_told_when_the_study_is_planned(kind: str, tmp_path: Path) -> None:
     text, message = MISTAKEN[kind]
     (tmp_path / f"{kind}.yaml").write_text(text)
@@ -360,6 +361,7 @@ def test_gathering_without_a_folder_for_the_table_is_refused(tmp_path: Path, wor
     assert split_inputs(["eval.compare", "--reference"], tmp_path) == (["eval.compare", "--reference"], [])
 
 
+@pytest.mark.slow
 def test_tables_are_made_anew_when_their_inputs_are_others(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import pathlib, sys; pathlib.Path('words').write_text(repr(sys.argv[1:]))")
