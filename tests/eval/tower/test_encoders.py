@@ -15,7 +15,7 @@ from PIL import Image
 from eval.tower.command import main
 from eval.tower.encoders import Encoder, check_encoder, embed_by_encoder, open_encoders
 from eval.tower.features import FeatureStore, cached_directory, store_features
-from eval.tower.images import LabelledImage
+from eval.tower.labelled import LabelledImage
 from tracking.tables import read_table
 
 VIT: dict[str, Any] = {
