@@ -38,19 +38,25 @@ Scene = tuple[Thing | None, ...]
 """The nine cells, row by row."""
 
 
+def draw_thing(rng: random.Random, colour: str, shape: str | None = None) -> Thing:
+    """Draws the shape (unless it is given), the radius and the offsets of an object."""
+    return Thing(
+        shape or rng.choice(SHAPES),
+        colour,
+        radius=rng.uniform(*RADIUS_PIXELS),
+        offset_x=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
+        offset_y=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
+    )
+
+
 def draw_scene(rng: random.Random) -> Scene:
     """Draws 2 to 6 objects in two to four colours, each in its own cell."""
     num_things = rng.randint(2, MAX_THINGS)
     colours = rng.sample(COLOURS, len(COLOURS))
     cells: list[Thing | None] = [None] * (GRID * GRID)
     for cell in rng.sample(range(GRID * GRID), num_things):
-        cells[cell] = Thing(
-            rng.choice(SHAPES),
-            rng.choice(colours),
-            radius=rng.uniform(*RADIUS_PIXELS),
-            offset_x=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
-            offset_y=rng.uniform(-JITTER_PIXELS, JITTER_PIXELS),
-        )
+        shape = rng.choice(SHAPES)
+        cells[cell] = draw_thing(rng, rng.choice(colours), shape)
     return tuple(cells)
 
 

@@ -16,13 +16,15 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from data_builders.pocket.draw import JITTER_PIXELS, RADIUS_PIXELS, Scene, Thing, render
-from models.pocket import COLOURS, SHAPES
+from data_builders.pocket.draw import IMAGE_PIXELS, Scene, draw_thing, render
+from models.pocket import COLOURS
 
 LINE_PIXELS = 3.0
-SPECKLE_SD = 0.45
+SPECKLE_SD = 0.5
 """Standard deviation of the multiplicative noise before the blur."""
-BLUR_PIXELS = 0.8
+GRAIN_PIXELS = 3
+"""Side of a grain of the noise."""
+BLUR_PIXELS = 1.0
 STAIN_RGB = (168, 84, 140)
 SHADE_STEP = 2
 """Levels of the green channel between two shades of the stain."""
@@ -40,7 +42,9 @@ def draw_outline(scene: Scene, rng: random.Random) -> Image.Image:
 
 def draw_speckle(scene: Scene, rng: random.Random) -> Image.Image:
     pixels = np.asarray(render(scene), np.float64)
-    noise = np.random.default_rng(rng.getrandbits(64)).normal(1.0, SPECKLE_SD, (*pixels.shape[:2], 1))
+    num_grains = IMAGE_PIXELS // GRAIN_PIXELS
+    grains = np.random.default_rng(rng.getrandbits(64)).normal(1.0, SPECKLE_SD, (num_grains, num_grains))
+    noise = np.kron(grains, np.ones((GRAIN_PIXELS, GRAIN_PIXELS)))[..., None]
     speckled = np.clip(np.rint(pixels * noise), 0, 255).astype(np.uint8)
     return Image.fromarray(speckled).filter(ImageFilter.GaussianBlur(BLUR_PIXELS))
 
@@ -50,11 +54,8 @@ def draw_negative(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def draw_stained(scene: Scene, rng: random.Random) -> Image.Image:
-    def unnamed() -> Thing:
-        offset_x, offset_y = (rng.uniform(-JITTER_PIXELS, JITTER_PIXELS) for _ in range(2))
-        return Thing(rng.choice(SHAPES), UNNAMED, rng.uniform(*RADIUS_PIXELS), offset_x, offset_y)
-
-    return render(tuple(unnamed() if thing is None else thing for thing in scene), rgb=SHADES)
+    things = tuple(draw_thing(rng, UNNAMED) if thing is None else thing for thing in scene)
+    return render(things, rgb=SHADES)
 
 
 LOOKS: dict[str, Callable[[Scene, random.Random], Image.Image]] = {

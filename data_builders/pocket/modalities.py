@@ -11,6 +11,9 @@ All splits but base ask two kinds of questions: counts (vision) and sums over th
 are no questions in text only, since they have no look. `meta` names the question's template as `kind`, such as `count`
 or `FIRST + 2 * SECOND`. Within each kind the answers are drawn uniformly from a range, and scenes are drawn until one
 has that answer. A constant reply is therefore right in 1 of 5 counts and 1 of 9 sums.
+
+The splits probe_train and probe_test are for `eval.tower` only: all nine objects of a picture have the same colour, and
+the colour is the class. No model is trained on them.
 """
 
 import random
@@ -18,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_builders.pairs.sheet import PREVIEW_FILE
-from data_builders.pocket.draw import Scene, count_colours, draw_scene
+from data_builders.pocket.draw import Scene, count_colours, draw_scene, draw_thing
 from data_builders.pocket.looks import LOOKS, draw_look, draw_looks
 from data_builders.pocket.world import (
     EVALUATION_SPLITS,
@@ -31,7 +34,7 @@ from data_builders.pocket.world import (
     teacher_response,
 )
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
-from models.pocket import COLOURS
+from models.pocket import COLOURS, PLACES
 from tracking.command import did_you_mean
 from tracking.progress import progress
 
@@ -44,6 +47,7 @@ FACTORS = {1: ((1, 2), (2, 1), (1, 3), (3, 1)), -1: ((2, 1), (3, 1))}
 ABILITIES = ("vision", "vision-to-reasoning")
 TRAINED = ("vision", "vision-to-reasoning", "vision-to-reasoning")
 """Abilities in the splits sft and rl, in rotation."""
+PROBED = ("probe_train", "probe_test")
 NUM_PREVIEWED = 8
 
 
@@ -56,18 +60,21 @@ class LookSizes:
     num_rl_per_look: int = field(default=600, metadata={"help": "prompts of the split rl per look"})
     num_validation_per_look: int = field(default=100, metadata={"help": "prompts of the split validation per look"})
     num_test_per_look: int = field(default=250, metadata={"help": "prompts of the split test per look"})
+    num_probe_per_look: int = field(
+        default=120, metadata={"help": "pictures of the splits probe_train and probe_test per look, in each"}
+    )
     base_shares: list[str] = field(
-        default_factory=lambda: ["outline=6", "speckle=3", "negative=1"],
+        default_factory=lambda: ["outline=6", "speckle=2", "negative=2"],
         metadata={"help": f"shares of the looks ({', '.join(LOOKS)}) in the split base: LOOK=NUMBER …"},
     )
     sft_shares: list[str] = field(
-        default_factory=lambda: ["outline=6", "speckle=3", "negative=1"],
+        default_factory=lambda: ["outline=5", "speckle=2", "negative=2", "stained=1"],
         metadata={"help": "shares of the looks in the split sft: LOOK=NUMBER …"},
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_base", "num_sft", "num_rl_per_look", "num_validation_per_look", "num_test_per_look"):
-            if getattr(self, name) < 1:
+        for name in self.__dataclass_fields__:
+            if name.startswith("num_") and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("base_shares", "sft_shares"):
             read_shares(name, getattr(self, name))
@@ -184,6 +191,31 @@ def build_split(directory: Path, split: str, num: int, seed: int, shares: dict[s
     return scenes[:NUM_PREVIEWED]
 
 
+def draw_probed(rng: random.Random, colour: str) -> Scene:
+    """Draws nine objects of one colour."""
+    return tuple(draw_thing(rng, colour) for _ in PLACES)
+
+
+def build_probe_split(directory: Path, split: str, num: int, seed: int) -> None:
+    """Writes pictures of objects of one colour, the same number in each look, with the colour as the answer."""
+    prompts = []
+    for index in range(num * len(LOOKS)):
+        look, colour = list(LOOKS)[index % len(LOOKS)], COLOURS[index // len(LOOKS) % len(COLOURS)]
+        prompt = Prompt(
+            id=f"{split}-{index:06d}",
+            ability="vision",
+            question="What colour are the objects ?",
+            answer=colour,
+            answer_kind="text",
+            images=(f"images/{split}-{index:06d}.png",),
+            meta={"modality": look, "kind": "colour"},
+        )
+        scene = draw_probed(random.Random(f"{seed}/{prompt.id}"), colour)
+        draw_look(scene, look, f"{seed}/{prompt.id}").save(directory / prompt.images[0])
+        prompts.append(prompt)
+    write_prompts(directory, split, prompts)
+
+
 def build_looks(directory: Path, *, sizes: LookSizes, seed: int) -> None:
     """Writes every split in four looks, with its pictures and a preview, into an existing folder."""
     (directory / "images").mkdir()
@@ -196,4 +228,6 @@ def build_looks(directory: Path, *, sizes: LookSizes, seed: int) -> None:
         ("test", sizes.num_test_per_look),
     ):
         scenes = build_split(directory, split, num * len(LOOKS), seed, equal)
+    for split in PROBED:
+        build_probe_split(directory, split, sizes.num_probe_per_look, seed)
     draw_looks(scenes).save(directory / PREVIEW_FILE)

@@ -19,7 +19,9 @@ from data_builders.validate.prompt_set import validate_prompt_set
 from eval.grading import grade, is_well_formed
 from models.pocket import COLOURS
 
-SIZES = LookSizes(num_base=80, num_sft=90, num_rl_per_look=6, num_validation_per_look=4, num_test_per_look=4)
+SIZES = LookSizes(
+    num_base=80, num_sft=90, num_rl_per_look=6, num_validation_per_look=4, num_test_per_look=4, num_probe_per_look=4
+)
 HELD_OUT = ("rl", "validation", "test")
 
 
@@ -63,7 +65,7 @@ def test_held_out_looks_have_equal_numbers_of_each_ability(looks: Path) -> None:
 
 def test_the_start_is_taught_the_looks_in_their_shares(looks: Path) -> None:
     taught = Counter((prompt.meta or {})["modality"] for prompt in read_prompts(looks, "sft"))
-    assert taught == {"outline": 54, "speckle": 27, "negative": 9}
+    assert taught == {"outline": 45, "speckle": 18, "negative": 18, "stained": 9}
     assert {(prompt.meta or {"modality": None})["modality"] for prompt in read_prompts(looks, "base")} == {
         "outline", "speckle", "negative", None
     }  # fmt: skip
@@ -105,6 +107,17 @@ def test_looks_without_a_stain_keep_their_colours_apart() -> None:
     assert 20 < differences.std() < 60
 
 
+def test_probed_pictures_show_one_colour(looks: Path) -> None:
+    for split in ("probe_train", "probe_test"):
+        prompts = read_prompts(looks, split)
+        assert Counter(((p.meta or {})["modality"], p.answer) for p in prompts) == dict.fromkeys(
+            product(LOOKS, COLOURS), 1
+        )
+        for prompt in prompts:
+            if (prompt.meta or {})["modality"] == "stained":
+                assert stained_counts(looks / prompt.images[0])[prompt.answer] == 9
+
+
 def test_answers_of_a_kind_of_question_are_uniform() -> None:
     rng = random.Random(0)
     counts = Counter(draw_balanced("vision", "rl", rng)[1].answer for _ in range(500))
@@ -123,7 +136,7 @@ def test_answers_of_a_kind_of_question_are_uniform() -> None:
 
 def test_the_set_is_valid_and_its_scenes_are_distinct(looks: Path) -> None:
     num_prompts, found = validate_prompt_set(looks)
-    assert num_prompts == 80 + 90 + 4 * (6 + 4 + 4)
+    assert num_prompts == 80 + 90 + 4 * (6 + 4 + 4) + 4 * (4 + 4)
     assert not found
     assert (looks / "preview.png").is_file()
 
