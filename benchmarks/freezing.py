@@ -143,7 +143,7 @@ def deepspeed_settings(zero: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, *, num_layers: int = 6) -> None:
     """Writes prompts and a small model that answers in form, so that rewards differ, in fp32 and in bf16."""
     from PIL import Image
 
@@ -170,7 +170,9 @@ def prepare(work: Path) -> None:
         )  # fmt: skip
     for split in ("sft", "rl"):
         write_prompts(work / "prompts", split, prompts)
-    shape = PocketShape(hidden_size=64, num_heads=4, num_kv_heads=2, mlp_size=96, vision_hidden_size=32)
+    shape = PocketShape(
+        num_layers=num_layers, hidden_size=64, mlp_size=96, num_heads=4, num_kv_heads=2, vision_hidden_size=32
+    )
     write_pocket_checkpoint(work / "untrained", shape=shape, seed=0)
     from train.sft import main
 

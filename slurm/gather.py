@@ -3,7 +3,8 @@
     python -m slurm.gather --study S --name comparison eval.compare sft=S/… full@0=S/… --baseline sft --output_dir S/…
 
 Arguments `NAME=PATH` and `….csv` are left out if their path in the study does not exist or its command has not
-finished, and so is a `--reference` without any remaining input. Omitted arguments are printed and written to
+finished, and so are the options that name a folder of tables (`FOLDERS`), and a `--reference` without any remaining
+input. Omitted arguments are printed and written to
 `S/missing/NAME.txt`, one per line, for the report; the file is empty if nothing is missing. If the set of missing
 inputs differs from the last time, or an input is newer than the tables, the tables are made again.
 """
@@ -23,6 +24,8 @@ from tracking.run import RUN_FILE, is_finished, read_run
 
 REFERENCE = "--reference"
 """The optional second comparison model of eval.compare."""
+FOLDERS = ("--support", "--transfer", "--tower")
+"""Options of eval.claims, each with the output directory of another command."""
 OUTPUT = "--output_dir"
 
 
@@ -51,7 +54,10 @@ def is_outdated(command: Sequence[str], study: Path) -> bool:
     if not (output / RUN_FILE).is_file():
         return False
     begun = min(attempt["start"] for attempt in read_run(output)["attempts"])
-    sources = {source_of(path_of(word), study) for word in command if is_input(word)} - {None, output}
+    words = [word for word in command if is_input(word)] + [
+        folder for flag, folder in pairwise(command) if flag in FOLDERS
+    ]
+    sources = {source_of(path_of(word), study) for word in words} - {None, output}
     ends = [read_run(source)["attempts"][-1]["end"] for source in sources if source is not None]
     return any(datetime.fromisoformat(end) > datetime.fromisoformat(begun) for end in ends if end)
 
@@ -88,6 +94,11 @@ def split_inputs(command: list[str], study: Path) -> tuple[list[str], list[str]]
     missing: list[str] = []
     for word in command:
         (missing if is_input(word) and not is_there(path_of(word), study) else kept).append(word)
+    for flag, folder in [pair for pair in pairwise(kept) if pair[0] in FOLDERS]:
+        if not is_there(path_of(folder), study):
+            missing.append(f"{flag.removeprefix('--')}={folder}")
+            place = kept.index(flag)
+            del kept[place : place + 2]
     if REFERENCE in kept[:-1]:
         place = kept.index(REFERENCE)
         if kept[place + 1] not in {name_of(word) for word in kept if "=" in word}:

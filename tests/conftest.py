@@ -135,6 +135,14 @@ def pocket_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shallow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained pocket checkpoint with a layer a block: a step's time goes by the number of tensors."""
+    directory = tmp_path_factory.mktemp("shallow") / "checkpoint"
+    write_pocket_checkpoint(directory, shape=PocketShape(num_layers=3), seed=0)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def pocket_prompts(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The prompts of a small pocket world: `base` to learn from, `rl`, and 300 held-out ones, 100 an ability."""
     sizes = {

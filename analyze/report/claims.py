@@ -11,7 +11,8 @@ from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED
 from eval.compare.scope import IN_THIS_RUN, about, covers, read_current
 from eval.display.formatting import MINUS, NOTHING, change, interval, listed, points, probability
 from eval.statistics.differences import TRAINING
-from eval.support.command import MAJORITY, NARROWED, NO_CHANGE, PASS, SHARPENED, WIDENED
+from eval.support.samples import MAJORITY, PASS
+from eval.support.tables import NARROWED, NO_CHANGE, SHARPENED, WIDENED
 from tracking.tables import read_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def support_part(outputs: Sequence[Output]) -> Part:
     answers, rows, figures, baselines, scopes = [], [], [], [], []
     for output in outputs:
         changes = read_current(output.directory / "changes.csv", "eval.support", ("scope",))
+        if "modality" in changes:
+            named = changes["ability"] + ", " + changes["modality"]
+            changes["ability"] = named.where(changes["ability"] != changes["modality"], changes["ability"])
         baselines += [name for name in dict.fromkeys(map(str, changes["against"])) if name not in baselines]
         answers += _support_answers(changes)
         for ability, per_ability in changes.groupby("ability", sort=False):

@@ -93,7 +93,8 @@ def compare(entries: Sequence[Entry], *, baseline: str, reference: str | None) -
     check_roles(entries, baseline=baseline, reference=reference)
     check_alike(entries)
     records = {entry.label: read_records(entry.directory / RECORDS_FILE) for entry in entries}
-    groups = collect_groups(entries, {label: outcomes(own) for label, own in records.items()})
+    found = {label: outcomes(own) for label, own in records.items()}
+    groups = collect_groups(entries, found)
     metrics = METRICS if _more_than_given(records[entries[0].label]) else [name for name in METRICS if name != ABILITY]
     flipping = [name for name in metrics if name in FLIPPING_METRICS]
     rows = [
@@ -103,14 +104,16 @@ def compare(entries: Sequence[Entry], *, baseline: str, reference: str | None) -
     ]
     return Comparison(
         records=records,
-        scores=pd.concat([_scores(entry, records[entry.label]) for entry in entries], ignore_index=True),
+        scores=pd.concat(
+            [_scores(entry, score_table(records[entry.label], found[entry.label])) for entry in entries],
+            ignore_index=True,
+        ),
         differences=add_corrected(pd.DataFrame(rows).reindex(columns=list(COLUMNS))),
         transitions=transition_table(groups, flipping, baseline=baseline, reference=reference),
     )
 
 
-def _scores(entry: Entry, records: list[Record]) -> "pd.DataFrame":
-    table = score_table(records)
+def _scores(entry: Entry, table: "pd.DataFrame") -> "pd.DataFrame":
     table.insert(0, "model", entry.name)
     table.insert(1, "seed", "" if entry.seed is None else entry.seed)
     return table

@@ -48,13 +48,14 @@ class Panel:
     rows: Mapping[str, Sequence[Mark]]
 
 
-def draw_forest(panels: Sequence[Panel], *, label: str, alt: str, signed: bool = True) -> str:
+def draw_forest(panels: Sequence[Panel], *, label: str, alt: str, signed: bool = True, values: bool = True) -> str:
     """Returns an SVG element in which all panels share one axis and one order of rows.
 
     Args:
         label: of the axis.
         alt: what the figure shows, for readers who do not see it.
         signed: differences, drawn with a line at zero; otherwise shares.
+        values: write the mean of a row's marks beside it; no, if its marks mean different things.
 
     Raises:
         ValueError: where there is nothing to draw.
@@ -85,7 +86,10 @@ def draw_forest(panels: Sequence[Panel], *, label: str, alt: str, signed: bool =
         box = (left + column * width, left + (column + 1) * width - VALUE_WIDTH - GAP, line * height)
         parts += _axis(panel.title, box, row_height * len(names), limits, signed=signed)
         for row, name in enumerate(names):
-            parts += _row(panel.rows.get(name, ()), _middle(row, row_height), row_height, box, limits, signed=signed)
+            own = panel.rows.get(name, ())
+            parts += _row(own, _middle(row, row_height), row_height, box, limits)
+            if values:
+                parts += _value(own, _middle(row, row_height), box, signed=signed)
     parts.append(_text((left + WIDTH) / 2, end - 4, label, anchor="middle", colour=SOFT))
     return "".join([*parts, "</svg>"])
 
@@ -132,9 +136,7 @@ def _place(value: float, box: Box, limits: tuple[float, float]) -> float:
     return begin + (end - begin) * (value - low) / (high - low)
 
 
-def _row(
-    marks: Sequence[Mark], middle: float, height: float, box: Box, limits: tuple[float, float], *, signed: bool
-) -> list[str]:
+def _row(marks: Sequence[Mark], middle: float, height: float, box: Box, limits: tuple[float, float]) -> list[str]:
     drawn = [mark for mark in marks if _is_drawn(mark)]
     spread = min(MARK_SPREAD, (height - 8) / max(1, len(drawn) - 1))
     parts = []
@@ -150,11 +152,16 @@ def _row(
             f'<circle cx="{_place(mark.value, box, limits):.1f}" cy="{y:.1f}" r="4.2" fill="{fill}" '
             f'stroke="{mark.colour}" stroke-width="1.8"/>'
         )
-    if drawn:
-        mean = sum(mark.value for mark in drawn) / len(drawn)
-        text = points(mean) if signed else percent(mean)
-        parts.append(_text(box[1] + VALUE_WIDTH, box[2] + middle + 4.5, text, anchor="end"))
     return parts
+
+
+def _value(marks: Sequence[Mark], middle: float, box: Box, *, signed: bool) -> list[str]:
+    drawn = [mark.value for mark in marks if _is_drawn(mark)]
+    if not drawn:
+        return []
+    mean = sum(drawn) / len(drawn)
+    text = points(mean) if signed else percent(mean)
+    return [_text(box[1] + VALUE_WIDTH, box[2] + middle + 4.5, text, anchor="end")]
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1) -> str:

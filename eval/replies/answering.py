@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OPENED_THOUGHTS = "opened_thoughts"
 """Key of a record whose prompt opened `<think>`, so that its reply starts inside its thoughts."""
+GROUPED_BY = ("modality", "kind")
+"""Fields of a prompt's `meta` that its records keep if it has them: the kind of picture, and of question."""
 BOX_SCALE = "box_scale"
 """Key of the factors, horizontal and vertical, from pixels to the coordinates in which the model wrote its boxes."""
 
@@ -95,6 +97,7 @@ def reply_record(query: Query, text: str, generation: "Generation", space: BoxSp
         "condition": query.condition,
         "sample": query.sample,
         "cluster": (prompt.meta or {}).get("cluster"),
+        **{name: prompt.meta[name] for name in GROUPED_BY if prompt.meta and name in prompt.meta},
         "gold": prompt.answer,
         "answer_kind": prompt.answer_kind,
         "choices": list(prompt.choices),

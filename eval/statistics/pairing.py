@@ -136,10 +136,13 @@ def collect_groups(entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Out
         ValueError: if models answered different prompts, or a name is given with and without a seed.
     """
     found: dict[tuple[str, str], dict[str, dict[str, Outcome]]] = {}
-    for entry in entries:
-        for outcome in outcomes[entry.label]:
-            by_label = found.setdefault((outcome.task, outcome.ability), {other.label: {} for other in entries})
-            by_label[entry.label][outcome.id] = outcome
+    labels = [entry.label for entry in entries]
+    for entry_label in labels:
+        for outcome in outcomes[entry_label]:
+            place = outcome.task, outcome.ability
+            if place not in found:
+                found[place] = {label: {} for label in labels}
+            found[place][entry_label][outcome.id] = outcome
     return [_group(task, ability, entries, by_label) for (task, ability), by_label in found.items()]
 
 

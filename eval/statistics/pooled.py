@@ -118,51 +118,82 @@ class Contrast:
         return Estimate(value, value - half, value + half, float(self.standard_error[column]))
 
 
-def contrast(terms: Sequence[Term], *, clusters: Int[np.ndarray, " n"] | None = None, shares: bool = False) -> Contrast:
+def contrast(
+    terms: Sequence[Term],
+    *,
+    clusters: Int[np.ndarray, " n"] | None = None,
+    shares: bool = False,
+    bounded: bool = True,
+) -> Contrast:
     """Estimates a contrast of models on the same prompts.
 
     Args:
         clusters: index of each prompt's cluster, such as its picture; None if prompts are independent.
         shares: the values are between 0 and 1, as accuracies are.
+        bounded: W is at least 0; False if it will be added to the W of other prompts first.
 
     Returns:
         A contrast whose numbers are NaN in columns for which no prompt has a value from every model.
     """
-    means = [_mean_of_seeds(term.values) for term in terms]
-    value = sum(term.coefficient * mean for term, mean in zip(terms, means, strict=True))
-    assert isinstance(value, np.ndarray)
-    used = np.isfinite(value)
-    n = used.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = np.where(used, value, 0.0).sum(0) / n
-    numbers = np.arange(len(value)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    prompts, num_clusters = _variance_of_mean(value - estimate, used, numbers)
-    if shares:
-        flips = sum(term.coefficient**2 / (2 * len(term.values)) for term in terms)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            prompts = (prompts * n**2 + flips) / (n + 2) ** 2
+    return _Prepared.of(terms, clusters).contrast([term.coefficient for term in terms], shares=shares, bounded=bounded)
 
-    runs = [(term, mean) for term, mean in zip(terms, means, strict=True) if term.trained]
-    num_degrees = sum(len(term.values) - 1 for term, _ in runs)
-    seeds = residual = np.zeros(len(n))
-    if num_degrees:
-        between, within = np.zeros(len(n)), np.zeros(len(n))
-        for term, mean in runs:
-            if len(term.values) > 1:
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """The part of a contrast that does not depend on its coefficients, for a search over them."""
+
+    terms: Sequence[Term]
+    means: Sequence[Float[np.ndarray, "n columns"]]
+    """Of each term, over its seeds."""
+    used: Bool[np.ndarray, "n columns"]
+    numbers: Int[np.ndarray, " n"]
+    """Cluster of each prompt."""
+    between: Float[np.ndarray, " columns"]
+    """Sum over the models of the squares of their seed means."""
+    within: Float[np.ndarray, " columns"]
+    """The part of it that the residual explains."""
+
+    @classmethod
+    def of(cls, terms: Sequence[Term], clusters: Int[np.ndarray, " n"] | None) -> "_Prepared":
+        means = [_mean_of_seeds(term.values) for term in terms]
+        used = np.logical_and.reduce([np.isfinite(mean) for mean in means])
+        numbers = np.arange(len(used)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+        between, within = np.zeros(used.shape[1]), np.zeros(used.shape[1])
+        for term, mean in zip(terms, means, strict=True):
+            if term.trained and len(term.values) > 1:
                 own = _between_seeds(term.values, mean, used, numbers)
                 between, within = between + own[0], within + own[1]
-        weight = sum(term.coefficient**2 / len(term.values) for term, _ in runs) / num_degrees
-        seeds, residual = weight * between, weight * within
-        prompts = np.maximum(prompts - residual, 0.0)
-    return Contrast(
-        estimate=estimate,
-        n=n,
-        prompts=np.where(n > 0, prompts, np.nan),
-        seeds=np.where(n > 0, seeds, np.nan),
-        num_clusters=num_clusters,
-        num_degrees=num_degrees,
-        residual=residual,
-    )
+        return cls(terms=terms, means=means, used=used, numbers=numbers, between=between, within=within)
+
+    def contrast(self, coefficients: Sequence[float], *, shares: bool, bounded: bool = True) -> Contrast:
+        """Returns the contrast with these coefficients, in the order of the terms."""
+        value = sum(weight * mean for weight, mean in zip(coefficients, self.means, strict=True))
+        assert isinstance(value, np.ndarray)
+        n = self.used.sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimate = np.where(self.used, value, 0.0).sum(0) / n
+        prompts, num_clusters = _variance_of_mean(value - estimate, self.used, self.numbers)
+        if shares:
+            weights = zip(coefficients, self.terms, strict=True)
+            flips = sum(weight**2 / (2 * len(term.values)) for weight, term in weights)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                prompts = (prompts * n**2 + flips) / (n + 2) ** 2
+        runs = [(weight, term) for weight, term in zip(coefficients, self.terms, strict=True) if term.trained]
+        num_degrees = sum(len(term.values) - 1 for _, term in runs)
+        seeds = residual = np.zeros(len(n))
+        if num_degrees:
+            factor = sum(weight**2 / len(term.values) for weight, term in runs) / num_degrees
+            seeds, residual = factor * self.between, factor * self.within
+            prompts = np.maximum(prompts - residual, 0.0) if bounded else prompts - residual
+        return Contrast(
+            estimate=estimate,
+            n=n,
+            prompts=np.where(n > 0, prompts, np.nan),
+            seeds=np.where(n > 0, seeds, np.nan),
+            num_clusters=num_clusters,
+            num_degrees=num_degrees,
+            residual=residual,
+        )
 
 
 def single_runs(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Contrast:
@@ -243,10 +274,10 @@ def ratio_of_gains(
     significantly from the start, which is required. The coefficients of the terms are not used.
     """
 
+    prepared = _Prepared.of((arm, reference, start), clusters)
+
     def at(share: float) -> Contrast:
-        weights = ((arm, 1.0), (reference, -share), (start, share - 1.0))
-        terms = [Term(coefficient=weight, values=term.values, trained=term.trained) for term, weight in weights]
-        return contrast(terms, clusters=clusters, shares=shares)
+        return prepared.contrast((1.0, -share, share - 1.0), shares=shares)
 
     weights = ((reference, 1.0), (start, -1.0))
     used = [Term(coefficient=0.0, values=arm.values, trained=False)]  # the same prompts as in the ratio
@@ -255,6 +286,16 @@ def ratio_of_gains(
         clusters=clusters,
         shares=shares,
     )
+    return fieller(at, gain)
+
+
+def fieller(at: Callable[[float], Contrast], gain: Contrast) -> Estimate | None:
+    """Returns numerator / denominator with Fieller's interval; None unless the denominator is certainly positive.
+
+    Args:
+        at: share k -> the contrast numerator - k denominator.
+        gain: the denominator, on the same prompts.
+    """
     if not gain.estimate[0] > gain.half_width()[0]:
         return None
     kept = float(at(0.0).estimate[0] / gain.estimate[0])

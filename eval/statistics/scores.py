@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def score_table(records: Sequence[Record]) -> "pd.DataFrame":
-    """Returns one row per task and ability: n, accuracy and ability with intervals, and counts of excluded cases."""
+def score_table(records: Sequence[Record], found: Sequence[Outcome] | None = None) -> "pd.DataFrame":
+    """Returns one row per task and ability: n, accuracy and ability with intervals, and counts of excluded cases.
+
+    Args:
+        found: the outcomes of the records, where the caller has them.
+    """
     import pandas as pd
 
     given: dict[tuple[str, str], list[Record]] = {}
@@ -33,7 +37,7 @@ def score_table(records: Sequence[Record]) -> "pd.DataFrame":
         if record.get("condition", GIVEN) == GIVEN:
             given.setdefault((record["task"], record["ability"]), []).append(record)
     asked: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in outcomes(records):
+    for outcome in outcomes(records) if found is None else found:
         asked.setdefault((outcome.task, outcome.ability), []).append(outcome)
     clusters = {(record["task"], record["id"]): record.get("cluster") for record in records}
     rows = []

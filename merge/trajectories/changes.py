@@ -15,6 +15,7 @@ Both are compressed with zlib, run lengths and Huffman codes only: several times
 strings, which changes of weights do not have.
 """
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ MAX_GAP = 16
 """Mean distance of changed elements up to which a bitmap takes fewer bytes than gaps."""
 LEVEL = 1
 MEMORY_LEVEL = 9
+MOST_ADDED, STREAM_BYTES = 1e-3, 16
+"""What zlib adds to bytes that it cannot compress, at most: a share of them, for the heads of blocks, and a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,18 @@ def encode(before: UInt[np.ndarray, " n"], after: UInt[np.ndarray, " n"]) -> Sto
     return StoredChange(
         num_changed=num_changed, coding=coding, places=places, values=_compress(_planes(_fold(differences)))
     )
+
+
+def most_bytes(num_elements: int, width: int) -> int:
+    """Returns the most bytes that the streams of one tensor take: all values, and a bitmap with one element unchanged.
+
+    Gaps of at most 8 bytes are stored only where a sixteenth of the elements changed, so they take less.
+
+    Args:
+        num_elements: of the tensor.
+        width: bytes per element.
+    """
+    return math.ceil(num_elements * (width + 1 / 8) * (1 + MOST_ADDED)) + 2 * STREAM_BYTES
 
 
 def decode(before: UInt[np.ndarray, " n"], change: StoredChange) -> UInt[np.ndarray, " n"]:

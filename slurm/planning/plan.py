@@ -8,6 +8,7 @@ output directory below the study's:
     descriptions/, abilities/, samples/, support/       abilities of each model, greedy and with many samples
     splices/, splice_abilities/, splice_comparison/     effect of each part of the model in splices
     claims/, report.html                                the paper's claims, and the report
+    tower/, transfer/, statements/, modalities/         the comparison of modalities (`modalities.py`)
 
 A job *needs* other jobs if it cannot run without them. It comes *after* others if it uses whichever of them succeeded,
 through `slurm.gather`, which leaves out and reports failed ones.
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slurm.planning.modalities import PAGE, STATEMENTS, SUPPORT, TOWER, TRANSFER, modality_jobs
 from slurm.planning.study import KINDS, OWN_PROMPTS, SPLICES, TRAINING, StudyArguments, StudyJob, split_task
 from tracking.command import did_you_mean, read_yaml
 
@@ -72,7 +74,12 @@ class _Plan:
             self._add_comparison("ability_comparison", self._models("abilities"), "abilities")
         if arguments.samples:
             self._add_evaluations("samples", arguments.samples, arguments.sample_tasks)
-            self._add_gathering("support", ("eval.support", *self._models("samples")), self._named("samples"))
+            by = ("--by", arguments.by) if arguments.by else ()
+            self._add_gathering(SUPPORT, ("eval.support", *self._models("samples"), *by), self._named("samples"))
+        if arguments.tower:
+            self._add_tower(arguments.tower)
+        if arguments.by:
+            self._add_modalities()
         if arguments.swap:
             for model in self._probed():
                 self._add_swap(arguments.swap, model)
@@ -284,6 +291,20 @@ class _Plan:
         command = ("analyze.attention", "--config", config, "--models", *entries)
         tasks = ("--tasks", *self._tasks(self.arguments.attention_tasks))
         self._add_gathering("attention", (*command, *tasks, *self.cut), [self.prompts_job, *models])
+
+    def _add_tower(self, config: str) -> None:
+        models = self._probed()
+        names = {run["label"]: run["arm"] for run in self.runs}
+        entries = [f"{names.get(model, model)}={self._checkpoint(model)}" for model in models]
+        command = ("eval.tower", "--config", config, "--model", *entries)
+        self._add_gathering(TOWER, command, [self.prompts_job, *models])
+
+    def _add_modalities(self) -> None:
+        asked = {label: f"eval-{label}" for label in ("sft", *self.labels)}
+        places = {label: self.jobs[name].output_dir for label, name in asked.items() if name in self.jobs}
+        for job in modality_jobs(self.arguments, self.runs, places):
+            self._add_gathering(job.name, job.command, job.after)
+        self._add(PAGE, ("analyze.modalities", self.out), after=(SUPPORT, TOWER, TRANSFER, STATEMENTS))
 
     def _add_deltas(self, config: str) -> None:
         base = ("--base", self._checkpoint("base")) if "base" in self._phases() else ()

@@ -13,7 +13,7 @@ from tracking.command import ArgumentsTaken, arguments_only, command_module, run
 
 ASKED = (
     "data_builders.build", "data_builders.pocket_descriptions", "eval.run", "analyze.swap", "analyze.skip",
-    "analyze.attention", "analyze.deltas", "merge.all",
+    "analyze.attention", "analyze.deltas", "merge.all", "eval.tower",
 )  # fmt: skip
 """Modules that parse their arguments first."""
 

@@ -19,15 +19,17 @@ PAPER_PATTERNS = ("in-rl-rl", "in-in-rl", "rl-rl-in", "rl-in-in", "in-rl-in", "r
 ALL_PATTERNS = ("in-in-in", "in-in-rl", "in-rl-in", "in-rl-rl", "rl-in-in", "rl-in-rl", "rl-rl-in", "rl-rl-rl")
 SPLICES = {"paper": PAPER_PATTERNS, "all": ALL_PATTERNS}
 """Folders written by merge.all for the donors `in` and `rl`."""
+MODALITY = "modality"
 OWN_PROMPTS = "study"
 """Placeholder in task names for the folder of the study's own prompts."""
 TRAINING = ("base", "sft", "arm")
-INFERENCE = ("eval", "abilities", "samples", "swap", "skip", "attention")
+INFERENCE = ("eval", "abilities", "samples", "swap", "skip", "attention", "tower")
 """Kinds of job that use GPUs, if there are any."""
 KINDS = (
     "data", "init", *TRAINING, "eval", "compare", "deltas", "necessity", "pairs", "descriptions", "abilities",
     "samples", "support", "swap", "skip", "attention", "splices", "claims", "report",
     "instrument", "starts", "control", "calibration",
+    "tower", "transfer", "statements", "modalities",
 )  # fmt: skip
 """All kinds of job; jobs of the same kind take about the same time."""
 
@@ -51,7 +53,7 @@ class StudyArguments:
     arm: str = field(default="full", metadata={"help": "arm used as the RL model in splices and probes"})
     probed: list[str] = field(
         default_factory=lambda: ["base", "sft", "full"],
-        metadata={"help": "models that swap, skip and attention probe: base, sft, or arms (of the first seed)"},
+        metadata={"help": "models that swap, skip, attention and tower probe: base, sft, or arms (of the first seed)"},
     )
     pairs: list[str] = field(
         default_factory=list, metadata={"help": "TASK:CONFIG of data_builders.build for each pair set of the swap"}
@@ -79,6 +81,16 @@ class StudyArguments:
         default_factory=list, metadata={"help": "hub data sets that these tasks read; models.fetch fetches them"}
     )
     sample_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `samples`"})
+    by: str | None = field(
+        default=None,
+        metadata={
+            "help": "modality: pass@k by modality, transfer between modalities, the statements of arXiv 2603.01301 "
+            "and their page"
+        },
+    )
+    tower: str | None = field(
+        default=None, metadata={"help": "YAML of eval.tower, which probes the vision towers of `probed`"}
+    )
     skip_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `skip`"})
     attention_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `attention`"})
     splices: str | None = field(default=None, metadata={"help": "patterns of merge.all: paper (six) or all (eight)"})
@@ -140,6 +152,8 @@ class StudyArguments:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        if self.by not in (None, MODALITY):
+            raise ValueError(f"by is {self.by!r}; expected {MODALITY}")
         if self.splices is not None and self.splices not in SPLICES:
             raise ValueError(f"splices is {self.splices!r}; expected {' or '.join(SPLICES)}")
         for wanted, given, reason in (
@@ -149,11 +163,12 @@ class StudyArguments:
             ("tasks", "abilities", "what is asked"),
             ("abilities", "described", "what reads the descriptions"),
             ("sample_tasks", "samples", "what is asked"),
+            ("samples", "by", "the replies whose pass@k is compared"),
             ("abilities", "splices", "how spliced models are evaluated"),
             ("splice_rest", "splices", "whose regions splices have"),
             ("splices", "claims", "the models of which the paper's Table 2 speaks"),
             ("vllm_gpus", "vllm_options", "the GPUs of the server"),
-            *(("probed", kind, "the models that are looked into") for kind in ("swap", "skip", "attention")),
+            *(("probed", kind, "the models that are looked into") for kind in ("swap", "skip", "attention", "tower")),
         ):
             if getattr(self, given) and not getattr(self, wanted):
                 raise ValueError(f"{given} is given without {wanted}, {reason}")
@@ -187,7 +202,7 @@ class StudyArguments:
 
     def config_files(self) -> list[str]:
         """Returns all configuration files that the study names directly."""
-        probes = (self.swap, self.skip, self.attention, self.deltas, self.abilities, self.samples)
+        probes = (self.swap, self.skip, self.attention, self.deltas, self.abilities, self.samples, self.tower)
         built = [split_task(text)[1] for text in [*([self.prompts] if self.prompts else []), *self.pairs]]
         return [
             *(path for path in (self.necessity, self.calibration) if path is not None),

@@ -315,6 +315,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(
     assert not Path("out", "fetched.json").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_that_lost_or_moved_what_was_fetched_is_said(hub: Hub, study: Path, qwen2_checkpoint: Path) -> None:
     main(arguments(study))
     kept = local_checkpoint("AIcell/IN")

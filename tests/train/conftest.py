@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from models.checkpoint import open_checkpoint
+from models.layout import Layout, layout_of
 
 COLOURS = {"red": (214, 40, 40), "green": (38, 150, 60), "blue": (40, 80, 210)}
 
@@ -82,14 +83,14 @@ def tiny_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def warm_checkpoint(
-    pocket_checkpoint: Path, tiny_prompts: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
+    shallow_checkpoint: Path, tiny_prompts: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
 ) -> Path:
-    """The pocket checkpoint after a short SFT: it answers in form and sometimes right, so that rewards differ."""
+    """A shallow pocket checkpoint after a short SFT: it answers in form and sometimes right, so that rewards differ."""
     from train.sft import main
 
     def build(folder: Path) -> None:
         values = {
-            "model_name_or_path": pocket_checkpoint, "prompts": tiny_prompts, "split": "sft",
+            "model_name_or_path": shallow_checkpoint, "prompts": tiny_prompts, "split": "sft",
             "output_dir": folder / "run", "max_steps": 25, "per_device_train_batch_size": 11, "learning_rate": 2e-3,
             "lr_scheduler_type": "constant", "save_strategy": "no", "report_to": "none", "bf16": False,
             "gradient_checkpointing": False, "use_cpu": True,
@@ -97,3 +98,8 @@ def warm_checkpoint(
         main([word for name, value in values.items() for word in (f"--{name}", str(value))])
 
     return made_once("warm-checkpoint", build) / "run" / "final"
+
+
+@pytest.fixture(scope="session")
+def warm_layout(warm_checkpoint: Path) -> Layout:
+    return layout_of(warm_checkpoint)

@@ -66,10 +66,10 @@ def whole_run(warm_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytes
 
 @pytest.mark.slow
 def test_what_is_frozen_is_bit_identical_in_every_checkpoint_and_the_rest_trains(
-    whole_run: Path, warm_checkpoint: Path, pocket_layout: Layout
+    whole_run: Path, warm_checkpoint: Path, warm_layout: Layout
 ) -> None:
     start = open_checkpoint(warm_checkpoint)
-    plan = plan_freeze(pocket_layout, FreezeArguments(freeze=["mid"]))
+    plan = plan_freeze(warm_layout, FreezeArguments(freeze=["mid"]))
     digests = frozen_digests(start, plan.frozen)
     saved = [*sorted((whole_run / "checkpoints").glob("checkpoint-*")), whole_run / "final"]
     assert [path.name for path in saved] == ["checkpoint-2", "checkpoint-4", "final"]
@@ -77,7 +77,7 @@ def test_what_is_frozen_is_bit_identical_in_every_checkpoint_and_the_rest_trains
         assert find_breaches(start, open_checkpoint(path), digests) == []
     final = open_checkpoint(whole_run / "final")
     for block in ("early", "late", "vision", "projector", "embed", "norm"):
-        members = plan_freeze(pocket_layout, FreezeArguments(freeze=[block])).frozen
+        members = plan_freeze(warm_layout, FreezeArguments(freeze=[block])).frozen
         assert any(final.data(name) != start.data(name) for name in members), f"{block} did not train"
     verify(["--start", str(warm_checkpoint), "--end", str(whole_run / "final"), "--frozen", "mid"])
 
@@ -101,15 +101,15 @@ def test_final_is_written_as_the_start_is(whole_run: Path, warm_checkpoint: Path
 
 @pytest.mark.slow
 def test_the_report_proves_freezing_tensor_by_tensor(
-    whole_run: Path, warm_checkpoint: Path, pocket_layout: Layout
+    whole_run: Path, warm_checkpoint: Path, warm_layout: Layout
 ) -> None:
     report = json.loads((whole_run / "freeze_report.json").read_text())
     start, final = open_checkpoint(warm_checkpoint), open_checkpoint(whole_run / "final")
-    plan = plan_freeze(pocket_layout, FreezeArguments(freeze=["mid"]))
+    plan = plan_freeze(warm_layout, FreezeArguments(freeze=["mid"]))
     assert report["checkpoints"] == ["checkpoint-2", "checkpoint-4", "final"]
     assert (report["freeze"], report["num_breaches"], report["num_frozen_tensors"]) == (["mid"], 0, len(plan.frozen))
     tensors = {tensor["name"]: tensor for tensor in report["tensors"]}
-    assert list(tensors) == list(pocket_layout.parameters)
+    assert list(tensors) == list(warm_layout.parameters)
     for name, tensor in tensors.items():
         assert tensor["frozen"] == (name in plan.frozen)
         assert (tensor["sha256_start"], tensor["sha256_end"]) == (start.sha256(name), final.sha256(name))
@@ -219,10 +219,10 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "save_strategy"), [(1, "steps"), (2, "no")])
 def test_one_changed_bit_of_a_frozen_tensor_fails_the_run(
-    warm_checkpoint: Path, pocket_layout: Layout, tiny_prompts: Path, tmp_path: Path, plant: Callable[[str, int], None],
+    warm_checkpoint: Path, warm_layout: Layout, tiny_prompts: Path, tmp_path: Path, plant: Callable[[str, int], None],
     step: int, save_strategy: str,
 ) -> None:  # fmt: skip
-    victim = plan_freeze(pocket_layout, FreezeArguments(freeze=["mid"])).frozen[-1]
+    victim = plan_freeze(warm_layout, FreezeArguments(freeze=["mid"])).frozen[-1]
     plant(victim, step)
     directory = tmp_path / "run"
     with pytest.raises(RuntimeError, match="1 frozen tensors changed.*" + victim.replace(".", r"\.")):

@@ -4,6 +4,7 @@ Three launches of this file, in which runs of `train.grpo` share processes. The 
 the second continues that run and ends by SIGTERM to torchrun; the third continues that one and ends by a breach.
 """
 
+import errno
 import json
 import os
 import re
@@ -35,8 +36,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "other settings": ({"output_dir": "undisturbed", "seed": 4}, "was made with training.seed = 3, now it is 4"),
     "other number of processes": ({"output_dir": "four"}, "was begun by 4 processes, now there are 2"),
     "torn records": ({"output_dir": "torn"}, "not a record"),
+    "full disk": ({"output_dir": "full", "keep_trajectory": 1}, "No space left on device"),
 }
-"""What a person gets wrong -> changed settings, and what is said of it."""
+"""What a person gets wrong -> changed settings, and what is said of it. The disk is full for kept steps alone."""
 
 
 def launch(
@@ -160,7 +162,11 @@ def main() -> None:
     from transformers import TrainerCallback
 
     import train.running.trainers
+    from merge.trajectories.store import StepWriter
     from train.grpo import main as grpo
+
+    def cannot_add(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     class Sabotage(TrainerCallback):
         kind: str | None = None
@@ -192,7 +198,9 @@ def main() -> None:
             if mistake is None:
                 grpo(arguments)
                 continue
-            with pytest.raises(ValueError) as caught:
+            with pytest.raises((ValueError, OSError)) as caught, pytest.MonkeyPatch.context() as patch:
+                if mistake == "full disk":
+                    patch.setattr(StepWriter, "add", cannot_add)
                 grpo(arguments)
         (work / f"{mistake} {os.environ['RANK']}.json").write_text(json.dumps(str(caught.value)))
 

@@ -201,6 +201,11 @@ def forecast(plan: FreezePlan, model: Model, recipe: Recipe, lengths: Lengths, *
             num_steps=recipe.num_steps,
             save_steps=recipe.save_steps,
             num_kept=recipe.num_kept,
+            keep_trajectory=recipe.keep_trajectory,
+            kept_tensors=[
+                (parameter.num_elements, WIDTHS["float32"] if parameter.name in model.float32 else model.stored_width)
+                for parameter in map(plan.layout.parameters.__getitem__, plan.trainable)
+            ],
         ),
         num_tokens=None if recipe.num_sequences is None else recipe.num_sequences * length,
     )

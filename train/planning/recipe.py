@@ -18,6 +18,7 @@ from models.loading import DEFAULT_ATTENTION
 from train.freezing.freeze import FreezeArguments
 from train.planning.memory import Engine
 from train.running.arguments import GRPO_CONFIG, MODEL_CONFIG, OUR_ARGUMENTS
+from train.trajectory.arguments import TrajectoryArguments, check_adapters
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -64,6 +65,8 @@ class Recipe:
     """Steps between checkpoints; None: no checkpoints."""
     num_kept: int | None
     """Number of checkpoints kept; None: all."""
+    keep_trajectory: int
+    """Steps between those of which the changed elements are kept; 0: none."""
     model_config: "ModelConfig" = field(repr=False)
 
     @property
@@ -147,6 +150,8 @@ def make_recipe(
     saves = training.save_strategy == "steps"
     if training.save_strategy not in ("steps", "no"):
         raise ValueError(f"save_strategy {training.save_strategy!r} is not planned; expected steps or no")
+    trajectory = TrajectoryArguments(keep_trajectory=training.keep_trajectory)
+    check_adapters(trajectory, lora=bool(model_config.use_peft))
     return Recipe(
         num_gpus=num_gpus,
         engine=engine,
@@ -169,6 +174,7 @@ def make_recipe(
         gathers_for_generation=training.ds3_gather_for_generation,
         save_steps=int(training.save_steps) if saves else None,
         num_kept=training.save_total_limit,
+        keep_trajectory=trajectory.keep_trajectory,
         model_config=model_config,
     )
 

@@ -83,7 +83,10 @@ def _memory_table(plan: "Plan", needs: Forecast) -> list[str]:
 
 def _summary_table(plan: "Plan") -> list[str]:
     unit, size = _unit(plan)
-    rows: list[tuple[str, ...]] = [("arm", "trainable", "frozen", *PHASES, "fits", "checkpoint", "kept", "GPU-hours")]
+    disks = [needs.disk for needs in plan.forecasts.values()]
+    steps = any(disk.num_kept_steps for disk in disks)
+    head = ("arm", "trainable", "frozen", *PHASES, "fits", "checkpoint", *(["trajectory"] if steps else []), "kept")
+    rows: list[tuple[str, ...]] = [(*head, "GPU-hours")]
     for name, needs in plan.forecasts.items():
         num_frozen = sum(count.num_elements - count.num_trainable_elements for count in count_blocks(needs.plan))
         num_trainable = plan.model.layout.num_elements - num_frozen
@@ -97,12 +100,15 @@ def _summary_table(plan: "Plan") -> list[str]:
                 *(size(needs.phase_bytes(phase)) for phase in PHASES),
                 "yes" if needs.peak_bytes <= plan.gpu_bytes else "NO",
                 size(needs.disk.checkpoint_bytes) if needs.disk.num_checkpoints else "none",
+                *([size(needs.disk.trajectory_bytes)] if steps else []),
                 size(needs.disk.kept_bytes),
                 _hours(plan, needs),
             )
         )
-    caption = f"all arms; memory of a GPU, and disk for one checkpoint and for what a run keeps, in {unit}:"
-    return [caption, *format_columns(rows, right=(1, 2, 3, 4, 5, 7, 8, 9))]
+    parts = "one checkpoint, for its kept steps at most" if steps else "one checkpoint"
+    caption = f"all arms; memory of a GPU, and disk for {parts} and for what a run keeps, in {unit}:"
+    right = [column for column in range(1, len(rows[0])) if rows[0][column] != "fits"]
+    return [caption, *format_columns(rows, right=right)]
 
 
 def _totals(plan: "Plan") -> list[str]:
@@ -115,6 +121,12 @@ def _totals(plan: "Plan") -> list[str]:
         f"disk, arms x seeds = {len(needs)} x {plan.num_seeds}: {size(kept + written)} {unit}; checkpoints kept a run: "
         f"{needs[0].disk.num_checkpoints}, beside final/, and one more while it is written"
     ]
+    disk = needs[0].disk
+    if disk.num_kept_steps:
+        lines.append(
+            f"trajectory: {disk.num_kept_steps} kept steps a run, at most {size(disk.kept_step_bytes)} {unit} a step "
+            f"in {next(iter(plan.forecasts))}, if every element that trains changes in every bit"
+        )
     tokens, speed = needs[0].num_tokens, plan.speed
     if tokens is None:
         lines.append("GPU-hours: max_steps is not given, so the number of tokens is unknown")

@@ -17,6 +17,8 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode, LogitsProcessorList, StoppingCriteriaList
 
+from models.single_token import fast_steps
+
 KEPT_FRAC = 0.95
 """Replies that have ended are dropped once no more than this share of the computed ones is unfinished."""
 MIN_ROOM_TOKENS = 64
@@ -52,7 +54,7 @@ def decode(
             `position_ids`, [..., rows, tokens]; `attention_mask`, [rows, tokens], zero for padding, or None. They are
             no parameters: Transformers 5.23 would take arguments of these names away from the model's.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_steps(model):
         replies = _continue(
             model,
             input_ids,

@@ -53,6 +53,8 @@ class KeepTrajectory(TrainerCallback):
         masters = trained_masters(self._trainer, self._start)
         step: list[StepWriter] = []
         """The main process's; other processes have none."""
+        errors: list[Exception] = []
+        """The main process's first error. It is raised at the end, where it ends all processes."""
 
         def begin() -> None:
             assert self._writer is not None
@@ -60,13 +62,18 @@ class KeepTrajectory(TrainerCallback):
 
         def end() -> None:
             assert self._writer is not None
+            if errors:
+                raise errors[0]
             self._writer.close_step(step[0])
 
         on_main_process(begin)
         for name, parameter in parameters.items():
             with _gathered(parameter, stage=zero_stage(args)):
-                # All processes take part, so that an error of the main one ends them all.
-                on_main_process(lambda: step[0].add(name, self._content(name, parameter, masters)))  # noqa: B023
+                if step and not errors:
+                    try:
+                        step[0].add(name, self._content(name, parameter, masters))
+                    except Exception as error:
+                        errors.append(error)
         on_main_process(end)
 
     def _content(self, name: str, parameter: Any, masters: "Mapping[str, torch.Tensor]") -> memoryview:

@@ -11,18 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.support.command import (
-    MAJORITY,
-    NARROWED,
-    NO_CHANGE,
-    PASS,
-    SHARPENED,
-    SOMETIMES,
-    WIDENED,
-    main,
-    majority_share,
-    pass_at_k,
-)
+from eval.support.command import main
+from eval.support.guessing import pass_at_k
+from eval.support.samples import MAJORITY, PASS, SOMETIMES, majority_share
+from eval.support.tables import NARROWED, NO_CHANGE, SHARPENED, WIDENED
 from tracking.run import open_run
 
 SETTINGS: dict[str, Any] = {"tasks": {"t": "f"}, "sampling": {"num_samples": 8}}

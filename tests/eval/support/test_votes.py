@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from eval.support.command import majority_share
+from eval.support.samples import majority_share
 from eval.support.votes import MEANINGS, RIGHT, vote
 
 LENGTHS = ["12 cm", "24 cm", "36 cm", "48 cm"]

@@ -114,6 +114,7 @@ def test_a_draw_keeps_the_classes_proportions(tmp_path: Path) -> None:
     assert contents(images, TRAIN) <= contents(load(tmp_path), TRAIN)
 
 
+@pytest.mark.slow
 def test_pocket_scenes_are_drawn_from_the_seed_in_all_three_shapes() -> None:
     images, again, other = load("pocket:90"), load("pocket:90"), load("pocket:90", seed=1)
     assert images.classes == ["circle", "square", "triangle"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from merge.trajectories.changes import ALL, BITMAP, GAPS, StoredChange, decode, encode
+from merge.trajectories.changes import ALL, BITMAP, GAPS, StoredChange, decode, encode, most_bytes
 
 NUM_ELEMENTS = 20_000
 MOST_BYTES = 1.3
@@ -37,6 +37,19 @@ def test_any_bits_are_restored(width: int, share: float, coding: set[str]) -> No
     assert change is not None
     assert change.num_changed == np.count_nonzero(before != after) and change.coding in coding
     assert decode(before, change).tobytes() == after.tobytes()
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_elements", [1, 100, NUM_ELEMENTS])
+def test_no_change_takes_more_than_the_bound_that_plans_of_disk_space_use(width: int, num_elements: int) -> None:
+    """Random bits do not compress, so the largest change must also come close to the bound."""
+    bound, largest = most_bytes(num_elements, width), 0
+    for share in (1.0, 0.9999, 0.99, 0.9, 0.5, 0.1, 0.05, 0.01):
+        change = encode(*pair(width, share, num_elements=num_elements))
+        if change is not None:
+            assert size(change) <= bound
+            largest = max(largest, size(change))
+    assert num_elements < NUM_ELEMENTS or largest > 0.85 * bound
 
 
 def test_an_unchanged_tensor_and_an_empty_one_store_nothing() -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,10 +41,10 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY_ROOT)
 
 
-def necessity(out: str, *, built: bool = True) -> dict[str, Any]:
-    """A plan as train.necessity prints it: two arms, two seeds."""
+def necessity(out: str, *, built: bool = True, arms: Sequence[str] = ARMS) -> dict[str, Any]:
+    """A plan as train.necessity prints it: two seeds an arm."""
     folder = f"{out}/necessity"
-    runs = [{"arm": arm, "seed": seed, "label": f"{arm}-seed{seed}"} for arm in ARMS for seed in SEEDS]
+    runs = [{"arm": arm, "seed": seed, "label": f"{arm}-seed{seed}"} for arm in arms for seed in SEEDS]
     labels = [str(run["label"]) for run in runs]
 
     def job(name: str, kind: str, place: str, module: str, *needs: str, launcher: str = "python -m") -> dict[str, Any]:
@@ -93,7 +94,10 @@ def waits(stage: Stage) -> set[str]:
 def test_shipped_studies_are_read(path: Path) -> None:
     arguments = read_settings(StudyArguments, path)
     assert read_settings(Cluster, Path(arguments.cluster)).limits
-    assert arguments.splices == "paper" and arguments.samples and arguments.claims
+    assert arguments.samples
+    assert (arguments.tower and not arguments.splices) if arguments.by else (
+        arguments.splices == "paper" and arguments.claims
+    )  # fmt: skip
 
 
 def test_abilities_reuse_the_replies_of_evaluations_with_the_same_settings(tmp_path: Path) -> None:
@@ -184,6 +188,8 @@ def test_jobs_get_the_gpus_they_need() -> None:
         ({"splice_rest": ["vision=sft"]}, "splice_rest 'vision=sft'; expected in, rl"),
         ({"vllm_gpus": 1, "vllm_options": ["--max-model-len 6144"]}, r"expected \[--max-model-len, 6144\]"),
         ({"skip": "README.md"}, "README.md: not readable as YAML"),
+        ({"by": "look"}, "by is 'look'; expected modality"),
+        ({"by": "modality", "samples": None}, "by is given without samples, the replies whose pass@k is compared"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
@@ -203,12 +209,37 @@ def test_a_model_that_is_not_in_the_study_is_refused() -> None:
         ({"pairs": ["ocr:configs/pairs/ocr.yaml"] * 2}, "pairs names two sets 'ocr'; give their files different names"),
         ({"probed": ["sft", "sft"]}, "probed is sft, sft; expected each model once"),
         ({"probed": ["base", "sft"]}, "deltas is given, but probed, base, sft, has no arm"),
+        ({"by": "modality"}, "by is modality, but configs/pocket/necessity.yaml has no arm by data"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(change: dict[str, Any], message: str) -> None:
     arguments = pocket(**change)
     with pytest.raises(ValueError, match=message):
         plan_study(arguments, necessity(arguments.output_dir))
+
+
+def test_a_study_by_modality_has_its_tables_and_its_page(tmp_path: Path) -> None:
+    tower = tmp_path / "tower.yaml"
+    tower.write_text("data: pocket:100\n")
+    arguments = pocket(by="modality", tower=str(tower), probed=["base", "sft", "data-all"], swap=None, skip=None,
+                       attention=None, deltas=None, splices=None, claims=None, output_dir="o")  # fmt: skip
+    arms = ("data-negative", "data-all", "sft-all", "data-negative-freeze-mid")
+    stages = stages_of(plan_study(arguments, necessity("o", arms=arms)), arguments, GPU)
+    commands = {name: stage.jobs[0] for name, stage in stages.items()}
+    assert commands["support"].words_after("--by") == ["modality"]
+    compared = [word for word in commands["transfer"].command if "=" in word]
+    assert [word.partition("=")[0] for word in compared] == [
+        "sft", *(f"{arm}@{seed}" for arm in arms for seed in SEEDS)
+    ]  # fmt: skip
+    assert compared[1] == "data-negative@0=o/necessity/eval/data-negative-seed0"
+    assert commands["tower"].words_after("--model") == [
+        "base=o/necessity/base/final", "sft=o/necessity/sft/final",
+        "data-all=o/necessity/arms/data-all-seed0/final",
+    ]  # fmt: skip
+    assert stages["tower"].job.shape == "process" and stages["modalities"].job.shape == "cpu"
+    assert waits(stages["statements"]) == {"afterany:support", "afterany:tower", "afterany:transfer"}
+    assert waits(stages["modalities"]) == waits(stages["statements"]) | {"afterany:statements"}
+    assert commands["modalities"].command == ("analyze.modalities", "o", "--output_dir", "o/modalities")
 
 
 def test_one_mode_is_counted_as_a_list_of_one_is(tmp_path: Path) -> None:
@@ -234,6 +265,7 @@ MISTAKEN = {
 
 
 @pytest.mark.parametrize("kind", MISTAKEN)
+@pytest.mark.cases_slow
 def test_a_mistake_in_a_probes_settings_is_told_when_the_study_is_planned(kind: str, tmp_path: Path) -> None:
     text, message = MISTAKEN[kind]
     (tmp_path / f"{kind}.yaml").write_text(text)
@@ -303,6 +335,14 @@ def test_gathering_leaves_out_what_is_missing_and_nothing_else(tmp_path: Path) -
         assert lost == [*missing, *([] if reference == "full" else ["--reference mid"])]
 
 
+def test_gathering_leaves_out_a_folder_of_tables_with_its_option(tmp_path: Path) -> None:
+    finish(tmp_path / "support")
+    support, tower = ["--support", f"{tmp_path}/support"], ["--tower", f"{tmp_path}/tower"]
+    rest = ["--output_dir", f"{tmp_path}/statements"]
+    kept, lost = split_inputs(["eval.claims", *support, *tower, *rest], tmp_path)
+    assert (kept, lost) == (["eval.claims", *support, *rest], [f"tower={tmp_path}/tower"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -320,6 +360,7 @@ def test_gathering_without_a_folder_for_the_table_is_refused(tmp_path: Path, wor
     assert split_inputs(["eval.compare", "--reference"], tmp_path) == (["eval.compare", "--reference"], [])
 
 
+@pytest.mark.slow
 def test_tables_are_made_anew_when_their_inputs_are_others(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import pathlib, sys; pathlib.Path('words').write_text(repr(sys.argv[1:]))")

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from eval.statistics.components import ARMS as ARM_AGAINST_ARM
 from eval.statistics.components import ASSUMED_SEED_SD, assumed_variation
 from eval.statistics.design import Size, detectable_difference
+from merge.trajectories.store import TRAJECTORY_DIR, TrajectoryWriter
+from models.checkpoint import open_checkpoint
 from models.layout import Layout, layout_of
 from tracking.command import REPOSITORY_ROOT
 from train.plan import main
@@ -146,6 +149,7 @@ def test_a_reference_model_is_cut_only_under_zero_3(grpo: Path) -> None:
     assert sizes(plan(*base))["reference model"] == 4 * num_elements
 
 
+@pytest.mark.slow
 def test_vllm_takes_its_share_and_gives_it_back_asleep(grpo: Path) -> None:
     base = (
         "--config",
@@ -305,3 +309,33 @@ def test_the_plan_of_a_study_says_which_difference_its_seeds_find(
     assert "detectable with 1 seed an arm: nothing about training" in capsys.readouterr().out
     main(["--config", str(grpo), "--layout_config", CONFIG_3B])
     assert "detectable" not in capsys.readouterr().out
+
+
+def test_kept_steps_are_counted_in_the_disk_space_and_never_take_more(
+    tmp_path: Path, pocket_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four steps of 100 are kept; of each, random bits in every element that trains, which do not compress."""
+    config = write_yaml(tmp_path / "grpo.yaml", {**GRPO, "keep_trajectory": 30})
+    words = ["--config", str(config), "--model_name_or_path", str(pocket_checkpoint), "--freeze", "early", "mid"]
+    (planned,) = plan(*words).forecasts.values()
+    start, writer_dir = open_checkpoint(pocket_checkpoint), tmp_path / "run"
+    writer = TrajectoryWriter(writer_dir, start, known={}, resume_step=0)
+    rng = np.random.default_rng(0)
+    for step in (30, 60, 90, 100):
+        file = writer.open_step(step, planned.plan.trainable)
+        for name in planned.plan.trainable:
+            file.add(name, rng.bytes(start.tensors[name].num_bytes))
+        writer.close_step(file)
+    taken = sum(path.stat().st_size for path in (writer_dir / TRAJECTORY_DIR).iterdir())
+    of_steps = planned.disk.trajectory_bytes
+    assert planned.disk.num_kept_steps == 4 and 0.85 * of_steps < taken <= of_steps
+    without = next(iter(plan(*words, "--keep_trajectory", 0).forecasts.values())).disk
+    assert planned.disk.kept_bytes == without.kept_bytes + of_steps and without.num_kept_steps == 0
+    main(words)
+    printed = capsys.readouterr().out
+    assert "4 kept steps a run, at most" in printed and f"{of_steps / 2**20:.2f}" in printed
+
+
+def test_kept_steps_of_a_run_with_adapters_are_refused_as_in_training(grpo: Path, pocket_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="keep_trajectory is 5 and use_peft is on"):
+        plan("--config", grpo, "--model_name_or_path", pocket_checkpoint, "--use_peft", "--keep_trajectory", 5)

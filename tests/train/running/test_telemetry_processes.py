@@ -30,14 +30,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 def test_telemetry_holds_in_two_processes_under_every_engine(
-    pocket_checkpoint: Path, tiny_prompts: Path, warm_python: Path, tmp_path: Path
+    shallow_checkpoint: Path, tiny_prompts: Path, warm_python: Path, tmp_path: Path
 ) -> None:
     write_engine_files(tmp_path)
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY_ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [str(warm_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     done = subprocess.run(
-        [*command, str(pocket_checkpoint), str(tiny_prompts), str(tmp_path)],
+        [*command, str(shallow_checkpoint), str(tiny_prompts), str(tmp_path)],
         cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
@@ -112,7 +112,7 @@ def run_case(case: str, checkpoint: Path, prompts_dir: Path, directory: Path, ev
     if case.endswith("lora"):
         from peft import LoraConfig
 
-        peft_config = LoraConfig(r=3, target_modules=r".*language_model\.layers\.(0|5)\.self_attn\.(q|v)_proj")
+        peft_config = LoraConfig(r=3, target_modules=r".*language_model\.layers\.(0|2)\.self_attn\.(q|v)_proj")
     else:
         apply_freeze(model, plan)
 

@@ -56,14 +56,14 @@ def run_name(engine: str, case: str, mode: str) -> str:
 
 @pytest.fixture(scope="module")
 def work(
-    warm_python: Path, pocket_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.TempPathFactory
+    warm_python: Path, shallow_checkpoint: Path, tiny_prompts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The folder with a run per engine, case and mode."""
     work = tmp_path_factory.mktemp("sharing-engines")
     (work / "varied_replies.py").write_text(REWARD)
     jobs: dict[str, list[str]] = {}
     for engine in ENGINES:
-        values: dict[str, Any] = {**SETTINGS, "model_name_or_path": pocket_checkpoint, "prompts": tiny_prompts}
+        values: dict[str, Any] = {**SETTINGS, "model_name_or_path": shallow_checkpoint, "prompts": tiny_prompts}
         if engine.startswith("ZeRO"):
             values["deepspeed"] = work / f"{engine}.json"
             values["deepspeed"].write_text(json.dumps(deepspeed_settings({"stage": int(engine[-1])})))
@@ -103,7 +103,7 @@ def launch(work: Path, jobs: dict[str, list[str]], python: Path) -> dict[str, st
 @pytest.mark.parametrize("case", list(CASES))
 @pytest.mark.parametrize("engine", ENGINES)
 def test_loss_gradient_norm_and_weights_are_those_of_plain_trl(
-    engine: str, case: str, work: Path, pocket_checkpoint: Path
+    engine: str, case: str, work: Path, shallow_checkpoint: Path
 ) -> None:
     directories = {mode: work / run_name(engine, case, mode) for mode in MODES}
     passes = {mode: read_passes(directory) for mode, directory in directories.items()}
@@ -119,7 +119,7 @@ def test_loss_gradient_norm_and_weights_are_those_of_plain_trl(
     # The loss is a mean of advantages of about 1 that nearly cancel: its rounding error does not shrink with it.
     assert shared["loss"].tolist() == pytest.approx(plain["loss"].tolist(), rel=TOLERANCE, abs=1e-6)
     start, ours, theirs = map(
-        open_checkpoint, (pocket_checkpoint, directories["shared"] / "final", directories["plain"] / "final")
+        open_checkpoint, (shallow_checkpoint, directories["shared"] / "final", directories["plain"] / "final")
     )
     moved, apart = 0.0, 0.0
     for name in start.tensors:

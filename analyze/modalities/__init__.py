@@ -1,0 +1,1 @@
+"""When did reinforcement learning help? Vision, support, sharpening and transfer, modality by modality."""

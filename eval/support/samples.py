@@ -1,0 +1,183 @@
+"""How often is each prompt answered right in K samples? What every metric of the support tables is computed from.
+
+A *group* is one ability of one task, or with `by` one modality of it. A prompt counts for pass@k if at least k of its
+samples were judged.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from eval.compare.alike import RECORDS_FILE, check_alike
+from eval.grading import CORRECT, UNSCORED
+from eval.replies.outcomes import GIVEN
+from eval.statistics.pairing import Entry
+from eval.support.guessing import guess_values, pass_at_k
+from eval.support.votes import RIGHT, vote
+from tracking.progress import progress
+from tracking.records import Record, read_records
+
+PASS, MAJORITY, SOMETIMES = "pass@k", "majority", "sometimes right"
+GAP, GUESSING, SUPPORT = "gap", "guessing", "support"
+"""Metrics of one modality: pass@K - pass@1, pass@K of replies to other prompts, pass@K less that."""
+MODALITY = "modality"
+NUM_HALVES = 2
+
+PromptKey = tuple[str, str, str, str]
+"""Task, ability, modality (empty if the prompts are not divided by it), id."""
+
+
+def majority_share(samples: Sequence[Record]) -> float | None:
+    """Returns the chance that a vote of one prompt's samples gives the right answer; None where none was judged."""
+    judged = [sample for sample in samples if sample["status"] != UNSCORED]
+    if not judged:
+        return None
+    votes = Counter(vote(sample) for sample in judged if sample["extracted"] is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [answer for answer, count in votes.items() if count == most]
+    return float(RIGHT in winners) / len(winners)
+
+
+@dataclass(frozen=True)
+class Support:
+    """One model's samples of one group, a row a seed."""
+
+    seeds: tuple[int | None, ...]
+    num_judged: Int[np.ndarray, "seeds n"]
+    num_right: Int[np.ndarray, "seeds n"]
+    majority: Float[np.ndarray, "seeds n"]
+    """NaN where no sample was judged."""
+    halves: Float[np.ndarray, "halves seeds n"]
+    """Share that is right of the samples with even and with odd numbers; NaN where none of them was judged."""
+    guesses: Float[np.ndarray, "seeds n"] | None
+    """pass@K that replies to the other prompts would reach; None if the prompts are not divided by modality."""
+
+    @property
+    def trained(self) -> bool:
+        return self.seeds != (None,)
+
+    def values(self, metric: str, k: int) -> Float[np.ndarray, "seeds n"]:
+        """Returns what each prompt counts for a metric; NaN where it cannot be said."""
+        if metric == MAJORITY:
+            return self.majority
+        if metric == SOMETIMES:
+            between = (self.num_right > 0) & (self.num_right < self.num_judged)
+            return np.where(self.num_judged > 0, between, np.nan)
+        if metric == GAP:
+            return np.asarray(self.values(PASS, k) - self.values(PASS, 1))
+        if metric in (GUESSING, SUPPORT):
+            assert self.guesses is not None
+            return self.guesses if metric == GUESSING else np.asarray(self.values(PASS, k) - self.guesses)
+        return np.stack(
+            [pass_at_k(judged, right, k) for judged, right in zip(self.num_judged, self.num_right, strict=True)]
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """One ability of one task, or one modality of it, answered by every model."""
+
+    task: str
+    ability: str
+    num_samples: int
+    clusters: Int[np.ndarray, " n"] | None
+    models: dict[str, Support]
+    modality: str | None = None
+
+    def metrics(self) -> list[tuple[str, int | None]]:
+        """Returns every metric, pass@k once for each k."""
+        found = [*((PASS, k) for k in range(1, self.num_samples + 1)), (MAJORITY, None), (SOMETIMES, None)]
+        return found if self.modality is None else found + [(name, self.num_samples) for name in METRICS_OF_MODALITY]
+
+
+METRICS_OF_MODALITY = (GAP, GUESSING, SUPPORT)
+
+
+def collect(entries: Sequence[Entry], by: str | None = None) -> list[Group]:
+    """Reads all evaluations, prompt by prompt in one order.
+
+    Args:
+        by: `modality`, to divide the prompts by it.
+
+    Raises:
+        ValueError: where they were not asked alike, with one sample only, or where a prompt has no modality.
+    """
+    check_alike(entries)
+    by_label = {entry.label: _by_prompt(entry, by) for entry in entries}
+    first = by_label[entries[0].label]
+    places = list(dict.fromkeys(key[:3] for key in first))
+    groups = []
+    for place in progress(places, label="guessing", unit="modality") if by else places:
+        keys = [key for key in first if key[:3] == place]
+        num_samples = max(len(first[key]) for key in keys)
+        if num_samples < 2:
+            raise ValueError(
+                f"{entries[0].directory}: one reply a prompt; evaluate with --num-samples K --temperature T"
+            )
+        models = {}
+        for name in dict.fromkeys(entry.name for entry in entries):
+            own = [entry for entry in entries if entry.name == name]
+            samples = [[by_label[entry.label][key] for key in keys] for entry in own]
+            models[name] = _support([entry.seed for entry in own], samples, num_samples if by else None)
+        task, ability, modality = place
+        clusters = _clusters([first[key][0] for key in keys])
+        groups.append(Group(task, ability, num_samples, clusters, models, modality if by else None))
+    return groups
+
+
+def _by_prompt(entry: Entry, by: str | None) -> dict[PromptKey, list[Record]]:
+    found: dict[PromptKey, list[Record]] = {}
+    for record in read_records(entry.directory / RECORDS_FILE):
+        if record.get("condition", GIVEN) != GIVEN:
+            continue
+        if by is not None and not record.get(by):
+            raise ValueError(
+                f"{entry.directory}: {record['task']}/{record['id']} has no {by}; expected prompts with "
+                f'`meta: {{"{by}": …}}`, evaluated with this version of eval.run, or leave out --by'
+            )
+        place = record["task"], record["ability"], "" if by is None else str(record[by]), record["id"]
+        found.setdefault(place, []).append(record)
+    return found
+
+
+def _support(
+    seeds: Sequence[int | None], samples: Sequence[Sequence[Sequence[Record]]], guessed: int | None
+) -> Support:
+    """Returns a model's numbers.
+
+    Args:
+        samples: of each seed, of each prompt.
+        guessed: K of the guessing control; None without it.
+    """
+    return Support(
+        seeds=tuple(seeds),
+        num_judged=np.array([[sum(one["status"] != UNSCORED for one in own) for own in row] for row in samples]),
+        num_right=np.array([[sum(one["status"] == CORRECT for one in own) for own in row] for row in samples]),
+        majority=np.array([[majority_share(own) for own in row] for row in samples], dtype=float),
+        halves=np.array(
+            [[[_share(own, half) for own in row] for row in samples] for half in range(NUM_HALVES)], dtype=float
+        ),
+        guesses=None if guessed is None else np.stack([guess_values(row, guessed) for row in samples]),
+    )
+
+
+def _share(samples: Sequence[Record], half: int) -> float | None:
+    judged = [
+        one["status"] == CORRECT
+        for place, one in enumerate(samples)
+        if one["status"] != UNSCORED and one.get("sample", place) % NUM_HALVES == half
+    ]
+    return sum(judged) / len(judged) if judged else None
+
+
+def _clusters(records: Sequence[Record]) -> Int[np.ndarray, " n"] | None:
+    names = [record.get("cluster") for record in records]
+    if all(name is None for name in names):
+        return None
+    labels = [f"prompt {place}" if name is None else f"cluster {name}" for place, name in enumerate(names)]
+    return np.unique(labels, return_inverse=True)[1]
