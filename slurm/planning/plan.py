@@ -160,7 +160,10 @@ class _Plan:
             index = self.labels.index(label) if trained else ("base", "sft").index(label)
             stage = "train" if kind == "arm" else "evaluate" if trained else "evaluate_start"
         gathers = kind in ("compare", "deltas")
-        waits = [*job["needs"], *([] if gathers else [self.prompts_job] if kind in (*TRAINING, "eval") else [])]
+        waits = [
+            *job["needs"],
+            *([] if gathers else [self.prompts_job] if kind in (*TRAINING, "boundary", "eval") else []),
+        ]
         command = self._gathered(name, argv[cut:]) if gathers else argv[cut:]
         self._add(
             name, command, kind=kind, stage=stage, index=index, directory=job["output_dir"],
@@ -263,8 +266,8 @@ class _Plan:
 
     def _add_comparison(self, name: str, models: Sequence[str], folder: str) -> None:
         roles = ["--baseline", "sft"]
-        if any(run["arm"] == "full" for run in self.runs):
-            roles += ["--reference", "full"]
+        arms = {run["arm"] for run in self.runs}
+        roles += next((["--reference", name] for name in ("full", "data-all") if name in arms), [])
         self._add_gathering(name, ("eval.compare", *models, *roles), self._named(folder), kind="compare")
 
     def _add_probe(self, kind: str, model: str, command: Sequence[str], needs: Sequence[str]) -> None:
