@@ -48,6 +48,8 @@ class _Plan:
         self.jobs: dict[str, StudyJob] = {}
         self.runs: list[dict[str, Any]] = necessity["runs"]
         self.labels = [run["label"] for run in self.runs]
+        self.bounded = {job["name"] for job in necessity["jobs"] if job["kind"] == "arm" and "boundary" in job["needs"]}
+        """Labels of the runs on the prompts that eval.boundary keeps."""
         self.cut = ("--cuts", *map(str, necessity["cuts"])) if necessity["cuts"] else (
             "--partition", necessity["partition"],
         )  # fmt: skip
@@ -159,6 +161,8 @@ class _Plan:
             trained = label in self.labels
             index = self.labels.index(label) if trained else ("base", "sft").index(label)
             stage = "train" if kind == "arm" else "evaluate" if trained else "evaluate_start"
+            if label in self.bounded:  # arrays of their own: the others do not wait for a selection, which may fail
+                stage += "_boundary"
         gathers = kind in ("compare", "deltas")
         waits = [
             *job["needs"],
