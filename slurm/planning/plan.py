@@ -48,6 +48,8 @@ class _Plan:
         self.jobs: dict[str, StudyJob] = {}
         self.runs: list[dict[str, Any]] = necessity["runs"]
         self.labels = [run["label"] for run in self.runs]
+        self.bounded = {job["name"] for job in necessity["jobs"] if job["kind"] == "arm" and "boundary" in job["needs"]}
+        """Labels of the runs on the prompts that eval.boundary keeps."""
         self.cut = ("--cuts", *map(str, necessity["cuts"])) if necessity["cuts"] else (
             "--partition", necessity["partition"],
         )  # fmt: skip
@@ -161,8 +163,13 @@ class _Plan:
             trained = label in self.labels
             index = self.labels.index(label) if trained else ("base", "sft").index(label)
             stage = "train" if kind == "arm" else "evaluate" if trained else "evaluate_start"
+            if label in self.bounded:  # arrays of their own: the others do not wait for a selection, which may fail
+                stage += "_boundary"
         gathers = kind in ("compare", "deltas")
-        waits = [*job["needs"], *([] if gathers else [self.prompts_job] if kind in (*TRAINING, "eval") else [])]
+        waits = [
+            *job["needs"],
+            *([] if gathers else [self.prompts_job] if kind in (*TRAINING, "boundary", "eval") else []),
+        ]
         command = self._gathered(name, argv[cut:]) if gathers else argv[cut:]
         self._add(
             name, command, kind=kind, stage=stage, index=index, directory=job["output_dir"],
@@ -269,8 +276,8 @@ class _Plan:
 
     def _add_comparison(self, name: str, models: Sequence[str], folder: str) -> None:
         roles = ["--baseline", "sft"]
-        if any(run["arm"] == "full" for run in self.runs):
-            roles += ["--reference", "full"]
+        arms = {run["arm"] for run in self.runs}
+        roles += next((["--reference", name] for name in ("full", "data-all") if name in arms), [])
         self._add_gathering(name, ("eval.compare", *models, *roles), self._named(folder), kind="compare")
 
     def _add_probe(self, kind: str, model: str, command: Sequence[str], needs: Sequence[str]) -> None:
