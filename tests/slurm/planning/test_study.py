@@ -243,6 +243,34 @@ def test_a_study_by_modality_has_its_tables_and_its_page(tmp_path: Path) -> None
     assert commands["modalities"].command == ("analyze.modalities", "o", "--output_dir", "o/modalities")
 
 
+def test_only_the_arms_of_selected_prompts_wait_for_the_selection(tmp_path: Path) -> None:
+    plan = necessity("o", arms=("data-all", "data-boundary"))
+    config = tmp_path / "boundary.yaml"
+    config.write_text("max_new_tokens: 32\n")
+    argv = ["python", "-m", "eval.boundary", "--config", str(config), "--model", "m", "--data", plan["prompts"]]
+    place = "o/necessity/boundary"
+    selection = {"name": "boundary", "kind": "boundary", "argv": [*argv, "--output_dir", place], "output_dir": place,
+                 "needs": ["data", "sft"]}  # fmt: skip
+    first = [job["kind"] for job in plan["jobs"]].index("arm")
+    plan["jobs"].insert(first, selection)
+    for job in plan["jobs"]:
+        if job["kind"] == "arm" and job["name"].startswith("data-boundary"):
+            job["needs"].append("boundary")
+    arguments = pocket(swap=None, skip=None, attention=None, deltas=None, splices=None, claims=None, probed=["sft"],
+                       output_dir="o", arm="data-all", num_prompts=["study:rl=100"])  # fmt: skip
+    jobs = plan_study(arguments, plan)
+    stages = stages_of(jobs, arguments, GPU)
+    assert "afterok:boundary" in waits(stages["train_boundary"]) - waits(stages["train"])
+    assert "aftercorr:train" in waits(stages["evaluate"]) and stages["boundary"].job.shape == "process"
+    assert {wait.stage for wait in stages["evaluate_boundary"].waits} == {"data", "train_boundary"}
+    (comparison,) = [job for job in jobs if job.name == "comparison"]
+    assert set(comparison.after) >= {"eval-data-boundary-seed0", "eval-data-all-seed1"}
+    costs = Costs(arguments, plan, TrainingPlan(num_gpus=1, tokens={"data-all": 10}))
+    by_name = {job.name: job for job in jobs}
+    assert costs.num_replies(by_name["boundary"]) == 100 * 8
+    assert costs.gpu_hours(by_name["data-boundary-seed0"]) is None
+
+
 def test_one_mode_is_counted_as_a_list_of_one_is(tmp_path: Path) -> None:
     config = tmp_path / "swap.yaml"
     for text in ("mode: from", "mode: [from]"):
