@@ -168,8 +168,6 @@ def decode(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    from models.single_token import fast_steps
-
     num_prompt_tokens = rows.input_ids.shape[1]
     limit = num_prompt_tokens + settings["max_new_tokens"]
     ends = settings["eos_token_id"]
@@ -178,15 +176,14 @@ def decode(
     while places:
         pause = _Pause(ends, num_prompt_tokens, repetition_window)
         model.generation_config = GenerationConfig(**{**settings, "max_new_tokens": limit - rows.input_ids.shape[1]})
-        with fast_steps(model):
-            sequences = model.generate(
-                input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask,
-                position_ids=rows.position_ids,
-                past_key_values=rows.cache,
-                logits_processor=LogitsProcessorList([sampler] if sampler else []),
-                stopping_criteria=StoppingCriteriaList([pause]),
-            )
+        sequences = model.generate(
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            position_ids=rows.position_ids,
+            past_key_values=rows.cache,
+            logits_processor=LogitsProcessorList([sampler] if sampler else []),
+            stopping_criteria=StoppingCriteriaList([pause]),
+        )
         assert pause.repetition.stopped_at is not None
         rows.extend(sequences)
         going = []

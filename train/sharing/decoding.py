@@ -17,8 +17,6 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode, LogitsProcessorList, StoppingCriteriaList
 
-from models.single_token import fast_steps
-
 KEPT_FRAC = 0.95
 """Replies that have ended are dropped once no more than this share of the computed ones is unfinished."""
 MIN_ROOM_TOKENS = 64
@@ -54,7 +52,7 @@ def decode(
             `position_ids`, [..., rows, tokens]; `attention_mask`, [rows, tokens], zero for padding, or None. They are
             no parameters: Transformers 5.23 would take arguments of these names away from the model's.
     """
-    with torch.inference_mode(), fast_steps(model):
+    with torch.inference_mode():
         replies = _continue(
             model,
             input_ids,

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from models.families import family_of
 
@@ -17,16 +16,6 @@ def backbone_of(model: Any) -> Any:
     """Returns the model inside the language-model head, of a model that is not wrapped by DDP or DeepSpeed."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     return base.base_model
-
-
-def unwrapped(model: Any, accelerator: Any) -> Any:
-    """Returns the model inside DDP, DeepSpeed or a compiled module.
-
-    A model that nothing wraps is returned at once: accelerate (1.15) looks through all its modules first, each time.
-    """
-    if isinstance(model, PreTrainedModel) and "_orig_mod" not in vars(model):
-        return model
-    return accelerator.unwrap_model(model)
 
 
 def hidden_size_of(backbone: Any) -> int:

@@ -13,7 +13,7 @@ from models.families import family_of
 from train.rollouts.vllm import replaced
 from train.sharing.batch import Batch, join_pictures
 from train.sharing.forward import Scores, layout_if_cheaper, model_inputs, scores, together_again
-from train.sharing.models import backbone_of, hidden_size_of, obstacle, tower_changes, unwrapped
+from train.sharing.models import backbone_of, hidden_size_of, obstacle, tower_changes
 from train.sharing.order import NORMALIZED_PER_PASS, reordered, together
 from train.sharing.pictures import PictureReader, instead
 from train.sharing.processor import DistinctProcessor, count_tiles
@@ -41,7 +41,7 @@ class SharingGRPOTrainer(GRPOTrainer):
         self._tile_tokens: int | None = self.processing_class.image_seq_length if family.tiled else None
         """Image tokens per tile, if the family cuts pictures into tiles."""
         if share_prompts:
-            self.not_shared = obstacle(unwrapped(self.model, self.accelerator))
+            self.not_shared = obstacle(self.accelerator.unwrap_model(self.model))
 
     def describe_sharing(self) -> str:
         """Returns whether prompts are shared, or where and why not, in one line."""
@@ -121,7 +121,7 @@ class SharingGRPOTrainer(GRPOTrainer):
         )
         if self.not_shared is not None or self._rollout_obstacle() is not None:
             return turn()
-        model = unwrapped(self.model_wrapped, self.accelerator)
+        model = self.accelerator.unwrap_model(self.model_wrapped)
         backbone = backbone_of(model)
         num_pictures = None if images is None else [len(row or ()) for row in images]
         if images is not None and self._tile_tokens is not None:
@@ -158,7 +158,7 @@ class SharingGRPOTrainer(GRPOTrainer):
             )
         batch = _batch(input_ids, attention_mask, logits_to_keep, fields)
         assert not compute_aux_loss, "only mixture-of-experts models have one"
-        backbone = backbone_of(unwrapped(model, self.accelerator))
+        backbone = backbone_of(self.accelerator.unwrap_model(model))
         num_rows = len(input_ids)
         step = batch_size or num_rows
         with self._reader.reading(backbone, keep=self._tower_is_fixed(model, backbone)):
