@@ -11,6 +11,12 @@ keeps LOW <= rate < HIGH, so `--band 0 1` keeps prompts that never succeed and d
 D/records.jsonl    one record per reply
 D/rates.csv        per prompt: number n of judged replies, pass rate with Wilson interval, num_unscored
 D/summary.csv      per ability: number of prompts that never, sometimes and always succeed, and number kept
+D/balance.csv      with --balance, per cell: prompts, those in the band, and those kept
+
+`--balance modality,class` keeps the same number of prompts of each modality and class (fields of the prompts' `meta`;
+without a class, the answer): as many as the rarest cell has in the band, or `--per-cell N`. Cells without a prompt in
+the band are reported. Among the prompts in the band, seed and id decide which are kept. Their order is that of the
+file; with `--curriculum` the easiest come first, for training with `shuffle: false`.
 
 Each reply has its own seed, derived from the seed, the prompt's id and the sample number. Replies that cannot be judged
 count neither as right nor as wrong; prompts without any judged reply are dropped and counted.
@@ -27,6 +33,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data_builders.build import DATA_DIR, write_manifest
+from data_builders.prompt_sets.balance import Cell, balance_prompts, cell_lines, cell_table
+from data_builders.prompt_sets.fields import check_field
 from data_builders.prompt_sets.images import place_file
 from data_builders.prompt_sets.prompts import (
     Prompt,
@@ -55,6 +63,9 @@ from tracking.tables import format_columns, write_table
 if TYPE_CHECKING:
     import pandas as pd
 
+CHOICE = ("balance", "per_cell", "curriculum")
+"""Settings of the choice among the prompts in the band; they do not affect the replies."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryArguments:
@@ -74,6 +85,20 @@ class BoundaryArguments:
         metadata={
             "help": "LOW HIGH: keep prompts with LOW <= pass rate < HIGH; by default those with 0 < pass rate < 1"
         },
+    )
+    balance: str | None = field(
+        default=None,
+        metadata={
+            "help": "fields of meta, or ability, by which the kept prompts are balanced: modality,class; not by default"
+        },
+    )
+    per_cell: int | None = field(
+        default=None,
+        metadata={"help": "prompts kept per cell of --balance; by default as many as the rarest cell has"},
+    )
+    curriculum: bool = field(
+        default=False,
+        metadata={"help": "order the kept prompts by pass rate, easiest first; by default as in the file"},
     )
     temperature: float = field(
         default=1.0, metadata={"help": "sampling temperature, above 0; use the same as in training"}
@@ -96,7 +121,7 @@ class BoundaryArguments:
     def __post_init__(self) -> None:
         check_all(
             partial(check_style, self.prompt_style),
-            partial(check_least, self, num_samples=1, max_new_tokens=1, batch_size=1, limit=1),
+            partial(check_least, self, num_samples=1, max_new_tokens=1, batch_size=1, limit=1, per_cell=1),
             self._check_draws,
         )
 
@@ -107,8 +132,17 @@ class BoundaryArguments:
     def _check_draws(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0 (eval.run gives greedy answers)")
+        if self.balance is not None and not all(self.balance_fields):
+            raise ValueError(f"balance is {self.balance!r}; expected fields, such as modality,class")
+        if self.per_cell is not None and self.balance is None:
+            raise ValueError("per_cell is given without balance, whose cells it is about")
         if self.band and not (len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1):
             raise ValueError(f"band {self.band}: expected two rates LOW HIGH with 0 <= LOW < HIGH <= 1")
+
+    @property
+    def balance_fields(self) -> list[str]:
+        """The fields by which the kept prompts are balanced."""
+        return [name.strip() for name in self.balance.split(",")] if self.balance is not None else []
 
     @property
     def kept_rule(self) -> str:
@@ -145,8 +179,11 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
             )
         },
     }  # fmt: skip
-    if arguments.limit is not None:
-        settings["limit"] = arguments.limit
+    for name in ("limit", *CHOICE):
+        if getattr(arguments, name):
+            settings[name] = getattr(arguments, name)
+    for name in arguments.balance_fields:
+        check_field(prompts, name, where=f"{source}: split {arguments.split}")
     earlier = read_earlier(Path(arguments.replies), settings) if arguments.replies else []
     output_dir = Path(arguments.output_dir)
     with open_run(output_dir, command="eval.boundary", settings=settings, overwrite=arguments.overwrite) as run:
@@ -158,16 +195,24 @@ def select_boundary(arguments: BoundaryArguments) -> Path:
             log.append(*[record for record in earlier if record["key"] in wanted and record["key"] not in log])
             _sample_all(arguments, subject, prompts, log)
             rates = rate_table(prompts, list(log), arguments)
+        if arguments.balance is not None:
+            rates, cells = balance_rates(prompts, rates, arguments)
+            write_table(output_dir / "balance.csv", cell_table(cells, arguments.balance_fields))
         write_table(output_dir / "rates.csv", rates)
         summary = summary_table(rates)
         write_table(output_dir / "summary.csv", summary)
         _print_summary(summary, arguments)
+        if arguments.balance is not None:
+            print("\n".join(cell_lines(cells, arguments.balance_fields, per_cell=arguments.per_cell)))
         if not rates["kept"].any():
             raise RuntimeError(
                 f"no prompt has {arguments.kept_rule}; see {output_dir / 'rates.csv'}, and choose another band (with "
                 f"--replies {output_dir} nothing is drawn again), model or temperature"
             )
         kept = [prompt for prompt, inside in zip(prompts, rates["kept"], strict=True) if inside]
+        if arguments.curriculum:
+            rate = dict(zip(rates["id"], rates["pass_rate"], strict=True))
+            kept.sort(key=lambda prompt: -rate[prompt.id])
         if not (output_dir / DATA_DIR).exists():
             with partial_directory(output_dir / DATA_DIR) as partial:
                 write_prompts(partial, arguments.split, kept)
@@ -188,7 +233,10 @@ def read_earlier(directory: Path, settings: dict[str, Any]) -> list[Record]:
     if state["command"] != "eval.boundary":
         raise ValueError(f"--replies {directory} belongs to {state['command']}, not to eval.boundary")
     for name, value in settings.items():
-        if name not in ("model", "band", "num_samples", "batch_size", "limit") and state["settings"].get(name) != value:
+        if (
+            name not in ("model", "band", "num_samples", "batch_size", "limit", *CHOICE)
+            and state["settings"].get(name) != value
+        ):
             raise ValueError(
                 f"--replies {directory} was made with {name} = {state['settings'].get(name)!r}, now it is {value!r}"
             )
@@ -296,6 +344,21 @@ def summary_table(rates: "pd.DataFrame") -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows)
+
+
+def balance_rates(
+    prompts: Sequence[Prompt], rates: "pd.DataFrame", arguments: BoundaryArguments
+) -> tuple["pd.DataFrame", list[Cell]]:
+    """Returns the rates with the balanced prompts kept (`in_band`: what the band alone keeps), and the cells."""
+    chosen, cells = balance_prompts(
+        prompts,
+        set(rates["id"][rates["kept"]]),
+        arguments.balance_fields,
+        per_cell=arguments.per_cell,
+        seed=arguments.seed,
+        where=f"{arguments.data}: split {arguments.split}",
+    )
+    return rates.assign(in_band=rates["kept"], kept=rates["id"].isin(chosen)), cells
 
 
 def _print_summary(summary: "pd.DataFrame", arguments: BoundaryArguments) -> None:

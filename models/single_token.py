@@ -85,7 +85,7 @@ def _forward(model: Any, own: Callable[..., Any]) -> Callable[..., Any]:
     def forward(**given: Any) -> Any:
         if _differs.get(model) or not _is_step(given):
             return own(**given)
-        step = partial(steps, given["input_ids"], given["attention_mask"], given["position_ids"])
+        step = partial(steps, given["input_ids"], given.get("attention_mask"), given["position_ids"])
         if model in _differs:
             return step(given["past_key_values"])
         found = step(copy.deepcopy(given["past_key_values"]))
@@ -98,10 +98,10 @@ def _forward(model: Any, own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_step(given: dict[str, Any]) -> bool:
-    if any(value is not None for name, value in given.items() if name not in TAKEN):
+    others = [value for name, value in given.items() if name not in TAKEN and value is not None]
+    if any(not isinstance(value, dict) or value for value in others):
         return False
-    needed = ("input_ids", "position_ids", "past_key_values")
-    if any(given.get(name) is None for name in needed) or "attention_mask" not in given:
+    if any(given.get(name) is None for name in ("input_ids", "position_ids", "past_key_values")):
         return False
     return bool(given["input_ids"].shape[1] == 1 and given["position_ids"].shape[-1] == 1)
 

@@ -7,6 +7,7 @@ blocks differ. Then all models answer the same held-out prompts, and the arms ar
 A finished stage is not run again, so a killed study continues with the same command.
 
     OUTPUT/data, init, base, sft        built here, if configured
+    OUTPUT/boundary                     prompts of the arm data-boundary, with boundary_config
     OUTPUT/arms/ARM-seedK, eval/…       one folder per run
     OUTPUT/scores.csv, comparison.csv   the tables
     OUTPUT/report.html                  the page to read
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.build import DATA_DIR
+from data_builders.prompt_sets.fields import select_prompts
 from data_builders.prompt_sets.prompts import read_prompts
 from models.blocks import make_partition
 from models.layout import Layout, layout_from_config, layout_of
@@ -37,6 +39,7 @@ from tracking.run import is_finished, open_run
 from tracking.tables import format_columns
 from train import FINAL_DIR
 from train.freezing.arms import Arm, expand_word, parse_arms
+from train.freezing.data_arms import SFT, ArmData
 from train.freezing.freeze import FreezeArguments, FreezePlan, count_blocks, format_freeze_table, plan_freeze
 from train.planning.study import NecessityArguments, arm_label, freeze_arguments, plan_jobs, study_files
 from train.rollouts.setup import check_versions
@@ -64,7 +67,7 @@ def plan_study(arguments: NecessityArguments) -> Study:
     """Resolves arms and commands; reads configurations but no weights."""
     layout = study_layout(arguments)
     whole = plan_freeze(layout, FreezeArguments(partition=arguments.partition, cuts=arguments.cuts))
-    arms = parse_arms(arguments.arms, whole.partition)
+    arms = parse_arms(arguments.arms, whole.partition, arguments.modalities)
     plans = {arm.name: plan_freeze(layout, freeze_arguments(arguments, arm)) for arm in arms}
     return Study(arguments, layout, plans, arms, plan_jobs(arguments, arms))
 
@@ -98,7 +101,8 @@ def format_plan(study: Study) -> str:
         f"arms: {len(study.arms)}, seeds: {', '.join(map(str, arguments.seeds))}",
         "",
     ]
-    rows = [("arm", "freezes", "trainable", "frozen", "trains in")]
+    by_data = any(arm.data != ArmData() for arm in study.arms) or bool(arguments.modalities)
+    rows = [("arm", "freezes", "trainable", "frozen", "trains in", *(("trains on",) if by_data else ()))]
     for arm in study.arms:
         counts = count_blocks(study.plans[arm.name])
         trainable = sum(count.num_trainable_elements for count in counts)
@@ -106,7 +110,16 @@ def format_plan(study: Study) -> str:
         training = [
             count.block + ("" if count.state == "trains" else " (part)") for count in counts if count.state != "frozen"
         ]
-        rows.append((arm.name, arm.frozen, f"{trainable:,}", f"{frozen:,}", " ".join(training)))
+        rows.append(
+            (
+                arm.name,
+                arm.frozen,
+                f"{trainable:,}",
+                f"{frozen:,}",
+                " ".join(training),
+                *((arm.data.text,) if by_data else ()),
+            )
+        )
     lines += format_columns(rows, right=(2, 3))
     for arm in study.arms:
         lines += ["", f"{arm.name}:", format_freeze_table(study.plans[arm.name])]
@@ -121,9 +134,12 @@ def study_settings(study: Study) -> dict[str, Any]:
         "output_dir", "dry_run", "plan_json", "collect", "overwrite", "num_parallel", "warm_start", "expected_s",
         "launcher",
     )  # fmt: skip
-    values = {key: value for key, value in asdict(arguments).items() if key not in skipped}
+    added = ("modalities", "sft_arm_config", "boundary_config")  # studies without them have the settings of before
+    values = {
+        key: value for key, value in asdict(arguments).items() if key not in skipped and (value or key not in added)
+    }
     partition = make_partition(study.layout.num_layers, partition=arguments.partition, cuts=arguments.cuts)
-    arms = [word for text in arguments.arms for word in expand_word(text, partition)]
+    arms = [word for text in arguments.arms for word in expand_word(text, partition, arguments.modalities)]
     return {**values, "arms": arms, "files": study_files(arguments)}
 
 
@@ -143,7 +159,7 @@ def plan_as_json(study: Study) -> dict[str, Any]:
         "prompts": arguments.prompts or str(study.directory / "data" / DATA_DIR),
         "checkpoints": {name: checkpoint for name, checkpoint in checkpoints.items() if checkpoint},
         "runs": [
-            {"arm": arm.name, "seed": seed, "label": arm_label(arm.name, seed)}
+            {"arm": arm.name, "seed": seed, "label": arm_label(arm.name, seed), **_on_part(arm)}
             for arm in study.arms
             for seed in arguments.seeds
         ],
@@ -162,6 +178,11 @@ def plan_as_json(study: Study) -> dict[str, Any]:
     }
 
 
+def _on_part(arm: Arm) -> dict[str, str]:
+    """Returns what an arm by data trains on, for the plan."""
+    return {} if arm.data == ArmData() else {"method": arm.data.method, "trained_on": arm.data.part}
+
+
 def parse_expected(entries: list[str]) -> dict[str, float]:
     """Parses KIND=SECONDS entries."""
     expected = {}
@@ -176,6 +197,7 @@ def parse_expected(entries: list[str]) -> dict[str, float]:
 def check_stage_files(arguments: NecessityArguments) -> None:
     """Rejects misspelt keys in the stages' configurations, which would otherwise be found only when a stage starts."""
     from data_builders.build import TASKS, BuildArguments
+    from eval.boundary import BoundaryArguments
     from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
     from models.pocket import PocketArguments
     from train import sft
@@ -190,6 +212,8 @@ def check_stage_files(arguments: NecessityArguments) -> None:
         (arguments.sft_config, supervised),
         (arguments.grpo_config, (GRPO_CONFIG, MODEL_CONFIG, *OUR_ARGUMENTS)),
         (arguments.eval_config, EVALUATION_ARGUMENTS),
+        (arguments.sft_arm_config, supervised),
+        (arguments.boundary_config, (BoundaryArguments,)),
     ]
     check_all(*(partial(_check_keys, Path(path), classes) for path, classes in stages if path is not None))
 
@@ -203,12 +227,15 @@ def check_inputs(study: Study) -> None:
     """Checks that vLLM, checkpoints and prompts exist and match the plan."""
     arguments = study.arguments
     check_stage_files(arguments)
+    _check_boundary_split(arguments)
     if study_files(arguments)[arguments.grpo_config].get("use_vllm"):
         check_versions()
     if arguments.prompts:
-        stages = [study_files(arguments)[path] for path in (arguments.sft_config, arguments.grpo_config) if path]
+        configs = (arguments.sft_config, arguments.grpo_config, arguments.sft_arm_config)
+        stages = [study_files(arguments)[path] for path in configs if path]
         for split in dict.fromkeys([*(stage.get("split", "") for stage in stages), arguments.eval_split]):
             read_prompts(Path(arguments.prompts), split)
+        _check_parts(study)
     for checkpoint in filter(None, (arguments.base_checkpoint, arguments.sft_checkpoint)):
         layout = layout_of(local_checkpoint(checkpoint, config_only=True))
         if layout.parameters != study.layout.parameters:
@@ -217,6 +244,32 @@ def check_inputs(study: Study) -> None:
                 f"checkpoint {checkpoint} is not shaped like the model of the plan, the first difference is "
                 f"{differing[0]!r}; correct or remove layout_config"
             )
+
+
+def _check_boundary_split(arguments: NecessityArguments) -> None:
+    """Refuses a selection from another split than the one that GRPO trains on."""
+    if arguments.boundary_config is None:
+        return
+    files = study_files(arguments)
+    chosen = files[arguments.boundary_config].get("split", "rl")
+    trained = files[arguments.grpo_config].get("split")
+    if chosen != trained:
+        raise ValueError(
+            f"{arguments.boundary_config} selects from the split {chosen}, and {arguments.grpo_config} trains on "
+            f"{trained}; expected the same split"
+        )
+
+
+def _check_parts(study: Study) -> None:
+    """Refuses arms by data that would find no prompts to train on."""
+    arguments = study.arguments
+    files = study_files(arguments)
+    for arm in study.arms:
+        config = arguments.sft_arm_config if arm.data.method == SFT else arguments.grpo_config
+        split = str(files[str(config)].get("split", ""))
+        if arm.data.select:
+            where = f"arm {arm.name!r}: {arguments.prompts}: split {split}"
+            select_prompts(read_prompts(Path(str(arguments.prompts)), split), arm.data.select, where=where)
 
 
 def run_study(study: Study) -> Path:

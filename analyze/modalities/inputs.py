@@ -64,7 +64,7 @@ class Evidence:
         for column in (1, 0):
             if len({each[column] for each in self.places}) > 1:
                 words.append(place[column])
-        return ", ".join(words)
+        return " · ".join(words)
 
     def at(self, name: str, place: Place) -> "pd.DataFrame":
         """Returns the rows of a table about a place; none without the table."""

@@ -5,6 +5,7 @@ so that one difference has one p-value on a page.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -110,10 +111,15 @@ def quote(study: NecessityStudy, source: Output) -> NecessityStudy:
     )
 
 
+def _arm_name(text: str) -> str:
+    """Returns an arm's name in folders and tables: data-negative:freeze-llm:4 is data-negative-freeze-llm4."""
+    return re.sub(":(?=[a-z])", "-", text.partition("=")[0]).replace(":", "")
+
+
 def _read_runs(directory: Path, settings: dict[str, Any], gaps: list[str]) -> list[ArmRun]:
     """Returns the arms that were trained to their end, in the settings' order, and adds what is missing to the gaps."""
     runs = []
-    for arm in [text.partition("=")[0].replace(":", "") for text in settings["arms"]]:
+    for arm in map(_arm_name, settings["arms"]):
         for seed in settings["seeds"]:
             name, path = f"{arm}, seed {seed}", directory / "arms" / f"{arm}-seed{seed}"
             try:

@@ -11,12 +11,13 @@ Each case is read in four ways, in turn, on the same model and prompts:
     eager   eager attention with `output_attentions`, from whose matrices the same maps are taken
 
 `plain` and `eager` take one reply at a time, too. `large picture` is a random Qwen2.5-VL with 1,024 picture tokens and
-three replies to one prompt, as base, SFT and RL write them and each of the three reads them. `pocket` is a pocket model
-with a reply to each of 100 prompts. Times are CPU seconds of the
-forward passes and of what is taken from them; tokenising is left out. Ratios are taken within a round; their median is
-given with a 95 % bootstrap interval. `added` is what the maps of `single` and `eager` cost beyond the plain pass. As
-`eager` also computes all that a plain pass does, a way that runs every plain pass can be faster than it by `eager /
-plain` at most; `look` is faster than that only where it reads a prompt once for several replies.
+three replies to one prompt, such as those of `--authors base sft rl`. `analyze.look` reads two by default; the more
+replies it reads, the more the shared prompt saves. `pocket` is a pocket model with a reply to each of 100 prompts.
+Times are CPU seconds of the forward passes and of what is taken from them; tokenising is left out. Ratios are taken
+within a round; their median is given with a 95 % bootstrap interval. `added` is what the maps of `single` and `eager`
+cost beyond the plain pass. As `eager` also computes all that a plain pass does, a way that runs every plain pass can be
+faster than it by `eager / plain` at most; `look` is faster than that only where it reads a prompt once for several
+replies.
 
 Peak memory is that of a process of its own that reads the case once: the peak, and how far it is above the memory after
 loading (Linux). Before the rounds, the maps of both ways are compared.

@@ -4,7 +4,8 @@
     python -m data_builders.build medmnist --source FOLDER --forms choice yes_no --per_class 500 --output-dir D
 
 Writes `rl.jsonl` (the published training split), `validation.jsonl`, `test.jsonl`, `images/` and `build_report.json`.
-A prompt's `meta` has the set, the modality, the published split, the picture's number in it and the class. Which
+A prompt's `meta` has the set, the modality, the published split, the picture's number in it and the class. If a set has
+several findings per picture, the class is the finding that is asked about, and `findings` names all that apply. Which
 questions are asked is in `questions.py`, the names of the classes in `sets.py`.
 
 The pictures are stored as published: not resized, grey ones as grey. They are read once, as a stream (`npz.py`), so
@@ -121,8 +122,17 @@ class Asked:
                 "split": self.part.name,
                 "index": question.picture,
                 "class": medical_set.names[own],
+                **self._findings(question),
             },
         )
+
+    def _findings(self, question: Question) -> dict[str, list[str]]:
+        """Returns all findings of a question's picture, if the set has several per picture."""
+        medical_set = self.archive.medical_set
+        if medical_set.labels != Labels.FINDINGS:
+            return {}
+        numbers = np.flatnonzero(self.part.labels[question.picture])
+        return {"findings": [medical_set.names[number] for number in numbers]}
 
 
 def respond(shown: str, options: Sequence[str], answer: str) -> str:

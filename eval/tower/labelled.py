@@ -11,7 +11,7 @@ TRAIN, TEST = "train", "test"
 NO_FINDING = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledImage:
     """An image with its class or findings, opened on demand."""
 

@@ -18,6 +18,8 @@ from tracking.command import read_yaml
 
 NUM_CONDITIONS = 3
 """Maximum number of conditions with `abilities: true`: given, black, described."""
+BOUNDARY_SPLIT, BOUNDARY_SAMPLES = "rl", 8
+"""Defaults of eval.boundary."""
 ATTENTION_PASSES = 3
 """Passes over an answer: generating it counts once; scoring it in both modes and for the controls about as much."""
 
@@ -75,7 +77,8 @@ class Costs:
     def gpu_hours(self, job: StudyJob) -> float | None:
         """Returns the GPU-hours of a job; None if a required value is unknown."""
         if job.kind == "arm":
-            return _hours(self._training.tokens[self._arms[job.name]], self.training_tokens_per_s)
+            # train.plan forecasts no supervised arm.
+            return _hours(self._training.tokens.get(self._arms[job.name]), self.training_tokens_per_s)
         if job.kind in TRAINING:
             return None
         replies = self.num_replies(job)
@@ -100,11 +103,15 @@ class Costs:
             models = [word for word in job.command if "=" in word]
             return prompts * len(models) * ATTENTION_PASSES
         conditions = NUM_CONDITIONS if self._option(job, "abilities") else len(self._list(job, "conditions")) or 1
-        return prompts * conditions * (self._number(job, "num_samples") or 1)
+        draws = self._number(job, "num_samples") or (BOUNDARY_SAMPLES if job.kind == "boundary" else 1)
+        return prompts * conditions * draws
 
     def _num_prompts(self, job: StudyJob) -> int | None:
         most = self._number(job, "limit")
-        counts = [self._num_of(task) for task in job.words_after("--tasks")]
+        tasks = job.words_after("--tasks")
+        if job.kind == "boundary":
+            tasks = [f"{job.words_after('--data')[0]}:{self._option(job, 'split') or BOUNDARY_SPLIT}"]
+        counts = [self._num_of(task) for task in tasks]
         if None in counts:
             return None
         return sum(min(count, most) if most else count for count in counts if count is not None)

@@ -48,9 +48,13 @@ class _Plan:
         self.jobs: dict[str, StudyJob] = {}
         self.runs: list[dict[str, Any]] = necessity["runs"]
         self.labels = [run["label"] for run in self.runs]
+        self.bounded = {job["name"] for job in necessity["jobs"] if job["kind"] == "arm" and "boundary" in job["needs"]}
+        """Labels of the runs on the prompts that eval.boundary keeps."""
         self.cut = ("--cuts", *map(str, necessity["cuts"])) if necessity["cuts"] else (
             "--partition", necessity["partition"],
         )  # fmt: skip
+        # Arms of further SFT are compared by their greedy replies; many samples are about what RL sharpens.
+        self.sampled = [run["label"] for run in self.runs if not (arguments.by and run["arm"].startswith("sft-"))]
         self.prompts_job = "prompts" if arguments.prompts else "data"
 
     def all(self) -> list[StudyJob]:
@@ -159,8 +163,13 @@ class _Plan:
             trained = label in self.labels
             index = self.labels.index(label) if trained else ("base", "sft").index(label)
             stage = "train" if kind == "arm" else "evaluate" if trained else "evaluate_start"
+            if label in self.bounded:  # arrays of their own: the others do not wait for a selection, which may fail
+                stage += "_boundary"
         gathers = kind in ("compare", "deltas")
-        waits = [*job["needs"], *([] if gathers else [self.prompts_job] if kind in (*TRAINING, "eval") else [])]
+        waits = [
+            *job["needs"],
+            *([] if gathers else [self.prompts_job] if kind in (*TRAINING, "boundary", "eval") else []),
+        ]
         command = self._gathered(name, argv[cut:]) if gathers else argv[cut:]
         self._add(
             name, command, kind=kind, stage=stage, index=index, directory=job["output_dir"],
@@ -189,11 +198,15 @@ class _Plan:
         run = self.runs[self.labels.index(model)]
         return f"{run['arm']}@{run['seed']}"
 
+    def _asked(self, kind: str) -> list[str]:
+        """Returns the phases and runs that are evaluated, for pass@k or for the abilities."""
+        return [*self._phases(), *(self.sampled if kind == "samples" else self.labels)]
+
     def _models(self, folder: str) -> list[str]:
-        return [f"{self._entry(model)}={self.out}/{folder}/{model}" for model in [*self._phases(), *self.labels]]
+        return [f"{self._entry(model)}={self.out}/{folder}/{model}" for model in self._asked(folder)]
 
     def _named(self, folder: str) -> list[str]:
-        return [f"{folder}-{model}" for model in [*self._phases(), *self.labels]]
+        return [f"{folder}-{model}" for model in self._asked(folder)]
 
     def _place(self, model: str) -> tuple[bool, int]:
         """Returns a sort key: whether a model is a run, and its position."""
@@ -230,7 +243,7 @@ class _Plan:
         ]
 
     def _add_evaluations(self, kind: str, config: str, tasks: Sequence[str]) -> None:
-        for model in [*self._phases(), *self.labels]:
+        for model in self._asked(kind):
             trained, index = self._place(model)
             reused = self._reused(config, model, tasks)
             self._add_evaluation(
@@ -263,8 +276,8 @@ class _Plan:
 
     def _add_comparison(self, name: str, models: Sequence[str], folder: str) -> None:
         roles = ["--baseline", "sft"]
-        if any(run["arm"] == "full" for run in self.runs):
-            roles += ["--reference", "full"]
+        arms = {run["arm"] for run in self.runs}
+        roles += next((["--reference", name] for name in ("full", "data-all") if name in arms), [])
         self._add_gathering(name, ("eval.compare", *models, *roles), self._named(folder), kind="compare")
 
     def _add_probe(self, kind: str, model: str, command: Sequence[str], needs: Sequence[str]) -> None:

@@ -23,11 +23,11 @@ MODALITY = "modality"
 OWN_PROMPTS = "study"
 """Placeholder in task names for the folder of the study's own prompts."""
 TRAINING = ("base", "sft", "arm")
-INFERENCE = ("eval", "abilities", "samples", "swap", "skip", "attention", "tower")
+INFERENCE = ("boundary", "eval", "abilities", "samples", "swap", "skip", "attention", "tower")
 """Kinds of job that use GPUs, if there are any."""
 KINDS = (
-    "data", "init", *TRAINING, "eval", "compare", "deltas", "necessity", "pairs", "descriptions", "abilities",
-    "samples", "support", "swap", "skip", "attention", "splices", "claims", "report",
+    "data", "init", *TRAINING, "boundary", "eval", "compare", "deltas", "necessity", "pairs", "descriptions",
+    "abilities", "samples", "support", "swap", "skip", "attention", "splices", "claims", "report",
     "instrument", "starts", "control", "calibration",
     "tower", "transfer", "statements", "modalities",
 )  # fmt: skip

@@ -193,6 +193,36 @@ def test_replies_of_an_earlier_run_are_taken_over_and_the_missing_ones_drawn(
     assert not (tmp_path / "no").exists()
 
 
+def test_kept_prompts_are_balanced_from_the_replies_of_an_earlier_run(
+    pocket_checkpoint: Path, tmp_path: Path, drawn: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_prompt_set(tmp_path / "data", {})
+    prompts = [
+        dataclasses.replace(prompt, meta={"modality": "negative" if number < 4 else "speckle"})
+        for number, prompt in enumerate(read_prompts(data, "rl"))
+    ]
+    write_prompts(data, "rl", prompts)
+    whole = select_boundary(arguments(pocket_checkpoint, data, tmp_path / "whole"))
+    balanced = arguments(
+        pocket_checkpoint, data, tmp_path / "balanced", replies=str(whole), balance="modality", curriculum=True
+    )
+    directory = select_boundary(balanced)
+    assert (directory / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+    cells = pd.read_csv(directory / "balance.csv").set_index("modality")
+    number = cells["num_in_band"].min()
+    assert 0 < number < cells["num_in_band"].max() and (cells["num_kept"] == number).all()
+    assert (cells["n"] - cells["num_dropped_by_band"] - cells["num_dropped_by_balancing"] == number).all()
+    rates = pd.read_csv(directory / "rates.csv").set_index("id")
+    kept = [prompt.id for prompt in read_prompts(directory / "data", "rl")]
+    assert set(kept) == set(rates.index[rates["kept"]]) < set(rates.index[rates["in_band"]])
+    assert rates.loc[kept, "pass_rate"].is_monotonic_decreasing
+    assert pd.read_csv(directory / "summary.csv")["num_kept"].iloc[-1] == len(kept)
+    assert "balanced by modality: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no field 'modalty'"):
+        select_boundary(dataclasses.replace(balanced, output_dir=str(tmp_path / "no"), balance="modalty"))
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize("num_kept", [0, 5, 16, 36])
 @pytest.mark.cases_slow
 def test_a_killed_run_continues_to_the_same_product(
@@ -261,6 +291,8 @@ def test_replies_that_cannot_be_judged_are_neither_right_nor_wrong(pocket_checkp
         ({"--band": "0.5"}, r"band \[0\.5\]: expected two rates"),
         ({"--band": "10 90"}, r"expected two rates LOW HIGH with 0 <= LOW < HIGH <= 1"),
         ({"--band": "0.9 0.1"}, "expected two rates"),
+        ({"--balance": "modality,"}, "balance is 'modality,'; expected fields"),
+        ({"--per_cell": "3"}, "per_cell is given without balance"),
         ({"--prompt_style": "thnk"}, "did you mean 'think'"),
         ({"--split": "lr"}, r"lr\.jsonl does not exist; .* has the splits rl"),
         ({"--model": "no/such/folder"}, "checkpoint no/such/folder does not exist"),

@@ -73,6 +73,20 @@ def test_steps_have_the_bits_of_the_models_own_pass(model: Any, mask_is_ready: b
     assert "forward" not in vars(model)
 
 
+def test_generate_takes_steps_also_without_padding_where_it_gives_no_mask(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    own = single_token._Steps.__call__
+    monkeypatch.setattr(single_token._Steps, "__call__", lambda *a: steps.append(1) or own(*a))
+    ids = torch.randint(20, 200, (NUM_ROWS, NUM_TOKENS))
+    options = {"do_sample": False, "max_new_tokens": NUM_STEPS + 1, "min_new_tokens": NUM_STEPS + 1, "pad_token_id": 0}
+    expected = model.generate(input_ids=ids, **options)
+    with fast_steps(model):
+        found = model.generate(input_ids=ids, **options)
+    assert torch.equal(found, expected) and len(steps) == NUM_STEPS
+
+
 def test_a_step_with_other_bits_is_never_used(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = replies(model, mask_is_ready=False, num_sections=3)
     normed = single_token._normed

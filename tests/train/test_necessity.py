@@ -1,6 +1,7 @@
 """The plan of a study, and the mistakes it refuses before anything is written."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from models.layout import Layout
 from tracking.command import REPOSITORY_ROOT
 from train.freezing.freeze import FreezeArguments, plan_freeze
-from train.necessity import NecessityArguments, main, plan_study, study_settings
+from train.necessity import NecessityArguments, check_inputs, main, plan_study, study_settings
 
 ARMS = ("full", "freeze-early", "freeze-mid", "only-late", "freeze-random-1", "no-attn=mid.attn")
 
@@ -57,6 +58,82 @@ def test_a_dry_run_shows_the_whole_plan_and_writes_nothing(
     commands = plan.partition("commands:\n")[2].splitlines()
     assert len(commands) == 6 * 2 + 6 * 2 + 1 + 2
     assert sum("train.grpo" in command for command in commands) == 12
+
+
+@pytest.fixture
+def by_data(study: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A study of arms by data, on prompts of two modalities."""
+    prompts = tmp_path / "prompts"
+    shutil.copytree(study["prompts"], prompts)
+    for split in ("sft", "rl", "test"):
+        path = prompts / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row["meta"] = {"modality": ("negative", "Chest X-Ray")[number % 2]}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sft.yaml").write_text("split: sft\n")
+    (tmp_path / "boundary.yaml").write_text("num_samples: 2\n")
+    return {
+        **study,
+        "prompts": str(prompts),
+        "arms": ["data-all", "each-data", "data-boundary", "sft-chest-x-ray:freeze-mid"],
+        "modalities": ["negative", "Chest X-Ray"],
+        "sft_arm_config": str(tmp_path / "sft.yaml"),
+        "boundary_config": str(tmp_path / "boundary.yaml"),
+    }
+
+
+def test_arms_by_data_start_from_sft_with_their_part_of_the_prompts(
+    by_data: dict[str, Any], study: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = plan_study(NecessityArguments(**by_data))
+    check_inputs(planned)
+    jobs = {job.name: job for job in planned.jobs}
+
+    def after(name: str, flag: str) -> str | None:
+        command = jobs[name].command
+        return command[command.index(flag) + 1] if flag in command else None
+
+    assert after("data-chest-x-ray-seed3", "--select") == "modality=Chest X-Ray"
+    assert after("data-all-seed0", "--select") is None and after("data-boundary-seed0", "--select") is None
+    chosen = Path(by_data["output_dir"]) / "boundary" / "data"
+    assert after("data-boundary-seed0", "--prompts") == str(chosen)
+    assert jobs["data-boundary-seed0"].needs == ("boundary",) and jobs["boundary"].kind == "boundary"
+    supervised = jobs["sft-chest-x-ray-freeze-mid-seed0"]
+    assert {"train.sft", "modality=Chest X-Ray", "mid"} <= set(supervised.command) and supervised.kind == "arm"
+    assert {after(name, "--model_name_or_path") for name, job in jobs.items() if job.kind == "arm"} == {
+        by_data["sft_checkpoint"]
+    }
+    assert after("comparison", "--reference") == "data-all"
+    run(by_data, "--dry_run")
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("sft-chest-x-ray-freeze-mid ")]
+    assert line.endswith("Chest X-Ray, supervised")
+    run(by_data, "--plan_json")
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert {"arm": "data-negative", "seed": 0, "label": "data-negative-seed0", "method": "rl",
+            "trained_on": "negative"} in runs  # fmt: skip
+    assert study_settings(planned)["arms"][1:3] == ["data-negative", "data-chest-x-ray"]
+    assert not {"modalities", "boundary_config"} & set(study_settings(plan_study(NecessityArguments(**study))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boundary_config": None}, "arm 'data-boundary' needs boundary_config"),
+        ({"sft_arm_config": None}, "arm 'sft-chest-x-ray:freeze-mid' needs sft_arm_config"),
+        ({"modalities": ["negative", "stained"], "arms": ["data-stained"]}, "no prompt with modality 'stained'"),
+        ({"boundary_config": "other"}, "selects from the split sft, .* trains on rl"),
+    ],
+)
+def test_arms_by_data_that_could_not_train_are_refused(
+    by_data: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    if changes.get("boundary_config"):
+        changes = {"boundary_config": str(tmp_path / "other.yaml")}
+        (tmp_path / "other.yaml").write_text("split: sft\n")
+    with pytest.raises(ValueError, match=message):
+        check_inputs(plan_study(NecessityArguments(**{**by_data, **changes})))
 
 
 def test_every_arm_of_a_seed_differs_only_in_what_it_freezes(study: dict[str, Any]) -> None:

@@ -11,19 +11,22 @@
     NAME=EXPR+EXPR              any block expressions, frozen
     each-only, each-freeze      an arm for every decoder layer; each-only.attn, each-only.mlp: for this part of it
     each-only:3, each-freeze:3  an arm for every three layers, from layer 0 on; the last arm has what is left
+    data-…, sft-…, each-data, each-sft    arms by data (`data_arms.py`), also crossed: data-negative:freeze-mid
 
 Regions outside the decoder train in every arm, except `only-REGION`, unless `always_freeze` names them. The name of an
-arm, in folders and tables, leaves out the colon: `only-llm:4` is `only-llm4`.
+arm, in folders and tables, leaves out the colon: `only-llm:4` is `only-llm4`, and `data-negative:freeze-llm:4` is
+`data-negative-freeze-llm4`.
 """
 
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from models.blocks import BLOCKS, PARTS, REGIONS, Partition, check_expression, make_partition
 from tracking.command import check_all, did_you_mean
+from train.freezing.data_arms import ArmData, expand_data, parse_data, split_word
 
 NAMED_ARMS = (
     "full",
@@ -34,6 +37,11 @@ NAMED_ARMS = (
     "each-freeze",
     "elements-changed",
     "elements-unchanged",
+    "each-data",
+    "each-sft",
+    "data-all",
+    "data-boundary",
+    "sft-all",
 )
 MORE_LAYERS_THAN_ANY_MODEL = 999
 _EACH = re.compile(r"each-(?P<kind>only|freeze)(?::(?P<width>\d+))?(?P<part>\.[a-z]+)?")
@@ -49,6 +57,8 @@ class Arm:
     train_only: tuple[str, ...] = ()
     elements: str = ""
     """The mask of elements that train, if not all do: changed, unchanged or random:SEED."""
+    data: ArmData = field(default_factory=ArmData)
+    """What it trains on."""
 
     @property
     def frozen(self) -> str:
@@ -58,12 +68,18 @@ class Arm:
         return f"all but {' '.join(self.train_only)}" if self.train_only else " ".join(self.freeze) or "nothing"
 
 
-def parse_arm(text: str, partition: Partition) -> Arm:
+def parse_arm(text: str, partition: Partition, modalities: Sequence[str] | None = None) -> Arm:
     """Parses an arm's name from the configuration.
+
+    Args:
+        modalities: those of the study; None: unknown, every modality is accepted.
 
     Raises:
         ValueError: naming the nearest valid arm.
     """
+    word, frozen = split_word(text)
+    if word:
+        return _parse_by_data(text, word, frozen, partition, modalities)
     name, separator, expressions = text.partition("=")
     if separator:
         return _parse_own(text, name, expressions, partition)
@@ -90,6 +106,19 @@ def parse_arm(text: str, partition: Partition) -> Arm:
     if re.split("[:.]", expression)[0] in REGIONS or expression == "llm":
         return Arm(path, train_only=(expression,))
     return Arm(path, _rest_of_decoder(name, expression, partition))
+
+
+def _parse_by_data(text: str, word: str, frozen: str, partition: Partition, modalities: Sequence[str] | None) -> Arm:
+    data = parse_data(word, modalities)
+    if not frozen:
+        return Arm(word, data=data)
+    if not frozen.startswith(("freeze-", "only-")):
+        raise ValueError(
+            f"arm {text!r} crosses {word} with {frozen!r}; expected freeze-EXPRESSION or only-EXPRESSION, such as "
+            f"{word}:freeze-mid"
+        )
+    arm = parse_arm(frozen, partition)
+    return replace(arm, name=f"{word}-{arm.name}", data=data)
 
 
 def _parse_own(text: str, name: str, expressions: str, partition: Partition) -> Arm:
@@ -132,16 +161,21 @@ def _unknown(name: str) -> ValueError:
     return ValueError(
         f"arm {name!r} is unknown{did_you_mean(name, NAMED_ARMS)} "
         "(expected full, freeze-EXPRESSION, only-EXPRESSION, each-only, each-freeze, freeze-random-SEED, "
-        "elements-changed, elements-unchanged, elements-random-SEED or NAME=EXPRESSION+EXPRESSION)"
+        "elements-changed, elements-unchanged, elements-random-SEED, NAME=EXPRESSION+EXPRESSION, data-MODALITY, "
+        "data-all, data-boundary, sft-MODALITY, sft-all, each-data or each-sft)"
     )
 
 
-def expand_word(text: str, partition: Partition) -> list[str]:
-    """Returns an arm's name as it is, or for `each-only` and `each-freeze` the names of all their arms.
+def expand_word(text: str, partition: Partition, modalities: Sequence[str] = ()) -> list[str]:
+    """Returns an arm's name as it is, or for a word of several arms, such as `each-only` or `each-data`, all names.
 
     Raises:
-        ValueError: for misspelt names of several arms, and if the model has too few layers for them.
+        ValueError: for misspelt names of several arms, and if the model has too few layers, or the study no modalities,
+            for them.
     """
+    word, frozen = split_word(text)
+    if word:
+        return [f"{each}:{frozen}" if frozen else each for each in expand_data(word, modalities)]
     each = _EACH.fullmatch(text)
     if each is None:
         if text.startswith("each-") and "=" not in text:
@@ -158,13 +192,13 @@ def expand_word(text: str, partition: Partition) -> list[str]:
     return [f"{each['kind']}-{block}{part}" for block in blocks]
 
 
-def expand_arm(text: str, partition: Partition) -> list[Arm]:
-    """Returns the arm of a name, or all arms of `each-only` and `each-freeze`.
+def expand_arm(text: str, partition: Partition, modalities: Sequence[str] = ()) -> list[Arm]:
+    """Returns the arm of a name, or all arms of `each-only`, `each-freeze`, `each-data` and `each-sft`.
 
     Raises:
         ValueError: naming the nearest valid arm.
     """
-    return [parse_arm(word, partition) for word in expand_word(text, partition)]
+    return [parse_arm(word, partition, modalities) for word in expand_word(text, partition, modalities)]
 
 
 def check_arm(text: str) -> None:
@@ -173,15 +207,17 @@ def check_arm(text: str) -> None:
     Raises:
         ValueError: for an unknown arm, and a line for each unknown block expression.
     """
-    arms = expand_arm(text, make_partition(num_layers=MORE_LAYERS_THAN_ANY_MODEL))
+    partition = make_partition(num_layers=MORE_LAYERS_THAN_ANY_MODEL)
+    words = expand_word(text, partition, modalities=("any",))
+    arms = [parse_arm(word, partition, modalities=None) for word in words]
     check_all(*(partial(check_expression, expression) for expression in (*arms[0].freeze, *arms[0].train_only)))
 
 
-def parse_arms(texts: Sequence[str], partition: Partition) -> list[Arm]:
+def parse_arms(texts: Sequence[str], partition: Partition, modalities: Sequence[str] = ()) -> list[Arm]:
     """Returns all arms of a study; an arm named twice is an error."""
     if not texts:
         raise ValueError("arms is empty; expected at least one, such as full freeze-mid")
-    arms = [arm for text in texts for arm in expand_arm(text, partition)]
+    arms = [arm for text in texts for arm in expand_arm(text, partition, modalities)]
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:

@@ -120,6 +120,8 @@ class Plan:
     forecasts: dict[str, Forecast]
     num_seeds: int
     start: str
+    supervised: tuple[str, ...] = ()
+    """Arms that train.sft trains; their needs are not forecast."""
 
     @property
     def gpu_bytes(self) -> int:
@@ -151,6 +153,7 @@ def memory_of(gpu: str) -> int:
 def plan_study(study: "NecessityArguments", arguments: PlanArguments) -> Plan:
     """Plans every arm of a study; the model's layout is computed once."""
     from train.freezing.arms import parse_arms
+    from train.freezing.data_arms import RL
     from train.planning.study import freeze_arguments
 
     launch = read_launcher(study.launcher)
@@ -159,11 +162,15 @@ def plan_study(study: "NecessityArguments", arguments: PlanArguments) -> Plan:
     config = _study_config(study)
     layout = layout_from_config(config)
     whole = plan_freeze(layout, FreezeArguments(partition=study.partition, cuts=study.cuts))
-    freezes = {arm.name: freeze_arguments(study, arm) for arm in parse_arms(study.arms, whole.partition)}
+    arms = parse_arms(study.arms, whole.partition, study.modalities)
+    freezes = {arm.name: freeze_arguments(study, arm) for arm in arms if arm.data.method == RL}
+    supervised = tuple(arm.name for arm in arms if arm.data.method != RL)
+    if not freezes:
+        raise ValueError(f"no arm trains with GRPO, which is what is planned; the arms are {', '.join(supervised)}")
     model = describe_model(layout, config, _local(study.sft_checkpoint))
     return _plan(
         layout, model, freezes, training, model_config, arguments, launch,
-        num_seeds=len(study.seeds), start=study.sft_checkpoint or f"built by {study.sft_config}",
+        supervised=supervised, num_seeds=len(study.seeds), start=study.sft_checkpoint or f"built by {study.sft_config}",
     )  # fmt: skip
 
 
@@ -202,6 +209,7 @@ def _plan(
     *,
     num_seeds: int,
     start: str,
+    supervised: tuple[str, ...] = (),
 ) -> Plan:
     recipe = make_recipe(
         training,
@@ -225,6 +233,7 @@ def _plan(
         forecasts=forecasts,
         num_seeds=num_seeds,
         start=start,
+        supervised=supervised,
     )
 
 
@@ -306,6 +315,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
             }
             for name, needs in plan.forecasts.items()
         },
+        **({"supervised": list(plan.supervised)} if plan.supervised else {}),
     }
 
 

@@ -18,6 +18,7 @@ from tracking.command import raise_mistakes
 from tracking.jobs.job import Job
 from train import FINAL_DIR
 from train.freezing.arms import Arm, check_arm
+from train.freezing.data_arms import BOUNDARY, SFT, check_modalities
 from train.freezing.freeze import FreezeArguments
 
 
@@ -30,12 +31,24 @@ class NecessityArguments:
     arms: list[str] = field(
         metadata={
             "help": "one or more arms: full, freeze-mid, only-llm:4, only-vision, each-only (one arm per layer), "
-            "freeze-random-0, NAME=EXPRESSION+EXPRESSION, …",
+            "freeze-random-0, NAME=EXPRESSION+EXPRESSION, …; by data: data-MODALITY, data-all, data-boundary, "
+            "sft-MODALITY, sft-all, each-data, each-sft (one arm per modality), data-negative:freeze-mid",
             "check": check_arm,
         }
     )
     seeds: list[int] = field(metadata={"help": "training seeds; each arm is trained with each of them"})
     eval_config: str = field(metadata={"help": "YAML of eval.run, the same for every model"})
+    modalities: list[str] = field(
+        default_factory=list,
+        metadata={"help": "modalities of the arms by data, as `meta` of the prompts spells them"},
+    )
+    sft_arm_config: str | None = field(
+        default=None, metadata={"help": "YAML of train.sft, the same for every arm sft-…; they start like the others"}
+    )
+    boundary_config: str | None = field(
+        default=None,
+        metadata={"help": "YAML of eval.boundary, which selects the prompts of data-boundary with the SFT checkpoint"},
+    )
     sft_checkpoint: str | None = field(
         default=None, metadata={"help": "checkpoint that every arm starts from: folder or hub id"}
     )
@@ -109,10 +122,13 @@ class NecessityArguments:
             if not Path(path).is_file()
         ]
         raise_mistakes(mistakes)
+        check_modalities(self.modalities)
 
     def _rules(self) -> list[tuple[bool, str]]:
         """Returns what the arguments are refused for: whether it is so, and what is said."""
         repeated = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        boundary = next((arm for arm in self.arms if arm.startswith("data-boundary")), None)
+        supervised = next((arm for arm in self.arms if arm.startswith(("sft-", "each-sft")) and "=" not in arm), None)
         return [
             (
                 bool(self.sft_checkpoint) == bool(self.sft_config),
@@ -138,6 +154,14 @@ class NecessityArguments:
                 self.collect and self.overwrite,
                 "overwrite would remove what collect takes together; leave one of them out",
             ),
+            (
+                bool(boundary and not self.boundary_config),
+                f"arm {boundary!r} needs boundary_config, a YAML of eval.boundary",
+            ),
+            (
+                bool(supervised and not self.sft_arm_config),
+                f"arm {supervised!r} needs sft_arm_config, a YAML of train.sft",
+            ),
             (not self.seeds, "seeds is empty; expected at least one, such as 0 1"),
             (bool(repeated), f"seed {', '.join(map(str, repeated))} is named twice; expected each seed once"),
         ]
@@ -150,6 +174,8 @@ class NecessityArguments:
             self.sft_config,
             self.grpo_config,
             self.eval_config,
+            self.sft_arm_config,
+            self.boundary_config,
         )
         return [path for path in files if path is not None]
 
@@ -183,6 +209,11 @@ def arm_label(arm: str, seed: int) -> str:
     return f"{arm}-seed{seed}"
 
 
+def reference_of(arms: Sequence[str]) -> str | None:
+    """Returns the arm that the others are compared with: one that trains everything on all prompts, if there is one."""
+    return next((name for name in ("full", "data-all") if name in arms), None)
+
+
 class _Jobs:
     """Collects the commands of a study; a job depends on those of the named jobs that the study runs itself."""
 
@@ -197,10 +228,13 @@ class _Jobs:
             "sft": arguments.sft_checkpoint or str(self.out / "sft" / FINAL_DIR),
             **{label: str(self.out / "arms" / label / FINAL_DIR) for _, _, label in self.runs},
         }
+        self.boundary = self.out / "boundary"
         self.jobs: dict[str, Job] = {}
 
     def all(self) -> list[Job]:
         self._add_sources()
+        if self.arguments.boundary_config:
+            self._add_boundary(self.arguments.boundary_config)
         for arm, seed, label in sorted(self.runs, key=lambda run: bool(run[0].elements)):  # a mask needs full's end
             self._add_arm(arm, seed, label)
         phases = ["base", "sft"] if self.arguments.base_checkpoint or self.arguments.base_config else ["sft"]
@@ -243,17 +277,27 @@ class _Jobs:
                 command = ("train.sft", "--config", config_file, *self._start(self.checkpoints[start]))
                 self._add(phase, phase, self.out / phase, *command, needs=("data", start))
 
-    def _start(self, checkpoint: str) -> tuple[str, ...]:
-        return ("--model_name_or_path", checkpoint, "--prompts", self.prompts)
+    def _start(self, checkpoint: str, prompts: str | None = None) -> tuple[str, ...]:
+        return ("--model_name_or_path", checkpoint, "--prompts", prompts or self.prompts)
+
+    def _add_boundary(self, config: str) -> None:
+        command = ("eval.boundary", "--config", config, "--model", self.checkpoints["sft"], "--data", self.prompts)
+        self._add("boundary", "boundary", self.boundary, *command, needs=("data", "sft"))
 
     def _add_arm(self, arm: Arm, seed: int, label: str) -> None:
         arguments = self.arguments
+        chosen = arm.data.part == BOUNDARY
+        program = ("train.grpo", arguments.grpo_config)
+        if arm.data.method == SFT:
+            assert arguments.sft_arm_config is not None
+            program = ("train.sft", arguments.sft_arm_config)
         command = [
-            *("train.grpo", "--config", arguments.grpo_config),
-            *self._start(self.checkpoints["sft"]),
+            *(program[0], "--config", program[1]),
+            *self._start(self.checkpoints["sft"], str(self.boundary / DATA_DIR) if chosen else None),
             *("--seed", str(seed), "--partition", arguments.partition),
         ]
         for flag, values in (
+            ("--select", arm.data.select),
             ("--freeze", arm.freeze),
             ("--train_only", arm.train_only),
             ("--always_freeze", arguments.always_freeze),
@@ -266,7 +310,7 @@ class _Jobs:
             command += ["--train_elements", arm.elements, self.checkpoints["sft"], self.checkpoints[full]]
         launcher = shlex.split(arguments.launcher) if arguments.launcher else (sys.executable, "-m")
         directory = self.out / "arms" / label
-        needs = ("data", "sft", *((full,) if arm.elements else ()))
+        needs = ("data", "sft", *((full,) if arm.elements else ()), *(("boundary",) if chosen else ()))
         self._add(label, "arm", directory, *command, needs=needs, launcher=launcher)
 
     def _add_evaluation(self, model: str) -> None:
@@ -279,8 +323,9 @@ class _Jobs:
         models = [f"{phase}={self.out / 'eval' / phase}" for phase in phases]
         models += [f"{arm.name}@{seed}={self.out / 'eval' / label}" for arm, seed, label in self.runs]
         roles = ["--baseline", "sft"]
-        if any(arm.name == "full" for arm, _, _ in self.runs):
-            roles += ["--reference", "full"]
+        reference = reference_of([arm.name for arm, _, _ in self.runs])
+        if reference:
+            roles += ["--reference", reference]
         needs = [job.name for job in self.jobs.values() if job.kind == "eval"]
         self._add("comparison", "compare", self.out / "comparison", "eval.compare", *models, *roles, needs=needs)
 

@@ -47,6 +47,7 @@ def _header(plan: "Plan") -> list[str]:
     sampling = {None: "Transformers", "colocate": "vLLM on the same GPUs", "server": "a vLLM server"}[recipe.vllm_mode]
     partition = next(iter(plan.forecasts.values())).plan.partition
     versions = [f"versions: {known_pairs()}"] if recipe.vllm_mode else []
+    supervised = f"not forecast, as train.sft trains them: {', '.join(plan.supervised)}"
     return [
         f"start: {plan.start}",
         f"model: {layout.family.model_type}, {layout.num_layers} decoder layers, {layout.num_elements:,} parameters, "
@@ -60,6 +61,7 @@ def _header(plan: "Plan") -> list[str]:
         f"assumed: every prompt {lengths.prompt_tokens:,} tokens long, {lengths.image_tokens:,} of them image, "
         f"and every reply {recipe.completion_tokens:,}",
         *versions,
+        *([supervised] if plan.supervised else []),
     ]
 
 

@@ -7,7 +7,7 @@ are filtered first and counted by reason (`FILTERED`).
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_builders.prompt_sets.depth import eight_bits
+from data_builders.prompt_sets.fields import check_selection, select_prompts
 from data_builders.prompt_sets.images import DECODING_ERRORS
 from data_builders.prompt_sets.prompts import Prompt, check_folder, check_split, read_prompts
 from eval.grading import is_gradable
@@ -50,6 +51,14 @@ class DataArguments:
     abilities: list[str] = field(
         default_factory=list, metadata={"help": "use only prompts of these abilities; all by default"}
     )
+    select: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "use only prompts with FIELD=VALUE or FIELD=VALUE,VALUE: fields of their meta, or ability, such as "
+            "modality=negative; of several entries, all must hold; all prompts by default",
+            "check": check_selection,
+        },
+    )
     shuffle: bool = field(
         default=True,
         metadata={
@@ -77,9 +86,14 @@ class DataArguments:
         """Refuses a split that is not there."""
         check_split(Path(self.prompts), self.split)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines a run's result; a selection only if there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "select" or value}
+
 
 def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> list[Prompt]:
-    """Reads the prompts of a run; an ability without prompts, or a missing response, is an error."""
+    """Reads the prompts of a run; an ability or selection without prompts, or a missing response, is an error."""
     prompts = read_prompts(Path(arguments.prompts), arguments.split)
     present = {prompt.ability for prompt in prompts}
     for ability in arguments.abilities:
@@ -89,6 +103,8 @@ def load_prompts(arguments: DataArguments, *, with_response: bool = False) -> li
                 f"it has {', '.join(sorted(present))}"
             )
     chosen = [prompt for prompt in prompts if not arguments.abilities or prompt.ability in arguments.abilities]
+    if arguments.select:
+        chosen = select_prompts(chosen, arguments.select, where=f"{arguments.prompts}: split {arguments.split}")
     for prompt in chosen:
         if with_response and prompt.response is None:
             raise ValueError(f"prompt {prompt.id!r} has no response; supervised training needs one for every prompt")

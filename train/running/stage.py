@@ -206,7 +206,7 @@ def stage_settings(stage: Stage, start: Start) -> dict[str, Any]:
         "start": start.name,
         "start_fingerprint": start.checkpoint.fingerprint(),
         "prompts_fingerprint": prompts_fingerprint(Path(stage.data.prompts), stage.data.split),
-        **asdict(stage.data),
+        **stage.data.settings,
         **_freeze_settings(stage, start),
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,

@@ -62,6 +62,8 @@ def test_prompts_say_what_the_file_says(name: str, all_sets: tuple[Path, Path]) 
             assert prompt.meta is not None
             assert (prompt.meta["split"], prompt.meta["modality"]) == (split, medical_set.modality)
             applies = label_of(prompt, arrays)
+            findings = prompt.meta.get("findings")
+            assert findings is None if medical_set.labels != Labels.FINDINGS else set(findings) == applies
             if prompt.answer_kind == "choice":
                 assert [option for option in prompt.choices if option in applies] == [prompt.answer]
                 assert prompt.meta["class"] == prompt.answer

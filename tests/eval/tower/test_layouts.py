@@ -1,5 +1,6 @@
 """Are pictures in every published layout probed, and as a stream? MedMNIST's twelve 2D sets, and prompt sets."""
 
+import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -13,11 +14,16 @@ from PIL import Image
 
 from data_builders.medmnist.sets import SETS, Labels
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
+from eval.statistics.intervals import holm
 from eval.tower.archives import read_npz
+from eval.tower.command import main
+from eval.tower.features import FeatureStore
 from eval.tower.groups import make_groups
 from eval.tower.images import ImageSet, load_images
 from eval.tower.labelled import TEST, TRAIN
+from eval.tower.probes import C_GRID
 from tests.data_builders.medmnist.archives import RGB_SETS, medmnist_arrays, write_medmnist
+from tracking.tables import read_table
 
 
 def load(data: Path | str, **changes: Any) -> ImageSet:
@@ -162,3 +168,105 @@ def test_a_mistaken_split_is_refused_in_a_line(mistake: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r".") as caught:
         load(data)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def coloured_findings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several findings per picture: a red patch, a blue patch, and one that no picture shows."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for part, num in ((TRAIN, 90), ("val", 4), (TEST, 90)):
+        labels = (rng.random((num, 3)) < (0.5, 0.3, 0.4)).astype(np.uint8)
+        images = rng.integers(0, 60, (num, 28, 28, 3))
+        for image, (red, blue, _) in zip(images, labels, strict=True):
+            row, column = rng.integers(0, 12, 2)
+            image[row : row + 16, column : column + 16] += np.array([180 * red, 0, 180 * blue])
+        arrays |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels}
+    path = tmp_path_factory.mktemp("findings") / "coloured.npz"
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.slow
+def test_a_tower_that_lost_a_finding_is_told_from_its_original_and_probes_are_those_of_scikit_learn(
+    pocket_checkpoint: Path, coloured_findings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    blind = blind_to_blue(pocket_checkpoint, tmp_path / "blind")
+    out = tmp_path / "out"
+    main([
+        "--model", f"whole={pocket_checkpoint}", f"blind={blind}", "--data", str(coloured_findings), "--output-dir",
+        str(out), "--num-folds", "3", "--num-random", "1",
+    ])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "left out: 4 (picture of the validation part)" in printed and "macro AUC of whole at" in printed
+    classes = read_table(out / "classes.csv")
+    rows = classes[(classes["probe"] == "linear") & (classes["model"] == "blind") & (classes["against"] == "whole")]
+    lost = rows[rows["p_holm"] < 0.05]
+    assert set(lost["class"]) == {1} and set(lost["layer"]) == set(rows["layer"]), rows
+    assert (lost["high"] < -0.2).all() and set(rows["metric"]) == {"auc"}
+    assert any(line.split()[:3] == ["blind", "whole", "1"] for line in printed.splitlines())
+    areas = read_table(out / "auc.csv")
+    row = areas[(areas["model"] == "blind") & (areas["against"] == "whole") & (areas["layer"] == "merger")].iloc[0]
+    assert row["high"] < 0 and row["p_holm"] < 0.05
+
+    with np.load(coloured_findings) as file:
+        train, gold = file["train_labels"], file["test_labels"]
+    features = FeatureStore(out / "features" / "whole").read("merger").astype(float)
+    own, other = features[: len(train)], features[len(train) :]
+    record = next(
+        record
+        for record in map(json.loads, (out / "records.jsonl").read_text().splitlines())
+        if record["key"] == "whole/merger/linear"
+    )
+    by_hand = []
+    for finding, bits in enumerate(record["predicted"]):
+        folds = StratifiedKFold(3, shuffle=True, random_state=0)
+        models = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)) for c in C_GRID]
+        tuned = [cross_val_score(model, own, train[:, finding], cv=folds, scoring="roc_auc").mean() for model in models]
+        best = models[int(np.argmax(np.round(tuned, 6)))].fit(own, train[:, finding])
+        assert np.mean(best.predict(other) == np.array([*map(int, bits)])) > 0.97
+        by_hand.append(roc_auc_score(gold[:, finding], best.decision_function(other)))
+    scores = read_table(out / "tower.csv").set_index(["model", "layer", "probe"])
+    assert scores.loc[("whole", "merger", "linear"), "auc"] == pytest.approx(np.mean(by_hand), abs=0.005)
+
+
+def blind_to_blue(source: Path, directory: Path) -> Path:
+    """Writes a copy of a checkpoint whose tower does not see blue."""
+    from models.loading import load_model, load_processor
+
+    model = load_model(source, dtype="float32")
+    weight = next(own for name, own in model.named_parameters() if name.endswith("patch_embed.proj.weight"))
+    weight.data[:, 2] = 0
+    model.save_pretrained(directory)
+    load_processor(source).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.slow
+def test_every_modality_has_probes_tables_and_a_figure_of_its_own(
+    pocket_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = prompt_set(tmp_path / "set")
+    main([
+        "--model", f"base={pocket_checkpoint}", "--data", f"{data}:rl,test", "--by", "modality", "--output-dir",
+        str(tmp_path / "out"), "--num-folds", "2", "--num-random", "1",
+    ])  # fmt: skip
+    assert {"outline:", "speckle:"} < {*capsys.readouterr().out.splitlines()}
+    tables = {name: read_table(tmp_path / "out" / f"{name}.csv") for name in ("tower", "differences", "classes")}
+    for table in tables.values():
+        assert table.columns[0] == "modality" and set(table["modality"]) == {"outline", "speckle"}
+    assert set(tables["tower"]["n_test"]) == {8} and not (tmp_path / "out" / "auc.csv").exists()
+    own = tables["classes"]
+    assert set(own[own["modality"] == "speckle"]["class"]) == {"cyst", "mass"}
+    family = tables["differences"].query("family == 'linear, random'")
+    np.testing.assert_allclose(family["p_holm"], holm(family["p"].to_numpy()))
+    assert len(family) == 2 * 3
+    assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [
+        "tower-outline.png", "tower-speckle.png",
+    ]  # fmt: skip

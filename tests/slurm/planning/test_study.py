@@ -227,6 +227,7 @@ def test_a_study_by_modality_has_its_tables_and_its_page(tmp_path: Path) -> None
     stages = stages_of(plan_study(arguments, necessity("o", arms=arms)), arguments, GPU)
     commands = {name: stage.jobs[0] for name, stage in stages.items()}
     assert commands["support"].words_after("--by") == ["modality"]
+    assert not [job.name for job in stages["samples"].jobs if job.name.startswith("samples-sft")]
     compared = [word for word in commands["transfer"].command if "=" in word]
     assert [word.partition("=")[0] for word in compared] == [
         "sft", *(f"{arm}@{seed}" for arm in arms for seed in SEEDS)

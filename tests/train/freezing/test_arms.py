@@ -6,6 +6,7 @@ from models.blocks import Partition
 from models.layout import layout_from_config
 from models.pocket import PocketShape, build_config, build_tokenizer
 from train.freezing.arms import Arm, check_arm, expand_arm, parse_arm, parse_arms
+from train.freezing.data_arms import check_modalities
 from train.freezing.freeze import FreezeArguments, plan_freeze
 
 PARTITION = Partition(28, (9, 18))
@@ -126,3 +127,67 @@ def test_no_arms_and_an_arm_named_twice_are_refused() -> None:
 
 def test_arms_keep_their_order() -> None:
     assert [arm.name for arm in parse_arms(["freeze-late", "full", "x=mid"], PARTITION)] == ["freeze-late", "full", "x"]
+
+
+MODALITIES = ("negative", "Chest X-Ray")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "method", "select", "freeze"),
+    [
+        ("data-negative", "data-negative", "rl", ("modality=negative",), ()),
+        ("data-chest-x-ray", "data-chest-x-ray", "rl", ("modality=Chest X-Ray",), ()),
+        ("data-all", "data-all", "rl", (), ()),
+        ("sft-all", "sft-all", "sft", (), ()),
+        ("sft-negative:freeze-mid", "sft-negative-freeze-mid", "sft", ("modality=negative",), ("mid",)),
+        ("data-negative:freeze-llm:4", "data-negative-freeze-llm4", "rl", ("modality=negative",), ("llm:4",)),
+        ("data-boundary:only-mid", "data-boundary-only-mid", "rl", (), ("early", "late")),
+    ],
+)
+def test_an_arm_by_data_names_its_part_its_method_and_what_it_freezes(
+    text: str, name: str, method: str, select: tuple[str, ...], freeze: tuple[str, ...]
+) -> None:
+    (arm,) = parse_arms([text], PARTITION, MODALITIES)
+    assert (arm.name, arm.data.method, arm.data.select, arm.freeze) == (name, method, select, freeze)
+    assert (arm.data.part == "boundary") == ("boundary" in text)
+    check_arm(text)
+
+
+def test_the_arms_of_every_modality_are_spelt_for_folders() -> None:
+    names = [arm.name for arm in parse_arms(["full", "each-data", "each-sft:freeze-llm:0-3"], PARTITION, MODALITIES)]
+    by_data = ["data-negative", "data-chest-x-ray"]
+    assert names == ["full", *by_data, "sft-negative-freeze-llm0-3", "sft-chest-x-ray-freeze-llm0-3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "modalities", "message"),
+    [
+        (
+            "data-negativ",
+            MODALITIES,
+            "'data-negativ' names no modality .*did you mean 'data-negative'.*data-chest-x-ray",
+        ),
+        ("sft-boundary", MODALITIES, "expected data-boundary"),
+        ("data-negative", (), "name the modality in modalities"),
+        ("each-data", (), "'each-data' needs modalities"),
+        ("data-all:elements-changed", MODALITIES, "expected freeze-EXPRESSION or only-EXPRESSION"),
+        ("data-all:freeze-mdi", MODALITIES, "'freeze-mdi' is unknown"),
+        ("data-all:", MODALITIES, "ends with a colon"),
+    ],
+)
+def test_a_wrong_arm_by_data_is_refused(text: str, modalities: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_arms([text], PARTITION, modalities)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        (["negative", "Negative"], "named twice"),
+        (["all"], "another arm's name"),
+        (["a/b"], "gives no name"),
+    ],
+)
+def test_modalities_that_name_no_arm_of_their_own_are_refused(modalities: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_modalities(modalities)

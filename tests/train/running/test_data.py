@@ -43,6 +43,61 @@ def test_an_ability_that_no_prompt_has_is_refused(tiny_prompts: Path) -> None:
         load_prompts(DataArguments(prompts=str(tiny_prompts), split="rl", abilities=["vision", "visoin"]))
 
 
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Prompts of two modalities, one of them with a space in its name, and one without meta."""
+    directory = tmp_path_factory.mktemp("looks")
+    rows = [("n0", "negative", "cat"), ("x0", "Chest X-Ray", "cat"), ("n1", "negative", "dog"), ("m0", None, "dog")]
+    prompts = [
+        Prompt(
+            id=name, ability="vision", question="What ?", answer=answer, answer_kind="text",
+            meta=None if modality is None else {"modality": modality, "size": 28},
+        )
+        for name, modality, answer in rows
+    ]  # fmt: skip
+    write_prompts(directory, "rl", prompts)
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("select", "ids"),
+    [
+        ([], ["n0", "x0", "n1", "m0"]),
+        (["modality=negative"], ["n0", "n1"]),
+        (["modality=Chest X-Ray"], ["x0"]),
+        (["modality=negative, Chest X-Ray"], ["n0", "x0", "n1"]),
+        (["modality=negative", "class=dog"], ["n1"]),
+        (["size=28"], ["n0", "x0", "n1"]),
+        (["ability=vision", "class=dog"], ["n1", "m0"]),
+    ],
+)
+def test_only_selected_prompts_are_loaded_in_the_order_of_the_file(
+    looks: str, select: list[str], ids: list[str]
+) -> None:
+    wanted = load_prompts(DataArguments(prompts=looks, split="rl", select=select))
+    assert [prompt.id for prompt in wanted] == ids
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        (["modality=negativ"], "no prompt with modality 'negativ'.*'negative'.*it has Chest X-Ray, negative"),
+        (["modalty=negative"], "no field 'modalty'.*'modality'.*it has ability, class, modality, size"),
+        (["modality=Chest X-Ray", "class=dog"], "no prompt for which all of"),
+    ],
+)
+def test_a_selection_that_no_prompt_fulfils_is_refused(looks: str, select: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_prompts(DataArguments(prompts=looks, split="rl", select=select))
+
+
+def test_settings_of_earlier_runs_have_no_selection_and_stay_valid(looks: str) -> None:
+    whole = DataArguments(prompts=looks, split="rl")
+    assert "select" not in whole.settings
+    part = dataclasses.replace(whole, select=["modality=negative"])
+    assert part.settings == {**whole.settings, "select": ["modality=negative"]}
+
+
 def test_rows_stand_in_the_given_order_with_pictures_and_gold(tiny_prompts: Path) -> None:
     data = DataArguments(prompts=str(tiny_prompts), split="rl", prompt_style="think", system_prompt="Be brief .")
     prompts = load_prompts(data)
