@@ -16,15 +16,13 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from data_builders.pocket.draw import IMAGE_PIXELS, Scene, draw_thing, render
+from data_builders.pocket.draw import Scene, draw_thing, render
 from models.pocket import COLOURS
 
 LINE_PIXELS = 3.0
-SPECKLE_SD = 0.5
+SPECKLE_SD = 0.45
 """Standard deviation of the multiplicative noise before the blur."""
-GRAIN_PIXELS = 3
-"""Side of a grain of the noise."""
-BLUR_PIXELS = 1.0
+BLUR_PIXELS = 0.8
 STAIN_RGB = (168, 84, 140)
 SHADE_STEP = 2
 """Levels of the green channel between two shades of the stain."""
@@ -42,9 +40,7 @@ def draw_outline(scene: Scene, rng: random.Random) -> Image.Image:
 
 def draw_speckle(scene: Scene, rng: random.Random) -> Image.Image:
     pixels = np.asarray(render(scene), np.float64)
-    num_grains = IMAGE_PIXELS // GRAIN_PIXELS
-    grains = np.random.default_rng(rng.getrandbits(64)).normal(1.0, SPECKLE_SD, (num_grains, num_grains))
-    noise = np.kron(grains, np.ones((GRAIN_PIXELS, GRAIN_PIXELS)))[..., None]
+    noise = np.random.default_rng(rng.getrandbits(64)).normal(1.0, SPECKLE_SD, (*pixels.shape[:2], 1))
     speckled = np.clip(np.rint(pixels * noise), 0, 255).astype(np.uint8)
     return Image.fromarray(speckled).filter(ImageFilter.GaussianBlur(BLUR_PIXELS))
 

@@ -4,8 +4,8 @@
 
 Scenes, splits and the base model's lessons are those of the pocket world (`world.py`); the pictures are drawn in a look
 (`looks.py`), which `meta` names as the modality. The shares of the looks in the splits base and sft decide how well a
-model can read each; `stained` is in neither by default. In rl, validation and test all looks have the same number of
-prompts.
+model can read each. `stained` is not in base; sft has a few, from which a model learns to reply in the range of the
+answers, but not to read the shades. In rl, validation and test all looks have the same number of prompts.
 
 All splits but base ask two kinds of questions: counts (vision) and sums over the picture (vision-to-reasoning). There
 are no questions in text only, since they have no look. `meta` names the question's template as `kind`, such as `count`
@@ -64,11 +64,11 @@ class LookSizes:
         default=120, metadata={"help": "pictures of the splits probe_train and probe_test per look, in each"}
     )
     base_shares: list[str] = field(
-        default_factory=lambda: ["outline=6", "speckle=2", "negative=2"],
+        default_factory=lambda: ["outline=6", "speckle=3", "negative=1"],
         metadata={"help": f"shares of the looks ({', '.join(LOOKS)}) in the split base: LOOK=NUMBER …"},
     )
     sft_shares: list[str] = field(
-        default_factory=lambda: ["outline=5", "speckle=2", "negative=2", "stained=1"],
+        default_factory=lambda: ["outline=4", "speckle=2", "negative=3", "stained=1"],
         metadata={"help": "shares of the looks in the split sft: LOOK=NUMBER …"},
     )
 

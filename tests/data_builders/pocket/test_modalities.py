@@ -65,7 +65,7 @@ def test_held_out_looks_have_equal_numbers_of_each_ability(looks: Path) -> None:
 
 def test_the_start_is_taught_the_looks_in_their_shares(looks: Path) -> None:
     taught = Counter((prompt.meta or {})["modality"] for prompt in read_prompts(looks, "sft"))
-    assert taught == {"outline": 45, "speckle": 18, "negative": 18, "stained": 9}
+    assert taught == {"outline": 36, "speckle": 18, "negative": 27, "stained": 9}
     assert {(prompt.meta or {"modality": None})["modality"] for prompt in read_prompts(looks, "base")} == {
         "outline", "speckle", "negative", None
     }  # fmt: skip
