@@ -1,6 +1,7 @@
 """How is a data set built? Prompt sets and pair sets from a seed or from source files, byte-identical each time.
 
     python -m data_builders.build pocket --seed 0 --output-dir outputs/pocket/data
+    python -m data_builders.build looks --seed 0 --output-dir outputs/pocket_modalities/data
     python -m data_builders.build rl --source FILE_FOLDER_OR_HUB_ID --output-dir outputs/rl/data
     python -m data_builders.build medmnist --source FILES_OR_FOLDER --output-dir outputs/medical/data
     python -m data_builders.build choices --source FILES_OR_HUB_ID --output-dir outputs/questions/data
@@ -38,6 +39,7 @@ from data_builders.pairs.sets import (
 )
 from data_builders.pairs.vision_grid import open_vision_grid
 from data_builders.pocket.build import POCKET_PAIRS
+from data_builders.pocket.modalities import LookSizes, build_looks
 from data_builders.pocket.world import PocketSizes, build_pocket_world
 from data_builders.recognition.build import RECOGNITION
 from data_builders.rl.build import WORK_DIR, RlArguments, build_rl, describe
@@ -84,6 +86,10 @@ def build_pocket(directory: Path, output_dir: Path, seed: int, own: tuple[Pocket
     build_pocket_world(directory, sizes=own[0], seed=seed)
 
 
+def build_look_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[LookSizes]) -> None:
+    build_looks(directory, sizes=own[0], seed=seed)
+
+
 def build_rl_prompts(directory: Path, output_dir: Path, seed: int, own: tuple[RlArguments]) -> None:
     build_rl(directory, output_dir, own[0], seed)
 
@@ -128,6 +134,7 @@ PAIR_TASKS: dict[str, PairTask] = {
 }
 TASKS: dict[str, Task] = {
     "pocket": Task((PocketSizes,), build_pocket, lambda own: asdict(own[0])),
+    "looks": Task((LookSizes,), build_look_prompts, lambda own: asdict(own[0])),
     "rl": Task((RlArguments,), build_rl_prompts, lambda own: describe(own[0])),
     "medmnist": Task(
         (MedmnistArguments,),

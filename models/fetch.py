@@ -35,6 +35,7 @@ from tracking.tables import format_columns
 FETCHED_FILE = "fetched.json"
 CHECKPOINT_KEYS = (
     "model_name_or_path", "base_checkpoint", "sft_checkpoint", "model", "describe_model", "base", "sft", "rl", "donors",
+    "encoder",
 )  # fmt: skip
 DATASET_KEYS = ("prompts", "source", "datasets")
 REVISION_KEYS = {"source": "hub_revision"}
@@ -120,8 +121,10 @@ def _named_in(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, 
     values = read_yaml(path)
     for key, value in values.items():
         names = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        if key == "rl":  # NAME@SEED=CHECKPOINT
+        if key in ("rl", "encoder"):  # NAME@SEED=CHECKPOINT, NAME=MODEL
             names = [str(name).rpartition("=")[2] for name in names]
+        if key == "encoder":  # timm's models are on the hub as timm/NAME
+            names = [re.sub(r"^timm:(?!.*/)", "timm/", name).removeprefix("timm:") for name in names]
         if key in CHECKPOINT_KEYS + DATASET_KEYS:
             revision = values.get(REVISION_KEYS.get(key, ""))
             for name in map(str, filter(None, names)):

@@ -4,9 +4,11 @@ The model is built on the meta device: no weights are read and no memory is allo
 a pocket model.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,22 +198,29 @@ def shapes_from_config(
     Raises:
         ValueError: if Transformers cannot build the model.
     """
+    builder = auto_class or family_of(config["model_type"]).auto_class
+    try:
+        shapes, tied = _shapes_from_text(json.dumps(config), builder)
+    except Exception as error:  # a wrong value leads to any kind of error, at the place that first uses it
+        raise cannot_build(source, error) from error
+    return dict(shapes), tied
+
+
+@lru_cache(maxsize=32)
+def _shapes_from_text(text: str, builder: str) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Builds the model of a configuration on the meta device; a command asks for the same one several times."""
     import torch
     import transformers
     from transformers.modeling_utils import set_zero3_state
 
-    model_type = config["model_type"]
+    config = json.loads(text)
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
-    builder = getattr(transformers, auto_class or family_of(model_type).auto_class)
-    try:
-        parsed = transformers.AutoConfig.for_model(model_type, **values)
-        # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their
-        # shapes; within set_zero3_state (read in 5.23) it assumes that this has already happened.
-        with torch.device("meta"), set_zero3_state():
-            # The names do not depend on the attention; the one that the configuration names may not be installed.
-            model = builder.from_config(parsed, dtype=torch.bfloat16, attn_implementation="eager")
-    except Exception as error:  # a wrong value leads to any kind of error, at the place that first uses it
-        raise cannot_build(source, error) from error
+    parsed = transformers.AutoConfig.for_model(config["model_type"], **values)
+    # Under ZeRO-3, Transformers would partition the model over the processes, and its tensors would lose their shapes;
+    # within set_zero3_state (read in 5.23) it assumes that this has already happened.
+    with torch.device("meta"), set_zero3_state():
+        # The names do not depend on the attention; the one that the configuration names may not be installed.
+        model = getattr(transformers, builder).from_config(parsed, dtype=torch.bfloat16, attn_implementation="eager")
     shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
     return shapes, bool(parsed.tie_word_embeddings)
 

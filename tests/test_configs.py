@@ -39,6 +39,8 @@ PAIR_SETS = [path for path in CONFIGS if path.parent.stem == "pairs" or path.ste
 LAUNCHERS = sorted((CONFIGS_DIR / "accelerate").glob("*.yaml"))
 ENGINES = sorted((CONFIGS_DIR / "deepspeed").glob("*.json"))
 GIVEN = ["--output_dir", "unused"]
+ON_A_CPU = ["--use_cpu", "true", "--bf16", "false"]
+"""Without it, settings for GPUs are refused on a machine without one."""
 STUDY_GIVES = [*GIVEN, "--model_name_or_path", "unused", "--prompts", "unused"]
 
 
@@ -116,10 +118,8 @@ def test_the_header_of_a_study_says_what_its_seeds_find(path: Path) -> None:
 def test_recipe_builds_its_trainer_arguments(path: Path) -> None:
     from trl import GRPOConfig, ModelConfig
 
-    machine = ["--use_cpu", "true", "--bf16", "false"]
-    training, _, *parsed = parse_arguments(
-        ["--config", str(path), *STUDY_GIVES, *machine], GRPOConfig, ModelConfig, *grpo.OUR_ARGUMENTS, description=None
-    )
+    given = ["--config", str(path), *STUDY_GIVES, *ON_A_CPU]
+    training, _, *parsed = parse_arguments(given, GRPOConfig, ModelConfig, *grpo.OUR_ARGUMENTS, description=None)
     ours = {type(values): values for values in parsed}
     check_save_steps(training)
     check_windows(training)
@@ -152,9 +152,8 @@ def test_vllm_has_room_for_a_prompt_and_a_reply(path: Path) -> None:
 def test_sft_configuration_builds_its_trainer_arguments(path: Path) -> None:
     from trl import ModelConfig, SFTConfig
 
-    training, *_ = parse_arguments(
-        ["--config", str(path), *STUDY_GIVES], SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS, description=None
-    )
+    given = ["--config", str(path), *STUDY_GIVES, *ON_A_CPU]
+    training, *_ = parse_arguments(given, SFTConfig, ModelConfig, *sft.OUR_ARGUMENTS, description=None)
     check_windows(training)
     assert training.max_steps > 0
 

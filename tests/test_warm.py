@@ -52,6 +52,17 @@ def test_a_child_has_the_arguments_directory_environment_and_input_it_was_given(
     assert seen[0] == seen[1] and "a b False in" in seen[0]
 
 
+def test_a_program_given_as_text_is_warm_where_it_imports_a_library(warm_python: Path, tmp_path: Path) -> None:
+    shows = "import sys; print(__name__, sys.argv, repr(sys.path[0]), 'pandas' in sys.modules)"
+    for program, is_warm in ((f"import torch; {shows}", True), (shows, False)):
+        words = ["-c", program, "a b"]
+        seen = [
+            subprocess.run([python, *words], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+            for python in (warm_python, sys.executable)
+        ]
+        assert seen == [f"__main__ ['-c', 'a b'] '' {loaded}\n" for loaded in (is_warm, False)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_child_ends_with_the_process_in_front_of_it(
     number: signal.Signals, warm_python: Path, tmp_path: Path

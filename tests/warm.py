@@ -1,9 +1,10 @@
 """Commands of the suite as processes that begin with their libraries imported: forks of one warm parent.
 
 A study starts dozens of processes, and each would spend seven seconds of processor time on the same imports. Here a
-server imports the libraries once. Its folder holds a `python` that takes the interpreter's place: `python -m MODULE …`
-and `python FILE …` hand their arguments, directory, environment and open files to the server, which forks a child that
-runs the module. Everything else, and everything where no server answers, is run by the real interpreter.
+server imports the libraries once. Its folder holds a `python` that takes the interpreter's place: `python -m MODULE …`,
+`python FILE …` and `python -c PROGRAM …` (if the program imports a library) hand their arguments, directory,
+environment and open files to the server, which forks a child that runs them. Everything else, and everything where no
+server answers, is run by the real interpreter.
 
 The `python` in front stays until the child has ended: it passes signals on, ends with the child's status or signal, and
 takes the child with it where it is killed. Libraries read their environment when they are imported, which is before the
@@ -15,6 +16,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import runpy
 import secrets
 import selectors
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +37,8 @@ REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 LISTENS = b"listens\n"
 COLD = ("eval.grading.worker", "tracking.jobs.warm")
 """Modules whose process must be the one that is started: they limit its memory, or fork children for its parent."""
+HEAVY = re.compile(r"\b(?:import|from)\b[^\n]*\b(?:deepspeed|peft|peft_merge|torch|transformers)\b")
+"""An import, in a program given as text, of a library or of a module that needs one."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LIBRARIES = (
     "pandas", "scipy.stats", "statsmodels.stats.multitest", "torch", "torchvision", "transformers", "datasets", "peft",
@@ -98,7 +103,9 @@ def ask(name: str, real: str, words: list[str]) -> NoReturn:
 
 
 def is_warm(words: list[str]) -> bool:
-    """True where the words run a module or a file that needs the libraries."""
+    """True where the words run a module, a file or a program that needs the libraries."""
+    if words[:1] == ["-c"]:
+        return len(words) > 1 and "--multiprocessing-fork" not in words and bool(HEAVY.search(words[1]))
     name = next((word for word in words if word not in ("-m", "-u")), "-")
     return name not in COLD and (words[0] in ("-m", "-u") or name.endswith(".py"))
 
@@ -206,16 +213,20 @@ def become(request: dict[str, Any], shim: str) -> Callable[[], object]:
     random.seed()
     np.random.seed()
     words = [word for word in request["words"] if word != "-u"]
-    by_name = words[0] == "-m"
+    by_name, by_text = words[0] == "-m", words[0] == "-c"
+    program = words.pop(1) if by_text else ""
     name, *arguments = words[by_name:]
     sys.executable = shim  # so that its own children are warm too
     sys.argv = [name, *arguments]
-    sys.path[0] = request["directory"] if by_name else str(Path(name).resolve().parent)
+    sys.path[0] = "" if by_text else request["directory"] if by_name else str(Path(name).resolve().parent)
     sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path and path not in sys.path]
     sys.stdin, sys.stdout, sys.stderr = (
         open(number, mode, encoding="utf-8", errors=errors, buffering=1 if number == 2 else -1, closefd=False)  # noqa: SIM115
         for number, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
     )
+    if by_text:
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        return partial(exec, compile(program, "<string>", "exec"), main.__dict__)
     if by_name:
         return partial(runpy.run_module, name, run_name="__main__", alter_sys=True)
     return partial(runpy.run_path, name, run_name="__main__")

@@ -19,6 +19,7 @@ import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -132,7 +133,7 @@ class LibraryClass:
         try:
             bases = [[name] for _, name in self.sources[1:]] + [[]]
             read = zip(self.sources, bases, strict=True)
-            found = [_read_source(_find_file(file), name, bases=base) for (file, name), base in read][::-1]
+            found = [_read_source(_find_file(file), name, bases=tuple(base)) for (file, name), base in read][::-1]
         except (OSError, SyntaxError, LookupError):
             return None
         merged = {argument.name: argument for arguments in found for argument in arguments}
@@ -244,7 +245,8 @@ def _find_file(file: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / rest
 
 
-def _read_source(path: Path, name: str, *, bases: Sequence[str]) -> list[Argument]:
+@cache
+def _read_source(path: Path, name: str, *, bases: tuple[str, ...]) -> tuple[Argument, ...]:
     """Returns the annotated fields of a class, as its source writes them.
 
     Raises:
@@ -254,12 +256,12 @@ def _read_source(path: Path, name: str, *, bases: Sequence[str]) -> list[Argumen
     found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
     if found is None or [ast.unparse(base) for base in found.bases] != list(bases):
         raise LookupError(name)
-    return [
+    return tuple(
         _from_annotation(node.target.id, ast.unparse(node.annotation), node.value)
         for node in found.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if "ClassVar" not in ast.unparse(node.annotation) and not _is_derived(node.value)
-    ]
+    )
 
 
 def _is_derived(value: ast.expr | None) -> bool:

@@ -51,6 +51,7 @@ class AttentionMaps(SdpaObserver):
         blocks: Mapping[str, Sequence[int]],
         tokens: Sequence[Sequence[int]],
         heads: bool = False,
+        num_cached: int = 0,
     ) -> None:
         """Prepares for one batch.
 
@@ -60,10 +61,12 @@ class AttentionMaps(SdpaObserver):
             blocks: name -> layers of a block.
             tokens: per row, numbers of the reply's tokens, counted from its first, whose maps are kept one by one.
             heads: also keep the map of every head, for the first part of the reply.
+            num_cached: number of each row's first tokens that are in a cache, as keys and values only.
         """
         assert len(tokens) == len(segments)
         self._cells, self._is_cell = chosen_positions(segments == VISION)  # [rows, cells]
         self._queries, self._is_query = chosen_positions(segments == REPLY)  # [rows, queries]
+        self._num_cached = num_cached
         gathered = weights.gather(2, self._queries[:, None].expand(-1, weights.shape[1], -1))
         self._weights = (gathered * self._is_query[:, None]).float()  # [rows, parts, queries]
         self._chosen = [torch.tensor(list(own), dtype=torch.long, device=segments.device) for own in tokens]
@@ -88,7 +91,8 @@ class AttentionMaps(SdpaObserver):
         """Keeps this layer's rows over the picture."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         assert layer not in self._parts, f"layer {layer} ran twice; the maps are those of one forward pass"
-        assert query.shape[2] == key.shape[2], "maps need whole sequences without a cache"
+        assert self._num_cached + query.shape[2] == key.shape[2], "maps need whole sequences"
+        assert not self._num_cached or attention_mask is not None, "a causal mask cannot be implied behind a cache"
         means = self._read(layer, query, key.float(), attention_mask, scale)
         self._parts[layer] = (self._weights @ means).cpu()
         groups = [0, *(number for number, layers in enumerate(self._blocks, start=1) if layer in layers)]
@@ -99,12 +103,13 @@ class AttentionMaps(SdpaObserver):
         self, layer: int, query: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None, scale: float
     ) -> Float[torch.Tensor, "rows queries cells"]:
         """Returns the attention of every token of the replies to the cells, mean over heads."""
-        num_rows, num_heads, num_tokens, _ = query.shape
-        step = max(1, CHUNK_ELEMENTS // (num_rows * num_heads * num_tokens))
+        num_rows, num_heads, _, _ = query.shape
+        step = max(1, CHUNK_ELEMENTS // (num_rows * num_heads * keys.shape[2]))
         means = []
         for start in range(0, self._queries.shape[1], step):
             part = slice(start, start + step)
-            scores = attention_scores(query, keys, attention_mask, self._queries[:, part], scale)
+            queries = self._queries[:, part] - self._num_cached
+            scores = attention_scores(query, keys, attention_mask, queries, scale)
             rows = scores.softmax(-1)  # [rows, heads, chunk, tokens]
             errors = (rows.sum(-1) - 1).abs().amax((1, 2))
             self._sum_errors = torch.maximum(self._sum_errors, errors)

@@ -1,14 +1,14 @@
 """How is a look executed? One model at a time, in small batches; finished readings are not run again.
 
 Batches are formed from all replies in the order of the plan, so that they do not depend on interruptions: where one
-reply of a batch is missing, the batch is run again. Two replies to one prompt follow each other, so its pictures go
-through the vision tower once (`remembering_pictures`).
+reply of a batch is missing, the batch is run again. The replies to one prompt follow each other, so its pictures go
+through the vision tower once (`remembering_pictures`), and a long prompt through the decoder (`branches.py`).
 """
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,7 @@ def read_all(
         max_tokens: number of tokens of a reply whose maps are kept one by one: those of the answer, or the last.
         on_skip: called with the key and the reason for a reply that cannot be read.
     """
+    from analyze.look.branches import can_branch
     from eval.replies.subject import open_subject
 
     with RecordLog(directory / "records.jsonl") as log:
@@ -71,7 +72,7 @@ def read_all(
             model, processor = open_subject(reader.model).load(dtype=dtype, attn_implementation="sdpa")
             rows = prepare(model, processor, reader, plan.looks, on_skip=on_skip)
             with remembering_pictures(model):
-                for batch in batches(rows):
+                for batch in batches(rows, branching=can_branch(model)):
                     if all(f"{one.look.key}/{reader.label}" in done for one in batch):
                         continue
                     found = read_batch(
@@ -110,12 +111,26 @@ def prepare(
         yield Prepared(look=look, row=row, cells=picture_cells(model, processor, row, sizes))
 
 
-def batches(rows: Iterator[Prepared], max_tokens: int = BATCH_TOKENS) -> Iterator[list[Prepared]]:
-    """Yields neighbouring replies that have at most so many tokens together, with padding; or a longer one alone."""
+def batches(
+    rows: Iterator[Prepared], max_tokens: int = BATCH_TOKENS, *, branching: bool = False
+) -> Iterator[list[Prepared]]:
+    """Yields neighbouring replies that have at most so many tokens together, with padding; or a longer one alone.
+
+    Args:
+        branching: whether longer ones are together where they answer one prompt, which is read once; then the tokens
+            are those of the replies.
+    """
+    from analyze.look.branches import same_prompt
+
     waiting: list[Prepared] = []
     for row in rows:
-        longest = max(len(one.row.input_ids) for one in [*waiting, row])
-        if waiting and longest * (len(waiting) + 1) > max_tokens:
+        together = [*waiting, row]
+        fits = len(together) * max(len(one.row.input_ids) for one in together) <= max_tokens
+        if branching and not fits and waiting:
+            fits = len(together) * max(one.row.num_reply_tokens for one in together) <= max_tokens and all(
+                same_prompt(one.row, row.row) for one in waiting
+            )
+        if waiting and not fits:
             yield waiting
             waiting = []
         waiting.append(row)
@@ -186,20 +201,27 @@ def read_batch(
     from analyze.attention.mass import accumulating
     from analyze.attention.records import PARTS
     from analyze.attention.replies import make_inputs
+    from analyze.look.branches import num_shared, read_branches
     from analyze.look.maps import REPLY, AttentionMaps
     from eval.replies.generation import tokenizer_of
 
     tokenizer = tokenizer_of(processor)
     rows = [one.row for one in batch]
-    inputs, segments, weights = make_inputs(rows, model, pad_id=int(tokenizer.pad_token_id or 0))
+    pad_id = int(tokenizer.pad_token_id or 0)
+    shared = num_shared(model, rows)
+    whole = [replace(row, images={}) for row in rows] if shared else rows  # the pictures are those of the first
+    inputs, segments, weights = make_inputs(whole, model, pad_id=pad_id)
     is_reply = segments == REPLY
     answer = PARTS.index("answer")
     chosen = [_chosen_tokens(row.weights[answer][row.segments == REPLY], max_tokens) for row in rows]
     blocks = {block: partition.layers(block) for block in BLOCKS}
-    maps = AttentionMaps(segments, weights, blocks=blocks, tokens=chosen, heads=heads)
+    maps = AttentionMaps(segments, weights, blocks=blocks, tokens=chosen, heads=heads, num_cached=shared)
     before = is_reply.any(0).nonzero()[:, 0] - 1  # positions whose logits any reply needs
-    with torch.inference_mode(), accumulating(model, maps):
-        logits = model(**inputs, use_cache=False, logits_to_keep=before).logits
+    if shared:
+        logits = read_branches(model, rows, maps, shared, pad_id=pad_id)[:, : len(before)]
+    else:
+        with torch.inference_mode(), accumulating(model, maps):
+            logits = model(**inputs, use_cache=False, logits_to_keep=before).logits
     found = []
     for number, one in enumerate(batch):
         targets = inputs["input_ids"][number, is_reply[number]]

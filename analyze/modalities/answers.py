@@ -85,9 +85,10 @@ def contrast_sentence(evidence: Evidence) -> str:
     if any(each.empty for each in rows.values()):
         return ""
     with_support, without, difference = (rows[name].iloc[0] for name in SPLIT)
-    said = "more" if difference["p_holm"] < LEVEL and difference["gain"] > 0 else "not significantly more"
+    more = difference["p_holm"] < LEVEL and difference["gain"] > 0
+    said = "gained more" if more else "did not gain significantly more"
     return (
-        f"RL on all modalities ({model}) gained {said} where the start has support: "
+        f"RL on all modalities ({model}) {said} where the start has support: "
         f"{_gain(with_support)} with support, {_gain(without)} without; difference {_gain(difference)} "
         f"({evidence_words(difference)})."
     )

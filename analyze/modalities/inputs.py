@@ -25,7 +25,7 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "bins": ("eval.support", "bins.csv", ("modality", "bin", "gain")),
     "transfer": ("eval.transfer", "transfer.csv", ("trained_on", "evaluated_on", "method", "difference")),
     "contrasts": ("eval.transfer", "contrasts.csv", ("trained_on", "question", "difference")),
-    "statements": ("eval.claims", "when_rl_helps.csv", ("statement", "rule", "verdict")),
+    "statements": ("eval.claims", "when_rl_helps.csv", ("statement", "rule", "expected", "verdict")),
     "tower": ("eval.tower", "tower.csv", ("model", "layer", "probe", "cv_accuracy")),
     "differences": ("eval.tower", "differences.csv", ("model", "against", "against_layer", "p_holm")),
 }
@@ -64,7 +64,7 @@ class Evidence:
         for column in (1, 0):
             if len({each[column] for each in self.places}) > 1:
                 words.append(place[column])
-        return ", ".join(words)
+        return " · ".join(words)
 
     def at(self, name: str, place: Place) -> "pd.DataFrame":
         """Returns the rows of a table about a place; none without the table."""

@@ -12,6 +12,7 @@ from analyze.modalities.vision import saw_enough, vision_section
 from analyze.report.parts import Section
 from eval.claims.tables import CONTRADICTED, SUPPORTED
 from eval.compare.scope import MARGIN
+from eval.display.formatting import format_difference, probability
 from eval.display.page import page_environment
 
 if TYPE_CHECKING:
@@ -62,10 +63,22 @@ def statement_rows(table: "pd.DataFrame | None") -> list[dict[str, Any]]:
     return [
         {
             "statement": row["statement"],
-            "rule": row["rule"],
+            "rule": f"{row['rule']}; expected: {row['expected']}",
             "verdict": row["verdict"],
             "css": {SUPPORTED: "supported", CONTRADICTED: "contradicted"}.get(str(row["verdict"]), "soft"),
-            "numbers": "" if row.get("numbers") != row.get("numbers") else row.get("numbers", ""),
+            "model": row["model"] if isinstance(row["model"], str) else "",
+            **_numbers(row),
         }
         for _, row in table.iterrows()
     ]
+
+
+def _numbers(row: Any) -> dict[str, str]:
+    """Returns a statement's numbers as text; empty where nothing was measured."""
+    if row["difference"] != row["difference"]:
+        return dict.fromkeys(("difference", "p", "n"), "")
+    return {
+        "difference": format_difference(row["difference"], row["low"], row["high"]),
+        "p": probability(row["p_holm"]),
+        "n": f"{int(row['n'])} × {int(row['num_seeds'])}",
+    }

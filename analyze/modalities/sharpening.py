@@ -69,7 +69,7 @@ def _gain_part(evidence: Evidence, answers: list[Answer]) -> Part:
         tables=[
             Table(
                 caption="Gains in points and shares of the gap closed, with 95 % intervals.",
-                columns=["modality", "model", "start has", "n", "seeds", "start's gap", "gain in pass@1",
+                columns=["modality", "model", "start has", "n × seeds", "start's gap", "gain in pass@1",
                          "p, corrected", "gap closed"],
                 rows=[_gain_cells(evidence, row) for _, row in own.iterrows()],
                 num_words=3,
@@ -98,7 +98,7 @@ def _gain_cells(evidence: Evidence, row: Any) -> list[str]:
     closed = whole_share(row["gap_closed"], row["gap_closed_low"], row["gap_closed_high"])
     return [
         evidence.label((row["task"], row["ability"], row["modality"])), str(row["model"]), str(row["start_verdict"]),
-        f"{int(row['n'])}", f"{int(row['num_seeds'])}",
+        f"{int(row['n'])} × {int(row['num_seeds'])}",
         format_difference(row["start_gap"], row["start_gap_low"], row["start_gap_high"]),
         format_difference(row["gain"], row["low"], row["high"]), probability(row["p_holm"]), closed,
     ]  # fmt: skip
@@ -127,9 +127,10 @@ def _bin_part(evidence: Evidence) -> Part:
     answer = "Undecided: no prompts that the start sometimes solves beside prompts that it never does."
     if not contrast.empty:
         row = contrast.iloc[0]
-        said = "more" if row["p_holm"] < LEVEL and row["gain"] > 0 else "not significantly more"
+        more = row["p_holm"] < LEVEL and row["gain"] > 0
+        said = "gains more" if more else "does not gain significantly more"
         answer = (
-            f"{model} gains {said} on prompts that the start sometimes solves than on prompts that it never does: "
+            f"{model} {said} on prompts that the start sometimes solves than on prompts that it never does: "
             f"{change(row['gain'], row['low'], row['high'])} ({evidence_words(row)})."
         )
     figures = [

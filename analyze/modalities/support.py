@@ -108,15 +108,14 @@ def _table(evidence: Evidence, models: list[str], num_samples: int, covered: str
             one, most, guess, excess = found
             assert one is not None and most is not None and guess is not None and excess is not None
             rows.append([
-                evidence.label(place), model, str(excess["verdict"]), f"{int(most['n'])}",
-                f"{int(most['num_seeds'])}", *(_cell(row)
-                for row in (one, most, guess)), format_difference(excess["value"], excess["low"], excess["high"]),
-                probability(excess["p_holm"]),
+                evidence.label(place), model, str(excess["verdict"]),
+                f"{int(most['n'])} × {int(most['num_seeds'])}", *(_cell(row) for row in (one, most, guess)),
+                format_difference(excess["value"], excess["low"], excess["high"]), probability(excess["p_holm"]),
             ])  # fmt: skip
     return Table(
         caption=f"Percent of prompts, with 95 % intervals over {covered}.",
-        columns=["modality", "model", "support", "n", "seeds", "pass@1", f"pass@{num_samples}", "guessing",
-                 f"pass@{num_samples} less guessing", "p, corrected"],
+        columns=["modality", "model", "support", "n × seeds", "pass@1", f"pass@{num_samples}", "guessing",
+                 f"pass@{num_samples} less guessing", "p, corr."],
         rows=rows,
         num_words=3,
     )  # fmt: skip

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 METHODS = {"rl": "RL", "sft": "SFT"}
 OWN, OTHERS, OWN_LESS_OTHERS = "own", "others", "own less others"
 POOLED = "pooled"
+RL_LESS_SFT = "rl less sft"
 """Questions of `contrasts.csv`, and its rows over all modalities trained on."""
 CELL, ROW, HEAD = 116, 44, 52
 """Width of a column, height of a row, height above the first row, in the drawing's units."""
@@ -39,13 +40,13 @@ def transfer_section(evidence: Evidence) -> Section:
     table = evidence.tables["transfer"]
     contrasts = evidence.tables.get("contrasts")
     for method, own in table.groupby("method", sort=False):
-        section.parts.append(_part(str(method), own, None if contrasts is None else contrasts, evidence))
-    if contrasts is not None and len(rest := contrasts[~contrasts["method"].isin(METHODS)]):
+        section.parts.append(_part(str(method), own, contrasts))
+    if contrasts is not None and len(rest := contrasts[contrasts["method"] == RL_LESS_SFT]):
         section.parts.append(_between(rest))
     return section
 
 
-def _part(method: str, own: "pd.DataFrame", contrasts: "pd.DataFrame | None", evidence: Evidence) -> Part:
+def _part(method: str, own: "pd.DataFrame", contrasts: "pd.DataFrame | None") -> Part:
     word = METHODS.get(method, method)
     tested = None if contrasts is None else contrasts[contrasts["method"] == method]
     return Part(
@@ -84,7 +85,8 @@ def _part(method: str, own: "pd.DataFrame", contrasts: "pd.DataFrame | None", ev
 
 
 def _answer(word: str, own: "pd.DataFrame", tested: "pd.DataFrame | None") -> str:
-    own = own[own["trained_on"].isin(own["evaluated_on"])]  # without models that were trained on several modalities
+    asked = {plain_name(name) for name in map(str, own["evaluated_on"])}
+    own = own[[plain_name(name) in asked for name in map(str, own["trained_on"])]]  # without all, boundary
     same = own.apply(_is_same, axis=1)
     gained = (own["p_holm"] < LEVEL) & (own["difference"] > 0)
     text = (
@@ -145,13 +147,13 @@ def _question(name: str) -> str:
 def _between(rows: "pd.DataFrame") -> Part:
     found = {question: _pooled(rows, question) for question in (OWN, OTHERS, OWN_LESS_OTHERS)}
     said = [
-        f"{change(row['difference'], row['low'], row['high'])} {_question(question)} ({evidence_words(row)})"
+        f"{_question(question)} {change(row['difference'], row['low'], row['high'])} ({evidence_words(row)})"
         for question, row in found.items()
         if row is not None
     ]
     return Part(
         title="RL and SFT on the same data",
-        answer=f"RL less SFT: {'; '.join(said)}.",
+        answer=f"RL less SFT, on {'; '.join(said)}.",
         about="",
         what="Both were trained from the same start on the same modality.",
         tables=[_contrast_table(rows)],

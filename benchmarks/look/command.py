@@ -5,16 +5,19 @@
 Each case is read in four ways, in turn, on the same model and prompts:
 
     plain   a forward pass with SDPA that gives the logits of the replies, and nothing else
-    look    the maps as `analyze.look` reads them: small prompts in batches, the pictures of a prompt once
+    look    the maps as `analyze.look` reads them: small prompts in batches; a long prompt and its pictures once for all
+            replies to it
     single  the same maps, one reply at a time, the pictures every time
     eager   eager attention with `output_attentions`, from whose matrices the same maps are taken
 
 `plain` and `eager` take one reply at a time, too. `large picture` is a random Qwen2.5-VL with 1,024 picture tokens and
-two replies to one prompt, `pocket` a pocket model with a reply to each of 100 prompts. Times are CPU seconds of the
-forward passes and of what is taken from them; tokenising is left out. Ratios are taken within a round; their median is
-given with a 95 % bootstrap interval. `added` is what the maps of `single` and `eager` cost beyond the plain pass. As
-`eager` also computes all that a plain pass does, a way that runs every plain pass can be faster than it by `eager /
-plain` at most.
+three replies to one prompt, such as those of `--authors base sft rl`. `analyze.look` reads two by default; the more
+replies it reads, the more the shared prompt saves. `pocket` is a pocket model with a reply to each of 100 prompts.
+Times are CPU seconds of the forward passes and of what is taken from them; tokenising is left out. Ratios are taken
+within a round; their median is given with a 95 % bootstrap interval. `added` is what the maps of `single` and `eager`
+cost beyond the plain pass. As `eager` also computes all that a plain pass does, a way that runs every plain pass can be
+faster than it by `eager / plain` at most; `look` is faster than that only where it reads a prompt once for several
+replies.
 
 Peak memory is that of a process of its own that reads the case once: the peak, and how far it is above the memory after
 loading (Linux). Before the rounds, the maps of both ways are compared.
@@ -49,6 +52,7 @@ QUESTION = "How many red objects are there ?"
 LARGE_REPLIES = (
     f"<think>{' '.join(['red red and 1 + 1 = 2'] * 6)}</think><answer>it is 2</answer>",
     f"<think>{' '.join(['blue 1 and red 1 = 2'] * 6)}</think><answer>it is 3</answer>",
+    f"<think>{' '.join(['1 red and 1 blue = 1'] * 6)}</think><answer>it is 1</answer>",
 )
 POCKET_REPLY = "<think>red red and 1 + 1 = 2</think><answer>2</answer>"
 MAX_PEAK_RATIO, MIN_SPEEDUP, MAX_DIFFERENCE = 1.2, 5.0, 1e-5
@@ -85,12 +89,13 @@ class Case:
 
     def look(self) -> list[Any]:
         """Returns the maps of the parts of every reply, [layers, parts, cells], as `analyze.look` reads them."""
+        from analyze.look.branches import can_branch
         from analyze.look.run import batches, read_batch, remembering_pictures
 
         self.model.set_attn_implementation("sdpa")
         maps = []
         with remembering_pictures(self.model):
-            for batch in batches(iter(self.rows)):
+            for batch in batches(iter(self.rows), branching=can_branch(self.model)):
                 found = read_batch(self.model, self.processor, batch, self.partition, max_tokens=MAX_TOKENS)
                 maps += [fields["parts"] for fields in found]
         return maps

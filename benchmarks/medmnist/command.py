@@ -14,9 +14,9 @@ decoded again for the features; the tower itself is left out. Seconds are those 
 to their end, the median over rounds; the ways alternate.
 
 The pictures are smooth random fields with noise; `compressed_frac` is their size after deflate. The bar is a third of
-the time of `decode`. `memory` is `stream` on archives of growing size: peak memory of all its processes (PSS), shared
-pages counted once. Its pictures have one level except for a few pixels, since memory does not depend on their content;
-so its seconds are no measure of speed.
+the time of `decode`. `memory` is `stream`, and `eval.tower` reading the archive itself, on archives of growing size:
+peak memory of all processes (PSS), shared pages counted once. These pictures have one level except for a few pixels,
+since memory does not depend on their content; so the seconds are no measure of speed.
 
 Writes `benchmarks/results/medmnist.json`.
 """
@@ -146,6 +146,16 @@ def read_as_tower(directory: Path) -> int:
     return len(paths)
 
 
+def read_archive(path: Path) -> int:
+    """Opens every picture of an archive as `eval.tower` does, for its digest and for its features."""
+    from eval.tower.images import load_images
+
+    images = load_images(str(path), test_frac=0.5, seed=0, limit=None, min_per_class=1).images
+    for image in images:
+        np.asarray(image.open())
+    return len(images)
+
+
 def timed(module: str, *words: str) -> dict[str, float]:
     """Runs a module in a process of its own and measures it.
 
@@ -183,7 +193,7 @@ def go(way: str, archive: Path, directory: Path) -> dict[str, Any]:
 
 
 def measure_memory(directory: Path, most: int) -> list[dict[str, Any]]:
-    """Returns a row per size of archive: time and peak memory of `stream`."""
+    """Returns two rows per size of archive: time and peak memory of `stream`, and of `eval.tower` with the archive."""
     rows = []
     for num in sorted({max(1, most // 10), most}):
         archive = directory / str(num) / f"pathmnist_{SIDE}.npz"
@@ -191,11 +201,12 @@ def measure_memory(directory: Path, most: int) -> list[dict[str, Any]]:
         write_archive(archive, num, plain=True)
         output = directory / f"memory-{num}"
         words = ["medmnist", "--source", str(archive), "--balance", "false", "--output-dir", str(output)]
-        rows.append(
-            {"num_pictures": num, "pixels_gib": round(num * SIDE * SIDE * 3 / 2**30, 2), **timed(BUILD, *words)}
-        )
+        size = {"num_pictures": num, "pixels_gib": round(num * SIDE * SIDE * 3 / 2**30, 2)}
+        rows.append({"way": "stream", **size, **timed(BUILD, *words)})
+        rows.append({"way": "eval.tower", **size, **timed(SELF, "--step", "archive", "--paths", str(archive))})
         archive.unlink()
-        print(f"{num} pictures: {rows[-1]['peak_memory_mib']:.0f} MiB at the peak, {rows[-1]['seconds']:.0f} s")
+        for row in rows[-2:]:
+            print(f"{row['way']}, {num} pictures: {row['peak_memory_mib']:.0f} MiB at the peak, {row['seconds']:.0f} s")
     return rows
 
 
@@ -205,11 +216,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-pictures", type=int, default=2000, help="training pictures of the comparison")
     parser.add_argument("--num-rounds", type=int, default=3, help="number of times that each way is taken")
     parser.add_argument("--memory-pictures", type=int, default=100_000, help="largest archive of `memory`; 0: none")
-    parser.add_argument("--step", choices=["rows", "tower"], help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["rows", "tower", "archive"], help=argparse.SUPPRESS)
     parser.add_argument("--paths", type=Path, nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.step == "rows":
         write_rows(*arguments.paths)
+        return
+    if arguments.step == "archive":
+        print(*map(read_archive, arguments.paths))
         return
     if arguments.step == "tower":
         print(read_as_tower(*arguments.paths))

@@ -4,7 +4,8 @@
     python -m data_builders.build medmnist --source FOLDER --forms choice yes_no --per_class 500 --output-dir D
 
 Writes `rl.jsonl` (the published training split), `validation.jsonl`, `test.jsonl`, `images/` and `build_report.json`.
-A prompt's `meta` has the set, the modality, the published split, the picture's number in it and the class. Which
+A prompt's `meta` has the set, the modality, the published split, the picture's number in it and the class. If a set has
+several findings per picture, the class is the finding that is asked about, and `findings` names all that apply. Which
 questions are asked is in `questions.py`, the names of the classes in `sets.py`.
 
 The pictures are stored as published: not resized, grey ones as grey. They are read once, as a stream (`npz.py`), so
@@ -39,6 +40,7 @@ from data_builders.medmnist.questions import (
     plan_questions,
 )
 from data_builders.medmnist.sets import Labels
+from data_builders.prompt_sets.choices import LETTERS
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from tracking.command import check_least
 from tracking.progress import Progress
@@ -55,6 +57,13 @@ class MedmnistArguments(QuestionRules):
 
     source: list[str] = field(
         metadata={"help": "one or more files such as pathmnist.npz or pathmnist_224.npz, or folders of them"}
+    )
+    responses: bool = field(
+        default=False,
+        metadata={
+            "help": "give every prompt a response, for supervised training: the class as the thought, and the "
+            "right answer"
+        },
     )
     num_threads: int = field(default=0, metadata={"help": "threads that store pictures; 0: one per core"})
 
@@ -83,8 +92,8 @@ class Asked:
         asked = f"{question.form}-{question.asked}"
         return f"{self.archive.stem}-{self.part.name}-{question.picture:06d}-{asked}"
 
-    def to_prompt(self, question: Question, *, num_options: int, seed: int) -> Prompt:
-        """Returns a question as a prompt."""
+    def to_prompt(self, question: Question, *, num_options: int, seed: int, responses: bool = False) -> Prompt:
+        """Returns a question as a prompt, with a response if they are wanted."""
         medical_set = self.archive.medical_set
         label = self.part.labels[question.picture]
         name = self.id(question)
@@ -94,7 +103,9 @@ class Asked:
             text, answer = ask_choice(options, medical_set), medical_set.names[question.asked]
         else:
             options, text, answer = [], ask_yes_no(question, medical_set), "yes" if question.applies else "no"
-        own = question.asked if medical_set.labels == Labels.FINDINGS else int(label)
+        findings = medical_set.labels == Labels.FINDINGS
+        own = question.asked if findings else int(label)
+        shown = medical_set.names[own] if question.applies or not findings else f"no {medical_set.names[own]}"
         return Prompt(
             id=name,
             ability=ABILITY,
@@ -102,6 +113,7 @@ class Asked:
             answer=answer,
             answer_kind=question.form,
             choices=tuple(options),
+            response=respond(shown, options, answer) if responses else None,
             images=(picture_name(self.archive.stem, self.part.name, question.picture),),
             meta={
                 "data_source": "medmnist",
@@ -110,14 +122,31 @@ class Asked:
                 "split": self.part.name,
                 "index": question.picture,
                 "class": medical_set.names[own],
+                **self._findings(question),
             },
         )
+
+    def _findings(self, question: Question) -> dict[str, list[str]]:
+        """Returns all findings of a question's picture, if the set has several per picture."""
+        medical_set = self.archive.medical_set
+        if medical_set.labels != Labels.FINDINGS:
+            return {}
+        numbers = np.flatnonzero(self.part.labels[question.picture])
+        return {"findings": [medical_set.names[number] for number in numbers]}
+
+
+def respond(shown: str, options: Sequence[str], answer: str) -> str:
+    """Returns a response in the suite's format: the picture's class, then the right option's letter, or yes or no."""
+    said = LETTERS[options.index(answer)] if options else answer
+    return f"<think>{shown}</think><answer>{said}</answer>"
 
 
 def describe(arguments: MedmnistArguments) -> dict[str, Any]:
     """Returns what determines the product: the arguments, with file contents instead of paths."""
     settings = asdict(arguments)
     del settings["num_threads"]
+    if not arguments.responses:
+        del settings["responses"]  # what was built before there were any stays valid
     settings["source"] = {archive.path.name: archive.fingerprint for archive in arguments.opened[0]}
     return settings
 
@@ -147,7 +176,7 @@ def build_medmnist(directory: Path, arguments: MedmnistArguments, seed: int) -> 
                 )
     for split, name in SPLITS.items():
         if any(each.questions for each in asked[split]):
-            write_prompts(directory, name, _in_order(asked[split], arguments.num_options, seed))
+            write_prompts(directory, name, _in_order(asked[split], arguments, seed))
     report = {
         "sets": {archive.stem: _report(archive, asked) for archive in archives},
         "splits": {name: sum(len(each.questions) for each in asked[split]) for split, name in SPLITS.items()},
@@ -189,13 +218,15 @@ def _store(
     return Asked(archive=archive, part=part, questions=kept, num_copies=len(copies))
 
 
-def _in_order(asked: Sequence[Asked], num_options: int, seed: int) -> Iterator[Prompt]:
+def _in_order(asked: Sequence[Asked], arguments: MedmnistArguments, seed: int) -> Iterator[Prompt]:
     """Yields the prompts of all sets, ordered by a hash of seed and id."""
     places = [(number, question) for number, each in enumerate(asked) for question in each.questions]
     hashes = np.array([_hash(f"{seed}/order/{asked[number].id(question)}") for number, question in places], np.uint64)
     for place in np.argsort(hashes, kind="stable").tolist():
         number, question = places[place]
-        yield asked[number].to_prompt(question, num_options=num_options, seed=seed)
+        yield asked[number].to_prompt(
+            question, num_options=arguments.num_options, seed=seed, responses=arguments.responses
+        )
 
 
 def _hash(text: str) -> int:

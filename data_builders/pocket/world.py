@@ -226,9 +226,26 @@ class Sample:
     question: Question
 
 
-def draw_split(split: str, num_samples: int, seed: int) -> Iterator[Sample]:
-    """Yields one split; sample i depends on the seed, the split and i, and in held-out splits on earlier samples."""
-    abilities = SPLIT_ABILITIES[split]
+DrawSample = Callable[[str, str, random.Random], tuple[Scene | None, Question, str]]
+"""Draws a sample of an ability in a split: scene, question and content."""
+
+
+def draw_split(
+    split: str, num_samples: int, seed: int, *, abilities: tuple[str, ...] = (), draw: DrawSample = draw_sample
+) -> Iterator[Sample]:
+    """Yields one split; sample i depends on the seed, the split and i, and in held-out splits on earlier samples.
+
+    Args:
+        split: its name.
+        num_samples: number of samples.
+        seed: seed of the whole set.
+        abilities: kinds of questions, in rotation; by default those of the split.
+        draw: draws one sample.
+
+    Raises:
+        ValueError: if a held-out split cannot hold so many distinct samples.
+    """
+    abilities = abilities or SPLIT_ABILITIES[split]
     seen: set[str] = set()
     num_first = round(FIRST_LESSON_SHARE * num_samples) if split == "base" else 0
     for index in range(num_samples):
@@ -236,7 +253,7 @@ def draw_split(split: str, num_samples: int, seed: int) -> Iterator[Sample]:
         ability = taught[index % len(taught)]
         rng = random.Random(f"{seed}/{split}/{index}")
         for _ in range(MAX_REDRAWS):
-            scene, question, content = draw_sample(ability, split, rng)
+            scene, question, content = draw(ability, split, rng)
             if split not in EVALUATION_SPLITS or content not in seen:
                 break
         else:

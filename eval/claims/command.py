@@ -3,6 +3,7 @@
     python -m eval.claims --output-dir outputs/claims
     python -m eval.claims --scores outputs/comparison/scores.csv --output-dir outputs/claims
     python -m eval.claims --layers outputs/layers/middle.csv --output-dir outputs/claims
+    python -m eval.claims --support D --transfer D --tower D --output-dir outputs/claims
 
 Without scores the paper's own percentages are judged: which of its differences are significant at n = 100? With the
 scores of `eval.compare` (`RECIPE=FILE` if they repeat one of the paper's recipes) each claim is judged by these
@@ -21,6 +22,9 @@ A verdict is about training if the comparison has several seeds, otherwise about
 With the `middle.csv` of a layer sweep (`analyze.layers`), a claim of another paper is judged too, arXiv 2607.01232: a
 middle layer that trains alone gains more than another layer (`middle_layers.csv`).
 
+With results of `eval.support --by modality`, `eval.transfer` or `eval.tower`, the statements of a third paper are
+judged, arXiv 2603.01301: when does RL help? (`when_rl_helps.csv`; the rules are in `when.py`).
+
 `claims.csv` has one row per comparison, `statements.csv` one row per sentence of the paper, `claims.html` shows both.
 """
 
@@ -34,6 +38,7 @@ from eval.claims.middle import judge_middle, middle_lines, middle_row
 from eval.claims.page import answer, draw_statements, measured_runs, measured_verdict
 from eval.claims.published import ABILITY_SIZE, BENCHMARK_SIZES, read_published
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED, claim_table, statement_table
+from eval.claims.when import FILES, read_folders, when_lines, when_row, when_table
 from eval.compare.scope import MARGIN
 from eval.display.formatting import interval, percent, points, probability
 from eval.display.page import page_environment
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "claims.html.j2"
 MIDDLE = "middle_layers.csv"
+WHEN = "when_rl_helps.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,11 @@ class ClaimsArguments:
         default=None,
         metadata={"help": "middle.csv of analyze.layers, which judges that middle layers suffice (arXiv 2607.01232)"},
     )
+    support: str | None = field(
+        default=None, metadata={"help": "folder of eval.support --by modality, for when RL helps (arXiv 2603.01301)"}
+    )
+    transfer: str | None = field(default=None, metadata={"help": "folder of eval.transfer, for when RL helps"})
+    tower: str | None = field(default=None, metadata={"help": "folder of eval.tower, for when RL helps"})
     num_samples: int = field(
         default=ABILITY_SIZE,
         metadata={"help": "number of prompts behind each ability score of the paper, which the paper does not state"},
@@ -76,18 +87,28 @@ class ClaimsArguments:
         if self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """Argument -> folder, of those that are given for when RL helps."""
+        found = {"tower": self.tower, "support": self.support, "transfer": self.transfer}
+        return {name: folder for name, folder in found.items() if folder is not None}
+
 
 def judge_claims(arguments: ClaimsArguments) -> Path:
     """Writes the tables and the page, and returns their directory."""
     recipes = list(dict.fromkeys(recipe for _, recipe, _, _ in read_published()))
     measured = [read_measured(text, recipes) for text in arguments.scores]
     middle = judge_middle(Path(arguments.layers)) if arguments.layers else None
+    when = when_table(read_folders(arguments.folders)) if arguments.folders else None
     settings: dict[str, Any] = {
         "num_samples": arguments.num_samples,
         "scores": [[split_recipe(text)[0], _fingerprint(split_recipe(text)[1])] for text in arguments.scores],
     }
     if arguments.layers:
         settings["layers"] = hashlib.sha256(Path(arguments.layers).read_bytes()).hexdigest()
+    for name, folder in arguments.folders.items():
+        files = [Path(folder) / f"{file}.csv" for file in FILES[name].tables]
+        settings[name] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     output_dir = Path(arguments.output_dir)
     with open_run(output_dir, command="eval.claims", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
@@ -98,7 +119,9 @@ def judge_claims(arguments: ClaimsArguments) -> Path:
         write_table(output_dir / "statements.csv", statements)
         if middle is not None:
             write_table(output_dir / MIDDLE, middle)
-        page = render(claims, statements, arguments.num_samples, bool(measured), middle)
+        if when is not None:
+            write_table(output_dir / WHEN, when)
+        page = render(claims, statements, arguments.num_samples, bool(measured), middle, when)
         write_text(output_dir / "claims.html", page)
     return output_dir
 
@@ -116,6 +139,7 @@ def render(
     num_samples: int,
     measured: bool,
     middle: "pd.DataFrame | None" = None,
+    when: "pd.DataFrame | None" = None,
 ) -> str:
     """Returns the page as HTML."""
     template = page_environment(TEMPLATES).get_template(PAGE)
@@ -139,6 +163,7 @@ def render(
         middle=[middle_row(row) | {"css": css_class(row["verdict"])} for row in _rows(middle)]
         if middle is not None
         else [],
+        when=[when_row(row) | {"css": css_class(row["verdict"])} for row in _rows(when)] if when is not None else [],
         num_samples=num_samples,
         sizes=BENCHMARK_SIZES,
         margin=f"{100 * MARGIN:.0f}",
@@ -222,4 +247,6 @@ def main(argv: list[str] | None = None) -> None:
         print(line)
     if arguments.layers:
         print(*middle_lines(read_table(output_dir / MIDDLE)), sep="\n")
+    if arguments.folders:
+        print(*when_lines(read_table(output_dir / WHEN)), sep="\n")
     print(f"claims: {output_dir / 'claims.html'}")

@@ -9,7 +9,7 @@ With k = 1 this is the method of W. Cochran and G. Cox (Experimental Designs, 19
 the coverage is right for every ratio of W and S, at 95 % and beyond: k = 1.15 (0.85 at one degree of freedom), times
 (level / 0.05) ** 0.2 for levels below 0.05. At two degrees of freedom 95 % intervals cover between 94.8 and 96.7 %, at
 one degree between 94.3 and 98.3 %. Satterthwaite's degrees of freedom would cover as little as 92 and 87 %.
-`benchmarks/calibration.py` measures the coverage of every kind of row.
+`benchmarks/calibration/` measures the coverage of every kind of row.
 """
 
 import numpy as np

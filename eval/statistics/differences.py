@@ -146,11 +146,14 @@ def _gain_kept(group: Group, metric: str, name: str, reference: str, baseline: s
     return {"gain_kept": kept.estimate, "gain_kept_low": low, "gain_kept_high": high}
 
 
-def add_corrected(table: "pd.DataFrame") -> "pd.DataFrame":
+def add_corrected(table: "pd.DataFrame", *, largest: float = 1.0) -> "pd.DataFrame":
     """Adds Holm's corrected p-values and intervals within each family.
 
     A corrected interval has the level at which Holm's method tests its row, so it excludes zero exactly if `p_holm` is
     below 0.05.
+
+    Args:
+        largest: difference that there can be, at which intervals end.
     """
     for family in table["family"].unique():
         tested = (table["family"] == family) & table["p"].notna()
@@ -164,6 +167,6 @@ def add_corrected(table: "pd.DataFrame") -> "pd.DataFrame":
                 strict=True,
             )
         ]  # fmt: skip
-        table.loc[tested, "low_holm"] = np.maximum(own["difference"].to_numpy(float) - half, -1.0)
-        table.loc[tested, "high_holm"] = np.minimum(own["difference"].to_numpy(float) + half, 1.0)
+        table.loc[tested, "low_holm"] = np.maximum(own["difference"].to_numpy(float) - half, -largest)
+        table.loc[tested, "high_holm"] = np.minimum(own["difference"].to_numpy(float) + half, largest)
     return table

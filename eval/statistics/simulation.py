@@ -33,11 +33,18 @@ class Setting:
     unscored: float = 0.0
 
 
+@cache
+def normal_quadrature(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns points and weights [number] of the Gauss quadrature for a standard normal weight."""
+    points, weights = np.polynomial.hermite_e.hermegauss(number)
+    return points, weights
+
+
 def rate(mean: float, sd: float) -> float:
     """Returns the expected accuracy if the logits of prompts are normal."""
     from scipy.special import expit
 
-    points, weights = np.polynomial.hermite_e.hermegauss(80)
+    points, weights = normal_quadrature(80)
     return float(weights @ expit(mean + sd * points) / weights.sum())
 
 
@@ -47,7 +54,7 @@ def logits_of(accuracy: float, seed_effect: float) -> tuple[float, float]:
     from scipy.optimize import brentq
 
     within = float(np.hypot(DIFFICULTY_SD, MODEL_SD))
-    points, weights = np.polynomial.hermite_e.hermegauss(40)
+    points, weights = normal_quadrature(40)
 
     def centre(shift: float) -> float:
         return float(brentq(lambda mean: rate(mean, float(np.hypot(within, shift))) - accuracy, -15, 15))

@@ -7,11 +7,15 @@ them, such as the gain on modality a less the mean gain on modalities b and c:
     seeds     the strata are answered by the same training runs. So S comes from each run's own sum over the strata. It
               counts what a run gains on one stratum and loses on another, and leaves out what it gains on all alike
 
+With two or three runs of a model, S is known badly, and only huge differences are significant. So runs of *companions*,
+models that were trained alike, such as with the same method on other data, may help to estimate it: their sums have the
+coefficients of the model that they stand in for. Their variance between seeds is taken as equal to its.
+
 `pooled.py` has the method within a stratum, and the critical value. The prompts of one cluster must be in one stratum.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,6 +30,8 @@ class Stratum:
     terms: Mapping[str, Term]
     """Model -> its values and coefficient on these prompts. Models without a coefficient are left out."""
     clusters: Int[np.ndarray, " n"] | None = None
+    companions: Mapping[str, Term] = field(default_factory=dict)
+    """Models that only help to estimate the variance between seeds, each with the coefficient of a model like it."""
 
 
 def stratified(strata: Sequence[Stratum], *, shares: bool = False) -> Contrast:
@@ -39,12 +45,12 @@ def stratified(strata: Sequence[Stratum], *, shares: bool = False) -> Contrast:
         A contrast whose numbers are NaN in columns for which a stratum has no prompt with a value from every model.
     """
     parts = [contrast(list(own.terms.values()), clusters=own.clusters, shares=shares, bounded=False) for own in strata]
-    models = dict.fromkeys(name for own in strata for name in own.terms)
-    runs = {name: _means_of_runs(name, strata) for name in models if _trained(name, strata)}
-    num_degrees = sum(len(means) - 1 for means in runs.values())
+    runs = _runs([own.terms for own in strata])
+    seen = [*runs.values(), *_runs([own.companions for own in strata]).values()]
+    num_degrees = sum(len(means) - 1 for means in seen) if runs else 0
     seeds = np.zeros(len(parts[0].n))
     if num_degrees:
-        squares = sum(((means - means.mean(0)) ** 2).sum(0) for means in runs.values())
+        squares = sum(((means - means.mean(0)) ** 2).sum(0) for means in seen)
         seeds = seeds + squares / num_degrees * sum(1 / len(means) for means in runs.values())
     num_clusters = np.sum([part.num_clusters for part in parts], axis=0)
     return Contrast(
@@ -59,22 +65,21 @@ def stratified(strata: Sequence[Stratum], *, shares: bool = False) -> Contrast:
     )
 
 
-def _trained(name: str, strata: Sequence[Stratum]) -> bool:
-    return any(name in own.terms and own.terms[name].trained for own in strata)
+def _runs(strata: Sequence[Mapping[str, Term]]) -> dict[str, Float[np.ndarray, "seeds columns"]]:
+    """Returns the weighted sum over the strata of each run's means, for every model with seeds."""
+    models = dict.fromkeys(name for terms in strata for name, term in terms.items() if term.trained)
+    return {
+        name: np.asarray(np.sum([_means(name, terms) for terms in strata if name in terms], axis=0)) for name in models
+    }
 
 
-def _means_of_runs(name: str, strata: Sequence[Stratum]) -> Float[np.ndarray, "seeds columns"]:
-    """Returns each run's weighted sum of its means in the strata, on the prompts that all models have answered."""
-    sums: list[np.ndarray] = []
-    for own in strata:
-        if name not in own.terms:
-            continue
-        term = own.terms[name]
-        used = np.all([np.isfinite(other.values).any(0) for other in own.terms.values()], axis=0)
-        known = np.isfinite(term.values) & used
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # A prompt that a run has no answer to counts as the mean of the other runs' answers.
-            mean = np.where(known, term.values, 0.0).sum(0) / known.sum(0)
-            filled = np.where(known, term.values, np.where(used, np.nan_to_num(mean), 0.0))
-            sums.append(term.coefficient * filled.sum(1) / used.sum(0))
-    return np.asarray(np.sum(sums, axis=0))
+def _means(name: str, terms: Mapping[str, Term]) -> Float[np.ndarray, "seeds columns"]:
+    """Returns each run's mean on the prompts that all models have answered, times its coefficient."""
+    term = terms[name]
+    used = np.all([np.isfinite(other.values).any(0) for other in terms.values()], axis=0)
+    known = np.isfinite(term.values) & used
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # A prompt that a run has no answer to counts as the mean of the other runs' answers.
+        mean = np.where(known, term.values, 0.0).sum(0) / known.sum(0)
+        filled = np.where(known, term.values, np.where(used, np.nan_to_num(mean), 0.0))
+        return np.asarray(term.coefficient * filled.sum(1) / used.sum(0))

@@ -23,7 +23,8 @@ With `--by modality`, tasks and abilities are divided by the prompts' `meta: {"m
 
     gap               pass@K - pass@1
     guessing          pass@K that the model's replies to other prompts of the modality would reach (`guessing.py`)
-    support           pass@K - guessing; found, none (the 90 % interval ends below 5 points), or not decidable
+    support           pass@K - guessing; found, none (the 90 % interval ends below 5 points), or not decidable. If there
+                      are few possible answers, guessing reaches much at K; both are given at k = 1 as well
 
 O/gaps.csv       per modality and model: the start's gap, the gain at k = 1, and the share of the gap that it closes
 O/bins.csv       the gain by the start's pass rate on a prompt (`gaps.py`)
@@ -46,7 +47,7 @@ from eval.statistics.differences import TRAINING
 from eval.statistics.pairing import ENTRIES_ARGUMENT, Entry, parse_entry
 from eval.support.gaps import bin_table, gap_table
 from eval.support.samples import MODALITY, PASS, collect
-from eval.support.tables import change_table, support_table
+from eval.support.tables import ALL, change_table, support_table
 from tracking.command import parse_arguments
 from tracking.run import OVERWRITE_ARGUMENT, open_run, read_run
 from tracking.tables import format_first, write_table
@@ -108,15 +109,20 @@ def summary(changes: "pd.DataFrame", baseline: str) -> list[str]:
 def gap_summary(gaps: "pd.DataFrame") -> list[str]:
     """Returns what is said on the terminal about modalities: the start's support, the gain, and the gap it closes."""
     num_samples = int(gaps["num_samples"].max())
-    rows = [[MODALITY, "model", "start", f"pass@{num_samples}", "guessing", "start's support", "gain, in points",
-             "gap closed"]]  # fmt: skip
+    several = [name for name in ("task", "ability") if gaps.loc[gaps["task"] != ALL, name].nunique() > 1]
+    measured = ["start", f"pass@{num_samples}", "guessing", "start's support", "gain, in points", "gap closed"]
+    rows = [[MODALITY, *several, "model", *measured]]
     for _, row in gaps[gaps["gain"].notna()].iterrows():
         closed = format_share(row["gap_closed"], row["gap_closed_low"], row["gap_closed_high"])
         levels = [format_share(row[f"start_{name}"]) for name in ("pass_at_1", "pass_at_k", "guessing")]
         gain = format_difference(row["gain"], row["low"], row["high"])
         said = row["start_verdict"] if isinstance(row["start_verdict"], str) else NOTHING
-        rows.append([str(row[MODALITY]), str(row["model"]), *levels, said or NOTHING, gain, closed])
-    return ["", *format_first(rows, right=(2, 3, 4), most=2 * NUM_ROWS, table="gaps.csv")]
+        place = [str(row[name]) for name in (MODALITY, *several, "model")]
+        rows.append([*place, *levels, said or NOTHING, gain, closed])
+    return [
+        "",
+        *format_first(rows, right=range(len(several) + 2, len(several) + 5), most=2 * NUM_ROWS, table="gaps.csv"),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

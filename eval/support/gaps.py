@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from eval.statistics.intervals import Estimate, holm
-from eval.statistics.pooled import Contrast, Term, contrast, fieller
+from eval.statistics.pooled import Contrast, Term, fieller
 from eval.statistics.strata import Stratum, stratified
 from eval.support.samples import GAP, GUESSING, PASS, Group, Support
 from eval.support.tables import ALL, FOUND, NINETY, NONE, Row, columns, parts, place_of
@@ -137,24 +137,24 @@ def _at_one(own: Support) -> Float[np.ndarray, "seeds n"]:
 
 def _of(weighted: Sequence[tuple[Group, float]], models: Mapping[str, tuple[float, Values]]) -> Contrast:
     """Returns a contrast of models within groups, summed over the groups with their weights."""
-    strata = [
-        Stratum(
-            terms={
-                name: Term(
-                    coefficient=weight * coefficient,
-                    values=values(group.models[name])[..., None],
-                    # A model with no weight only says which prompts are used.
-                    trained=group.models[name].trained and coefficient != 0,
-                )
-                for name, (coefficient, values) in models.items()
-            },
-            clusters=group.clusters,
-        )
-        for group, weight in weighted
-    ]
-    if len(strata) > 1:
-        return stratified(strata, shares=True)
-    return contrast(list(strata[0].terms.values()), clusters=strata[0].clusters, shares=True)
+    strata = []
+    for group, weight in weighted:
+        terms = {
+            name: Term(
+                coefficient=weight * coefficient,
+                values=values(group.models[name])[..., None],
+                # A model with no weight only says which prompts are used.
+                trained=group.models[name].trained and coefficient != 0,
+            )
+            for name, (coefficient, values) in models.items()
+        }
+        seeded = [values for name, (_, values) in models.items() if terms[name].trained]
+        companions = {
+            name: Term(coefficient=weight, values=seeded[0](group.models[name])[..., None], trained=True)
+            for name in (group.companions(models) if seeded else [])
+        }
+        strata.append(Stratum(terms=terms, clusters=group.clusters, companions=companions))
+    return stratified(strata, shares=True)
 
 
 def _gained(found: Contrast) -> Row:
@@ -205,15 +205,22 @@ def _bin(
     used = inside(sorting)
     if used.sum() < 2:
         return []
-    ours = np.concatenate([_at_one(group.models[name]) for group in part], axis=1)
-    starts = np.concatenate([group.models[baseline].halves[1] for group in part], axis=1)
-    arm, start = part[0].models[name], part[0].models[baseline]
-    terms = {
-        name: Term(coefficient=weight, values=ours[:, used, None], trained=arm.trained),
-        baseline: Term(coefficient=-weight, values=starts[:, used, None], trained=start.trained),
-    }
     clusters = _clusters(part)
-    return [Stratum(terms=terms, clusters=None if clusters is None else clusters[used])]
+
+    def term(model: str, coefficient: float, values: Values) -> Term:
+        joined = np.concatenate([values(group.models[model]) for group in part], axis=1)
+        return Term(coefficient=coefficient, values=joined[:, used, None], trained=part[0].models[model].trained)
+
+    return [
+        Stratum(
+            terms={
+                name: term(name, weight, _at_one),
+                baseline: term(baseline, -weight, lambda own: own.halves[1]),
+            },
+            clusters=None if clusters is None else clusters[used],
+            companions={other: term(other, weight, _at_one) for other in part[0].companions((name, baseline))},
+        )
+    ]
 
 
 def _rate(halves: Float[np.ndarray, "seeds n"]) -> Float[np.ndarray, " n"]:

@@ -47,20 +47,22 @@ def pass_at_k(num_judged: Int[np.ndarray, " n"], num_right: Int[np.ndarray, " n"
     return np.where(num_judged >= k, 1 - missed, np.nan)
 
 
-def guess_values(samples: Sequence[Sequence[Record]], k: int) -> Float[np.ndarray, " n"]:
+def guess_values(samples: Sequence[Sequence[Record]], ks: Sequence[int]) -> Float[np.ndarray, "ks n"]:
     """Returns each prompt's pass@k by replies to the other prompts; NaN where fewer than k of them were judged.
 
     Args:
         samples: of one model and seed, of each prompt of one task, ability and modality.
+        ks: numbers of samples.
     """
     kinds: dict[tuple[object, object], list[int]] = {}
     for number, own in enumerate(samples):
         kinds.setdefault((own[0].get("kind"), own[0].get("answer_kind")), []).append(number)
-    found = np.full(len(samples), np.nan)
+    found = np.full((len(ks), len(samples)), np.nan)
     for numbers in kinds.values():
         sources = np.sort(np.random.default_rng(SEED).permutation(len(numbers))[:MOST_SOURCES])
         right, judged = _graded([samples[number] for number in numbers], sources)
-        found[numbers] = guesses(right, judged, sources, k)
+        for place, k in enumerate(ks):
+            found[place, numbers] = guesses(right, judged, sources, k)
     return found
 
 

@@ -5,7 +5,7 @@ samples were judged.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,8 +54,8 @@ class Support:
     """NaN where no sample was judged."""
     halves: Float[np.ndarray, "halves seeds n"]
     """Share that is right of the samples with even and with odd numbers; NaN where none of them was judged."""
-    guesses: Float[np.ndarray, "seeds n"] | None
-    """pass@K that replies to the other prompts would reach; None if the prompts are not divided by modality."""
+    guesses: Mapping[int, Float[np.ndarray, "seeds n"]]
+    """k -> pass@k that replies to the other prompts would reach; empty if the prompts are not divided by modality."""
 
     @property
     def trained(self) -> bool:
@@ -71,8 +71,7 @@ class Support:
         if metric == GAP:
             return np.asarray(self.values(PASS, k) - self.values(PASS, 1))
         if metric in (GUESSING, SUPPORT):
-            assert self.guesses is not None
-            return self.guesses if metric == GUESSING else np.asarray(self.values(PASS, k) - self.guesses)
+            return self.guesses[k] if metric == GUESSING else np.asarray(self.values(PASS, k) - self.guesses[k])
         return np.stack(
             [pass_at_k(judged, right, k) for judged, right in zip(self.num_judged, self.num_right, strict=True)]
         )
@@ -91,11 +90,21 @@ class Group:
 
     def metrics(self) -> list[tuple[str, int | None]]:
         """Returns every metric, pass@k once for each k."""
-        found = [*((PASS, k) for k in range(1, self.num_samples + 1)), (MAJORITY, None), (SOMETIMES, None)]
-        return found if self.modality is None else found + [(name, self.num_samples) for name in METRICS_OF_MODALITY]
+        found: list[tuple[str, int | None]] = [
+            *((PASS, k) for k in range(1, self.num_samples + 1)),
+            (MAJORITY, None),
+            (SOMETIMES, None),
+        ]
+        if self.modality is None:
+            return found
+        found += [(name, self.num_samples) for name in (GAP, GUESSING, SUPPORT)]
+        return [*found, (GUESSING, 1), (SUPPORT, 1)]
 
-
-METRICS_OF_MODALITY = (GAP, GUESSING, SUPPORT)
+    def companions(self, involved: Collection[str]) -> list[str]:
+        """Returns the models with seeds that are not in a contrast; they help to estimate how much seeds differ."""
+        if self.modality is None:
+            return []
+        return [name for name, support in self.models.items() if support.trained and name not in involved]
 
 
 def collect(entries: Sequence[Entry], by: str | None = None) -> list[Group]:
@@ -162,8 +171,15 @@ def _support(
         halves=np.array(
             [[[_share(own, half) for own in row] for row in samples] for half in range(NUM_HALVES)], dtype=float
         ),
-        guesses=None if guessed is None else np.stack([guess_values(row, guessed) for row in samples]),
+        guesses={} if guessed is None else _guesses(samples, (1, guessed)),
     )
+
+
+def _guesses(
+    samples: Sequence[Sequence[Sequence[Record]]], ks: Sequence[int]
+) -> dict[int, Float[np.ndarray, "seeds n"]]:
+    found = np.stack([guess_values(row, ks) for row in samples])  # [seeds, ks, n]
+    return {k: found[:, place] for place, k in enumerate(ks)}
 
 
 def _share(samples: Sequence[Record], half: int) -> float | None:

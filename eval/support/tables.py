@@ -1,7 +1,8 @@
 """What do pass@k and the other metrics come to, and what do they say? The rows of `support.csv` and `changes.csv`.
 
 With `--by modality` there is a row per modality, and one of all: the mean over tasks, abilities and modalities, each
-counted equally (`eval/statistics/strata.py`).
+counted equally. The runs of all models with seeds help to estimate how much seeds differ; their variance is taken as
+equal (`eval/statistics/strata.py`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +42,8 @@ def support_table(groups: Sequence[Group]) -> "pd.DataFrame":
             metrics = part[0].metrics()
             own = [_head(part, name, metric, k) | columns(found, column) for column, (metric, k) in enumerate(metrics)]
             if part[0].modality is not None:
-                column = metrics.index((SUPPORT, part[0].num_samples))
-                own[column] |= {"p": float(found.p()[column]), "highest": highest(found, column)}
+                for column in (place for place, (metric, _) in enumerate(metrics) if metric == SUPPORT):
+                    own[column] |= {"p": float(found.p()[column]), "highest": highest(found, column)}
             rows += own
     table = pd.DataFrame(rows)
     return table if groups[0].modality is None else _with_verdicts(table)
@@ -52,7 +53,7 @@ def _with_verdicts(table: "pd.DataFrame") -> "pd.DataFrame":
     """Adds the verdict on each model's support, corrected over its tasks, abilities and modalities."""
     table["p_holm"], table["verdict"] = np.nan, ""
     tested = table[table["p"].notna()]
-    for _, family in tested.groupby(["model", tested["task"] == ALL]):
+    for _, family in tested.groupby(["model", "k", tested["task"] == ALL]):
         table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(float))
     for place in tested.index:
         row = table.loc[place]
@@ -103,7 +104,7 @@ def parts(groups: Sequence[Group]) -> list[Sequence[Group]]:
 
 def estimate(part: Sequence[Group], coefficients: Mapping[str, float]) -> Contrast:
     """Returns a contrast of models, a column per metric; over several groups their mean."""
-    if len(part) == 1:
+    if part[0].modality is None:
         terms = [_term(part[0], name, weight) for name, weight in coefficients.items()]
         return contrast(terms, clusters=part[0].clusters, shares=True)
     return stratified(list(_strata(part, coefficients)), shares=True)
@@ -112,7 +113,8 @@ def estimate(part: Sequence[Group], coefficients: Mapping[str, float]) -> Contra
 def _strata(part: Sequence[Group], coefficients: Mapping[str, float]) -> Iterator[Stratum]:
     for group in part:
         terms = {name: _term(group, name, weight / len(part)) for name, weight in coefficients.items()}
-        yield Stratum(terms=terms, clusters=group.clusters)
+        companions = {name: _term(group, name, 1 / len(part)) for name in group.companions(coefficients)}
+        yield Stratum(terms=terms, clusters=group.clusters, companions=companions)
 
 
 def _term(group: Group, name: str, coefficient: float) -> Term:

@@ -4,19 +4,29 @@
     python -m eval.tower --model Qwen/Qwen2.5-VL-3B-Instruct --data pathmnist.npz --output-dir outputs/pathmnist \\
         --encoder dinov2=facebook/dinov2-base siglip=google/siglip2-base-patch16-224 resnet=timm:resnet50.a1_in1k
 
-A model is a checkpoint, a hub id or a splice's recipe, `NAME=MODEL` or named after its folder. Data: a folder with one
-subfolder of pictures per class, MedMNIST's `.npz`, or the pocket world's shapes (`images.py`). Every run includes two
-baselines without training: `random`, towers of the same configuration with random weights from several seeds, and
-`pixels`, the pictures themselves, reduced to 32 x 32. `--encoder` adds encoders that saw pictures only (`encoders.py`).
+    python -m eval.tower --model sft=SFT rl=RL --data outputs/medical/data:rl,test --by modality --output-dir D
 
-D/tower.csv          accuracy on the test pictures with Wilson's interval, and macro F1, per model, layer and probe
+A model is a checkpoint, a hub id or a splice's recipe, `NAME=MODEL` or named after its folder. Data (`images.py`): a
+folder with one subfolder of pictures per class; a file of MedMNIST, of 28 to 224 pixels, grey or RGB (`archives.py`);
+the pictures of a prompt set, on which VLMs are evaluated too (`prompts.py`); or the pocket world's shapes. A published
+split is kept. Grades are probed as classes. Pictures with several findings (ChestMNIST) get a binary probe per finding:
+`accuracy` is the mean over findings, and macro AUC stands beside it. With `--by modality` every modality has probes of
+its own (`groups.py`).
+
+Every run includes two baselines without training: `random`, towers of the same configuration with random weights from
+several seeds, and `pixels`, the pictures themselves, reduced to 32 x 32. `--encoder` adds encoders that saw pictures
+only (`encoders.py`).
+
+D/tower.csv          accuracy on the test pictures with its interval, and macro F1, per model, layer and probe
 D/differences.csv    paired differences to both baselines, between the models, and of every layer of the models to the
                      layer of each encoder that was chosen by cross-validation; tested and Holm-corrected
+D/classes.csv        the same comparisons class by class: recall, of findings AUC
+D/auc.csv            with findings: the comparisons of differences.csv for macro AUC
 D/samples.csv        the pictures with class and part
-D/records.jsonl      one record per probe, with its predictions
+D/records.jsonl      one record per probe, with its predictions; with findings, D/scores/ has what they are ranked by
 D/features/          one file per batch of pictures; may be removed when the command is done. With --cache-dir they are
                      kept there, for every later command with the same weights, pictures and processing
-D/figures/tower.png
+D/figures/           tower.png, or one figure per modality
 
 All models see the same pictures, resized by `qwen_vl_utils` between the minimum and maximum pixels of the first model's
 processor, or cut into its tiles (InternVL). Encoders see them through their own image processors. Features are averaged
@@ -27,13 +37,11 @@ pictures and, against `random`, other random towers, but not another training pa
 towers cannot be distinguished: use fewer training pictures. One process.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data_builders.prompt_sets.images import PixelLimits
 from eval.replies.pictures import TileLimits, TokenLimits, pixel_limits
@@ -42,7 +50,7 @@ from eval.tower.encoders import Encoder, check_encoder, embed_by_encoder, encode
 from eval.tower.features import (
     PIXELS,
     Embed,
-    FeatureStore,
+    Label,
     cached_directory,
     embed_as_pixels,
     embed_by_tower,
@@ -52,30 +60,18 @@ from eval.tower.features import (
     trained_tower,
     vision_family,
 )
-from eval.tower.figures import draw
-from eval.tower.images import TEST, TRAIN, ImageSet, load_images
-from eval.tower.probes import PROBES, probe
-from eval.tower.summary import summary
-from eval.tower.tables import RANDOM, difference_rows, score_rows
+from eval.tower.figures import draw_all
+from eval.tower.groups import MODALITY, make_groups
+from eval.tower.images import load_images
+from eval.tower.outcomes import collect_outcomes, run_probes
+from eval.tower.summary import class_lines, summary
+from eval.tower.tables import RANDOM, write_tables
 from models.loading import load_processor
 from tracking.command import check_all, check_least, parse_arguments
-from tracking.progress import progress
-from tracking.records import Record, RecordLog
+from tracking.records import RecordLog
 from tracking.run import OVERWRITE_ARGUMENT, open_run
-from tracking.tables import write_table
 
 FEATURES_DIR = "features"
-
-
-@dataclass(frozen=True)
-class Label:
-    """A model, or a baseline, which may stand several times with other seeds."""
-
-    name: str
-    seed: int | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.seed is None else f"{self.name}@{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +85,10 @@ class TowerArguments:
         }
     )
     data: str = field(
-        metadata={"help": "a folder with one subfolder of pictures per class, an .npz of MedMNIST, or pocket:NUMBER"}
+        metadata={
+            "help": "a folder with one subfolder of pictures per class; an .npz of MedMNIST (classes, grades or "
+            "findings); FOLDER:TRAIN,TEST, two splits of a prompt set, or FOLDER:SPLIT; or pocket:NUMBER"
+        }
     )
     output_dir: str = field(metadata={"help": "where tables, figure, records and features are written"})
     encoder: list[str] | None = field(
@@ -103,6 +102,10 @@ class TowerArguments:
     cache_dir: str | None = field(
         default=None,
         metadata={"help": "folder in which features are kept for later commands; by default in the output directory"},
+    )
+    by: str | None = field(
+        default=None,
+        metadata={"help": "modality: every modality that the data names has probes of its own"},
     )
     test_frac: float = field(
         default=0.3, metadata={"help": "share of each class held out for the test if the data has no test part; 0 to 1"}
@@ -133,11 +136,19 @@ class TowerArguments:
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
-        check_all(self._check_share, partial(check_least, self, limit=1, num_folds=2, batch_size=1, num_random=1))
+        check_all(
+            self._check_share,
+            self._check_by,
+            partial(check_least, self, limit=1, num_folds=2, batch_size=1, num_random=1),
+        )
 
     def _check_share(self) -> None:
         if not 0 < self.test_frac < 1:
             raise ValueError(f"test_frac is {self.test_frac}; expected a share between 0 and 1")
+
+    def _check_by(self) -> None:
+        if self.by not in (None, MODALITY):
+            raise ValueError(f"by is {self.by!r}; expected {MODALITY}")
 
 
 def open_subjects(models: Sequence[str]) -> dict[str, Subject]:
@@ -245,68 +256,6 @@ def _processor_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def run_probes(
-    log: RecordLog, stores: dict[Label, FeatureStore], images: ImageSet, *, num_folds: int, seed: int
-) -> list[Record]:
-    """Fits every probe that no record holds yet; returns the records in the order of models, layers and probes."""
-    classes = np.array([images.classes.index(image.label) for image in images.images])
-    num_train = len(images.of(TRAIN))
-
-    def jobs() -> Iterator[tuple[Label, str, list[str]]]:
-        for label, store in stores.items():
-            for layer in store.layers:
-                missing = [kind for kind in PROBES if f"{label}/{layer}/{kind}" not in log]
-                if missing:
-                    yield label, layer, missing
-
-    waiting = list(jobs())
-    for label, layer, kinds in progress(waiting, label="probes", total=len(waiting), unit="layer"):
-        features = stores[label].read(layer)
-        for kind in kinds:
-            probed = probe(
-                kind, features[:num_train], classes[:num_train], features[num_train:], num_folds=num_folds, seed=seed
-            )
-            log.append(
-                {
-                    "key": f"{label}/{layer}/{kind}",
-                    "model": label.name,
-                    "seed": label.seed,
-                    "layer": layer,
-                    "width": features.shape[1],
-                    "probe": kind,
-                    "setting": probed.setting,
-                    "cv_accuracy": probed.cv_accuracy,
-                    "converged": probed.converged,
-                    "predicted": probed.predicted.tolist(),
-                }
-            )
-    by_key = {record["key"]: record for record in log}
-    return [
-        by_key[f"{label}/{layer}/{kind}"]
-        for label, store in stores.items()
-        for layer in store.layers
-        for kind in PROBES
-    ]
-
-
-def write_results(
-    output_dir: Path, records: Sequence[Record], images: ImageSet, models: Sequence[str], encoders: Sequence[str]
-) -> None:
-    """Writes the tables and the figure."""
-    import pandas as pd
-
-    gold = np.array([images.classes.index(image.label) for image in images.of(TEST)])
-    rows = [
-        {"id": image.id, "class": image.label, "index": images.classes.index(image.label), "split": image.split}
-        for image in images.images
-    ]
-    write_table(output_dir / "samples.csv", pd.DataFrame(rows))
-    table = score_rows(records, gold, num_train=len(images.of(TRAIN)))
-    write_table(output_dir / "tower.csv", table)
-    write_table(output_dir / "differences.csv", difference_rows(records, gold, models, encoders))
-    draw(table, output_dir / "figures" / "tower.png", encoders)
-
-
 def probe_towers(arguments: TowerArguments) -> Path:
     """Probes all towers and writes everything; returns the output directory."""
     subjects = open_subjects(arguments.model)
@@ -319,25 +268,29 @@ def probe_towers(arguments: TowerArguments) -> Path:
         limit=arguments.limit,
         min_per_class=arguments.num_folds,
     )
+    groups, unused = make_groups(images, data=arguments.data, by=arguments.by, num_folds=arguments.num_folds)
     settings: dict[str, Any] = {
         "models": {name: subject.fingerprint for name, subject in subjects.items()},
         "images_sha256": images.fingerprint(),
-        "num_train": len(images.of(TRAIN)),
-        "num_test": len(images.of(TEST)),
+        "num_train": sum(len(group.train) for group in groups),
+        "num_test": sum(len(group.test) for group in groups),
         "pixels": limits,
         **{
             name: getattr(arguments, name)
             for name in ("data", "test_frac", "limit", "num_folds", "batch_size", "seed", "num_random")
         },
     }
+    if arguments.by is not None:
+        settings["by"] = arguments.by
     if encoders:
         settings["encoders"] = {name: encoder.identity for name, encoder in encoders.items()}
     output_dir = Path(arguments.output_dir)
     with open_run(output_dir, command="eval.tower", settings=settings, overwrite=arguments.overwrite) as run:
         if run.finished:
             return output_dir
-        run.note(left_out=images.left_out, **{name: subject.facts for name, subject in subjects.items()})
-        for reason, num in images.left_out.items():
+        left_out = images.left_out | unused
+        run.note(left_out=left_out, **{name: subject.facts for name, subject in subjects.items()})
+        for reason, num in left_out.items():
             print(f"left out: {num} ({reason})")
 
         def directory(label: Label, source: Source) -> Path:
@@ -354,8 +307,10 @@ def probe_towers(arguments: TowerArguments) -> Path:
             for label, source in feature_sources(subjects, encoders, limits, arguments.num_random).items()
         }  # fmt: skip
         with RecordLog(output_dir / "records.jsonl") as log:
-            records = run_probes(log, stores, images, num_folds=arguments.num_folds, seed=arguments.seed)
-        write_results(output_dir, records, images, list(subjects), list(encoders))
+            records = run_probes(output_dir, log, stores, groups, num_folds=arguments.num_folds, seed=arguments.seed)
+        outcomes = [collect_outcomes(output_dir, *each) for each in zip(groups, records, strict=True)]
+        scores = write_tables(output_dir, outcomes, images, list(subjects), list(encoders))
+        draw_all(scores, output_dir / "figures", list(encoders))
     return output_dir
 
 
@@ -363,4 +318,6 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, TowerArguments, description=__doc__, check_inputs=True)
     output_dir = probe_towers(arguments)
     encoders = [encoder_name(text) for text in arguments.encoder or ()]
-    print(*summary(output_dir, encoders), f"tower probes: {output_dir / 'tower.csv'}", sep="\n")
+    print(
+        *summary(output_dir, encoders), *class_lines(output_dir), f"tower probes: {output_dir / 'tower.csv'}", sep="\n"
+    )

@@ -28,7 +28,7 @@ from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import PixelLimits, UnusableImageError, open_image
 from eval.replies.pictures import TileLimits
 from eval.replies.subject import Subject
-from eval.tower.images import LabelledImage
+from eval.tower.labelled import LabelledImage
 from models.families import Family, family_of
 from models.layout import read_model_config
 from models.loading import load_processor
@@ -52,6 +52,17 @@ PIXEL_SIDE = 32
 
 Embed = Callable[[Iterable["Image"]], dict[str, Float[np.ndarray, "pictures width"]]]
 """Function from images to features by layer."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A model, or a baseline, which may stand several times with other seeds."""
+
+    name: str
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.seed is None else f"{self.name}@{self.seed}"
 
 
 @dataclass(frozen=True)

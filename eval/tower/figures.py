@@ -1,10 +1,12 @@
 """Where in a tower are classes separable? Plots accuracy over depth, with both baselines, from `tower.csv`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.tower.features import PIXELS
+from eval.tower.groups import MODALITY
 from eval.tower.tables import RANDOM
 from tracking.product import partial_file
 
@@ -20,7 +22,21 @@ MAX_TICKS = 10
 RESOLUTION_DPI = 160
 
 
-def draw(table: "pd.DataFrame", path: Path, encoders: Sequence[str] = ()) -> None:
+def draw_all(table: "pd.DataFrame", directory: Path, encoders: Sequence[str] = ()) -> None:
+    """Draws `tower.png`, or a figure for each modality: `tower-MODALITY.png`."""
+    if MODALITY not in table:
+        draw(table, directory / "tower.png", encoders)
+        return
+    for name, own in table.groupby(MODALITY, sort=False):
+        draw(own, directory / f"tower-{file_name(str(name))}.png", encoders, title=str(name))
+
+
+def file_name(modality: str) -> str:
+    """Returns a modality's name in lower case, with hyphens for all but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", modality.lower()).strip("-")
+
+
+def draw(table: "pd.DataFrame", path: Path, encoders: Sequence[str] = (), title: str = "") -> None:
     """Draws one panel per probe: a line per model with its 95 % interval; the baselines and encoders as levels.
 
     The level of an encoder is that of its layer of the best cross-validated accuracy on the training pictures.
@@ -30,6 +46,7 @@ def draw(table: "pd.DataFrame", path: Path, encoders: Sequence[str] = ()) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    tuned = "cv_auc" if "cv_auc" in table and table["cv_auc"].notna().all() else "cv_accuracy"
     probes = list(dict.fromkeys(table["probe"]))
     models = [name for name in dict.fromkeys(table["model"]) if name not in (RANDOM, PIXELS, *encoders)]
     layers = list(dict.fromkeys(table["layer"][table["model"] == RANDOM]))
@@ -42,7 +59,7 @@ def draw(table: "pd.DataFrame", path: Path, encoders: Sequence[str] = ()) -> Non
         axes.axhline(100 * shown["largest_class"].iloc[0], color="#bbbbbb", linewidth=1, linestyle=":",
                      label="largest class")  # fmt: skip
         for place, name in enumerate(encoders):
-            own = shown[shown["model"] == name].sort_values("cv_accuracy", ascending=False, kind="stable").iloc[0]
+            own = shown[shown["model"] == name].sort_values(tuned, ascending=False, kind="stable").iloc[0]
             axes.axhline(100 * own["accuracy"], color=COLOURS[-1 - place % len(COLOURS)], linewidth=1.4,
                          linestyle="-.", label=f"{name}, best layer")  # fmt: skip
         for seed, rows in shown[shown["model"] == RANDOM].groupby("seed"):
@@ -54,7 +71,7 @@ def draw(table: "pd.DataFrame", path: Path, encoders: Sequence[str] = ()) -> Non
             colour = COLOURS[place % len(COLOURS)]
             _curve(axes, shown[shown["model"] == name], layers, colour, label=name, width=1.6, shift=shift)
         _mark_layers(axes, layers)
-        axes.set_title(TITLES[kind], fontsize=10.5, fontweight="bold")
+        axes.set_title(f"{title}, {TITLES[kind]}" if title else TITLES[kind], fontsize=10.5, fontweight="bold")
     n = int(table["n_test"].iloc[0])
     panels[0, 0].set_ylabel(f"test pictures right, % (n = {n:,})", fontsize=9.5)
     handles, labels = panels[0, 0].get_legend_handles_labels()

@@ -1,8 +1,9 @@
 """Which labelled images is a tower probed on, and which of them are held out?
 
-    FOLDER       one folder per class: FOLDER/CLASS/*.png, or FOLDER/train/CLASS/… and FOLDER/test/CLASS/…
-    FILE.npz     MedMNIST's layout: train_images, train_labels, test_images, test_labels; grey or RGB, single labels
-    pocket:N     N scenes of the pocket world, drawn from the seed; the class is the most frequent shape
+    FOLDER              one folder per class: FOLDER/CLASS/*.png, or FOLDER/train/CLASS/… and FOLDER/test/CLASS/…
+    FILE.npz            MedMNIST's layout, with one class or several findings per image (`archives.py`)
+    FOLDER:TRAIN,TEST   the images of two splits of a prompt set (`prompts.py`); FOLDER:SPLIT those of one
+    pocket:N            N scenes of the pocket world, drawn from the seed; the class is the most frequent shape
 
 A given split is kept, without its validation part; training images with the same pixels as a test image are dropped.
 Otherwise the test part is drawn per class from the seed and the images' contents: it does not depend on file names, and
@@ -11,40 +12,26 @@ copies of an image count once.
 
 import hashlib
 import random
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from data_builders.pocket.draw import Scene, draw_scene, render
 from data_builders.prompt_sets.depth import eight_bits
 from data_builders.prompt_sets.images import DECODING_ERRORS
+from data_builders.prompt_sets.prompts import splits_of
+from eval.tower.archives import read_npz
+from eval.tower.labelled import TEST, TRAIN, LabelledImage
+from eval.tower.prompts import names_prompt_set, read_prompt_set
 from tracking.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TRAIN, TEST = "train", "test"
 VALIDATION_NAMES = ("val", "valid", "validation")
-NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 POCKET_PREFIX = "pocket:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledImage:
-    """An image with its class, opened on demand."""
-
-    id: str
-    label: str
-    split: str | None = None
-    """train or test, if the data has a split."""
-    sha256: str = ""
-    """sha256 of its pixels and size."""
-    open: Callable[[], "Image"] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +45,11 @@ class ImageSet:
     def classes(self) -> list[str]:
         return sorted({image.label for image in self.images})
 
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities that the data names, sorted."""
+        return sorted({image.modality for image in self.images if image.modality is not None})
+
     def of(self, split: str) -> list[LabelledImage]:
         return [image for image in self.images if image.split == split]
 
@@ -65,7 +57,8 @@ class ImageSet:
         """Returns a sha256 that depends on all images, their classes, parts and order."""
         digest = hashlib.sha256()
         for image in self.images:
-            digest.update(f"{image.id}\n{image.label}\n{image.split}\n{image.sha256}\n".encode())
+            kind = "" if image.findings is None else f"{image.findings}\n"
+            digest.update(f"{image.id}\n{image.label}\n{image.split}\n{image.sha256}\n{kind}".encode())
         return digest.hexdigest()
 
 
@@ -73,11 +66,11 @@ def load_images(data: str, *, test_frac: float, seed: int, limit: int | None, mi
     """Reads the images named by `--data` and assigns each to the training or test part.
 
     Args:
-        data: a folder, an .npz file or `pocket:N`.
+        data: a folder, an .npz file, a prompt set's splits or `pocket:N`.
         test_frac: share of each class that is held out, if the data has no test part.
         seed: seed of that split, of the selection by `limit`, and of pocket images.
         limit: maximum number of training images and of test images, keeping the classes' proportions.
-        min_per_class: minimum number of training images per class.
+        min_per_class: minimum number of training images per class; findings are checked in `groups.py`.
 
     Raises:
         ValueError: if the data cannot be read, or has too few classes or images.
@@ -86,12 +79,19 @@ def load_images(data: str, *, test_frac: float, seed: int, limit: int | None, mi
     left_out: Counter[str] = Counter()
     if data.startswith(POCKET_PREFIX):
         found = draw_pocket_shapes(data.removeprefix(POCKET_PREFIX), seed)
+    elif names_prompt_set(data):
+        found = read_prompt_set(data, left_out, _opener)
     elif path.is_dir():
+        if splits := splits_of(path):
+            raise ValueError(
+                f"--data {data} is a prompt set with the splits {', '.join(splits)}; expected FOLDER:TRAIN,TEST, such "
+                f"as {data}:{splits[0]},{splits[-1]}, or FOLDER:SPLIT"
+            )
         found = read_folder(path, left_out)
     elif path.suffix == ".npz" and path.is_file():
         found = read_npz(path, left_out)
     else:
-        raise ValueError(f"--data {data} is not a folder, .npz file or {POCKET_PREFIX}NUMBER")
+        raise ValueError(f"--data {data} is not a folder, .npz file, FOLDER:TRAIN,TEST or {POCKET_PREFIX}NUMBER")
     images = _with_contents(found)
     if all(image.split for image in images):
         held_out = {image.sha256 for image in images if image.split == TEST}
@@ -101,11 +101,14 @@ def load_images(data: str, *, test_frac: float, seed: int, limit: int | None, mi
         kept = _split_by_content(images, test_frac, seed)
         left_out["copy of another picture"] += len(images) - len(kept)
     if limit is not None:
-        drawn = [image for split in (TRAIN, TEST) for image in _draw(kept, split, limit, seed)]
+        drawn = {id(image) for split in (TRAIN, TEST) for image in _draw(kept, split, limit, seed)}
         left_out["beyond --limit"] += len(kept) - len(drawn)
-        kept = drawn
+        kept = [image for image in kept if id(image) in drawn]  # in the data's order, in which a file is streamed
     kept.sort(key=lambda image: image.split == TEST)
-    _check_classes(data, kept, min_per_class)
+    if not kept:
+        raise ValueError(f"--data {data} holds no pictures; expected one folder of pictures per class, or an .npz file")
+    if any(image.findings is None for image in kept):
+        check_classes(data, [image for image in kept if image.findings is None], min_per_class)
     return ImageSet(images=kept, left_out={reason: num for reason, num in left_out.items() if num})
 
 
@@ -127,12 +130,9 @@ def read_folder(directory: Path, left_out: Counter[str]) -> list[LabelledImage]:
 
 
 def _read_classes(directory: Path, split: str | None, left_out: Counter[str]) -> list[LabelledImage]:
-    def opener(path: Path) -> Callable[[], "Image"]:
-        return lambda: _decode(path)
-
     return [
         LabelledImage(id=f"{split or ''}{'/' if split else ''}{path.relative_to(directory)}", label=folder.name,
-                      split=split, open=opener(path))
+                      split=split, open=_opener(path))
         for folder in sorted(entry for entry in directory.iterdir() if entry.is_dir())
         for path in _files(folder, left_out)
     ]  # fmt: skip
@@ -150,6 +150,10 @@ def _files(folder: Path, left_out: Counter[str]) -> Iterable[Path]:
             left_out["file whose name does not end as a picture's"] += 1
 
 
+def _opener(path: Path) -> Callable[[], "Image"]:
+    return lambda: _decode(path)
+
+
 def _decode(path: Path) -> "Image":
     from PIL import Image
 
@@ -159,51 +163,6 @@ def _decode(path: Path) -> "Image":
             return file.copy()
     except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not readable as a picture ({type(error).__name__}); repair or remove it") from error
-
-
-def read_npz(path: Path, left_out: Counter[str]) -> list[LabelledImage]:
-    """Reads MedMNIST's layout; pickled data is not loaded."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = sorted(file)
-            arrays = {key: file[key] for key in NPZ_KEYS if key in file}
-            left_out["picture of the validation part"] += len(file["val_labels"]) if "val_labels" in file else 0
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not readable as an .npz file of plain arrays ({type(error).__name__})") from error
-    if missing := [key for key in NPZ_KEYS if key not in arrays]:
-        raise ValueError(
-            f"{path} has no {missing[0]!r}, only {', '.join(found) or 'nothing'}; expected MedMNIST's keys "
-            f"{', '.join(NPZ_KEYS)}"
-        )
-    images: list[LabelledImage] = []
-    for split in (TRAIN, TEST):
-        pixels, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        _check_arrays(path, split, pixels, labels)
-        images += [
-            LabelledImage(id=f"{split}/{index}", label=str(label), split=split, open=_array_opener(pixels[index]))
-            for index, label in enumerate(labels.reshape(-1))
-        ]
-    return images
-
-
-def _array_opener(pixels: np.ndarray) -> Callable[[], "Image"]:
-    from PIL import Image
-
-    return lambda: Image.fromarray(pixels)
-
-
-def _check_arrays(path: Path, split: str, pixels: np.ndarray, labels: np.ndarray) -> None:
-    grey_or_rgb = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[-1] == 3)
-    if not grey_or_rgb or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"{path}: {split}_images is {pixels.dtype} of shape {pixels.shape}; expected uint8, grey (n, height, "
-            "width) or RGB (n, height, width, 3); volumes are not supported"
-        )
-    if labels.shape not in ((len(pixels),), (len(pixels), 1)) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{path}: {split}_labels is {labels.dtype} of shape {labels.shape} for {len(pixels)} pictures; expected "
-            "one integer per picture (several labels per picture are not supported)"
-        )
 
 
 def draw_pocket_shapes(number: str, seed: int) -> list[LabelledImage]:
@@ -242,9 +201,9 @@ def _order(image: LabelledImage, seed: int) -> bytes:
 
 def _split_by_content(images: Sequence[LabelledImage], test_frac: float, seed: int) -> list[LabelledImage]:
     """Holds out a share of each class; an image in two classes is on the same side in both."""
-    by_class: dict[str, dict[str, LabelledImage]] = {}
+    by_class: dict[tuple[str | None, str], dict[str, LabelledImage]] = {}
     for image in images:
-        by_class.setdefault(image.label, {}).setdefault(image.sha256, image)
+        by_class.setdefault(image.stratum, {}).setdefault(image.sha256, image)
     side: dict[str, str] = {}
     for own in by_class.values():
         ordered = sorted(
@@ -260,28 +219,38 @@ def _draw(images: Sequence[LabelledImage], split: str, limit: int, seed: int) ->
     part = [image for image in images if image.split == split]
     if len(part) <= limit:
         return part
-    num_by_class = Counter(image.label for image in part)
+    num_by_class = Counter(image.stratum for image in part)
     drawn: list[LabelledImage] = []
-    for label, num in num_by_class.items():
-        own = sorted((image for image in part if image.label == label), key=lambda one: _order(one, seed))
+    for stratum, num in num_by_class.items():
+        own = sorted((image for image in part if image.stratum == stratum), key=lambda one: _order(one, seed))
         drawn += own[: limit * num // len(part)]
     return drawn
 
 
-def _check_classes(data: str, images: Sequence[LabelledImage], min_per_class: int) -> None:
+def check_classes(data: str, images: Sequence[LabelledImage], min_per_class: int, modality: str | None = None) -> None:
+    """Refuses too few classes, or too few training images of one.
+
+    Args:
+        data: the value of `--data`, for messages.
+        images: those of one modality, or all.
+        min_per_class: minimum number of training images per class.
+        modality: the modality, for messages.
+
+    Raises:
+        ValueError: as said.
+    """
+    where = f"--data {data}" + (f", modality {modality!r}" if modality else "")
     num_train = Counter(image.label for image in images if image.split == TRAIN)
     num_test = Counter(image.label for image in images if image.split == TEST)
-    if not images:
-        raise ValueError(f"--data {data} holds no pictures; expected one folder of pictures per class, or an .npz file")
     if len(num_train) < 2:
         raise ValueError(
-            f"--data {data}: training pictures of {', '.join(num_train) or 'no class'} only; expected two classes"
+            f"{where}: training pictures of {', '.join(num_train) or 'no class'} only; expected two classes"
         )
     for label in sorted({*num_train, *num_test}):
         if num_train[label] < min_per_class:
             raise ValueError(
-                f"--data {data}: class {label!r} has {num_train[label]} training pictures; expected at least "
+                f"{where}: class {label!r} has {num_train[label]} training pictures; expected at least "
                 f"{min_per_class}, one per fold of the cross-validation"
             )
     if not num_test:
-        raise ValueError(f"--data {data}: no picture is held out; give more pictures or a larger --test-frac")
+        raise ValueError(f"{where}: no picture is held out; give more pictures or a larger --test-frac")

@@ -5,7 +5,8 @@
 
 Features are standardised with the training images' statistics (in each fold with the fold's own). C and k maximise
 accuracy over stratified folds of the training images, the smallest value in case of ties; test images are only used for
-prediction.
+prediction. Findings get a binary probe each, whose C and k maximise the area under the ROC curve over the folds: for a
+rare finding, accuracy is highest if it is never predicted.
 
 If there are more features than training images, logistic regression is fitted in the span of the training images. This
 does not change any prediction, since the penalty sets every weight outside that span to zero.
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from eval.tower.areas import area_values
+
+ACCURACY, AUC = "accuracy", "auc"
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 K_GRID = (1, 3, 5, 9, 15, 25)
 MAX_STEPS = 2000
@@ -31,19 +35,31 @@ class Probed:
     """C or k."""
     cv_accuracy: float
     """Accuracy of that setting over the folds of the training images."""
+    cv_auc: float | None = None
+    """Area under the ROC curve, averaged over the folds, if it chose the setting."""
     predicted: Int[np.ndarray, " test"]
+    converged: bool = True
+    scores: Float[np.ndarray, " test"] | None = None
+    """Of two classes: how strongly the second is predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Predictions of a probe with one setting."""
+
+    predicted: Int[np.ndarray, " other"]
+    scores: Float[np.ndarray, " other"] | None
+    """Of two classes: how strongly the second is predicted, as logit or share of votes."""
     converged: bool = True
 
 
 Features = Float[np.ndarray, "pictures width"]
 Classes = Int[np.ndarray, " pictures"]
-FitPath = Callable[[Features, Classes, Features, Sequence[float]], Iterator[tuple[np.ndarray, bool]]]
+FitPath = Callable[[Features, Classes, Features, Sequence[float]], Iterator[Fit]]
 """(training features, classes, other features, settings) -> predictions, and whether each fit converged."""
 
 
-def linear_path(
-    train: Features, classes: Classes, other: Features, settings: Sequence[float]
-) -> Iterator[tuple[np.ndarray, bool]]:
+def linear_path(train: Features, classes: Classes, other: Features, settings: Sequence[float]) -> Iterator[Fit]:
     """Yields logistic regression's predictions for increasing C, with warm starts."""
     from sklearn.linear_model import LogisticRegression
 
@@ -55,12 +71,15 @@ def linear_path(
     for setting in settings:
         model.set_params(C=setting)
         model.fit(train, classes)
-        yield model.predict(other), int(model.n_iter_.max()) < MAX_STEPS
+        scores = model.decision_function(other)  # [pictures] of two classes, [pictures, classes] of more
+        yield Fit(
+            predicted=model.predict(other),
+            scores=scores if scores.ndim == 1 else None,
+            converged=int(model.n_iter_.max()) < MAX_STEPS,
+        )
 
 
-def knn_path(
-    train: Features, classes: Classes, other: Features, settings: Sequence[float]
-) -> Iterator[tuple[np.ndarray, bool]]:
+def knn_path(train: Features, classes: Classes, other: Features, settings: Sequence[float]) -> Iterator[Fit]:
     """Yields the majority of the k nearest for each k; distances are computed once."""
     from sklearn.neighbors import NearestNeighbors
 
@@ -69,14 +88,26 @@ def knn_path(
     votes = classes[nearest.kneighbors(other, return_distance=False)]  # [pictures, k], nearest first
     for setting in settings:
         counts = np.stack([(votes[:, : int(setting)] == one).sum(axis=1) for one in range(classes.max() + 1)], axis=1)
-        yield counts.argmax(axis=1), True
+        yield Fit(predicted=counts.argmax(axis=1), scores=counts[:, 1] / setting if counts.shape[1] == 2 else None)
 
 
 PROBES: dict[str, tuple[FitPath, Sequence[float]]] = {"linear": (linear_path, C_GRID), "knn": (knn_path, K_GRID)}
 
 
-def probe(kind: str, train: Features, classes: Classes, test: Features, *, num_folds: int, seed: int) -> Probed:
-    """Fits a probe on the training images and predicts the classes of the test images."""
+def probe(
+    kind: str, train: Features, classes: Classes, test: Features, *, num_folds: int, seed: int, tune: str = ACCURACY
+) -> Probed:
+    """Fits a probe on the training images and predicts the classes of the test images.
+
+    Args:
+        kind: a key of `PROBES`.
+        train: features of the training images.
+        classes: their classes, numbered from 0.
+        test: features of the test images.
+        num_folds: folds of the training images for choosing C or k.
+        seed: seed of the folds.
+        tune: `accuracy`, or `auc` (of two classes): what C or k maximises.
+    """
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -88,17 +119,22 @@ def probe(kind: str, train: Features, classes: Classes, test: Features, *, num_f
         grid = [k for k in grid if k <= min(len(fitted) for fitted, _ in folds)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported in the table
-        right = np.zeros(len(grid))
+        right, areas = np.zeros(len(grid)), np.zeros(len(grid))
         for fitted, held in folds:
-            for place, (predicted, _) in enumerate(path(train[fitted], classes[fitted], train[held], grid)):
-                right[place] += np.sum(predicted == classes[held])
-        best = int(right.argmax())
-        *_, (predicted, converged) = path(train, classes, test, grid[: best + 1])  # the same warm starts as in a fold
+            for place, fit in enumerate(path(train[fitted], classes[fitted], train[held], grid)):
+                right[place] += np.sum(fit.predicted == classes[held])
+                if tune == AUC:
+                    assert fit.scores is not None
+                    areas[place] += area_values(fit.scores, classes[held]).mean() / num_folds
+        best = int((areas if tune == AUC else right).argmax())
+        *_, fit = path(train, classes, test, grid[: best + 1])  # the same warm starts as in a fold
     return Probed(
         setting=float(grid[best]),
         cv_accuracy=float(right[best] / len(train)),
-        predicted=predicted,
-        converged=converged,
+        cv_auc=float(areas[best]) if tune == AUC else None,
+        predicted=fit.predicted,
+        converged=fit.converged,
+        scores=fit.scores,
     )
 
 

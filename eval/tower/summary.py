@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.display.formatting import format_difference, format_share, probability
+from eval.statistics.intervals import CONFIDENCE
 from eval.tower.features import PIXELS
+from eval.tower.groups import MODALITY
+from eval.tower.probes import ACCURACY, AUC
 from eval.tower.tables import RANDOM
 from tracking.tables import format_first, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LEVEL = 1 - CONFIDENCE
 
 
 def summary(output_dir: Path, encoders: Sequence[str] = ()) -> list[str]:
@@ -20,6 +25,16 @@ def summary(output_dir: Path, encoders: Sequence[str] = ()) -> list[str]:
     on the test pictures is not chosen by itself. Random towers stand with their mean at that layer.
     """
     scores, differences = read_table(output_dir / "tower.csv"), read_table(output_dir / "differences.csv")
+    if MODALITY in scores:
+        return [
+            line
+            for name, own in scores.groupby(MODALITY, sort=False)
+            for line in (f"{name}:", *_lines(own, differences[differences[MODALITY] == name], encoders), "")
+        ]
+    return _lines(scores, differences, encoders)
+
+
+def _lines(scores: "pd.DataFrame", differences: "pd.DataFrame", encoders: Sequence[str]) -> list[str]:
     rows = [["probe", "model", "best layer", "accuracy", "random", "pixels", "less random, in points", "p, corrected"]]
     for probe, own in scores.groupby("probe", sort=False):
         pixels = own[own["model"] == PIXELS].iloc[0]
@@ -51,7 +66,14 @@ def summary(output_dir: Path, encoders: Sequence[str] = ()) -> list[str]:
             "",
             *format_first(_beside_encoders(scores, differences, encoders), right=(6, 7), table="differences.csv"),
         ]
-        lines.append("best layer: the one of the best cross-validated accuracy on the training pictures")
+        lines.append(f"best layer: the one of the best cross-validated {_measure(scores)} on the training pictures")
+    if AUC in scores:
+        for name, own in scores[~scores["model"].isin([RANDOM])].groupby("model", sort=False):
+            best = _best(own)
+            lines.append(
+                f"macro AUC of {name} at {best['layer']} ({best['probe']}): {best['auc']:.3f} "
+                f"[{best['auc_low']:.3f}, {best['auc_high']:.3f}]"
+            )
     lines.append(
         f"test pictures: {first['n_test']:.0f}, training pictures: {first['n_train']:.0f}; always answering the "
         f"largest class gives {format_share(first['largest_class'])}"
@@ -62,7 +84,38 @@ def summary(output_dir: Path, encoders: Sequence[str] = ()) -> list[str]:
 
 
 def _best(layers: "pd.DataFrame") -> "pd.Series":
-    return layers.sort_values("cv_accuracy", ascending=False, kind="stable").iloc[0]
+    return layers.sort_values(f"cv_{_measure(layers)}", ascending=False, kind="stable").iloc[0]
+
+
+def _measure(scores: "pd.DataFrame") -> str:
+    """Returns what chooses a layer: the AUC of findings, otherwise the accuracy."""
+    return AUC if f"cv_{AUC}" in scores and scores[f"cv_{AUC}"].notna().all() else ACCURACY
+
+
+def class_lines(output_dir: Path) -> list[str]:
+    """Returns the classes in which linear probes of a model differ from an earlier model's or an encoder's.
+
+    Each class is shown once for each pair of models, at the layer of the largest difference that is significant after
+    Holm's correction.
+    """
+    table = read_table(output_dir / "classes.csv")
+    families = table["family"].isin([f"linear, {kind}" for kind in ("models", "encoders")])
+    found = table[families & (table["p_holm"] < LEVEL)]
+    if found.empty:
+        return []
+    grouping = [*([MODALITY] if MODALITY in found else []), "model", "against", "class"]
+    rows = [[*grouping[:-3], "model", "against", "class", "layer", "layers", "metric", "difference, in points",
+             "p, corrected"]]  # fmt: skip
+    for names, own in found.groupby(grouping, sort=False):
+        row = own.iloc[int(own["difference"].abs().to_numpy().argmax())]
+        rows.append(
+            [
+                *map(str, names), str(row["layer"]), str(len(own)), str(row["metric"]),
+                format_difference(row["difference"], row["low"], row["high"]), probability(row["p_holm"]),
+            ]
+        )  # fmt: skip
+    title = "classes that differ, linear probe; layers: how many of the model's differ"
+    return [title, *format_first(rows, right=(len(grouping) + 1,), table="classes.csv")]
 
 
 def _beside_encoders(scores: "pd.DataFrame", differences: "pd.DataFrame", encoders: Sequence[str]) -> list[list[str]]:

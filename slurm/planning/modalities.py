@@ -17,8 +17,7 @@ from slurm.planning.study import StudyArguments
 
 SUPPORT, TOWER, TRANSFER, STATEMENTS, PAGE = "support", "tower", "transfer", "statements", "modalities"
 _BY_DATA = re.compile(r"(?:data|sft)-.+")
-_CROSSED = re.compile(r".-(?:freeze|only|elements)-")
-"""A data arm that is frozen too, such as data-negative-freeze-mid: its name says less than what it was trained on."""
+"""Arms by data, with a freezing or without: data-negative, sft-all, data-negative-freeze-mid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,8 @@ class Gathering:
 
 
 def trained_by_data(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the labels of the runs that were trained on a part of the prompts and are not frozen."""
-    return [str(run["label"]) for run in runs if _BY_DATA.fullmatch(run["arm"]) and not _CROSSED.search(run["arm"])]
+    """Returns the labels of the runs whose arm names the part of the prompts that it was trained on."""
+    return [str(run["label"]) for run in runs if _BY_DATA.fullmatch(run["arm"])]
 
 
 def modality_jobs(

@@ -53,6 +53,8 @@ class _Plan:
         self.cut = ("--cuts", *map(str, necessity["cuts"])) if necessity["cuts"] else (
             "--partition", necessity["partition"],
         )  # fmt: skip
+        # Arms of further SFT are compared by their greedy replies; many samples are about what RL sharpens.
+        self.sampled = [run["label"] for run in self.runs if not (arguments.by and run["arm"].startswith("sft-"))]
         self.prompts_job = "prompts" if arguments.prompts else "data"
 
     def all(self) -> list[StudyJob]:
@@ -196,11 +198,15 @@ class _Plan:
         run = self.runs[self.labels.index(model)]
         return f"{run['arm']}@{run['seed']}"
 
+    def _asked(self, kind: str) -> list[str]:
+        """Returns the phases and runs that are evaluated, for pass@k or for the abilities."""
+        return [*self._phases(), *(self.sampled if kind == "samples" else self.labels)]
+
     def _models(self, folder: str) -> list[str]:
-        return [f"{self._entry(model)}={self.out}/{folder}/{model}" for model in [*self._phases(), *self.labels]]
+        return [f"{self._entry(model)}={self.out}/{folder}/{model}" for model in self._asked(folder)]
 
     def _named(self, folder: str) -> list[str]:
-        return [f"{folder}-{model}" for model in [*self._phases(), *self.labels]]
+        return [f"{folder}-{model}" for model in self._asked(folder)]
 
     def _place(self, model: str) -> tuple[bool, int]:
         """Returns a sort key: whether a model is a run, and its position."""
@@ -237,7 +243,7 @@ class _Plan:
         ]
 
     def _add_evaluations(self, kind: str, config: str, tasks: Sequence[str]) -> None:
-        for model in [*self._phases(), *self.labels]:
+        for model in self._asked(kind):
             trained, index = self._place(model)
             reused = self._reused(config, model, tasks)
             self._add_evaluation(

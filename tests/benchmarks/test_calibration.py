@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import calibration
-from benchmarks.calibration import KINDS, Outcome, all_settings, simulate, summarise
+from benchmarks.calibration.command import all_settings, simulate, summarise
+from benchmarks.calibration.kinds import KINDS, Outcome
 from eval.statistics.simulation import Setting, World
 
 
@@ -40,6 +40,6 @@ def test_an_interval_that_is_too_narrow_is_found(monkeypatch: pytest.MonkeyPatch
     setting = Setting(num_seeds=3, num_seeds_against=3, seed_effect=0.05)
     (row,) = summarise([simulate(("arm - arm", setting, 300, 0))])
     assert row["holds"]
-    monkeypatch.setitem(calibration.KINDS, "narrow", narrow)
+    monkeypatch.setitem(KINDS, "narrow", narrow)
     (row,) = summarise([simulate(("narrow", setting, 300, 0))])
     assert not row["holds"]

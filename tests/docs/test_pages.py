@@ -14,6 +14,7 @@ PACKAGES = ("models", "data_builders", "merge", "eval", "analyze", "train", "slu
 SUBJECTS = {
     "freeze", "verify", "plan", "probes", "weight-changes", "splices", "pairs", "grading", "statistics", "clusters",
     "own-data", "your_architecture", "calibration", "graders", "import", "layers", "look", "elements", "trajectory",
+    "when_does_rl_help",
 }  # fmt: skip
 MAX_README_LINES = 130
 MAX_GUIDE_LINES = 120

@@ -57,6 +57,7 @@ def records(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "records.jsonl").read_text().split("\n")[:-1]]
 
 
+@pytest.mark.slow
 def test_answers_in_a_batch_are_those_given_one_by_one(
     pocket_checkpoint: Path, prompt_set: Path, tmp_path: Path
 ) -> None:
@@ -332,6 +333,7 @@ def test_a_recipe_is_answered_as_its_written_splice(recipe: Path, prompt_set: Pa
 @pytest.mark.parametrize(
     ("before", "after"), [("late: rl", "late: in"), ("alpha: 0.5", "alpha: 0.4"), ("files: rl", "files: in")]
 )
+@pytest.mark.cases_slow
 def test_a_recipe_that_has_changed_is_not_continued(
     recipe: Path, prompt_set: Path, tmp_path: Path, before: str, after: str
 ) -> None:

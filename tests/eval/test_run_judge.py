@@ -82,6 +82,7 @@ def outcomes(output_dir: Path) -> Counter[str]:
      ({"finish_reason": "length"}, "unscored")],
     ids=["answers", "vague", "refuses", "cut"],
 )  # fmt: skip
+@pytest.mark.cases_slow
 def test_what_the_judge_makes_of_a_reply_is_final(
     server: dict[str, str],
     decided: str,

@@ -37,6 +37,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gemma4(tmp_path_factory.mktemp("tuned") / "checkpoint", "small", seed=1)
 
 
+@pytest.mark.slow
 def test_they_are_carried_with_their_layer_and_train_in_no_run(published: Path, tmp_path: Path) -> None:
     checkpoint, layout = open_checkpoint(published), layout_of(published)
     check_complete(checkpoint, layout)

@@ -92,6 +92,7 @@ def test_metadata_and_header_of_the_first_donor_are_kept_byte_for_byte(donors: D
 
 
 @pytest.mark.parametrize("size", ["100KB", "1B", "1GB"])
+@pytest.mark.cases_slow
 def test_shards_of_a_chosen_size_hold_the_same_tensors_and_load(donors: Donors, tmp_path: Path, size: str) -> None:
     size = size.removesuffix("B") if size == "1B" else size
     checkpoint = splice(tmp_path / "run", *PATTERN, *donors.flags, "--max-shard-size", size)

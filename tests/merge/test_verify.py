@@ -203,6 +203,7 @@ def test_what_is_no_splice_is_a_mistake(tmp_path: Path, content: str | None, mes
         main([str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_exit_status_tells_a_breach_from_a_mistake(written: tuple[Path, dict[str, Path]]) -> None:
     checkpoint, paths = written
 

@@ -67,6 +67,7 @@ def test_a_flat_configuration_is_compared_like_a_nested_one(pocket_checkpoint: P
             check_against_config(open_checkpoint(directory))
 
 
+@pytest.mark.cases_slow
 def test_every_single_tensor_that_is_lost_is_named(directory: Path) -> None:
     tensors, layout = load_file(directory / WEIGHTS_FILE), layout_of(directory)
     names = {stored.name_on_disk: name for name, stored in open_checkpoint(directory).tensors.items()}

@@ -157,6 +157,13 @@ def test_what_deltas_and_splices_read_is_found(config: str, needed: list[str]) -
     assert [str(repository) for repository in found] == needed
 
 
+def test_encoders_of_a_tower_probe_are_found_with_those_of_timm(tmp_path: Path) -> None:
+    config = tmp_path / "tower.yaml"
+    config.write_text("data: a:rl,test\nencoder: [dino=facebook/dinov2-base, resnet=timm:resnet50.a1_in1k, o=out/e]\n")
+    found = [str(each) for each in find_repositories(FetchArguments(study=str(config)))]
+    assert found == ["facebook/dinov2-base", "timm/resnet50.a1_in1k", "out/e"]
+
+
 def test_files_that_a_study_names_for_a_task_or_by_themselves_are_followed(study: Path) -> None:
     (study.parent / "swap.yaml").write_text("describe_model: own/describer\n")
     (study.parent / "pairs.yaml").write_text("source: own/pictures\n")
@@ -315,6 +322,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(
     assert not Path("out", "fetched.json").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_that_lost_or_moved_what_was_fetched_is_said(hub: Hub, study: Path, qwen2_checkpoint: Path) -> None:
     main(arguments(study))
     kept = local_checkpoint("AIcell/IN")

@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from tests.models.damage import DAMAGES, WEIGHTS, read_tensors
 from tracking.command import REPOSITORY_ROOT
 
 
-def command_in(message: str) -> str:
-    """Returns the command that a message ends with, run by this interpreter."""
-    return message[message.index("python -c") :].replace("python", shlex.quote(sys.executable), 1)
+def command_in(message: str, python: Path) -> str:
+    """Returns the command that a message ends with, run by an interpreter."""
+    return message[message.index("python -c") :].replace("python", shlex.quote(str(python)), 1)
 
 
 def refused(directory: Path) -> str:
@@ -36,7 +35,9 @@ def directory(pocket_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "shards", "other name"])
-def test_the_command_for_pickled_weights_converts_them_bit_by_bit(directory: Path, kind: str) -> None:
+def test_the_command_for_pickled_weights_converts_them_bit_by_bit(
+    directory: Path, kind: str, warm_python: Path
+) -> None:
     before = open_checkpoint(directory)
     digests = {name: before.sha256(name) for name in before.tensors}
     tensors = read_tensors(directory)
@@ -52,7 +53,7 @@ def test_the_command_for_pickled_weights_converts_them_bit_by_bit(directory: Pat
     torch.save({"lr": 1}, directory / "training_args.bin")
     torch.save({"lr": 1}, directory / "optimizer.pt")
     (directory / WEIGHTS).unlink()
-    command = command_in(refused(directory))
+    command = command_in(refused(directory), warm_python)
     subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     after = open_checkpoint(directory)
     assert {name: after.sha256(name) for name in digests} == digests
@@ -60,14 +61,15 @@ def test_the_command_for_pickled_weights_converts_them_bit_by_bit(directory: Pat
 
 
 @pytest.mark.slow
-def test_the_command_for_pickled_weights_runs_no_code_in_them(directory: Path) -> None:
+def test_the_command_for_pickled_weights_runs_no_code_in_them(directory: Path, warm_python: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(directory / "ran"),)
 
     (directory / WEIGHTS).unlink()
     torch.save({"a": Evil()}, directory / "pytorch_model.bin")
-    done = subprocess.run(["bash", "-c", command_in(refused(directory))], check=False, capture_output=True, text=True)
+    command = command_in(refused(directory), warm_python)
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
     assert done.returncode and "weights_only" in done.stderr.lower().replace(" ", "_")
     assert not (directory / "ran").exists() and not (directory / WEIGHTS).exists()
 
@@ -114,14 +116,16 @@ engine.save_checkpoint(sys.argv[2])
 
 
 @pytest.mark.slow
-def test_the_command_for_a_deepspeed_state_gathers_its_weights(pocket_checkpoint: Path, directory: Path) -> None:
+def test_the_command_for_a_deepspeed_state_gathers_its_weights(
+    pocket_checkpoint: Path, directory: Path, warm_python: Path
+) -> None:
     (directory / WEIGHTS).unlink()
     process = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}
     meeting_point = str(directory.parent / "meeting-point")
-    save = [sys.executable, "-c", SAVE_WITH_DEEPSPEED, str(pocket_checkpoint), str(directory), meeting_point]
+    save = [warm_python, "-c", SAVE_WITH_DEEPSPEED, str(pocket_checkpoint), str(directory), meeting_point]
     subprocess.run(save, check=True, cwd=REPOSITORY_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **process})
     message = refused(directory)
-    command = message[message.index("python -m") :].replace("python -", f"{shlex.quote(sys.executable)} -")
+    command = message[message.index("python -m") :].replace("python -", f"{shlex.quote(str(warm_python))} -")
     subprocess.run(["bash", "-c", command], check=True)
     start, gathered = open_checkpoint(pocket_checkpoint), open_checkpoint(directory)
     check_complete(gathered, layout_of(directory))

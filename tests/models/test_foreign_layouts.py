@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,9 @@ def test_a_distributed_checkpoint_is_merged_by_accelerate_or_megatron(tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_command_for_a_distributed_checkpoint_merges_it_bit_by_bit(pocket_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_command_for_a_distributed_checkpoint_merges_it_bit_by_bit(
+    pocket_checkpoint: Path, warm_python: Path, tmp_path: Path
+) -> None:
     import torch.distributed.checkpoint as dcp
 
     folder = tmp_path / "pytorch_model_fsdp_0"
@@ -88,8 +89,8 @@ def test_the_command_for_a_distributed_checkpoint_merges_it_bit_by_bit(pocket_ch
     dcp.save({"model": tensors}, checkpoint_id=folder, no_dist=True)
     message = refused(folder)
     command = message[message.index("accelerate ") : message.index("; then copy")]
-    binary = Path(sys.executable).parent / "accelerate"
-    subprocess.run(["bash", "-c", command.replace("accelerate", shlex.quote(str(binary)), 1)], check=True)
+    program = f"{shlex.quote(str(warm_python))} -m accelerate.commands.accelerate_cli"  # what its script runs
+    subprocess.run(["bash", "-c", command.replace("accelerate", program, 1)], check=True)
     merged = load_file(f"{folder}-merged/{WEIGHTS}")
     assert set(merged) == set(tensors) and all(torch.equal(merged[name], tensors[name]) for name in tensors)
 
@@ -136,8 +137,8 @@ def make_adapter(directory: Path, base: Path, *, old: bool, rank: int = 2) -> di
     return tensors
 
 
-def merged_by(message: str, tmp_path: Path) -> Path:
-    command = message[message.index("python -c") :].replace("python", shlex.quote(sys.executable), 1)
+def merged_by(message: str, python: Path, tmp_path: Path) -> Path:
+    command = message[message.index("python -c") :].replace("python", shlex.quote(str(python)), 1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     subprocess.run(["bash", "-c", command], check=True, cwd=REPOSITORY_ROOT, env=environment)
     return tmp_path / "adapter-merged"
@@ -158,7 +159,9 @@ def check_merge(base: Path, merged: Path, tensors: dict[str, torch.Tensor], scal
 
 
 @pytest.mark.slow
-def test_the_advice_merges_an_adapter_in_the_older_spelling(pocket_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_advice_merges_an_adapter_in_the_older_spelling(
+    pocket_checkpoint: Path, warm_python: Path, tmp_path: Path
+) -> None:
     """Given as `adapter_model.bin`, beside weights that were trained in full, which count too."""
     base = Path(shutil.copytree(pocket_checkpoint, tmp_path / "base"))
     adapter = tmp_path / "adapter"
@@ -169,13 +172,17 @@ def test_the_advice_merges_an_adapter_in_the_older_spelling(pocket_checkpoint: P
     torch.save({f"base_model.model.{name.removeprefix('model.')}": trained}, adapter / "non_lora_state_dict.bin")
     message = refused(adapter)
     assert "PEFT adapter" in message and "together with non_lora_state_dict.bin" in message
-    merged = merged_by(message, tmp_path)
+    merged = merged_by(message, warm_python, tmp_path)
     check_merge(base, merged, tensors, scale=4 / 2)
     assert torch.equal(open_checkpoint(merged).tensor(name), trained)
 
 
 @pytest.mark.slow
-def test_the_advice_merges_an_adapter_in_the_present_spelling(pocket_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_advice_merges_an_adapter_in_the_present_spelling(
+    pocket_checkpoint: Path, warm_python: Path, tmp_path: Path
+) -> None:
     tensors = make_adapter(tmp_path / "adapter", pocket_checkpoint, old=False)
     save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-    check_merge(pocket_checkpoint, merged_by(refused(tmp_path / "adapter"), tmp_path), tensors, scale=4 / 2)
+    check_merge(
+        pocket_checkpoint, merged_by(refused(tmp_path / "adapter"), warm_python, tmp_path), tensors, scale=4 / 2
+    )

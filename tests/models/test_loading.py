@@ -214,6 +214,7 @@ def name_attention(directory: Path, place: str, attention: str) -> None:
         "vision_config.attn_implementation",
     ],
 )
+@pytest.mark.cases_slow
 def test_the_attention_that_was_asked_for_runs_whatever_the_configuration_names(
     pocket_checkpoint: Path, tmp_path: Path, place: str, written: str
 ) -> None:

@@ -129,7 +129,15 @@ def test_two_nodes_train_one_model_with_zero(
         "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
     }  # fmt: skip
     (tmp_path / "zero2.json").write_text(json.dumps(engine))
-    cluster = cluster_file(environment=["export ACCELERATE_USE_DEEPSPEED=true DS_ACCELERATOR=cpu"])
+    launcher = tmp_path / "bin" / "accelerate"
+    launcher.parent.mkdir()
+    launcher.write_text(f'#!/bin/sh\nexec {warm_python} -m accelerate.commands.accelerate_cli "$@"\n')
+    launcher.chmod(0o755)
+    cluster = cluster_file(
+        environment=[
+            f"export PATH={launcher.parent}:$PATH", "export ACCELERATE_USE_DEEPSPEED=true DS_ACCELERATOR=cpu",
+        ]
+    )  # fmt: skip
     together, on_one_node = (tmp_path / name for name in ("together", "on_one_node"))
     changes = {
         "max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 2, "deepspeed": tmp_path / "zero2.json",

@@ -21,9 +21,9 @@ from tracking.command import EXIT_PREEMPTED, REPOSITORY_ROOT, Preempted
 from train.grpo import main
 
 SETTINGS: dict[str, Any] = {
-    "split": "rl", "max_steps": 40, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 10,
+    "split": "rl", "max_steps": 24, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 10,
     "steps_per_generation": 2, "temperature": 1.0, "learning_rate": 1.0e-3, "beta": 0.0, "logging_steps": 4,
-    "save_steps": 40, "report_to": "none", "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "seed": 3,
+    "save_steps": 24, "report_to": "none", "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "seed": 3,
     "freeze": "mid",
 }  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_a_run_stopped_by_sigterm_continues_to_the_same_weights(
     assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
     (saved,) = (stopped / "checkpoints").glob("checkpoint-*")
     step = int(saved.name.removeprefix("checkpoint-"))
-    assert step % 2 == 0 and 0 < step < 40  # where a batch of generations ends
+    assert step % 2 == 0 and 0 < step < 24  # where a batch of generations ends
     assert not (stopped / "final").exists()
     main(command)
     main(flags(warm_checkpoint, tiny_prompts, undisturbed))

@@ -112,6 +112,7 @@ def from_line(line: np.ndarray, segments: np.ndarray, query: int) -> list[float]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.cases_slow
 def test_masses_equal_eager_attentions_matrices_alone_and_in_a_batch(family: str, prepared: Callable[..., Any]) -> None:
     model, processor, rows = prepared(family)
     pad_id = tokenizer_of(processor).pad_token_id
@@ -198,6 +199,7 @@ def test_nothing_is_left_behind_not_even_by_a_failure(prepared: Callable[..., An
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.cases_slow
 def test_bf16_gives_what_fp32_gives_to_its_precision(family: str, prepared: Callable[..., Any]) -> None:
     model, processor, rows = prepared(family)
     pad_id = tokenizer_of(processor).pad_token_id

@@ -374,6 +374,7 @@ def test_the_ranks_of_what_did_not_change_are_not_drawn(undisturbed: Path) -> No
     assert drawn[place] == pytest.approx(shares.median())
 
 
+@pytest.mark.slow
 def test_geometry_of_one_phase_is_said_to_be_left_out(
     models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

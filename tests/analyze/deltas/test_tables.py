@@ -33,7 +33,7 @@ class Study:
         return table[table["phase"] == phase].set_index("tensor")
 
 
-FAMILIES = ["pocket", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "qwen2_vl", "qwen3_vl"))]
+FAMILIES = ["shallow", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "qwen2_vl", "qwen3_vl"))]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

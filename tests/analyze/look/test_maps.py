@@ -1,6 +1,7 @@
 """Maps over a picture equal those of eager attention's matrices; the rollout equals the product of whole matrices."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from analyze.attention.records import PARTS
 from analyze.attention.replies import REPLY, VISION, PromptedReply, make_inputs, read_reply_of
+from analyze.look.branches import can_branch
 from analyze.look.grids import picture_cells
 from analyze.look.records import Reading, read_reading
 from analyze.look.run import Prepared, batches, read_batch, remembering_pictures
@@ -148,12 +150,39 @@ def test_a_reply_without_an_answer_shows_its_last_tokens(prepare: Callable[..., 
     assert np.allclose(part_maps(reading, "answer", make_partition(6)), part_maps(reading, "reply", make_partition(6)))
 
 
+@pytest.mark.cases_slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replies_to_one_prompt_are_read_as_they_are_alone_and_the_prompt_once(
+    family: str, prepare: Callable[..., Made], request: pytest.FixtureRequest
+) -> None:
+    model, processor, long = prepare(request.getfixturevalue(family))
+    short = prepare(request.getfixturevalue(family), "<answer>7</answer>")[2]
+    partition = make_partition(model.config.get_text_config().num_hidden_layers)
+    options = {"max_tokens": MAX_TOKENS, "heads": True}
+    read: list[int] = []
+    stack = model.model.language_model
+    stack.norm.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[:2].numel()))
+    together = read_several(model, processor, [long, short], partition, **options)
+    lengths = [len(row.input_ids) for row in (long, short)]
+    num_prompt = lengths[0] - long.num_reply_tokens
+    assert can_branch(model) == (family != "qwen3_5_checkpoint")
+    branches = 2 * (1 + long.num_reply_tokens)
+    assert sum(read) == (num_prompt - 1 + branches if can_branch(model) else 2 * max(lengths))
+    alone = [read_one(model, processor, row, partition, **options) for row in (long, short)]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["texts"] == theirs["texts"] and ours["positions"] == theirs["positions"]
+        for name in ("parts", "tokens", "heads", "logprobs"):
+            assert ours[name].shape == theirs[name].shape
+            assert np.abs(ours[name] - theirs[name]).max() < 1e-5, name
+
+
 def test_replies_of_a_batch_are_read_as_they_are_alone_and_their_pictures_once(
     prepare: Callable[..., Made], pocket_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor, long = prepare(pocket_checkpoint)
     short = prepare(pocket_checkpoint, "<answer>7</answer>")[2]
     options = {"max_tokens": MAX_TOKENS, "heads": True}
+    monkeypatch.setattr("analyze.look.branches.can_branch", lambda _: False)
     together = read_several(model, processor, [long, short], make_partition(6), **options)
     passes: list[object] = []
     hook = model.model.visual.register_forward_hook(lambda *_: passes.append(None))
@@ -177,6 +206,24 @@ def test_batches_hold_neighbours_within_their_tokens_and_a_longer_reply_alone() 
     lengths = [3, 5, 4, 30, 2, 2]
     found = [[len(one.row.input_ids) for one in batch] for batch in batches(map(sized, lengths), max_tokens=10)]
     assert found == [[3, 5], [4], [30], [2, 2]]
+
+
+def test_replies_to_one_long_prompt_are_one_batch_as_long_as_the_replies_fit(
+    prepare: Callable[..., Made], pocket_checkpoint: Path
+) -> None:
+    def numbered(number: int, row: PromptedReply, colour: float = 0.0) -> Any:
+        changed = replace(row, images={name: values + colour for name, values in row.images.items()})
+        return SimpleNamespace(number=number, row=changed)
+
+    row = prepare(pocket_checkpoint)[2]
+    rows = [numbered(0, row), numbered(1, row), numbered(2, row), numbered(3, row, 1.0), numbered(4, row, 1.0)]
+    most = 2 * row.num_reply_tokens
+    found = {}
+    for branching in (False, True):
+        made = batches(iter(rows), max_tokens=most, branching=branching)
+        found[branching] = [[one.number for one in batch] for batch in made]
+    assert found[False] == [[0], [1], [2], [3], [4]]
+    assert found[True] == [[0, 1], [2], [3, 4]], "two replies fit, and another picture is another prompt"
 
 
 def test_the_tiles_of_a_picture_become_one_grid_and_its_thumbnail_another(

@@ -8,7 +8,9 @@ import pytest
 
 from analyze.modalities.command import main
 from analyze.modalities.inputs import on_modality
+from eval.support.command import main as support
 from tests.analyze.modalities.written import GAINS, LOOKS, UNSURE, gap_rows, write_output, write_study
+from tests.eval.support.test_modalities import RATES, write_model
 from tracking.tables import read_table, write_table
 
 
@@ -42,7 +44,7 @@ def test_every_part_has_its_numbers_control_and_limit(tmp_path: Path, capsys: py
     assert "sft has support in outline (+45.0 points [+42.0, +48.0])" in said
     assert "in 2 of 4 cells on the modality that it was trained on" in said
     assert "Own modality less the others: +8.0 points [+3.0, +13.0] (corrected p = 0.010, n = 250, 4 seeds)" in said
-    assert 'class="supported">supported' in page and 'class="soft">not measured' in page
+    assert 'supported">supported' in page and 'soft">not measured' in page
 
 
 def test_new_tables_give_a_new_page_and_equal_ones_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,3 +80,16 @@ def test_the_model_of_a_modality_is_the_one_trained_on_it() -> None:
     assert on_modality(models, "Chest X-Ray") == "data-chest-x-ray"
     assert on_modality(models, "Fundus Camera") == "data-all"
     assert on_modality(["freeze-mid", "full"], "speckle") == "full" and on_modality([], "speckle") is None
+
+
+@pytest.mark.slow
+def test_the_page_reads_the_tables_that_eval_support_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [f"sft={write_model(tmp_path / 'sft', RATES, seed=0)}"]
+    for seed in (0, 1, 2):
+        folder = write_model(tmp_path / f"all{seed}", {"seen": 0.8, "half seen": 0.5, "unseen": 0.0}, seed=1 + seed)
+        models.append(f"data-all@{seed}={folder}")
+    support([*models, "--by", "modality", "--output-dir", str(tmp_path / "study" / "support")])
+    page, said = run(tmp_path / "study", tmp_path / "out", capsys)
+    assert "2 of 3: RL helped in seen (support found) and half seen (support found)" in said
+    assert "on prompts that the start sometimes solves than on prompts that it never does" in page
+    assert page.count("<svg") == 3 and "What SFT added" not in page

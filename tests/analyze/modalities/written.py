@@ -145,11 +145,13 @@ def tower_rows() -> tuple[list[dict[str, object]], list[dict[str, object]]]:
 
 
 def statement_rows() -> list[dict[str, object]]:
+    common = {"axis": "sharpening", "against": "sft", "scope": "training", "source": "arXiv 2603.01301"}
     return [
-        {"statement": "RL helps where the start has support", "rule": "gain with support less gain without > 0",
-         "verdict": "supported", "numbers": "+15.5 points [+12.5, +18.5], n = 1600"},
-        {"statement": "RL does not raise pass@K", "rule": "pass@K less the start's", "verdict": "not measured",
-         "numbers": None},
+        {**common, "statement": "RL helps more with support than without", "rule": "the former gain less the latter",
+         "expected": "positive", "verdict": "supported", "model": "data-all", "difference": 0.155, "low": 0.125,
+         "high": 0.185, "p": 1e-5, "p_holm": 1e-4, "n": 1600, "num_seeds": 4, "equivalent_within": 0.18},
+        {**common, "statement": "RL does not raise pass@K", "rule": "pass@K of the RL model less that of the start",
+         "expected": "not positive", "verdict": "not measured"},
     ]  # fmt: skip
 
 

@@ -446,6 +446,7 @@ def necessity_output(directory: Path, rows: list[dict[str, Any]], **changes: Any
     return directory
 
 
+@pytest.mark.slow
 def test_a_difference_has_one_p_value_on_the_page(tmp_path: Path) -> None:
     numbers = {**GAIN, "arm": "full", "num_seeds": 2}
     own = [UNSEEN | numbers | {"p_holm": 0.123}]
@@ -478,6 +479,7 @@ def test_the_page_says_what_the_study_could_have_found(tmp_path: Path) -> None:
     assert "What this study could have found." in page and said in page
 
 
+@pytest.mark.slow
 def test_every_part_says_what_it_is_about(tmp_path: Path) -> None:
     rows = [{**GAIN, "arm": "full", "num_seeds": 2}]
     plain = compared(tmp_path / "plain", rows, evaluated(FINGERPRINTS))

@@ -94,6 +94,7 @@ def test_a_skipped_layer_gives_the_replies_of_a_checkpoint_without_it(
 
 
 @pytest.mark.parametrize("num_kept", [10, 54])
+@pytest.mark.cases_slow
 def test_a_killed_probe_continues_to_the_same_tables(
     whole: Path, pocket_checkpoint: Path, prompts: Path, tmp_path: Path, num_kept: int
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_problem_with_an_unreadable_image_is_listed_and_the_rest_goes_on(
     ]
 
 
+@pytest.mark.slow
 def test_a_recipe_is_probed_as_the_splice_it_describes(
     pocket_checkpoint: Path, prompts: Path, tmp_path: Path, whole: Path
 ) -> None:

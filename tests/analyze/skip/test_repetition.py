@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from analyze.skip.generation import Rows, answer_rows
@@ -11,6 +12,7 @@ from eval.replies.generation import greedy_settings
 from models.loading import load_model, load_processor
 
 
+@pytest.mark.slow
 def test_only_circling_replies_are_ended_and_their_beginnings_are_kept(pocket_checkpoint: Path) -> None:
     model = load_model(pocket_checkpoint, dtype="float32").eval()
     processor = load_processor(pocket_checkpoint)

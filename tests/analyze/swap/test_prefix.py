@@ -146,6 +146,7 @@ def check_swaps(
     assert len(found) > num_layers  # else swaps would do nothing, and be equal for that
 
 
+@pytest.mark.slow
 def test_plain_decoding_with_hooks_gives_the_same_replies(pocket_checkpoint: Path) -> None:
     model, processor = open_random(pocket_checkpoint, 4, torch.float32)
     pairs = ready_pairs(model, processor)

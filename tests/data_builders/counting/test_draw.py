@@ -23,6 +23,7 @@ def drawn_scene(seed: int, num_things: int) -> Scene:
     return draw_scene(random.Random(seed), num_things, WIDTH, HEIGHT)
 
 
+@pytest.mark.slow
 def test_another_process_renders_the_same_bytes() -> None:
     scene = drawn_scene(3, 6)
     render_scene(drawn_scene(4, 2), WIDTH, HEIGHT, 4)

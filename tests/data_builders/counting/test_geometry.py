@@ -88,6 +88,7 @@ def test_every_point_from_which_a_ray_to_the_lamp_is_blocked_is_found(shape: str
     assert found.sum() < 1.25 * blocked.sum()
 
 
+@pytest.mark.slow
 def test_pictures_rendered_whole_differ_inside_the_touched_region_alone() -> None:
     touched_fracs, differing_fracs = [], []
     for seed in range(12):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_builders.medmnist.pictures import encode_png
 from data_builders.medmnist.sets import SETS, Labels
 from data_builders.prompt_sets.prompts import Prompt, read_prompts
 from data_builders.validate.command import main as validate
+from eval.grading import CORRECT, grade
 from tests.data_builders.medmnist.archives import RGB_SETS, medmnist_arrays, write_medmnist
 
 SPLITS = {"train": "rl", "val": "validation", "test": "test"}
@@ -60,6 +62,8 @@ def test_prompts_say_what_the_file_says(name: str, all_sets: tuple[Path, Path]) 
             assert prompt.meta is not None
             assert (prompt.meta["split"], prompt.meta["modality"]) == (split, medical_set.modality)
             applies = label_of(prompt, arrays)
+            findings = prompt.meta.get("findings")
+            assert findings is None if medical_set.labels != Labels.FINDINGS else set(findings) == applies
             if prompt.answer_kind == "choice":
                 assert [option for option in prompt.choices if option in applies] == [prompt.answer]
                 assert prompt.meta["class"] == prompt.answer
@@ -131,6 +135,21 @@ def test_balance_asks_about_each_class_as_often_as_about_the_rarest(tmp_path: Pa
     assert Counter(prompt.answer for prompt in prompts if prompt.answer_kind == "yes_no") == {"yes": 8, "no": 8}
     capped = read_prompts(run(tmp_path / "capped", tmp_path, per_class=2), "test")
     assert Counter(prompt.answer for prompt in capped) == dict.fromkeys(SETS["octmnist"].names, 2)
+
+
+def test_responses_name_the_class_and_are_right(tmp_path: Path) -> None:
+    for name in ("bloodmnist", "chestmnist"):
+        write_medmnist(tmp_path, name, per_class=3)
+    forms = ["choice", "yes_no"]
+    plain = read_prompts(run(tmp_path / "plain", tmp_path, forms=forms), "rl")
+    prompts = read_prompts(run(tmp_path / "out", tmp_path, forms=forms, responses="true"), "rl")
+    assert [replace(prompt, response=None) for prompt in prompts] == plain
+    for prompt in prompts:
+        assert prompt.response is not None and prompt.meta is not None
+        graded = grade(prompt.response, prompt.answer, prompt.answer_kind, prompt.choices)
+        assert graded.status == CORRECT
+        denied = prompt.meta["set"] == "chestmnist" and prompt.answer == "no"
+        assert f"<think>{'no ' if denied else ''}{prompt.meta['class']}</think>" in prompt.response
 
 
 def test_findings_are_asked_about_equally_often_with_as_many_no_as_yes(tmp_path: Path) -> None:

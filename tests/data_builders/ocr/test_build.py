@@ -52,6 +52,7 @@ def box_of(different: np.ndarray) -> list[int]:
         {"palette": "black_on_white", "fonts": ["DejaVuSerif-Italic", "STIXGeneral", "cmr10"]},
     ],
 )
+@pytest.mark.cases_slow
 def test_two_words_stand_flush_on_equal_pages_and_wholly_within_them(options: dict[str, Any]) -> None:
     for drawn in draw_pairs(**options):
         meta = drawn.pair.meta or {}

@@ -224,6 +224,7 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path: Path, flags: li
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_blank_pair_can_be_swapped_in_the_pocket_model(
     pairs_folder: Path, pocket_checkpoint: Path, tmp_path: Path
 ) -> None:

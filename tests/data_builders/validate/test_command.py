@@ -347,6 +347,7 @@ def found_in(*directories: Path, num_workers: int = 1) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.cases_slow
 def test_what_the_builders_make_has_no_defects(name: str, built: Built) -> None:
     assert found_in(built(name)) == []
 

@@ -128,6 +128,7 @@ def test_boxes_with_escaped_braces_are_read_to_their_end() -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.cases_slow
 def test_the_time_to_find_an_answer_grows_with_the_length_alone(kind: str) -> None:
     pieces = (
         "answer to the ",

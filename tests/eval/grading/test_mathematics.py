@@ -97,6 +97,7 @@ def test_all_judges_killed_at_once_are_replaced() -> None:
     assert [equal_expressions("1/2", "0.5") for _ in range(2 * MAX_JUDGES)] == [True] * 2 * MAX_JUDGES
 
 
+@pytest.mark.slow
 def test_a_judge_that_does_not_answer_in_time_gives_no_verdict(
     judge: psutil.Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:

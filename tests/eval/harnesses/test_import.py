@@ -72,6 +72,7 @@ def test_prompts_about_one_picture_form_a_cluster(tmp_path: Path, harness: str) 
 
 
 @pytest.mark.parametrize("harness", SHAPES)
+@pytest.mark.cases_slow
 def test_imports_are_regraded_and_compared_as_evaluations_are(
     tmp_path: Path, harness: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 from data_builders.prompt_sets.prompts import Prompt
 from eval.compare.alike import shared_settings
 from eval.regrade import regrade_records
-from eval.replies.answering import answer_batch
-from eval.replies.conditions import make_queries
+from eval.replies.answering import answer_batch, reply_record
+from eval.replies.conditions import Query, make_queries
 from eval.replies.generation import Generation
 from eval.replies.pictures import PixelLimits, answer_spaces
 from eval.tasks import Task
@@ -85,3 +85,15 @@ def test_a_reply_whose_prompt_opened_its_thoughts_starts_inside_them(tmp_path: P
 
 def test_models_of_two_families_are_compared_although_they_write_boxes_differently() -> None:
     assert shared_settings({"box_space": "thousand", "seed": 1}) == shared_settings({"box_space": "resized", "seed": 1})
+
+
+def test_records_name_the_modality_and_kind_of_prompts_that_have_them() -> None:
+    def record(meta: dict[str, Any] | None) -> dict[str, Any]:
+        prompt = Prompt(id="1", ability="vision", question="q", answer="7", answer_kind="number", meta=meta)
+        query = Query("t", prompt, "given", 0, Path())
+        return reply_record(query, "q", Generation("<answer>7</answer>", 3, "stop"), None)
+
+    found = record({"modality": "Chest X-Ray", "kind": "count", "source": "x"})
+    assert (found["modality"], found["kind"]) == ("Chest X-Ray", "count")
+    assert {"modality", "kind", "source"}.isdisjoint(record({"source": "x"})) and "modality" not in record(None)
+    assert list(record({"source": "x"})) == list(record(None))

@@ -79,6 +79,7 @@ def records(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "records.jsonl").read_text().split("\n")[:-1]]
 
 
+@pytest.mark.slow
 def test_every_prompt_is_asked_as_its_abilitys_definition_needs_and_what_is_missing_is_counted(
     pocket_checkpoint: Path, prompt_set: Path, descriptions: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_every_prompt_is_asked_as_its_abilitys_definition_needs_and_what_is_miss
     assert [by_id[f"p{number}"]["cluster"] for number in (0, 1, 2, 8)] == ["c0", "c0", "c1", None]
 
 
+@pytest.mark.slow
 def test_conditions_change_what_they_say_and_samples_differ(
     pocket_checkpoint: Path, prompt_set: Path, descriptions: Path, tmp_path: Path
 ) -> None:

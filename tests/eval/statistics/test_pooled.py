@@ -189,6 +189,7 @@ def test_columns_are_computed_as_if_alone() -> None:
 
 
 @pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.0), (2, 0.1), (4, 0.03)])
+@pytest.mark.cases_slow
 def test_an_interval_covers_the_truth_about_as_often_as_it_says(num_seeds: int, spread: float) -> None:
     rng = np.random.default_rng(7)
     num_studies, covered = 500, 0

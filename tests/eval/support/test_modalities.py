@@ -55,6 +55,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("support")
     sharpened = {"seen": 0.8, "half seen": 0.5, "unseen": 0.0}
     models = [f"sft={write_model(folder / 'sft', RATES, seed=0)}"]
+    models += [f"other@{seed}={write_model(folder / f'other{seed}', RATES, seed=7 + seed)}" for seed in (0, 1)]
     models += [f"full@{seed}={write_model(folder / f'full{seed}', sharpened, seed=1 + seed)}" for seed in (0, 1, 2)]
     main([*models, "--by", "modality", "--output-dir", str(folder / "out")])
     return folder / "out"
@@ -62,7 +63,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_support_is_found_where_pictures_are_seen_and_nowhere_else(output: Path) -> None:
     support = pd.read_csv(output / "support.csv")
-    verdicts = support[(support["metric"] == SUPPORT) & (support["task"] != ALL)]
+    verdicts = support[(support["metric"] == SUPPORT) & (support["k"] == K) & (support["task"] != ALL)]
     found = {(row["model"], row["modality"]): row["verdict"] for _, row in verdicts.iterrows()}
     assert found["sft", "seen"] == found["full", "seen"] == found["full", "half seen"] == FOUND
     assert found["sft", "unseen"] == NONE and found["full", "unseen"] != FOUND
@@ -74,8 +75,9 @@ def test_support_is_found_where_pictures_are_seen_and_nowhere_else(output: Path)
 
 def test_the_mean_over_modalities_is_the_mean_of_their_rows(output: Path) -> None:
     changes = pd.read_csv(output / "changes.csv")
+    changes = changes[changes["model"] == "full"]
     for metric in (GAP, SUPPORT):
-        own = changes[changes["metric"] == metric].set_index("modality")
+        own = changes[(changes["metric"] == metric) & (changes["k"] == K)].set_index("modality")
         assert own.loc[ALL, "value"] == pytest.approx(own.drop(ALL)["value"].mean(), abs=1e-5)
         assert own.loc[ALL, "n"] == len(RATES) * NUM_PROMPTS
     at_one = changes[(changes["metric"] == PASS) & (changes["k"] == 1)].set_index("modality")
@@ -83,7 +85,8 @@ def test_the_mean_over_modalities_is_the_mean_of_their_rows(output: Path) -> Non
 
 
 def test_the_gain_closes_the_share_of_the_gap_that_it_is(output: Path) -> None:
-    gaps = pd.read_csv(output / "gaps.csv").set_index("modality")
+    gaps = pd.read_csv(output / "gaps.csv")
+    gaps = gaps[gaps["model"] == "full"].set_index("modality")
     seen = gaps.loc["seen"]
     assert seen["gap_closed"] == pytest.approx(seen["gain"] / seen["start_gap"], abs=1e-4)
     assert seen["gap_closed_low"] < seen["gap_closed"] < seen["gap_closed_high"]
@@ -97,6 +100,7 @@ def test_the_gain_closes_the_share_of_the_gap_that_it_is(output: Path) -> None:
 
 def test_a_bin_of_lucky_prompts_shows_no_gain_by_itself(output: Path) -> None:
     bins = pd.read_csv(output / "bins.csv")
+    bins = bins[bins["model"] == "full"]
     unseen = bins[(bins["modality"] == "unseen") & bins["rate"].notna()]
     # Sorted and measured by the same samples, prompts that were never right would gain, and the others lose.
     assert ((unseen["low"] < 0) & (unseen["high"] > 0)).all()
@@ -113,11 +117,11 @@ def sample(answer: str | None, gold: str, **further: Any) -> dict[str, Any]:
 def test_guessing_is_what_replies_to_the_other_prompts_reach() -> None:
     golds, said = ["red", "red", "blue"], [["red", "blue"], ["blue", "blue"], ["red", None]]
     samples = [[sample(answer, gold) for answer in own] for gold, own in zip(golds, said, strict=True)]
-    found = guess_values(samples, 2)
+    found = guess_values(samples, [2])
     others = [1 - (3 * 2) / (4 * 3), 1 - (2 * 1) / (4 * 3), 1.0]  # of 4 replies 1, 2 and 3 are right
     assert found.mean() == pytest.approx(np.mean(others))
     apart = [[{**one, "kind": number} for one in own] for number, own in enumerate(samples)]
-    assert np.isnan(guess_values(apart, 2)).all()
+    assert np.isnan(guess_values(apart, [2])).all()
 
 
 def test_a_letter_means_the_text_that_its_own_prompt_gives_it() -> None:
@@ -127,10 +131,10 @@ def test_a_letter_means_the_text_that_its_own_prompt_gives_it() -> None:
     cat_dog, dog_cat = ["cat", "dog"], ["dog", "cat"]
     # All say cat; the picture shows a cat, a dog, a cat.
     samples = [asked(cat_dog, "A", "A"), asked(dog_cat, "B", "A"), asked(dog_cat, "B", "B")]
-    assert guess_values(samples, 1).mean() == pytest.approx(2 / 3)
+    assert guess_values(samples, [1]).mean() == pytest.approx(2 / 3)
     # Options that no other prompt has are compared by their letters.
     other = [asked(["x", "y"], "B", "B"), asked(["v", "w"], "B", "A"), asked(["r", "s"], "A", "B")]
-    assert guess_values(other, 1).mean() == pytest.approx((0.5 + 0.5 + 1.0) / 3)
+    assert guess_values(other, [1]).mean() == pytest.approx((0.5 + 0.5 + 1.0) / 3)
 
 
 def test_the_influence_of_a_prompt_is_that_of_leaving_its_replies_out() -> None:
@@ -159,3 +163,12 @@ def test_prompts_without_a_modality_are_refused(tmp_path: Path) -> None:
         main([f"sft={folder}", f"full={folder}", "--by", "modality", "--output-dir", str(tmp_path / "out")])
     with pytest.raises(ValueError, match="by is 'organ'; expected modality"):
         main([f"sft={folder}", "--by", "organ", "--output-dir", str(tmp_path / "out")])
+
+
+def test_runs_of_other_models_help_to_estimate_how_much_seeds_differ(output: Path) -> None:
+    changes = pd.read_csv(output / "changes.csv")
+    own = changes[(changes["metric"] == PASS) & (changes["k"] == 1) & (changes["modality"] == "seen")]
+    assert set(own["num_seeds"]) == {2, 3} and set(own["scope"]) == {"training"}
+    # With its own two runs alone, half an interval would be at least six standard errors.
+    other = own[own["model"] == "other"].iloc[0]
+    assert (other["high"] - other["low"]) / 2 < 4 * other["standard_error"]

@@ -15,7 +15,7 @@ from PIL import Image
 from eval.tower.command import main
 from eval.tower.encoders import Encoder, check_encoder, embed_by_encoder, open_encoders
 from eval.tower.features import FeatureStore, cached_directory, store_features
-from eval.tower.images import LabelledImage
+from eval.tower.labelled import LabelledImage
 from tracking.tables import read_table
 
 VIT: dict[str, Any] = {
@@ -321,6 +321,10 @@ def test_an_encoder_that_lost_one_class_is_told_from_its_original(
     rows = rows[(rows["probe"] == "linear") & (rows["layer"] == "merger")].set_index("against")
     assert rows.loc["blind", "low"] > 0.1 and rows.loc["blind", "p_holm"] < 0.001, rows.loc["blind"]
     assert rows.loc["whole", "low"] < 0 < rows.loc["whole", "high"] and rows.loc["whole", "p_holm"] > 0.05
+    classes = read_table(tmp_path / "out" / "classes.csv")
+    classes = classes[(classes["probe"] == "linear") & (classes["layer"] == "merger")].set_index(["against", "class"])
+    assert classes.loc[("blind", 2), "low"] > 0.1 and classes.loc[("blind", 2), "p_holm"] < 0.01, classes.loc["blind"]
+    assert classes.loc[("blind", 1), "p_holm"] > 0.05 and classes.loc[("whole", 2), "p_holm"] > 0.05
     scores = read_table(tmp_path / "out" / "tower.csv")
     own = scores[(scores["model"] == "whole") & (scores["probe"] == "linear")]
     best = own.loc[own["cv_accuracy"].idxmax()]

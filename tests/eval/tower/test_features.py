@@ -20,7 +20,7 @@ from eval.tower.features import (
     trained_tower,
     vision_family,
 )
-from eval.tower.images import LabelledImage
+from eval.tower.labelled import LabelledImage
 from models.loading import load_model, load_processor
 
 FAMILIES = ("pocket_checkpoint", "qwen2_vl_checkpoint", "qwen3_vl_checkpoint")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.tower.images import TEST, TRAIN, ImageSet, load_images
+from eval.tower.images import ImageSet, load_images
+from eval.tower.labelled import TEST, TRAIN
 
 
 def load(data: Path | str, **changes: Any) -> ImageSet:
@@ -113,6 +114,7 @@ def test_a_draw_keeps_the_classes_proportions(tmp_path: Path) -> None:
     assert contents(images, TRAIN) <= contents(load(tmp_path), TRAIN)
 
 
+@pytest.mark.slow
 def test_pocket_scenes_are_drawn_from_the_seed_in_all_three_shapes() -> None:
     images, again, other = load("pocket:90"), load("pocket:90"), load("pocket:90", seed=1)
     assert images.classes == ["circle", "square", "triangle"]
@@ -157,8 +159,11 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "other keys": (without_labels, "no 'train_images', only images, labels"),
     "no archive": (no_npz, "not readable as an .npz file"),
     "volumes": (lambda directory: npz(directory, train_images=np.zeros((12, 28, 28, 28), np.uint8)), "volumes"),
-    "several labels": (lambda directory: npz(directory, test_labels=np.zeros((6, 14), np.uint8)), "several labels"),
-    "objects": (lambda directory: npz(directory, test_labels=np.array([None] * 6)), "of plain arrays"),
+    "several labels": (
+        lambda directory: npz(directory, test_labels=np.zeros((6, 14), np.uint8)),
+        "(train_labels 1, test_labels 14)",
+    ),
+    "objects": (lambda directory: npz(directory, test_labels=np.array([None] * 6)), "pickled objects"),
     "missing": (lambda directory: directory / "missing", "is not a folder, .npz file"),
     "pocket without a number": (lambda directory: "pocket:many", "expected a number of pictures"),
 }

@@ -21,7 +21,7 @@ def clusters(num: int, width: int, *, distance: float, seed: int = 0) -> tuple[n
 
 def test_linear_predictions_in_the_pictures_span_are_those_in_all_features() -> None:
     features, classes = clusters(90, 300, distance=3.0)
-    found = [predicted for predicted, _ in linear_path(features[:60], classes[:60], features[60:], C_GRID)]
+    found = [fit.predicted for fit in linear_path(features[:60], classes[:60], features[60:], C_GRID)]
     for setting, predicted in zip(C_GRID, found, strict=True):
         direct = make_pipeline(StandardScaler(), LogisticRegression(C=setting, max_iter=5000, tol=1e-7))
         assert np.mean(direct.fit(features[:60], classes[:60]).predict(features[60:]) == predicted) > 0.95
@@ -29,7 +29,7 @@ def test_linear_predictions_in_the_pictures_span_are_those_in_all_features() -> 
 
 def test_nearest_neighbours_are_those_of_scikit_learn() -> None:
     features, classes = clusters(200, 12, distance=1.5)
-    found = [predicted for predicted, _ in knn_path(features[:120], classes[:120], features[120:], K_GRID)]
+    found = [fit.predicted for fit in knn_path(features[:120], classes[:120], features[120:], K_GRID)]
     for k, predicted in zip(K_GRID, found, strict=True):
         direct = make_pipeline(StandardScaler(), KNeighborsClassifier(n_neighbors=int(k)))
         assert np.array_equal(direct.fit(features[:120], classes[:120]).predict(features[120:]), predicted)

@@ -242,6 +242,7 @@ def test_without_a_dtype_in_the_configuration_that_of_the_weights_counts(
     assert_same(live, load_model(written(recipe, tmp_path / "splice")))
 
 
+@pytest.mark.slow
 def test_configuration_and_generation_settings_are_those_of_the_files_donor(
     donors_of_family: Callable[[str], dict[str, str]], tmp_path: Path
 ) -> None:

@@ -121,6 +121,7 @@ def test_alpha_0_and_1_keep_bits_that_arithmetic_would_not(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 @pytest.mark.parametrize("onto", [None, "base"])
+@pytest.mark.cases_slow
 def test_the_chunk_size_changes_nothing(
     donors: Callable[..., dict[str, Checkpoint]], dtype: str, onto: str | None
 ) -> None:
@@ -141,6 +142,7 @@ def test_chunks_stay_what_they_were_when_the_next_is_made(donors: Callable[..., 
     assert [bytes(chunk) for chunk in kept] == copied
 
 
+@pytest.mark.slow
 def test_a_large_tensor_is_computed_in_little_memory(donors: Callable[..., dict[str, Checkpoint]]) -> None:
     num_elements = 12 * CHUNK_ELEMENTS
     opened = donors("BF16", num_elements=num_elements)

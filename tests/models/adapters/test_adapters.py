@@ -62,6 +62,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block_elements", [None, 512])
+@pytest.mark.cases_slow
 def test_a_merge_in_fp32_is_peft_s_bit_for_bit(
     bases: dict[str, Path], tmp_path: Path, kind: str, block_elements: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,18 +172,6 @@ def test_a_fork_gets_signals_itself(
     assert status_of(process) == status
 
 
-def test_forks_outlive_the_warm_process_which_then_takes_no_more(folder: Path, tmp_path: Path) -> None:
-    warm = start_warm(folder)
-    process = begin(warm, tmp_path / "log", "sleeps")
-    wait_for((tmp_path / "log").read_text)
-    os.kill(warm._process.pid, signal.SIGKILL)
-    with (tmp_path / "log").open("ab") as file:
-        assert warm.fork(["succeeds"], file) is None
-    assert warm.has_ended and process.poll() is None
-    process.terminate()
-    assert status_of(process) == -signal.SIGTERM
-
-
 def test_what_is_longer_than_a_message_is_not_forked(warm: WarmProcess, tmp_path: Path) -> None:
     with (tmp_path / "log").open("ab") as file:
         assert warm.fork(["succeeds", "x" * 200_000], file) is None
@@ -250,3 +238,15 @@ def test_an_arm_and_its_evaluation_are_the_same_bytes_warm_killed_and_cold(pocke
         "eval/records.jsonl", "eval/scores.csv",
     ):  # fmt: skip
         assert (warm / name).read_bytes() == (cold / name).read_bytes(), name
+
+
+def test_forks_outlive_the_warm_process_which_then_takes_no_more(warm: WarmProcess, tmp_path: Path) -> None:
+    """The last test here: it ends the warm process of the others, since another one would import for seconds."""
+    process = begin(warm, tmp_path / "log", "sleeps")
+    wait_for((tmp_path / "log").read_text)
+    os.kill(warm._process.pid, signal.SIGKILL)
+    with (tmp_path / "log").open("ab") as file:
+        assert warm.fork(["succeeds"], file) is None
+    assert warm.has_ended and process.poll() is None
+    process.terminate()
+    assert status_of(process) == -signal.SIGTERM

@@ -154,6 +154,7 @@ def test_norms_of_queries_and_keys_are_counted(qwen3_vl_checkpoint: Path) -> Non
 
 
 @pytest.mark.parametrize("frozen", [[], ["embed_tokens", "layers.0."]])
+@pytest.mark.cases_slow
 def test_checkpointed_layers_keep_their_inputs_alone(pocket_config: Any, frozen: list[str]) -> None:
     precision = PRECISIONS["fp32"][1]
     model, layout, trainable = build_model(pocket_config, torch.float32, ["visual", *frozen])

@@ -80,6 +80,7 @@ def test_weight_decay_is_parted_as_trainer_parts_it(
 
 @pytest.mark.parametrize("lora_rank", [0, 3])
 @pytest.mark.parametrize("frozen", [["mid"], ["early", "embed", "vision"]])
+@pytest.mark.cases_slow
 def test_one_process_holds_what_the_plan_says(
     pocket_checkpoint: Path, pocket_layout: Layout, tmp_path: Path, frozen: list[str], lora_rank: int
 ) -> None:

@@ -149,6 +149,7 @@ def test_a_reference_model_is_cut_only_under_zero_3(grpo: Path) -> None:
     assert sizes(plan(*base))["reference model"] == 4 * num_elements
 
 
+@pytest.mark.slow
 def test_vllm_takes_its_share_and_gives_it_back_asleep(grpo: Path) -> None:
     base = (
         "--config",

@@ -196,6 +196,7 @@ def test_a_sample_of_elements_estimates_the_whole(trained: Callable[..., tuple[W
         )
 
 
+@pytest.mark.slow
 def test_what_bf16_weights_round_away_shows_in_the_changed_share(
     trained: Callable[..., tuple[Watched, Compare]],
 ) -> None:

@@ -367,6 +367,7 @@ def test_features_of_a_fixed_tower_serve_the_whole_batch_of_generations(
 
 
 @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+@pytest.mark.cases_slow
 def test_a_step_without_any_difference_in_rewards_moves_nothing(
     scale_rewards: str, pocket_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""Do the intervals hold what they say? Coverage and false alarms of every kind of row, in simulated studies."""
