@@ -21,6 +21,8 @@ SHIFT = 0.09
 """Between the models' points of one layer, so that none hides another."""
 MARKERS = ("o", "s", "^", "D", "v")
 """Of the models in turn, so that they differ on paper too."""
+REWARD = "rewards/accuracy/mean"
+"""Column of metrics.csv."""
 
 
 def draw_depth(panels: Mapping[str, Mapping[str, "pd.DataFrame"]], label: str, below: str) -> "Figure":
@@ -139,15 +141,18 @@ def _forest(study: NecessityStudy, arms: list[str], values: Callable[[str], "pd.
 
 
 def draw_rewards(study: NecessityStudy) -> "Figure":
-    """Draws the accuracy reward over the steps: the mean over seeds, and the band from the lowest to the highest."""
+    """Draws the accuracy reward over the steps: the mean over seeds, and the band from the lowest to the highest.
+
+    Runs of supervised training have no rewards and are left out.
+    """
     import matplotlib.pyplot as plt
     import pandas as pd
 
     figure, axes = plt.subplots(figsize=(9.2, 3.3), layout="constrained")
-    column = "rewards/accuracy/mean"
-    for number, arm in enumerate(study.arms):
+    rewarded = [run for run in study.runs if REWARD in run.metrics]
+    for number, arm in enumerate(dict.fromkeys(run.arm for run in rewarded)):
         curves = pd.concat(
-            [run.metrics.set_index("step")[column].dropna() for run in study.runs if run.arm == arm], axis=1
+            [run.metrics.set_index("step")[REWARD].dropna() for run in rewarded if run.arm == arm], axis=1
         )
         smooth = curves.rolling(3, min_periods=1, center=True).mean()
         colour = model_colour(arm, study.arms)

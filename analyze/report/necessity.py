@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyze.probes.figures import save_figures
 from analyze.report import parts
-from analyze.report.figures import FIGURES
+from analyze.report.figures import FIGURES, REWARD
 from analyze.report.inputs import Output
 from analyze.report.kept import (
     FULL,
@@ -260,7 +260,7 @@ def draw(study: NecessityStudy, *, own_tables: bool = True) -> dict[str, str]:
     allowed = {
         "gains": not _against_sft(study).empty,
         "gain_kept": "full" in study.arms and not _against_sft(study).empty,
-        "rewards": bool(study.runs),
+        "rewards": any(REWARD in run.metrics for run in study.runs),
         "deltas": bool(drawn.runs),
     }
     draws: dict[str, Callable[[], Figure | None]] = {
