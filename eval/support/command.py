@@ -2,11 +2,11 @@ r"""Did training widen what a model can do, or sharpen what it could? pass@k ove
 
     python -m eval.support base=D sft=D full@0=D full@1=D --baseline sft --output-dir O
 
-Each D is a finished `eval.run` with `--num-samples K --temperature T`. For a prompt with n judged samples of which c
-are right, pass@k = 1 - C(n - c, k) / C(n, k) estimates without bias the chance that one of k samples is right (M. Chen
-et al., arXiv 2107.03374, section 2.1). At k = 1 it is accuracy@1. A model that is better than the baseline at k = 1 and
-worse at k = K has been *sharpened*; one that is better at k = K answers prompts that were out of the baseline's reach:
-its support is *widened*.
+Each D is a finished `eval.run` with `--num-samples N --temperature T`; K is N, or less with `--k`. For a prompt with n
+judged samples of which c are right, pass@k = 1 - C(n - c, k) / C(n, k) estimates without bias the chance that one of k
+samples is right (M. Chen et al., arXiv 2107.03374, section 2.1). At k = 1 it is accuracy@1. A model that is better than
+the baseline at k = 1 and worse at k = K has been *sharpened*; one that is better at k = K answers prompts that were out
+of the baseline's reach: its support is *widened*.
 
     majority          share of prompts whose most frequent answer is right. A tie counts as a fair draw among the tied
                       answers. All right answers count as one answer, however they are written; wrong ones are the same
@@ -48,7 +48,7 @@ from eval.statistics.pairing import ENTRIES_ARGUMENT, Entry, parse_entry
 from eval.support.gaps import bin_table, gap_table
 from eval.support.samples import MODALITY, PASS, collect
 from eval.support.tables import ALL, change_table, support_table
-from tracking.command import parse_arguments
+from tracking.command import check_least, parse_arguments
 from tracking.run import OVERWRITE_ARGUMENT, open_run, read_run
 from tracking.tables import format_first, write_table
 
@@ -60,8 +60,9 @@ NUM_ROWS = 8
 
 
 def write_support(
-    output_dir: Path, entries: Sequence[Entry], *, baseline: str, by: str | None = None, overwrite: bool = False
-) -> None:
+    output_dir: Path, entries: Sequence[Entry], *, baseline: str, by: str | None = None, k: int | None = None,
+    overwrite: bool = False,
+) -> None:  # fmt: skip
     """Writes the tables and the figures into their own run directory."""
     from eval.support.figures import draw, draw_gaps
 
@@ -71,11 +72,12 @@ def write_support(
         "models": {entry.label: read_run(entry.directory)["settings"] for entry in entries},
         "baseline": baseline,
         **({} if by is None else {"by": by}),
+        **({} if k is None else {"k": k}),
     }
     with open_run(output_dir, command="eval.support", settings=settings, overwrite=overwrite) as run:
         if run.finished:
             return
-        groups = collect(entries, by)
+        groups = collect(entries, by, k)
         table, changes = support_table(groups), change_table(groups, baseline)
         write_table(output_dir / "support.csv", table)
         write_table(output_dir / "changes.csv", changes)
@@ -134,19 +136,29 @@ class SupportArguments:
     by: str | None = field(
         default=None, metadata={"help": "modality: divide the prompts by their modality, and judge the start's support"}
     )
+    k: int | None = field(
+        default=None,
+        metadata={
+            "help": "K of pass@K, from 2 to the number of samples; by default their number. A smaller K than there are "
+            "samples tells support from guessing more surely"
+        },
+    )
     output_dir: str = field(default="outputs/support", metadata={"help": "where tables, page and run.json are written"})
     overwrite: bool = field(default=False, metadata=OVERWRITE_ARGUMENT)
 
     def __post_init__(self) -> None:
         if self.by not in (None, MODALITY):
             raise ValueError(f"by is {self.by!r}; expected {MODALITY}, or none")
+        check_least(self, k=2)
 
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(argv, SupportArguments, description=__doc__, check_inputs=True)
     output_dir = Path(arguments.output_dir)
     entries = [parse_entry(text) for text in arguments.models]
-    write_support(output_dir, entries, baseline=arguments.baseline, by=arguments.by, overwrite=arguments.overwrite)
+    write_support(
+        output_dir, entries, baseline=arguments.baseline, by=arguments.by, k=arguments.k, overwrite=arguments.overwrite
+    )
     changes = read_current(output_dir / "changes.csv", "eval.support", ("scope",))
     print(*summary(changes, arguments.baseline), sep="\n")
     if arguments.by is not None:

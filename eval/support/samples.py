@@ -84,6 +84,7 @@ class Group:
     task: str
     ability: str
     num_samples: int
+    """K of pass@K; there may be more samples, which make the estimates more exact."""
     clusters: Int[np.ndarray, " n"] | None
     models: dict[str, Support]
     modality: str | None = None
@@ -107,14 +108,16 @@ class Group:
         return [name for name, support in self.models.items() if support.trained and name not in involved]
 
 
-def collect(entries: Sequence[Entry], by: str | None = None) -> list[Group]:
+def collect(entries: Sequence[Entry], by: str | None = None, k: int | None = None) -> list[Group]:
     """Reads all evaluations, prompt by prompt in one order.
 
     Args:
         by: `modality`, to divide the prompts by it.
+        k: K of pass@K; the number of samples by default.
 
     Raises:
-        ValueError: where they were not asked alike, with one sample only, or where a prompt has no modality.
+        ValueError: where they were not asked alike, with one sample only or fewer than k, or where a prompt has no
+            modality.
     """
     check_alike(entries)
     by_label = {entry.label: _by_prompt(entry, by) for entry in entries}
@@ -128,6 +131,11 @@ def collect(entries: Sequence[Entry], by: str | None = None) -> list[Group]:
             raise ValueError(
                 f"{entries[0].directory}: one reply a prompt; evaluate with --num-samples K --temperature T"
             )
+        if k is not None and k > num_samples:
+            raise ValueError(
+                f"k is {k}, but {entries[0].directory} has {num_samples} samples a prompt; expected at most that"
+            )
+        num_samples = k or num_samples
         models = {}
         for name in dict.fromkeys(entry.name for entry in entries):
             own = [entry for entry in entries if entry.name == name]

@@ -53,8 +53,7 @@ class _Plan:
         self.cut = ("--cuts", *map(str, necessity["cuts"])) if necessity["cuts"] else (
             "--partition", necessity["partition"],
         )  # fmt: skip
-        # Arms of further SFT are compared by their greedy replies; many samples are about what RL sharpens.
-        self.sampled = [run["label"] for run in self.runs if not (arguments.by and run["arm"].startswith("sft-"))]
+        self.sampled = self._sampled()
         self.prompts_job = "prompts" if arguments.prompts else "data"
 
     def all(self) -> list[StudyJob]:
@@ -79,7 +78,8 @@ class _Plan:
         if arguments.samples:
             self._add_evaluations("samples", arguments.samples, arguments.sample_tasks)
             by = ("--by", arguments.by) if arguments.by else ()
-            self._add_gathering(SUPPORT, ("eval.support", *self._models("samples"), *by), self._named("samples"))
+            k = ("--k", str(arguments.support_k)) if arguments.support_k else ()
+            self._add_gathering(SUPPORT, ("eval.support", *self._models("samples"), *by, *k), self._named("samples"))
         if arguments.tower:
             self._add_tower(arguments.tower)
         if arguments.by:
@@ -197,6 +197,18 @@ class _Plan:
             return model
         run = self.runs[self.labels.index(model)]
         return f"{run['arm']}@{run['seed']}"
+
+    def _sampled(self) -> list[str]:
+        """Returns the labels of the runs that answer `samples`.
+
+        Arms of further SFT are compared by their greedy replies; many samples are about what RL sharpens.
+        """
+        named, arms = self.arguments.sampled, list(dict.fromkeys(run["arm"] for run in self.runs))
+        for arm in named:
+            if arm not in arms:
+                raise ValueError(f"sampled {arm!r} is no arm of the study{did_you_mean(arm, arms)}")
+        chosen = named or [arm for arm in arms if not (self.arguments.by and arm.startswith("sft-"))]
+        return [run["label"] for run in self.runs if run["arm"] in chosen]
 
     def _asked(self, kind: str) -> list[str]:
         """Returns the phases and runs that are evaluated, for pass@k or for the abilities."""

@@ -81,6 +81,13 @@ class StudyArguments:
         default_factory=list, metadata={"help": "hub data sets that these tasks read; models.fetch fetches them"}
     )
     sample_tasks: list[str] = field(default_factory=list, metadata={"help": "tasks of `samples`"})
+    sampled: list[str] = field(
+        default_factory=list,
+        metadata={"help": "arms that answer `samples`, beside base and sft; all by default, with `by` all but sft-…"},
+    )
+    support_k: int | None = field(
+        default=None, metadata={"help": "K of pass@K; by default the number of samples, of which it may be a part"}
+    )
     by: str | None = field(
         default=None,
         metadata={
@@ -164,6 +171,8 @@ class StudyArguments:
             ("abilities", "described", "what reads the descriptions"),
             ("sample_tasks", "samples", "what is asked"),
             ("samples", "by", "the replies whose pass@k is compared"),
+            ("samples", "sampled", "what these arms answer"),
+            ("samples", "support_k", "the replies whose pass@k is compared"),
             ("abilities", "splices", "how spliced models are evaluated"),
             ("splice_rest", "splices", "whose regions splices have"),
             ("splices", "claims", "the models of which the paper's Table 2 speaks"),

@@ -120,6 +120,20 @@ def test_models_of_known_support_are_told_apart(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figures" / "support-t.png").stat().st_size > 10_000
 
 
+def test_a_smaller_k_is_estimated_from_all_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [f"{name}={write_samples(tmp_path / name, START, seed=seed)}" for seed, name in enumerate(("sft", "full"))]
+    main([*models, "--output-dir", str(tmp_path / "all")])
+    main([*models, "--k", "4", "--output-dir", str(tmp_path / "four")])
+    every, four = (pd.read_csv(tmp_path / name / "support.csv") for name in ("all", "four"))
+    kept = every[(every["metric"] != PASS) | (every["k"] <= 4)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(four.drop(columns="num_samples"), kept.drop(columns="num_samples"))
+    assert (four["num_samples"] == 4).all()
+    with pytest.raises(ValueError, match="k is 9; expected at most 8, the samples a prompt of"):
+        main([*models, "--k", "9", "--output-dir", str(tmp_path / "nine")])
+    with pytest.raises(ValueError, match="k is 1; it must be at least 2"):
+        main([*models, "--k", "1", "--output-dir", str(tmp_path / "one")])
+
+
 def test_accuracy_at_one_is_the_mean_over_samples_and_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = [f"sft={write_samples(tmp_path / 'sft', START)}"]
     for seed in (0, 1):

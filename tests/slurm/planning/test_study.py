@@ -190,6 +190,7 @@ def test_jobs_get_the_gpus_they_need() -> None:
         ({"skip": "README.md"}, "README.md: not readable as YAML"),
         ({"by": "look"}, "by is 'look'; expected modality"),
         ({"by": "modality", "samples": None}, "by is given without samples, the replies whose pass@k is compared"),
+        ({"samples": None, "sampled": ["full"]}, "sampled is given without samples, what these arms answer"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
@@ -210,6 +211,7 @@ def test_a_model_that_is_not_in_the_study_is_refused() -> None:
         ({"probed": ["sft", "sft"]}, "probed is sft, sft; expected each model once"),
         ({"probed": ["base", "sft"]}, "deltas is given, but probed, base, sft, has no arm"),
         ({"by": "modality"}, "by is modality, but configs/pocket/necessity.yaml has no arm by data"),
+        ({"sampled": ["freeze-mod"]}, "sampled 'freeze-mod' is no arm of the study; did you mean 'freeze-mid'"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(change: dict[str, Any], message: str) -> None:
@@ -241,6 +243,11 @@ def test_a_study_by_modality_has_its_tables_and_its_page(tmp_path: Path) -> None
     assert waits(stages["statements"]) == {"afterany:support", "afterany:tower", "afterany:transfer"}
     assert waits(stages["modalities"]) == waits(stages["statements"]) | {"afterany:statements"}
     assert commands["modalities"].command == ("analyze.modalities", "o", "--output_dir", "o/modalities")
+    few = replace(arguments, sampled=["data-all"], support_k=4)
+    jobs = {job.name: job for job in plan_study(few, necessity("o", arms=arms))}
+    asked = [job.removeprefix("samples-") for job in jobs if job.startswith("samples-")]
+    assert asked == ["base", "sft", *(f"data-all-seed{seed}" for seed in SEEDS)]
+    assert jobs["support"].words_after("--k") == ["4"]
 
 
 def test_only_the_arms_of_selected_prompts_wait_for_the_selection(tmp_path: Path) -> None:
