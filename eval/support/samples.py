@@ -133,7 +133,7 @@ def collect(entries: Sequence[Entry], by: str | None = None, k: int | None = Non
             )
         if k is not None and k > num_samples:
             raise ValueError(
-                f"k is {k}, but {entries[0].directory} has {num_samples} samples a prompt; expected at most that"
+                f"k is {k}; expected at most {num_samples}, the samples a prompt of {entries[0].directory}"
             )
         num_samples = k or num_samples
         models = {}
