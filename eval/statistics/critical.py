@@ -37,12 +37,17 @@ def critical_value(
     from scipy.special import stdtrit
 
     tail = np.asarray(level, float) / 2
-    of_prompts = -stdtrit(np.where(num_clusters > 1, num_clusters - 1, np.nan), tail)
+    # SciPy 1.17 gives +inf where the quantile of a lower tail is below the smallest number.
+    of_prompts = np.abs(stdtrit(np.where(num_clusters > 1, num_clusters - 1, np.nan), tail))
     if not num_degrees:
         return np.asarray(of_prompts)
-    of_seeds = -stdtrit(num_degrees, tail)
+    of_seeds = np.abs(stdtrit(num_degrees, tail))
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(prompts + seeds > 0, seeds / (prompts + seeds), 0.0)
         base = EXPONENT_OF_ONE_DEGREE if num_degrees == 1 else EXPONENT
         share = share ** (base * np.minimum(np.asarray(level, float) / 0.05, 1.0) ** LEVEL_EXPONENT)
-    return np.asarray(of_prompts + share * (of_seeds - of_prompts))
+    # Not as a difference: far out, one quantile can be so much greater than the other that it would cancel it.
+    rest = 1 - share
+    with np.errstate(invalid="ignore"):  # zero times infinity
+        within = np.where((rest > 0) | np.isnan(of_prompts), rest * of_prompts, 0.0)
+    return np.asarray(within + share * of_seeds)

@@ -9,7 +9,7 @@ has Fieller's interval (`eval/statistics/pooled.py`), if the gap lies above zero
 
 `bins.csv` divides the prompts by the start's pass rate. A prompt that was right by chance too often looks worse later,
 without any training. So the rate that sorts a prompt comes from the start's samples with even numbers, and its gain is
-measured against those with odd numbers.
+measured against those with odd numbers. A bin with fewer than 10 prompts has no row.
 
 P-values are Holm-corrected over all models: those of the modalities together, and those of every summary apart.
 """
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WITH, WITHOUT, DIFFERENCE = "with support", "without support", "with less without"
 """Rows over the modalities in which the start's support was found, or shown to be none, and of their difference."""
+MIN_IN_BIN = 10
+"""Fewer prompts give intervals of many times the gain."""
 NEVER, ALWAYS, SOMETIMES_LESS_NEVER = "0", "1", "sometimes less never"
 BINS: dict[str, Callable[[Float[np.ndarray, " n"]], Bool[np.ndarray, " n"]]] = {
     NEVER: lambda rate: rate == 0,
@@ -200,10 +202,10 @@ def _bin(
     inside: Callable[[Float[np.ndarray, " n"]], Bool[np.ndarray, " n"]],
     weight: float = 1.0,
 ) -> list[Stratum]:
-    """Returns the prompts of all groups whose rate is inside a bin, as one stratum; none without two prompts."""
+    """Returns the prompts of all groups whose rate is inside a bin, as one stratum; none with too few prompts."""
     sorting = np.concatenate([_rate(group.models[baseline].halves[0]) for group in part])
     used = inside(sorting)
-    if used.sum() < 2:
+    if used.sum() < MIN_IN_BIN:
         return []
     clusters = _clusters(part)
 

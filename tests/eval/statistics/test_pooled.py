@@ -97,6 +97,21 @@ def test_the_p_value_is_the_level_at_which_the_interval_just_excludes_the_null(s
         assert min(abs(interval.low - null), abs(interval.high - null)) < 1e-9
 
 
+@pytest.mark.parametrize("num_prompts", [2, 3, 4])
+@pytest.mark.parametrize("num_seeds", [2, 4])
+def test_few_prompts_give_no_certainty(num_prompts: int, num_seeds: int) -> None:
+    """At small levels one part's quantile is many orders of magnitude above the other's, and must not cancel it."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        first = rng.random((num_seeds, num_prompts)) + 0.2 * rng.normal(size=(num_seeds, 1))
+        found = difference(first, rng.random((1, num_prompts)), trained=(True, False), shares=True)
+        interval, p = found.one(), found.p()[0]
+        assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+        assert p > 1e-6
+        needed = np.array([float(found.critical(10.0**-power)[0]) for power in range(1, 290)])
+        assert ((needed[1:] > needed[:-1]) | np.isinf(needed[:-1])).all() and (needed > 0).all()
+
+
 def test_seeds_that_disagree_widen_the_interval_and_equal_ones_do_not() -> None:
     start = answers(0.5, 1, seed=6)
     alike = np.tile(answers(0.6, 1, seed=7), (4, 1))
