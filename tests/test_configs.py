@@ -14,6 +14,7 @@ from analyze.deltas.command import DeltaArguments
 from benchmarks.known_answers.command import CalibrationArguments
 from benchmarks.known_answers.instruments import INSTRUMENTS
 from data_builders.build import TASKS, BuildArguments
+from eval.boundary import BoundaryArguments
 from eval.run import ARGUMENTS as EVALUATION_ARGUMENTS
 from eval.statistics.components import ARMS, START, assumed_variation
 from eval.statistics.design import Size, detectable_difference
@@ -148,7 +149,7 @@ def test_vllm_has_room_for_a_prompt_and_a_reply(path: Path) -> None:
     assert recipe["vllm_max_model_length"] >= recipe["max_prompt_tokens"] + recipe["max_completion_length"]
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in ("base", "sft")], ids=ids)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in ("base", "sft", "sft_arm")], ids=ids)
 def test_sft_configuration_builds_its_trainer_arguments(path: Path) -> None:
     from trl import ModelConfig, SFTConfig
 
@@ -159,7 +160,7 @@ def test_sft_configuration_builds_its_trainer_arguments(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in CONFIGS if path.stem in ("data", "init", "init_vllm", "eval")], ids=ids
+    "path", [path for path in CONFIGS if path.stem in ("data", "init", "init_vllm", "eval", "boundary")], ids=ids
 )
 def test_other_configurations_parse(path: Path) -> None:
     task = re.search(r"data_builders\.build (\w+)", path.read_text())
@@ -168,8 +169,13 @@ def test_other_configurations_parse(path: Path) -> None:
         "init": (PocketArguments, PocketShape),
         "init_vllm": (PocketArguments, PocketShape),
         "eval": EVALUATION_ARGUMENTS,
+        "boundary": (BoundaryArguments,),
     }
-    extra = ["--model", "unused", "--tasks", "unused:test"] if path.stem == "eval" else []
+    given = {
+        "eval": ["--model", "unused", "--tasks", "unused:test"],
+        "boundary": ["--model", "unused", "--data", "unused"],
+    }
+    extra = given.get(path.stem, [])
     parse_arguments(["--config", str(path), *GIVEN, *extra], *classes[path.stem], description=None)
 
 
@@ -233,8 +239,13 @@ def _clusters() -> set[str]:
 
 
 def test_every_configuration_is_covered_by_a_test() -> None:
-    covered = {"base", "sft", "data", "init", "init_vllm", "eval", "deltas", "splice", "known_answers"}
-    of_studies = {"study", "abilities", "samples", "swap", "skip", "attention", "all_deltas", *_clusters()}
+    covered = {
+        "base", "sft", "sft_arm", "data", "init", "init_vllm", "eval", "boundary", "deltas", "splice", "known_answers",
+    }  # fmt: skip
+    of_studies = {
+        *("study", "modalities", "abilities", "samples", "swap", "skip", "attention", "tower", "all_deltas"),
+        *_clusters(),
+    }
     others = set(CONFIGS) - set(STUDIES) - set(RECIPES) - set(LAUNCHERS) - set(PAIR_SETS)
     assert {path.stem for path in others} <= covered | of_studies, (
         "of_studies: tests/slurm/planning/test_study_configs.py"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyze.report.inputs import Output, read_inputs
+from data_builders.prompt_sets.fields import plain_name
 from eval.compare.scope import read_current
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "statements": ("eval.claims", "when_rl_helps.csv", ("statement", "rule", "expected", "verdict")),
     "tower": ("eval.tower", "tower.csv", ("model", "layer", "probe", "cv_accuracy")),
     "differences": ("eval.tower", "differences.csv", ("model", "against", "against_layer", "p_holm")),
+    "areas": ("eval.tower", "auc.csv", ("model", "against", "against_layer", "p_holm")),
 }
 """Name -> the command, its file, and columns that the page needs."""
 NEEDED = ("support", "gaps")
@@ -79,11 +81,6 @@ class Evidence:
         """Returns the models that RL trained: all in `gaps.csv` but base, and what supervised training made."""
         names = dict.fromkeys(map(str, self.tables["gaps"]["model"]))
         return [name for name in names if name != BASE and not name.startswith("sft-")]
-
-
-def plain_name(text: str) -> str:
-    """Returns a modality as an arm's name spells it: `Chest X-Ray` and `chest-x-ray` are the same."""
-    return "-".join(text.lower().replace("_", " ").replace("-", " ").split())
 
 
 def on_all(models: Iterable[str]) -> str | None:

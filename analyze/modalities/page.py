@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyze.modalities.answers import Answer, contrast_sentence, first_table, headline
-from analyze.modalities.inputs import Evidence, plain_name
+from analyze.modalities.inputs import Evidence
 from analyze.modalities.sharpening import sharpening_section
 from analyze.modalities.support import support_section
 from analyze.modalities.transfer import transfer_section
 from analyze.modalities.vision import saw_enough, vision_section
 from analyze.report.parts import Section
+from data_builders.prompt_sets.fields import plain_name
 from eval.claims.tables import CONTRADICTED, SUPPORTED
 from eval.compare.scope import MARGIN
 from eval.display.formatting import format_difference, probability

@@ -4,8 +4,9 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from analyze.modalities.answers import evidence_words
-from analyze.modalities.inputs import Evidence, plain_name
+from analyze.modalities.inputs import Evidence
 from analyze.report.parts import Figure, Part, Section, Table
+from data_builders.prompt_sets.fields import plain_name
 from eval.compare.scope import LEVEL
 from eval.display.forest import INK, LINE, SOFT
 from eval.display.formatting import change, points, probability

@@ -4,11 +4,12 @@ Each model is read at its layer of the best cross-validated accuracy on the trai
 the encoders' layers, so the test pictures choose nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyze.modalities.inputs import Evidence, plain_name
+from analyze.modalities.inputs import START, Evidence
 from analyze.report.parts import Figure, Part, Section, Table
+from data_builders.prompt_sets.fields import plain_name
 from eval.compare.scope import LEVEL
 from eval.display.forest import Mark, Panel, draw_forest
 from eval.display.formatting import change, format_share, listed, probability
@@ -49,17 +50,11 @@ def vision_section(evidence: Evidence) -> Section:
             what="Accuracy of a linear probe at each model's best layer, chosen by cross-validation on the training "
             "pictures.",
             figures=[_figure(best)],
-            tables=[
-                Table(
-                    caption="Tower less encoder or baseline in points, paired by test picture, with 95 % intervals.",
-                    columns=["pictures", "model", "layer", "against", "its layer", "n", "difference", "p, corrected"],
-                    rows=[_cells(name, row) for name, row in rows],
-                    num_words=5,
-                )
-            ],
+            tables=[_table("Tower less encoder or baseline in points, paired by test picture", rows)],
             controls=[
                 "Towers of the same shape with random weights, from several seeds, and raw pixels go through the same "
-                "probes. A tower that is not better than both has learned nothing that helps here."
+                "probes. Where they are nearly always right, these pictures cannot tell towers apart; elsewhere, a "
+                "tower that is not better than both has learned nothing that helps here."
             ],
             limits=[
                 "A probe reads an average over patches. It can miss what a decoder reads from single patches, and it "
@@ -67,7 +62,29 @@ def vision_section(evidence: Evidence) -> Section:
             ],
         )
     )
+    if "areas" in evidence.tables:
+        section.parts.append(_findings_part(scores, evidence.tables["areas"], evidence.encoders))
     return section
+
+
+def _findings_part(scores: "pd.DataFrame", areas: "pd.DataFrame", encoders: tuple[str, ...]) -> Part:
+    """Returns the comparisons in macro AUC, of pictures with several findings."""
+    scores, areas = scores[scores["probe"] == PROBE], areas[areas["probe"] == PROBE]
+    rows = [
+        row
+        for name, own, other in _groups(scores, areas)
+        if not other.empty
+        for row in _compared(name, other, _best_rows(own), encoders)
+    ]
+    return Part(
+        title="Pictures with several findings",
+        answer=_answer(rows, encoders),
+        what="Macro AUC of one linear probe per finding. Most pictures lack most findings, so an accuracy near 100 % "
+        "can mean that no finding is recognised. AUC does not depend on how frequent a finding is.",
+        tables=[_table("Tower less encoder or baseline in macro AUC, times 100, paired by test picture", rows)],
+        controls=["Random towers and raw pixels, as above. An AUC of 50 is chance."],
+        limits=["Every finding counts equally, also those that few test pictures have."],
+    )
 
 
 def _groups(
@@ -82,18 +99,31 @@ def _groups(
 
 
 def _best_rows(scores: "pd.DataFrame") -> dict[str, Any]:
-    """Returns each model's row at its best layer; random towers at the best layer of their mean."""
+    """Returns each model's row at its best layer; random towers at the best layer of their mean.
+
+    The best layer has the highest cross-validated accuracy, or AUC of pictures with findings, as `eval.tower` chooses.
+    """
+    chosen = _chosen_by(scores)
     found: dict[str, Any] = {}
     for name, own in scores.groupby("model", sort=False):
         if name == RANDOM:
-            means = own.groupby("layer", sort=False)["cv_accuracy"].mean()
+            means = own.groupby("layer", sort=False)[chosen].mean()
             layer = str(means.idxmax())
             accuracy = float(own.loc[own["layer"] == layer, "accuracy"].mean())
             unknown = float("nan")
             found[str(name)] = {"layer": layer, "accuracy": accuracy, "low": unknown, "high": unknown}
         else:
-            found[str(name)] = own.sort_values("cv_accuracy", ascending=False, kind="stable").iloc[0]
+            found[str(name)] = own.sort_values(chosen, ascending=False, kind="stable").iloc[0]
     return found
+
+
+def _subject(models: Sequence[str], encoders: tuple[str, ...]) -> str:
+    """Returns the start, else the first model that is neither an encoder nor a baseline."""
+    return START if START in models else next(name for name in models if name not in (*BASELINES, *encoders))
+
+
+def _chosen_by(scores: "pd.DataFrame") -> str:
+    return "cv_auc" if "cv_auc" in scores and scores["cv_auc"].notna().all() else "cv_accuracy"
 
 
 def _compared(
@@ -112,7 +142,7 @@ def _compared(
 def _answer(rows: list[tuple[str, Any]], encoders: tuple[str, ...]) -> str:
     if not rows:
         return "Undecided: no tower was compared."
-    model = rows[0][1]["model"]
+    model = _subject([str(row["model"]) for _, row in rows], encoders)
     own = [(name, row) for name, row in rows if row["model"] == model]
     first = "" if encoders else "No encoder was named. Against random towers and pixels: "
     compared = [(name, row) for name, row in own if row["against"] in (encoders or BASELINES)]
@@ -130,6 +160,15 @@ def _answer(rows: list[tuple[str, Any]], encoders: tuple[str, ...]) -> str:
 def _named(pairs: list[tuple[str, Any]]) -> str:
     named = [f"{row['against']} on {name}" for name, row in pairs]
     return f" ({listed(named)})" if named else ""
+
+
+def _table(what: str, rows: list[tuple[str, Any]]) -> Table:
+    return Table(
+        caption=f"{what}, with 95 % intervals.",
+        columns=["pictures", "model", "layer", "against", "its layer", "n", "difference", "p, corrected"],
+        rows=[_cells(name, row) for name, row in rows],
+        num_words=5,
+    )
 
 
 def _cells(name: str, row: Any) -> list[str]:
@@ -164,7 +203,7 @@ def _figure(best: dict[str, dict[str, Any]]) -> Figure:
 
 
 def saw_enough(evidence: Evidence, modality: str) -> str:
-    """Returns the accuracy of the first model's tower on a modality, for the first screen; empty without it."""
+    """Returns the accuracy of the start's tower on a modality, for the first screen; empty without it."""
     if "tower" not in evidence.tables:
         return ""
     scores = evidence.tables["tower"]
@@ -173,5 +212,5 @@ def saw_enough(evidence: Evidence, modality: str) -> str:
     own = scores[(scores["probe"] == PROBE) & (scores[MODALITY].astype(str).map(plain_name) == plain_name(modality))]
     if own.empty:
         return ""
-    best = own[own["model"] == own["model"].iloc[0]]
-    return format_share(best.loc[best["cv_accuracy"].idxmax(), "accuracy"])
+    best = own[own["model"] == _subject(list(map(str, own["model"])), evidence.encoders)]
+    return format_share(best.sort_values(_chosen_by(best), ascending=False, kind="stable")["accuracy"].iloc[0])

@@ -38,9 +38,10 @@ class Study:
 
     @property
     def page(self) -> Path:
-        """The page that its last job writes."""
-        calibrated = self.arguments.calibration is not None
-        return self.directory / ("calibration/calibration.html" if calibrated else "report.html")
+        """The page that answers its question."""
+        if self.arguments.calibration is not None:
+            return self.directory / "calibration" / "calibration.html"
+        return self.directory / ("modalities/modalities.html" if self.arguments.by else "report.html")
 
     def stages(self, jobs: Sequence[StudyJob], folder: str) -> list[Stage]:
         """Returns the submissions of some of the jobs."""
@@ -127,7 +128,7 @@ def format_plan(study: Study) -> str:
             hours = [costs.gpu_hours(each) for each in stage.jobs] if job.gpus else []
             known = [value for value in hours if value is not None]
             if len(known) < len(hours):
-                unknown.append(job.name)
+                unknown.append(f"{len(hours) - len(known)} of {len(hours)} tasks of {job.name}" if known else job.name)
             total += sum(known)
             cost = "–" if not hours else "?" if len(known) < len(hours) else f"{sum(known):,.1f}"
             task_h = max(known, default=0.0) / (job.nodes * max(1, job.gpus))

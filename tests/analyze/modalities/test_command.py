@@ -1,5 +1,6 @@
 """Does the page of a study by modality say what its tables say, and what is missing?"""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from analyze.modalities.command import main
 from analyze.modalities.inputs import on_modality
 from eval.support.command import main as support
-from tests.analyze.modalities.written import GAINS, LOOKS, UNSURE, gap_rows, write_output, write_study
+from tests.analyze.modalities.written import GAINS, LOOKS, UNSURE, gap_rows, tower_rows, write_output, write_study
 from tests.eval.support.test_modalities import RATES, write_model
 from tracking.tables import read_table, write_table
 
@@ -32,6 +33,8 @@ def test_each_modality_has_its_answer(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "gained more where the start has support: +16.0 points" in said
     assert "difference +15.5 points [+12.5, +18.5] (corrected p = " in said and "n = 400, 4 seeds)" in said
     assert page.index("When did RL help?") < page.index("<table") < page.index('<section id="vision">')
+    first_screen = page.partition('<section id="vision">')[0]
+    assert "80.0 %" in first_screen and "65.0 %" in first_screen  # the start's tower; pixels come first in the table
     assert page.count("<svg") == 7  # tower, support, SFT, gain, bins, two matrices
     assert "http" not in page.replace("http://www.w3.org", "")
 
@@ -57,6 +60,25 @@ def test_new_tables_give_a_new_page_and_equal_ones_do_not(tmp_path: Path, capsys
 
     write_table(study / "support" / "gaps.csv", pd.DataFrame(rows))
     assert "it hurt in outline" in run(study, tmp_path / "out", capsys)[0]
+
+
+def test_towers_on_pictures_with_findings_are_compared_in_macro_auc_at_the_layer_that_auc_chose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path / "study")
+    scores, differences = (pd.DataFrame(rows) for rows in tower_rows())
+    many = scores["modality"] == "speckle"
+    scores.loc[many, "cv_auc"] = [0.9 if layer == "1" else 0.6 for layer in scores.loc[many, "layer"]]
+    write_table(study / "tower" / "tower.csv", scores)
+    areas = differences[differences["modality"] == "speckle"].copy()
+    areas["difference"] = [0.21 if layer == "1" else 0.11 for layer in areas["layer"]]
+    write_table(study / "tower" / "auc.csv", areas)
+    page, _ = run(study, tmp_path / "out", capsys)
+    part = page.partition("Pictures with several findings</h3>")[2].partition("<h3")[0]
+    assert "in 3 of" not in part and part.count("+21.0") >= 3 and "+11.0" not in part
+    accuracy = page.partition("Towers and vision-only encoders</h3>")[2].partition("<h3")[0]
+    assert "<td>speckle</td><td>sft</td><td>1</td>" in re.sub(r"\s*<td[^>]*>", "<td>", accuracy)
+    assert "<td>outline</td><td>sft</td><td>merger</td>" in re.sub(r"\s*<td[^>]*>", "<td>", accuracy)
 
 
 def test_what_is_missing_is_named_and_the_rest_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -450,7 +450,10 @@ def test_shipped_studies_are_planned_without_weights_or_network(path: Path, warm
         [warm_python, "-m", "slurm.launch", "--config", str(path), "--dry-run"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    for name in ("train", "evaluate", "swap", "skip", "attention", "splices", "support", "claims", "report"):
+    by_modality = ("tower", "transfer", "statements", "modalities")
+    by_block = ("swap", "skip", "attention", "splices", "claims")
+    own = by_modality if read_settings(StudyArguments, path).by else by_block
+    for name in ("train", "evaluate", "support", "report", *own):
         assert f"\n{name} " in told
     assert "GPU-hours: at most" in told or "minutes of work" in told
     # 1,500 steps with replies of 28,696 tokens at most: weeks, and 20 attempts of a day are fewer

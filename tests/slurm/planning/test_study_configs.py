@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from analyze.attention.command import AttentionArguments
 from analyze.deltas.command import DeltaArguments
@@ -13,13 +14,17 @@ from eval.replies.descriptions import DescriptionArguments
 from eval.replies.sampling import SamplingArguments
 from eval.run import EvaluationArguments
 from eval.tasks import TASKS
+from eval.tower.command import TowerArguments
 from models.fetch import FetchArguments, find_repositories
 from slurm.planning.settings import read_settings
 from slurm.planning.study import StudyArguments
 from tracking.command import REPOSITORY_ROOT, parse_arguments
 
 STUDIES = sorted(
-    path for path in (REPOSITORY_ROOT / "configs").glob("*/study.yaml") if "\nnecessity:" in path.read_text()
+    path
+    for name in ("study", "modalities")
+    for path in (REPOSITORY_ROOT / "configs").glob(f"*/{name}.yaml")
+    if "\nnecessity:" in path.read_text()
 )
 """Of experiments; a calibration has no probes of its own."""
 EVALUATION = (EvaluationArguments, SamplingArguments, DescriptionArguments)
@@ -30,12 +35,35 @@ GIVEN: dict[str, tuple[Sequence[type], list[str]]] = {
     "deltas": ((DeltaArguments,), ["--sft", "a", "--rl", "full@0=b"]),
     "abilities": (EVALUATION, ["--model", "m", "--tasks", "d:test"]),
     "samples": (EVALUATION, ["--model", "m", "--tasks", "d:test"]),
+    "tower": ((TowerArguments,), ["--model", "a=m"]),
 }
 """Kind of job -> its arguments, and what slurm.launch adds."""
+OF_EVERY_STUDY = {
+    None: {"swap", "skip", "attention", "deltas", "abilities", "samples"},
+    "modality": {"samples", "tower"},
+}
+"""`by` of a study -> the kinds of jobs that a shipped one configures."""
 
 
-@pytest.mark.parametrize("kind", GIVEN)
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.stem)
+def ids(path: Path) -> str:
+    return f"{path.parent.stem}-{path.stem}"
+
+
+def configured(path: Path) -> dict[str, str]:
+    """Returns the configurations that a study names, by kind of job."""
+    study = yaml.safe_load(path.read_text())
+    return {kind: study[kind] for kind in GIVEN if study.get(kind)}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=ids)
+def test_a_study_configures_every_kind_of_its_jobs(path: Path) -> None:
+    assert set(configured(path)) == OF_EVERY_STUDY[yaml.safe_load(path.read_text()).get("by")]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [pytest.param(path, kind, id=f"{ids(path)}-{kind}") for path in STUDIES for kind in configured(path)],
+)
 def test_configurations_of_a_study_parse(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY_ROOT)
     config = getattr(read_settings(StudyArguments, path), kind)
@@ -47,10 +75,8 @@ def test_configurations_of_a_study_parse(path: Path, kind: str, monkeypatch: pyt
         assert arguments.abilities or "black" in arguments.conditions, "the vision ability needs a black image"
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.stem)
+@pytest.mark.parametrize("path", STUDIES, ids=ids)
 def test_models_of_a_study_are_asked_as_they_are_trained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import yaml
-
     monkeypatch.chdir(REPOSITORY_ROOT)
     study = read_settings(StudyArguments, path)
 
@@ -60,11 +86,11 @@ def test_models_of_a_study_are_asked_as_they_are_trained(path: Path, monkeypatch
         return value
 
     trained = style(yaml.safe_load(Path(study.necessity).read_text())["grpo_config"])
-    for config in (study.abilities, study.samples, study.skip, study.attention):
-        assert config is not None and style(config) == trained, config
+    for config in filter(None, (study.abilities, study.samples, study.skip, study.attention)):
+        assert style(config) == trained, config
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.stem)
+@pytest.mark.parametrize("path", STUDIES, ids=ids)
 def test_what_a_study_reads_of_the_hub_is_what_is_fetched_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY_ROOT)
     study = read_settings(StudyArguments, path)
