@@ -207,8 +207,8 @@ def test_every_loss_type_of_trl_is_compared() -> None:
 
 @pytest.mark.cases_slow
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_every_loss(name: str, pocket_checkpoint: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(pocket_checkpoint, tmp_path, **LOSSES[name])
+def test_every_loss(name: str, shallow_checkpoint: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(shallow_checkpoint, tmp_path, **LOSSES[name])
     batch = replies(trainer, PROMPTS)
     if "old_per_token_logps" in batch:  # replies of a policy that has moved since
         batch["old_per_token_logps"] += 0.3 * torch.randn_like(batch["old_per_token_logps"])
@@ -229,28 +229,28 @@ ARMS = {
 @pytest.mark.parametrize("checkpointing", ["off", "reentrant", "non-reentrant"])
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_arm_under_gradient_checkpointing_of_both_kinds(
-    arm: str, checkpointing: str, pocket_checkpoint: Path, tmp_path: Path
+    arm: str, checkpointing: str, shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
     settings = {} if checkpointing == "off" else {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": checkpointing == "reentrant"},
     }  # fmt: skip
-    trainer = make_trainer(pocket_checkpoint, tmp_path, freeze=ARMS[arm], **settings)
+    trainer = make_trainer(shallow_checkpoint, tmp_path, freeze=ARMS[arm], **settings)
     assert_same(trainer, replies(trainer, PROMPTS))
 
 
 @pytest.mark.cases_slow
 @pytest.mark.parametrize("changes", [{}, {"beta": 0.2, "gradient_checkpointing": True}], ids=["alone", "reference"])
-def test_adapters(changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Path) -> None:
+def test_adapters(changes: dict[str, Any], shallow_checkpoint: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    trainer = make_trainer(pocket_checkpoint, tmp_path, peft=lora, **changes)
+    trainer = make_trainer(shallow_checkpoint, tmp_path, peft=lora, **changes)
     assert_same(trainer, replies(trainer, PROMPTS))
 
 
 @pytest.mark.cases_slow
 @pytest.mark.parametrize("rows_per_pass", [1, 3, 6, 16])
-def test_passes_that_cut_groups(rows_per_pass: int, pocket_checkpoint: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(pocket_checkpoint, tmp_path)
+def test_passes_that_cut_groups(rows_per_pass: int, shallow_checkpoint: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(shallow_checkpoint, tmp_path)
     # TRL 1.16 cannot score a pass without pictures in a batch that has some.
     batch = replies(trainer, PROMPTS if rows_per_pass > 4 else [PROMPTS[0], PROMPTS[2], PROMPTS[3], PROMPTS[0]])
     num_columns = batch["completion_ids"].shape[1]
@@ -274,9 +274,9 @@ def test_passes_that_cut_groups(rows_per_pass: int, pocket_checkpoint: Path, tmp
 
 
 def test_a_batch_without_any_reply_to_learn_from_gives_gradients_of_zero(
-    pocket_checkpoint: Path, tmp_path: Path
+    shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(pocket_checkpoint, tmp_path)
+    trainer = make_trainer(shallow_checkpoint, tmp_path)
     batch = replies(trainer, PROMPTS)
     batch["completion_mask"][:] = 0
     found = [run(trainer, batch, shared=shared) for shared in (False, True)]
@@ -319,13 +319,13 @@ def count_tokens(counted: list[int], _: torch.nn.Module, inputs: tuple[torch.Ten
 @pytest.mark.parametrize("num_iterations", [1, 2])
 @pytest.mark.cases_slow
 def test_replies_of_a_group_share_a_pass_and_a_step_has_the_same_gradient(
-    num_iterations: int, pocket_checkpoint: Path, tmp_path: Path
+    num_iterations: int, shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
     found: dict[bool, list[dict[str, torch.Tensor]]] = {}
     num_tokens: dict[bool, int] = {}
     for shared in (False, True):
         trainer = make_trainer(
-            pocket_checkpoint, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            shallow_checkpoint, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2,
             steps_per_generation=4, num_iterations=num_iterations,
         )  # fmt: skip
         trainer.not_shared = None if shared else PLAIN
@@ -352,11 +352,11 @@ def test_replies_of_a_group_share_a_pass_and_a_step_has_the_same_gradient(
 
 
 def test_features_of_a_fixed_tower_serve_the_whole_batch_of_generations(
-    pocket_checkpoint: Path, tmp_path: Path
+    shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
     for frozen, expected in ((["vision", "projector"], 2), ([], 2 + 4)):
         trainer = make_trainer(
-            pocket_checkpoint, tmp_path, freeze=FreezeArguments(freeze=frozen), per_device_train_batch_size=2,
+            shallow_checkpoint, tmp_path, freeze=FreezeArguments(freeze=frozen), per_device_train_batch_size=2,
             gradient_accumulation_steps=4, steps_per_generation=4,
         )  # fmt: skip
         # Two groups in four passes: with a trained tower, the rollout and each pass read their pictures.
@@ -369,12 +369,12 @@ def test_features_of_a_fixed_tower_serve_the_whole_batch_of_generations(
 @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
 @pytest.mark.cases_slow
 def test_a_step_without_any_difference_in_rewards_moves_nothing(
-    scale_rewards: str, pocket_checkpoint: Path, tmp_path: Path
+    scale_rewards: str, shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
     def constant(prompts: list[Any], **_: Any) -> list[float]:
         return [(0.1, 0.7, 0.9)[len(str(prompt)) % 3] for prompt in prompts]
 
-    trainer = make_trainer(pocket_checkpoint, tmp_path, scale_rewards=scale_rewards, weight_decay=0.0)
+    trainer = make_trainer(shallow_checkpoint, tmp_path, scale_rewards=scale_rewards, weight_decay=0.0)
     trainer.reward_funcs = [constant]
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-2, weight_decay=0.0)
@@ -387,11 +387,11 @@ def test_a_step_without_any_difference_in_rewards_moves_nothing(
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_only_groups_with_equal_rewards_are_silenced(pocket_checkpoint: Path, tmp_path: Path) -> None:
+def test_only_groups_with_equal_rewards_are_silenced(shallow_checkpoint: Path, tmp_path: Path) -> None:
     def partly(completions: list[Any], **_: Any) -> list[float]:
         return [0.9] * NUM_GENERATIONS + [0.9, 0.9, 0.1, 0.1] + [0.7] * (len(completions) - 2 * NUM_GENERATIONS)
 
-    trainer = make_trainer(pocket_checkpoint, tmp_path)
+    trainer = make_trainer(shallow_checkpoint, tmp_path)
     trainer.reward_funcs = [partly]
     batch = trainer._generate_and_score_completions(rows(PROMPTS[:3], seeing=True))
     silent = batch["advantages"] == 0
@@ -413,9 +413,9 @@ SILENT: dict[str, tuple[list[int], int]] = {
 @pytest.mark.parametrize("name", list(SILENT))
 @pytest.mark.parametrize("frozen", [[], ["vision", "projector"]], ids=["tower trains", "tower frozen"])
 def test_groups_without_advantages_are_read_without_a_gradient_and_all_else_is_the_same(
-    frozen: list[str], name: str, pocket_checkpoint: Path, tmp_path: Path
+    frozen: list[str], name: str, shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(pocket_checkpoint, tmp_path, freeze=FreezeArguments(freeze=frozen))
+    trainer = make_trainer(shallow_checkpoint, tmp_path, freeze=FreezeArguments(freeze=frozen))
     batch = replies(trainer, PROMPTS)
     silent, num_loud = SILENT[name]
     if frozen and name == "all groups with pictures":
@@ -451,9 +451,9 @@ def count_scored(counted: list[int], run_pass: Any, model: Any, backbone: Any, b
 @pytest.mark.cases_slow
 @pytest.mark.parametrize("changes", [{"beta": 0.2}, {"entropy_coef": 0.05}], ids=["reference", "entropy bonus"])
 def test_a_loss_with_other_terms_gives_gradients_to_groups_without_advantages(
-    changes: dict[str, Any], pocket_checkpoint: Path, tmp_path: Path
+    changes: dict[str, Any], shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(pocket_checkpoint, tmp_path, **changes)
+    trainer = make_trainer(shallow_checkpoint, tmp_path, **changes)
     batch = replies(trainer, PROMPTS)
     if "ref_per_token_logps" in batch:
         batch["ref_per_token_logps"] += 0.3 * torch.randn_like(batch["ref_per_token_logps"])
@@ -462,24 +462,24 @@ def test_a_loss_with_other_terms_gives_gradients_to_groups_without_advantages(
 
 
 def test_the_run_says_whether_prompts_are_shared_and_computes_as_trl_does_otherwise(
-    pocket_checkpoint: Path, tmp_path: Path
+    shallow_checkpoint: Path, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(pocket_checkpoint, tmp_path, share_prompts=False)
+    trainer = make_trainer(shallow_checkpoint, tmp_path, share_prompts=False)
     assert trainer.describe_sharing().startswith("no, share_prompts is false;")
     lora = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1)
-    dropped = make_trainer(pocket_checkpoint, tmp_path, peft=lora, disable_dropout=False)
+    dropped = make_trainer(shallow_checkpoint, tmp_path, peft=lora, disable_dropout=False)
     assert dropped.describe_sharing().startswith("no, dropout differs between replies (")
     for one in (trainer, dropped):
         batch = replies(one, PROMPTS)
         _, seen = one.compute_loss(one.model, batch), one._reader.num_read
         assert seen == 0
-    shared = make_trainer(pocket_checkpoint, tmp_path)
+    shared = make_trainer(shallow_checkpoint, tmp_path)
     assert shared.describe_sharing().startswith("yes, ")
 
 
-def test_the_reference_model_has_the_policys_attention(pocket_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_reference_model_has_the_policys_attention(shallow_checkpoint: Path, tmp_path: Path) -> None:
     """Not the one that `config.json` names, which TRL's own loading prefers to the one asked for."""
-    directory = Path(shutil.copytree(pocket_checkpoint, tmp_path / "checkpoint"))
+    directory = Path(shutil.copytree(shallow_checkpoint, tmp_path / "checkpoint"))
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_attn_implementation": "flash_attention_2"}))
     trainer = make_trainer(directory, tmp_path / "run", beta=0.2, attn_implementation="eager")
