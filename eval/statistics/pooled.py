@@ -155,7 +155,7 @@ class _Prepared:
 
     @classmethod
     def of(cls, terms: Sequence[Term], clusters: Int[np.ndarray, " n"] | None) -> "_Prepared":
-        means = [_mean_of_seeds(term.values) for term in terms]
+        means = [mean_of_seeds(term.values) for term in terms]
         used = np.logical_and.reduce([np.isfinite(mean) for mean in means])
         numbers = np.arange(len(used)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
         between, within = np.zeros(used.shape[1]), np.zeros(used.shape[1])
@@ -205,7 +205,7 @@ def single_runs(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -
     )
 
 
-def _mean_of_seeds(values: Float[np.ndarray, "seeds n columns"]) -> Float[np.ndarray, "n columns"]:
+def mean_of_seeds(values: Float[np.ndarray, "seeds n columns"]) -> Float[np.ndarray, "n columns"]:
     if len(values) == 1:
         return np.asarray(values[0])
     known = np.isfinite(values)

@@ -232,15 +232,9 @@ def _rate(halves: Float[np.ndarray, "seeds n"]) -> Float[np.ndarray, " n"]:
 
 
 def _clusters(part: Sequence[Group]) -> np.ndarray | None:
-    """Returns the groups' clusters with numbers that differ between groups; a prompt without one is its own."""
-    if all(group.clusters is None for group in part):
-        return None
-    numbers: list[np.ndarray] = []
-    for group in part:
-        num_prompts = next(iter(group.models.values())).num_judged.shape[1]
-        own = np.arange(num_prompts) if group.clusters is None else group.clusters
-        numbers.append(own + (numbers[-1].max() + 1 if numbers else 0))
-    return np.concatenate(numbers)
+    """Returns the groups' clusters; the same cluster in two groups has one number."""
+    numbers = [group.clusters for group in part if group.clusters is not None]
+    return np.concatenate(numbers) if numbers else None
 
 
 def _sometimes_less_never(part: Sequence[Group], name: str, baseline: str) -> list[Stratum]:

@@ -15,6 +15,7 @@ from eval.compare.alike import RECORDS_FILE, check_alike
 from eval.grading import CORRECT, UNSCORED
 from eval.replies.outcomes import GIVEN
 from eval.statistics.pairing import Entry
+from eval.statistics.strata import number_clusters
 from eval.support.guessing import guess_values, pass_at_k
 from eval.support.votes import RIGHT, vote
 from tracking.progress import progress
@@ -86,6 +87,7 @@ class Group:
     num_samples: int
     """K of pass@K; there may be more samples, which make the estimates more exact."""
     clusters: Int[np.ndarray, " n"] | None
+    """Number of each prompt's cluster, the same in all groups; None if prompts are independent."""
     models: dict[str, Support]
     modality: str | None = None
 
@@ -123,6 +125,9 @@ def collect(entries: Sequence[Entry], by: str | None = None, k: int | None = Non
     by_label = {entry.label: _by_prompt(entry, by) for entry in entries}
     first = by_label[entries[0].label]
     places = list(dict.fromkeys(key[:3] for key in first))
+    clusters = number_clusters(
+        {place: [first[key][0].get("cluster") for key in first if key[:3] == place] for place in places}
+    )
     groups = []
     for place in progress(places, label="guessing", unit="modality") if by else places:
         keys = [key for key in first if key[:3] == place]
@@ -142,8 +147,7 @@ def collect(entries: Sequence[Entry], by: str | None = None, k: int | None = Non
             samples = [[by_label[entry.label][key] for key in keys] for entry in own]
             models[name] = _support([entry.seed for entry in own], samples, num_samples if by else None)
         task, ability, modality = place
-        clusters = _clusters([first[key][0] for key in keys])
-        groups.append(Group(task, ability, num_samples, clusters, models, modality if by else None))
+        groups.append(Group(task, ability, num_samples, clusters[place], models, modality if by else None))
     return groups
 
 
@@ -197,11 +201,3 @@ def _share(samples: Sequence[Record], half: int) -> float | None:
         if one["status"] != UNSCORED and one.get("sample", place) % NUM_HALVES == half
     ]
     return sum(judged) / len(judged) if judged else None
-
-
-def _clusters(records: Sequence[Record]) -> Int[np.ndarray, " n"] | None:
-    names = [record.get("cluster") for record in records]
-    if all(name is None for name in names):
-        return None
-    labels = [f"prompt {place}" if name is None else f"cluster {name}" for place, name in enumerate(names)]
-    return np.unique(labels, return_inverse=True)[1]

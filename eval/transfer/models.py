@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from eval.compare.alike import RECORDS_FILE, check_alike
 from eval.replies.outcomes import Outcome, outcomes
 from eval.statistics.pairing import Entry
+from eval.statistics.strata import number_clusters
 from tracking.command import did_you_mean
 from tracking.records import read_records
 
@@ -61,6 +62,29 @@ def parse_trained(name: str, modalities: Sequence[str]) -> Trained:
     return Trained(method=" ".join(filter(None, (PREFIXES[prefix], variant))), on=places[place])
 
 
+def check_names(modalities: Sequence[str]) -> None:
+    """Refuses modalities that names of models cannot tell apart.
+
+    Raises:
+        ValueError: for two modalities with one spelling, one that is spelled as a mixture, and one without a letter.
+    """
+    spelled: dict[str, str] = {}
+    for modality in modalities:
+        place = slug(modality)
+        fault = None
+        if not place:
+            fault = "which says nothing; expected a name with Latin letters or digits"
+        elif place in MIXED:
+            fault = "which stands for a mixture"
+        elif place in spelled:
+            fault = f"as does {spelled[place]!r}"
+        if fault is not None:
+            raise ValueError(
+                f"modality {modality!r} gives models the name 'data-{place}', {fault}; rename it in the prompts"
+            )
+        spelled[place] = modality
+
+
 def slug(text: str) -> str:
     """Returns a name in lower case, its words joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")
@@ -73,7 +97,7 @@ class Answers:
     values: Mapping[str, Mapping[str, Float[np.ndarray, "seeds n columns"]]]
     """Model -> modality -> the share of samples that are right; NaN where none was judged."""
     clusters: Mapping[str, Int[np.ndarray, " n"] | None]
-    """Modality -> index of each prompt's cluster; None if prompts are independent."""
+    """Modality -> number of each prompt's cluster, the same in all modalities; None if prompts are independent."""
     trained: Mapping[str, Trained]
     """Model -> its training; without the start."""
     start: str
@@ -110,6 +134,7 @@ def collect(entries: Sequence[Entry], start: str) -> Answers:
             f'{entries[0].directory}: the prompts have {named} as modality; expected two or more in `meta: {{"modality"'
             ": …}`, evaluated with this version of eval.run"
         )
+    check_names(list(first))
     prompts = {modality: sorted(own) for modality, own in first.items()}
     for entry in entries:
         if {modality: sorted(own) for modality, own in by_label[entry.label].items()} != prompts:
@@ -130,16 +155,10 @@ def collect(entries: Sequence[Entry], start: str) -> Answers:
             }
             for name in names
         },
-        clusters={
-            modality: _clusters([first[modality][key].cluster for key in keys]) for modality, keys in prompts.items()
-        },
+        clusters=number_clusters(
+            {modality: [first[modality][key].cluster for key in keys] for modality, keys in prompts.items()}
+        ),
         trained={name: parse_trained(name, list(prompts)) for name in names if name != start},
         start=start,
         seeded=frozenset(entry.name for entry in entries if entry.seed is not None),
     )
-
-
-def _clusters(names: Sequence[str | None]) -> Int[np.ndarray, " n"] | None:
-    places: dict[object, int] = {}
-    numbers = [places.setdefault((place,) if name is None else name, len(places)) for place, name in enumerate(names)]
-    return np.array(numbers) if len(places) < len(numbers) else None

@@ -11,9 +11,9 @@ import pytest
 from eval.statistics.intervals import holm
 from eval.statistics.pooled import Term, contrast
 from eval.statistics.simulation import Setting, World
-from eval.statistics.strata import Stratum, stratified
+from eval.statistics.strata import Stratum, number_clusters, stratified
 from eval.transfer.command import main
-from eval.transfer.models import RL, SFT, Answers, Trained, parse_trained
+from eval.transfer.models import RL, SFT, Answers, Trained, check_names, parse_trained
 from eval.transfer.tables import OTHERS, OWN, OWN_LESS_OTHERS, POOLED, RL_LESS_SFT, estimate
 from tracking.run import open_run
 
@@ -176,3 +176,43 @@ def test_the_planted_matrix_is_found_at_calibrated_error() -> None:
     planted = np.array([look in (trained_on, PARTNER.get(trained_on)) for trained_on, look in cells])
     assert corrected[~planted].any(0).mean() <= 0.065
     assert corrected[planted].mean() > 0.9 and corrected[~planted].mean() < 0.02
+
+
+def test_a_cluster_in_two_strata_counts_once() -> None:
+    """Two strata with equal answers to the same clusters know as much as one of them."""
+    rng = np.random.default_rng(0)
+    right = (rng.random((2, 200, 1)) < 0.5).astype(float)
+
+    def strata(second: int) -> list[Stratum]:
+        return [
+            Stratum(
+                terms={
+                    "a": Term(coefficient=0.5, values=right[:1], trained=False),
+                    "b": Term(coefficient=-0.5, values=right[1:], trained=False),
+                },
+                clusters=np.arange(200) + offset,
+            )
+            for offset in (0, second)
+        ]
+
+    shared, apart = stratified(strata(0)), stratified(strata(200))
+    difference = (right[0] - right[1])[:, 0]
+    alone = difference.std(ddof=1) / np.sqrt(200)
+    assert shared.standard_error[0] == pytest.approx(alone, rel=0.01)
+    assert apart.standard_error[0] == pytest.approx(alone / np.sqrt(2), rel=0.01)
+    assert (shared.num_clusters[0], apart.num_clusters[0]) == (199, 399)
+
+
+def test_clusters_have_one_number_in_all_strata() -> None:
+    found = number_clusters({"x": ["p", None, "q"], "y": ["q", None]})
+    assert [list(own) for own in found.values() if own is not None] == [[0, 1, 2], [2, 3]]
+    assert number_clusters({"x": ["p", None], "y": ["q", None]}) == {"x": None, "y": None}
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [(["X-ray", "x_ray"], "as does 'X-ray'"), (["CT", "All"], "a mixture"), (["超声", "CT"], "Latin letters")],
+)
+def test_modalities_that_names_cannot_tell_apart_are_refused(modalities: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_names(modalities)
