@@ -160,9 +160,9 @@ def pocket_prompts(made_once: Callable[[str, Callable[[Path], object]], Path]) -
 
 @pytest.fixture(scope="session")
 def wide_headed_pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained pocket checkpoint with heads of 32, which vLLM's attention on CPUs takes (not the default 16)."""
+    """An untrained pocket checkpoint of three layers with heads of 32: vLLM on CPUs refuses the default 16."""
     directory = tmp_path_factory.mktemp("wide-headed") / "checkpoint"
-    write_pocket_checkpoint(directory, shape=PocketShape(num_heads=4, num_kv_heads=2), seed=0)
+    write_pocket_checkpoint(directory, shape=PocketShape(num_layers=3, num_heads=4, num_kv_heads=2), seed=0)
     return directory
 
 

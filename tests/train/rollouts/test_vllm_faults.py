@@ -46,7 +46,7 @@ def _forget_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = CheckedGeneration._iter_named_params
 
     def without_one(self: Any) -> Any:
-        yield from (pair for pair in pairs(self) if "layers.5.mlp.down_proj" not in pair[0])
+        yield from (pair for pair in pairs(self) if "layers.2.mlp.down_proj" not in pair[0])
 
     monkeypatch.setattr(CheckedGeneration, "_iter_named_params", without_one)
 
@@ -58,7 +58,7 @@ def _round_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def damaged(self: Any) -> Any:
         for name, tensor in pairs(self):
-            if "layers.5.mlp.down_proj" in name:
+            if "layers.2.mlp.down_proj" in name:
                 model = self._engine_model()
                 model.load_weights([(name, tensor)])
                 load = model.load_weights
@@ -89,8 +89,8 @@ def _another_template(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (_expand_twice, r"vLLM read another prompt than the trainer scores: .* tokens in the trainer and"),
         (_swap_pictures, r"different log-probabilities in prompts with pictures: .* no step was taken"),
-        (_forget_a_weight, r"the weight sync fills 0 of \d+ elements of vLLM's .*layers\.5\.mlp\.down_proj"),
-        (_round_a_weight, r"after the weight sync \d+ of \d+ elements of .*layers\.5\.mlp\.down_proj.* differ"),
+        (_forget_a_weight, r"the weight sync fills 0 of \d+ elements of vLLM's .*layers\.2\.mlp\.down_proj"),
+        (_round_a_weight, r"after the weight sync \d+ of \d+ elements of .*layers\.2\.mlp\.down_proj.* differ"),
         (_another_template, r"vLLM read another prompt than the trainer scores: .* differ from token [01] on"),
     ],
     ids=["pictures expanded twice", "a picture swapped", "a weight forgotten", "a weight rounded", "another template"],
