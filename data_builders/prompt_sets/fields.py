@@ -2,9 +2,11 @@
 
 modality=negative            prompts whose meta has this modality
 modality=negative,speckle    one of these
+
+A value may contain commas itself: what is between commas is joined to the longest value that a prompt has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from data_builders.prompt_sets.prompts import Prompt
 from tracking.command import did_you_mean
@@ -86,6 +88,7 @@ def select_prompts(prompts: Sequence[Prompt], entries: Sequence[str], *, where: 
     for entry in entries:
         name, values = parse_selection(entry)
         counts = check_field(prompts, name, where=where)
+        values = _join(values, {_spaced(value): value for value in counts})
         for value in values:
             if value not in counts:
                 listed = sorted(counts)
@@ -98,3 +101,20 @@ def select_prompts(prompts: Sequence[Prompt], entries: Sequence[str], *, where: 
     if not chosen:
         raise ValueError(f"{where} has no prompt for which all of {', '.join(entries)} hold; leave one of them out")
     return chosen
+
+
+def _join(parts: Sequence[str], present: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the values that the parts between commas stand for; a part that belongs to none is returned as it is."""
+    found: list[str] = []
+    start = 0
+    while start < len(parts):
+        ends = range(len(parts), start, -1)
+        end = next((end for end in ends if ", ".join(parts[start:end]) in present), start + 1)
+        text = ", ".join(parts[start:end])
+        found.append(present.get(text, text))
+        start = end
+    return tuple(found)
+
+
+def _spaced(value: str) -> str:
+    return ", ".join(part.strip() for part in value.split(","))
