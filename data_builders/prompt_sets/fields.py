@@ -6,6 +6,7 @@ modality=negative,speckle    one of these
 A value may contain commas itself: what is between commas is joined to the longest value that a prompt has.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from data_builders.prompt_sets.prompts import Prompt
@@ -32,8 +33,8 @@ def field_value(prompt: Prompt, name: str) -> str | None:
 
 
 def plain_name(text: str) -> str:
-    """Returns a value as names of arms and folders spell it: `Chest X-Ray` is `chest-x-ray`."""
-    return "-".join(text.lower().replace("_", " ").replace("-", " ").split())
+    """Returns a value as names of arms and folders spell it: `Chest X-Ray (AP)` is `chest-x-ray-ap`."""
+    return re.sub(r"[\W_]+", "-", text.casefold()).strip("-")
 
 
 def parse_selection(entry: str) -> tuple[str, tuple[str, ...]]:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_builders.prompt_sets.fields import plain_name
 from eval.compare.scope import LEVEL
 from eval.display.axes import RESOLUTION_DPI
 from eval.display.formatting import interval, points
-from eval.transfer.models import slug
 from tracking.product import partial_file
 
 if TYPE_CHECKING:
@@ -56,6 +56,6 @@ def draw(transfer: "pd.DataFrame", directory: Path) -> None:
         axes.set_title(f"evaluated on (less {own.iloc[0]['against']}, points)", fontsize=9.5)
         for side in axes.spines.values():
             side.set_visible(False)
-        with partial_file(directory / f"transfer-{slug(str(method))}.png") as partial:
+        with partial_file(directory / f"transfer-{plain_name(str(method))}.png") as partial:
             figure.savefig(partial, dpi=RESOLUTION_DPI, format="png", metadata={"Software": None})
         plt.close(figure)

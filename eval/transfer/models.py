@@ -7,13 +7,13 @@
 Names are compared without case, blanks and signs: `data-chest-x-ray` was trained on `Chest X-Ray`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_builders.prompt_sets.fields import plain_name
 from eval.compare.alike import RECORDS_FILE, check_alike
 from eval.replies.outcomes import Outcome, outcomes
 from eval.statistics.pairing import Entry
@@ -49,8 +49,8 @@ def parse_trained(name: str, modalities: Sequence[str]) -> Trained:
     if name == FULL:
         return Trained(method=RL, on=ALL)
     prefix, _, rest = name.partition("-")
-    places = {**{slug(modality): modality for modality in modalities}, **{mixed: mixed for mixed in MIXED}}
-    matching = [place for place in places if f"{slug(rest)}-".startswith(f"{place}-")]
+    places = {**{plain_name(modality): modality for modality in modalities}, **{mixed: mixed for mixed in MIXED}}
+    matching = [place for place in places if f"{plain_name(rest)}-".startswith(f"{place}-")]
     if prefix not in PREFIXES or not matching:
         known = [f"{prefix if prefix in PREFIXES else 'data'}-{place}" for place in places]
         raise ValueError(
@@ -58,7 +58,7 @@ def parse_trained(name: str, modalities: Sequence[str]) -> Trained:
             f"{did_you_mean(name, known)}"
         )
     place = max(matching, key=len)
-    variant = slug(rest)[len(place) + 1 :]
+    variant = plain_name(rest)[len(place) + 1 :]
     return Trained(method=" ".join(filter(None, (PREFIXES[prefix], variant))), on=places[place])
 
 
@@ -70,10 +70,10 @@ def check_names(modalities: Sequence[str]) -> None:
     """
     spelled: dict[str, str] = {}
     for modality in modalities:
-        place = slug(modality)
+        place = plain_name(modality)
         fault = None
         if not place:
-            fault = "which says nothing; expected a name with Latin letters or digits"
+            fault = "which says nothing; expected a name with letters or digits"
         elif place in MIXED:
             fault = "which stands for a mixture"
         elif place in spelled:
@@ -83,11 +83,6 @@ def check_names(modalities: Sequence[str]) -> None:
                 f"modality {modality!r} gives models the name 'data-{place}', {fault}; rename it in the prompts"
             )
         spelled[place] = modality
-
-
-def slug(text: str) -> str:
-    """Returns a name in lower case, its words joined by hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +111,8 @@ def collect(entries: Sequence[Entry], start: str) -> Answers:
     """Reads all evaluations, prompt by prompt in one order, whatever task a prompt belongs to.
 
     Raises:
-        ValueError: if they were not asked alike, if prompts have fewer than two modalities, or for a model's name.
+        ValueError: if they were not asked alike, if prompts have fewer than two modalities or one has none, or for a
+            model's name.
     """
     check_alike(entries)
     by_label: dict[str, dict[str, dict[str, Outcome]]] = {}
@@ -126,7 +122,12 @@ def collect(entries: Sequence[Entry], start: str) -> Answers:
         found = by_label.setdefault(entry.label, {})
         for outcome in outcomes(records):
             found.setdefault(of_prompt[outcome.key], {})[outcome.key] = outcome
-        found.pop("", None)
+        without = found.pop("", {})
+        if without and found:
+            raise ValueError(
+                f"{entry.directory}: {len(without)} prompts have no modality, the first is {next(iter(without))}; "
+                'expected `meta: {"modality": …}` in every prompt'
+            )
     first = by_label[entries[0].label]
     if len(first) < 2:
         named = f"only {next(iter(first))}" if first else "none"
@@ -158,7 +159,23 @@ def collect(entries: Sequence[Entry], start: str) -> Answers:
         clusters=number_clusters(
             {modality: [first[modality][key].cluster for key in keys] for modality, keys in prompts.items()}
         ),
-        trained={name: parse_trained(name, list(prompts)) for name in names if name != start},
+        trained=_trainings([name for name in names if name != start], list(prompts)),
         start=start,
         seeded=frozenset(entry.name for entry in entries if entry.seed is not None),
     )
+
+
+def _trainings(names: Sequence[str], modalities: Sequence[str]) -> dict[str, Trained]:
+    """Returns the training of every model.
+
+    Raises:
+        ValueError: if a name says none, or two names say the same one.
+    """
+    found: dict[str, Trained] = {}
+    for name in names:
+        own = parse_trained(name, modalities)
+        for twin, its in found.items():
+            if its == own:
+                raise ValueError(f"models {twin} and {name} had one training, {own.method} on {own.on}; leave one out")
+        found[name] = own
+    return found

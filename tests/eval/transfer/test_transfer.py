@@ -124,6 +124,11 @@ def test_prompts_without_modalities_and_other_prompts_are_refused(tmp_path: Path
         main([f"sft={single}", f"data-outline={single}", *out])
     with pytest.raises(ValueError, match="data-outline and sft answered different prompts"):
         main([f"sft={sft}", f"data-outline={single}", *out])
+    partly = write_model(tmp_path / "partly", {**flat, "": START}, seed=1)
+    with pytest.raises(ValueError, match="partly: 160 prompts have no modality, the first is t/0; expected"):
+        main([f"sft={partly}", f"data-outline={partly}", *out])
+    with pytest.raises(ValueError, match="models full and data-all had one training, rl on all; leave one out"):
+        main([f"sft={sft}", f"full={other}", f"data-all={other}", *out])
     with pytest.raises(ValueError, match="evaluated with different prompt_style"):
         main([f"sft={sft}", f"data-outline={write_model(tmp_path / 'x', flat, seed=1, prompt_style='p')}", *out])
     with pytest.raises(ValueError, match="baseline 'base' is not among the models"):
@@ -211,7 +216,7 @@ def test_clusters_have_one_number_in_all_strata() -> None:
 
 @pytest.mark.parametrize(
     ("modalities", "message"),
-    [(["X-ray", "x_ray"], "as does 'X-ray'"), (["CT", "All"], "a mixture"), (["超声", "CT"], "Latin letters")],
+    [(["X-ray", "x_ray"], "as does 'X-ray'"), (["CT", "All"], "a mixture"), (["–", "CT"], "letters or digits")],
 )
 def test_modalities_that_names_cannot_tell_apart_are_refused(modalities: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
