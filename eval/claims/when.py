@@ -9,7 +9,8 @@ fine-tuning "expands support and makes RL effective". The rules read
     --transfer FOLDER    of eval.transfer: the pooled contrasts
 
 A rule expects a difference that is positive, negative, none (the 90 % interval lies within 5 points of zero), not
-positive or not negative (its end lies within 5 points). P-values are Holm-corrected over all statements together.
+positive or not negative (its end lies within 5 points). A p-value that its own table has corrected is quoted, so that a
+difference has the same one everywhere; the others are Holm-corrected together.
 """
 
 from collections.abc import Iterator, Mapping
@@ -167,10 +168,9 @@ def when_table(tables: Mapping[str, Tables]) -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame([*_vision(tables.get("tower")), *_support(tables.get("support")), *_transfer(tables)])
-    for column in ("difference", "low", "high", "p", "equivalent_within", "n", "num_seeds"):
+    for column in ("difference", "low", "high", "p", "p_holm", "equivalent_within", "n", "num_seeds"):
         table[column] = table[column].astype(float) if column in table else np.nan
-    table["p_holm"] = np.nan
-    tested = table["p"].notna()
+    tested = table["p"].notna() & table["p_holm"].isna()
     if tested.any():
         table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy(float))
     table["verdict"] = [judge(row) for row in table.to_dict("records")]
@@ -211,7 +211,8 @@ def _numbers(rows: "pd.DataFrame", value: str, *, sign: float = 1.0) -> Row | No
         return None
     row = rows.iloc[0]
     ends = sorted((sign * row["low"], sign * row["high"]))
-    numbers = {name: row[name] for name in ("p", "equivalent_within", "n", "num_seeds", "scope")}
+    known = ("p", "p_holm", "equivalent_within", "n", "num_seeds", "scope")
+    numbers = {name: row[name] for name in known if name in row}
     return {"difference": sign * row[value], "low": ends[0], "high": ends[1], **numbers}
 
 
@@ -240,7 +241,7 @@ def _vision(tables: Tables | None) -> Iterator[Row]:
         # The tables have the 95 % interval alone; over many pictures, the 90 % one is narrower by this factor.
         narrower = NormalDist().inv_cdf(CONFIDENCE) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
         within = abs(row["difference"]) + narrower * (row["difference"] - row["low"])
-        numbers = {name: row[name] for name in ("difference", "low", "high", "p", "n")}
+        numbers = {name: row[name] for name in ("difference", "low", "high", "p", "p_holm", "n") if name in row}
         yield _row(TOWER_SEES, f"{model}, {probe}", str(rival["model"]),
                    {**numbers, "equivalent_within": within, "num_seeds": 1, "scope": CHECKPOINTS})  # fmt: skip
 

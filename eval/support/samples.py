@@ -124,7 +124,8 @@ def collect(entries: Sequence[Entry], by: str | None = None, k: int | None = Non
     check_alike(entries)
     by_label = {entry.label: _by_prompt(entry, by) for entry in entries}
     first = by_label[entries[0].label]
-    places = list(dict.fromkeys(key[:3] for key in first))
+    named = list(dict.fromkeys(key[:2] for key in first))
+    places = sorted({key[:3] for key in first}, key=lambda place: (named.index(place[:2]), place[2]))
     clusters = number_clusters(
         {place: [first[key][0].get("cluster") for key in first if key[:3] == place] for place in places}
     )

@@ -136,7 +136,7 @@ def collect(entries: Sequence[Entry], start: str) -> Answers:
             ": …}`, evaluated with this version of eval.run"
         )
     check_names(list(first))
-    prompts = {modality: sorted(own) for modality, own in first.items()}
+    prompts = {modality: sorted(first[modality]) for modality in sorted(first)}
     for entry in entries:
         if {modality: sorted(own) for modality, own in by_label[entry.label].items()} != prompts:
             raise ValueError(f"{entry.label} and {entries[0].label} answered different prompts")

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from eval.claims.command import main
+from eval.statistics.intervals import holm
 from eval.support.gaps import DIFFERENCE, SOMETIMES_LESS_NEVER, WITH, WITHOUT
 from tracking.tables import read_table
 
@@ -112,6 +114,16 @@ def test_results_against_the_paper_contradict_it_and_missing_ones_are_not_measur
     assert found["RL does not raise pass@K"] == "contradicted"
     assert found["RL helps little where the start has no support"] == "contradicted"
     assert found["RL on one modality helps on the others"] == "not measured"
+
+
+def test_a_difference_has_the_corrected_p_value_of_its_table(tmp_path: Path) -> None:
+    support = write_support(tmp_path / "support")
+    pd.read_csv(support / "gaps.csv").assign(p_holm=0.0321).to_csv(support / "gaps.csv", index=False)
+    main(["--support", str(support), "--output-dir", str(tmp_path / "claims")])
+    table = read_table(tmp_path / "claims" / "when_rl_helps.csv").set_index("statement")
+    assert table.loc["RL helps more with support than without", "p_holm"] == 0.0321
+    alone = table[table["p"].notna() & (table["p_holm"] != 0.0321)]
+    np.testing.assert_allclose(alone["p_holm"], holm(alone["p"].to_numpy(float)))
 
 
 def test_folders_of_other_commands_are_refused(tmp_path: Path) -> None:
