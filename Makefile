@@ -1,7 +1,7 @@
 # make pocket          runs the whole necessity experiment on the pocket model, on two CPU cores
 # make study           runs the pocket study with every probe, splice and comparison, on one machine
 # make layers          trains and freezes every layer of the pocket model on its own, in about 40 minutes
-# make modalities      asks when RL helps: RL and SFT on four kinds of pictures, with one page, in under 25 minutes
+# make modalities      asks when RL helps: RL and SFT on four kinds of pictures, with one page, in about 15 minutes
 # make calibrate       runs every instrument on models with known answers, and writes planted against found
 # make test            runs the quick tests; make test-all runs the slow ones too
 # make setup           creates .venv with the locked packages
