@@ -251,7 +251,7 @@ def _support(tables: Tables | None) -> Iterator[Row]:
         yield from (_row(statement, "", "", None) for statement in OF_RL.values())
         return
     changes, bins = (_together(tables[name]) for name in ("changes", "bins"))
-    start = str(changes["against"].iloc[0])
+    start = str(tables["changes"]["against"].iloc[0])
     passes = changes[changes["metric"] == PASS]
     at_all = passes[passes["k"] == passes["k"].max()]
     yield _row(SFT_SUPPORT, start, BASE, _numbers(at_all[at_all["model"] == BASE], "value", sign=-1.0))
@@ -273,9 +273,11 @@ def _support(tables: Tables | None) -> Iterator[Row]:
 
 
 def _together(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns the rows over all modalities; those of the one modality if there is no other."""
+    """Returns the rows over all modalities; those of the one modality if there is no other, else none."""
     own = table[(table["task"] == ALL) & (table["modality"] == ALL)]
-    return table[table["task"] != ALL] if own.empty else own
+    single = table[table["task"] != ALL]
+    alone = len(single[["task", "ability", "modality"]].drop_duplicates()) == 1
+    return single if own.empty and alone else own
 
 
 def _transfer(tables: Mapping[str, Tables]) -> Iterator[Row]:

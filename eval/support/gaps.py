@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 WITH, WITHOUT, DIFFERENCE = "with support", "without support", "with less without"
 """Rows over the modalities in which the start's support was found, or shown to be none, and of their difference."""
+BIN_COLUMNS = (
+    "task", "ability", "modality", "model", "against", "num_seeds", "num_samples", "bin", "start_rate", "rate", "n",
+    "gain", "standard_error", "low", "high", "scope", "p", "equivalent_within",
+)  # fmt: skip
 MIN_IN_BIN = 10
 """Fewer prompts give intervals of many times the gain."""
 NEVER, ALWAYS, SOMETIMES_LESS_NEVER = "0", "1", "sometimes less never"
@@ -187,7 +191,8 @@ def bin_table(groups: Sequence[Group], baseline: str) -> "pd.DataFrame":
                 if found.n[0]:
                     levels = {} if label == SOMETIMES_LESS_NEVER else _levels(strata, name, baseline)
                     rows.append({**head, "bin": label, **levels, **_gained(found)})
-    table = pd.DataFrame(rows)
+    # With few prompts there may be no row at all; the table then still has its columns.
+    table = pd.DataFrame(rows, columns=None if rows else list(BIN_COLUMNS))
     table["p_holm"] = np.nan
     tested = table[table["p"].notna()]
     for _, family in tested.groupby([tested["bin"] == SOMETIMES_LESS_NEVER, tested["task"] == ALL]):

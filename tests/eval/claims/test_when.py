@@ -114,6 +114,17 @@ def test_results_against_the_paper_contradict_it_and_missing_ones_are_not_measur
     assert found["RL on one modality helps on the others"] == "not measured"
 
 
+def test_no_modality_stands_for_all_if_there_is_no_mean_over_them(tmp_path: Path) -> None:
+    """Abilities with different numbers of samples have no common pass@K, so `changes.csv` has no row of all."""
+    support = write_support(tmp_path / "support")
+    changes = pd.read_csv(support / "changes.csv").assign(task="t")
+    for modalities, verdict in ((("x", "y"), "not measured"), (("x",), "supported")):
+        rows = [changes.assign(modality=modality) for modality in modalities]
+        pd.concat(rows).to_csv(support / "changes.csv", index=False)
+        main(["--support", str(support), "--output-dir", str(tmp_path / verdict)])
+        assert verdicts(tmp_path / verdict)["RL raises accuracy@1"] == verdict
+
+
 def test_folders_of_other_commands_are_refused(tmp_path: Path) -> None:
     transfer = write_transfer(tmp_path / "transfer", 0.1, 0.1)
     out = ["--output-dir", str(tmp_path / "claims")]
