@@ -56,15 +56,28 @@ class Source:
     """Table -> the columns that it must have."""
 
 
+TESTED = ("low", "high", "p", "equivalent_within", "n", "num_seeds", "scope")
+BY_MODALITY = ("task", "ability", "modality", "model", *TESTED)
 FILES = {
     "tower": Source(
-        command="eval.tower", tables={"tower": ("model", "cv_accuracy"), "differences": ("against", "family")}
+        command="eval.tower",
+        tables={
+            "tower": ("probe", "model", "layer", "cv_accuracy"),
+            "differences": ("probe", "layer", "model", "against", "family", "difference", "low", "high", "p", "n"),
+        },
     ),
     "support": Source(
         command="eval.support",
-        tables=dict.fromkeys(("changes", "gaps", "bins"), ("modality", "p", "equivalent_within")),
+        tables={
+            "changes": (*BY_MODALITY, "against", "metric", "k", "value"),
+            "gaps": (*BY_MODALITY, "gain"),
+            "bins": (*BY_MODALITY, "bin", "gain"),
+        },
     ),
-    "transfer": Source(command="eval.transfer", tables={"contrasts": ("question", "equivalent_within")}),
+    "transfer": Source(
+        command="eval.transfer",
+        tables={"contrasts": ("method", "question", "trained_on", "difference", *TESTED)},
+    ),
 }
 """Argument -> what is read from its folder."""
 
@@ -155,6 +168,8 @@ def read_folders(folders: Mapping[str, str]) -> dict[str, dict[str, "pd.DataFram
         found[name] = {
             file: read_current(Path(folder) / f"{file}.csv", command, needed) for file, needed in tables.items()
         }
+        if name == "support" and found[name]["changes"].empty:
+            raise ValueError(f"{Path(folder) / 'changes.csv'} has no rows; expected a model besides the baseline")
     return found
 
 

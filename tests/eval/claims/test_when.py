@@ -134,4 +134,10 @@ def test_folders_of_other_commands_are_refused(tmp_path: Path) -> None:
     pd.read_csv(support / "gaps.csv").drop(columns="equivalent_within").to_csv(support / "gaps.csv")
     with pytest.raises(ValueError, match=r"no column 'equivalent_within': an older eval.support wrote it"):
         main(["--support", str(support), *out])
+    changes = write_support(tmp_path / "changes") / "changes.csv"
+    table = pd.read_csv(changes)
+    for damaged, message in ((table.drop(columns="value"), "no column 'value'"), (table.iloc[:0], "has no rows")):
+        damaged.to_csv(changes, index=False)
+        with pytest.raises(ValueError, match=message):
+            main(["--support", str(changes.parent), *out])
     assert not (tmp_path / "claims").exists()
