@@ -49,6 +49,8 @@ TRAINED = ("vision", "vision-to-reasoning", "vision-to-reasoning")
 """Abilities in the splits sft and rl, in rotation."""
 PROBED = ("probe_train", "probe_test")
 NUM_PREVIEWED = 8
+MOST_SHARE = 1000
+"""Looks are drawn in rotations of as many samples as the shares sum to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,8 @@ def read_shares(name: str, entries: list[str]) -> dict[str, int]:
         if look in shares:
             raise ValueError(f"{name} names {look} twice; expected each look once")
         shares[look] = int(share)
+        if shares[look] > MOST_SHARE:
+            raise ValueError(f"{name}: {entry!r} is too large; expected at most {look}={MOST_SHARE}")
     if not any(shares.values()):
         raise ValueError(f"{name} is {entries}; expected at least one look with a share above 0")
     return {look: shares.get(look, 0) for look in LOOKS}

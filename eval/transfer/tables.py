@@ -32,6 +32,12 @@ POOLED = "pooled"
 RL_LESS_SFT = "rl less sft"
 SMALLEST_WEIGHT = 1e-12
 """Coefficients below it have cancelled."""
+CONTRAST_COLUMNS = (
+    "method", "question", "trained_on", "num_modalities", "num_seeds", "family", "n", "difference", "standard_error",
+    "low", "high", "p", "scope", "detectable", "equivalent_within", "prompt_error", "seed_error", "num_clusters",
+    "seed_degrees", "p_holm", "low_holm", "high_holm",
+)  # fmt: skip
+"""Of `contrasts.csv`, also if no model was trained on one modality and it has no rows."""
 LARGEST = 2.0
 """The largest difference between two differences of shares."""
 
@@ -122,7 +128,9 @@ def contrast_table(answers: Answers) -> "pd.DataFrame":
                         **_tested(estimate(answers, weights)),
                     }
                 )
-    return add_corrected(pd.DataFrame(rows), largest=LARGEST) if rows else pd.DataFrame(columns=["method"])
+    if not rows:
+        return pd.DataFrame(columns=list(CONTRAST_COLUMNS))
+    return add_corrected(pd.DataFrame(rows), largest=LARGEST)
 
 
 def _compared(answers: Answers) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:

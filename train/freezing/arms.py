@@ -126,6 +126,8 @@ def _parse_own(text: str, name: str, expressions: str, partition: Partition) -> 
         raise ValueError(
             f"arm {text!r} is malformed; expected NAME=EXPRESSION+EXPRESSION, such as no-attn=mid.attn+late.attn"
         )
+    if split_word(name)[0]:
+        raise ValueError(f"arm {text!r} has the name of an arm by data; choose another name")
     try:
         expand_arm(name, partition)
     except ValueError:

@@ -87,6 +87,8 @@ def parse_data(word: str, modalities: Sequence[str] | None) -> ArmData:
         return ArmData(method=method, part=part)
     if part == BOUNDARY:
         raise ValueError(f"arm {word!r}: the prompts of eval.boundary are for GRPO; expected data-boundary")
+    if part != plain_name(part):
+        raise ValueError(f"arm {word!r} is spelt {match['method']}-{plain_name(part)}, in lower case with hyphens")
     if modalities is None:
         return ArmData(method=method, part=part)
     by_name = {plain_name(modality): modality for modality in modalities}

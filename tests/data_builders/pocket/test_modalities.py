@@ -155,6 +155,7 @@ def test_a_drawn_order_keeps_the_shares() -> None:
         (["--sft_shares", "outline"], "sft_shares: 'outline' has no whole number"),
         (["--base_shares", "outline=1", "outline=2"], "base_shares names outline twice"),
         (["--base_shares", "outline=0"], "expected at least one look with a share above 0"),
+        (["--base_shares", "outline=99999999999"], "is too large; expected at most outline=1000"),
         (["--num_rl_per_look", "0"], "num_rl_per_look is 0"),
     ],
 )

@@ -126,6 +126,17 @@ def test_a_difference_has_the_corrected_p_value_of_its_table(tmp_path: Path) -> 
     np.testing.assert_allclose(alone["p_holm"], holm(alone["p"].to_numpy(float)))
 
 
+def test_no_modality_stands_for_all_if_there_is_no_mean_over_them(tmp_path: Path) -> None:
+    """Abilities with different numbers of samples have no common pass@K, so `changes.csv` has no row of all."""
+    support = write_support(tmp_path / "support")
+    changes = pd.read_csv(support / "changes.csv").assign(task="t")
+    for modalities, verdict in ((("x", "y"), "not measured"), (("x",), "supported")):
+        rows = [changes.assign(modality=modality) for modality in modalities]
+        pd.concat(rows).to_csv(support / "changes.csv", index=False)
+        main(["--support", str(support), "--output-dir", str(tmp_path / verdict)])
+        assert verdicts(tmp_path / verdict)["RL raises accuracy@1"] == verdict
+
+
 def test_folders_of_other_commands_are_refused(tmp_path: Path) -> None:
     transfer = write_transfer(tmp_path / "transfer", 0.1, 0.1)
     out = ["--output-dir", str(tmp_path / "claims")]
@@ -135,4 +146,10 @@ def test_folders_of_other_commands_are_refused(tmp_path: Path) -> None:
     pd.read_csv(support / "gaps.csv").drop(columns="equivalent_within").to_csv(support / "gaps.csv")
     with pytest.raises(ValueError, match=r"no column 'equivalent_within': an older eval.support wrote it"):
         main(["--support", str(support), *out])
+    changes = write_support(tmp_path / "changes") / "changes.csv"
+    table = pd.read_csv(changes)
+    for damaged, message in ((table.drop(columns="value"), "no column 'value'"), (table.iloc[:0], "has no rows")):
+        damaged.to_csv(changes, index=False)
+        with pytest.raises(ValueError, match=message):
+            main(["--support", str(changes.parent), *out])
     assert not (tmp_path / "claims").exists()

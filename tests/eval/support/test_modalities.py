@@ -15,6 +15,7 @@ from eval.support.guessing import guess_values, guesses, pass_at_k
 from eval.support.samples import GAP, GUESSING, PASS, SUPPORT
 from eval.support.tables import ALL, FOUND, NONE
 from tracking.run import open_run
+from tracking.tables import read_table
 
 OPTIONS = ("bird", "cat", "dog", "fish", "frog", "horse", "ship", "truck")
 K, NUM_PROMPTS = 4, 80
@@ -23,14 +24,14 @@ RATES = {"seen": 0.5, "half seen": 0.25, "unseen": 0.0}
 the same option."""
 
 
-def write_model(directory: Path, rates: dict[str, float], *, seed: int) -> Path:
+def write_model(directory: Path, rates: dict[str, float], *, seed: int, num_prompts: int = NUM_PROMPTS) -> Path:
     """Writes an evaluation: each reply says what the picture shows at a rate, otherwise what the model is used to."""
     rng, prompts = np.random.default_rng(seed), np.random.default_rng(7)
     used_to = rng.dirichlet(np.full(len(OPTIONS), 5.0))
     rows: list[dict[str, Any]] = []
     for modality, rate in rates.items():
         habit = used_to if rate else np.array([0.93, *[0.01] * 7])
-        for number in range(NUM_PROMPTS):
+        for number in range(num_prompts):
             shown, choices = str(prompts.choice(OPTIONS)), [str(own) for own in prompts.permutation(OPTIONS)]
             for sample in range(K):
                 said = shown if rng.random() < rate else str(rng.choice(OPTIONS, p=habit))
@@ -153,6 +154,14 @@ def test_the_influence_of_a_prompt_is_that_of_leaving_its_replies_out() -> None:
     assert values.mean() == pytest.approx(own.mean(), abs=1e-12)
     moved = np.array([(n - 1) * (own.mean() - mean_without(number)) for number in range(n)])
     np.testing.assert_allclose(values - own, moved, atol=0.1 * np.abs(moved).max())
+
+
+def test_a_few_prompts_have_tables_without_bins(tmp_path: Path) -> None:
+    models = [f"{name}={write_model(tmp_path / name, RATES, seed=0, num_prompts=3)}" for name in ("sft", "full")]
+    main([*models, "--by", "modality", "--output-dir", str(tmp_path / "out")])
+    bins = read_table(tmp_path / "out" / "bins.csv")
+    assert bins.empty and {"modality", "bin", "gain", "p", "equivalent_within", "p_holm"} <= set(bins.columns)
+    assert (tmp_path / "out" / "figures" / "gaps.png").is_file()
 
 
 def test_prompts_without_a_modality_are_refused(tmp_path: Path) -> None:

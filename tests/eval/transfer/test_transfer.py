@@ -66,6 +66,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_study(tmp_path_factory.mktemp("transfer"), apart=False)
 
 
+def test_models_of_all_modalities_have_no_contrasts_and_a_table_that_can_be_read(study: Path, tmp_path: Path) -> None:
+    models = [f"{name}={write_model(tmp_path / name, dict.fromkeys(LOOKS, START), seed=1)}" for name in ("sft", "full")]
+    main([*models, "--output-dir", str(tmp_path / "out")])
+    contrasts = pd.read_csv(tmp_path / "out" / "contrasts.csv")
+    assert contrasts.empty and list(contrasts.columns) == list(pd.read_csv(study / "contrasts.csv").columns)
+
+
 def test_what_two_looks_share_is_found_and_nothing_else(study: Path) -> None:
     transfer = pd.read_csv(study / "transfer.csv")
     rl = transfer[transfer["method"] == RL]

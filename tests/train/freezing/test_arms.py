@@ -173,6 +173,9 @@ def test_the_arms_of_every_modality_are_spelt_for_folders() -> None:
         ("data-all:elements-changed", MODALITIES, "expected freeze-EXPRESSION or only-EXPRESSION"),
         ("data-all:freeze-mdi", MODALITIES, "'freeze-mdi' is unknown"),
         ("data-all:", MODALITIES, "ends with a colon"),
+        ("data-Negative", MODALITIES, "is spelt data-negative"),
+        ("data-negative=mid", MODALITIES, "has the name of an arm by data"),
+        ("sft-mine=mid", (), "has the name of an arm by data"),
     ],
 )
 def test_a_wrong_arm_by_data_is_refused(text: str, modalities: tuple[str, ...], message: str) -> None:
@@ -185,7 +188,7 @@ def test_a_wrong_arm_by_data_is_refused(text: str, modalities: tuple[str, ...], 
     [
         (["negative", "Negative"], "named twice"),
         (["all"], "another arm's name"),
-        (["a/b"], "gives no name"),
+        (["/"], "gives no name"),
     ],
 )
 def test_modalities_that_name_no_arm_of_their_own_are_refused(modalities: list[str], message: str) -> None:
