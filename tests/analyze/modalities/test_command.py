@@ -112,6 +112,6 @@ def test_the_page_reads_the_tables_that_eval_support_writes(tmp_path: Path, caps
         models.append(f"data-all@{seed}={folder}")
     support([*models, "--by", "modality", "--output-dir", str(tmp_path / "study" / "support")])
     page, said = run(tmp_path / "study", tmp_path / "out", capsys)
-    assert "2 of 3: RL helped in seen (support found) and half seen (support found)" in said
+    assert "2 of 3: RL helped in half seen (support found) and seen (support found)" in said
     assert "on prompts that the start sometimes solves than on prompts that it never does" in page
     assert page.count("<svg") == 3 and "What SFT added" not in page
