@@ -17,6 +17,8 @@ as in three of four layers of Qwen3.5) have no attention weights; their masses a
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +43,32 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 assert (*KEY_SEGMENTS[:-1], "earlier", "self") == SEGMENTS
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the attention of one layer was computed from, and SDPA's output."""
+
+    module: torch.nn.Module
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attention_mask: torch.Tensor | None
+    scale: float
+    output: torch.Tensor
+
+    @property
+    def layer(self) -> int:
+        return int(self.module.layer_idx)  # type: ignore[arg-type]
+
+    @cached_property
+    def keys(self) -> torch.Tensor:
+        """The keys in fp32."""
+        return self.key.float()
+
+    def scores(self, index: Int[torch.Tensor, "rows chunk"]) -> Float[torch.Tensor, "rows heads chunk tokens"]:
+        """Returns the scores of some queries before the softmax, in fp32."""
+        return attention_scores(self.query, self.keys, self.attention_mask, index, self.scale)
+
+
 class SdpaObserver(ABC):
     """An attention function of Transformers that computes SDPA's output and looks at what went into it."""
 
@@ -60,20 +88,11 @@ class SdpaObserver(ABC):
         )
         with torch.no_grad():
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            self._observe(module, query, key, value, attention_mask, scale, output)
+            self._observe(Seen(module, query, key, value, attention_mask, scale, output))
         return output, None
 
     @abstractmethod
-    def _observe(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scale: float,
-        output: torch.Tensor,
-    ) -> None:
+    def _observe(self, seen: Seen) -> None:
         """Keeps what is wanted of one layer; without gradients."""
 
 
@@ -112,22 +131,15 @@ class AttentionMass(SdpaObserver):
         self._sum_errors = torch.zeros(len(segments), device=segments.device)
         self._output_errors: list[float] = []
 
-    def _observe(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scale: float,
-        output: torch.Tensor,
-    ) -> None:
+    def _observe(self, seen: Seen) -> None:
         """Accumulates this layer's masses."""
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        self._num_layers = int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-        assert query.shape[2] == key.shape[2] == self._members.shape[1], "masses need whole sequences without a cache"
-        assert layer not in self._layers, f"layer {layer} ran twice; one AttentionMass serves one forward pass"
-        self._layers[layer] = self._measure(query, key, value, attention_mask, scale, output)
+        self._num_layers = int(seen.module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+        num_tokens = self._members.shape[1]
+        assert seen.query.shape[2] == seen.key.shape[2] == num_tokens, "masses need whole sequences without a cache"
+        assert seen.layer not in self._layers, (
+            f"layer {seen.layer} ran twice; one AttentionMass serves one forward pass"
+        )
+        self._layers[seen.layer] = self._measure(seen)
 
     def result(self) -> Float[torch.Tensor, "rows parts layers heads measures"]:
         """Returns the means over each part's tokens, on the CPU; NaN for a missing part, image or attention matrix.
@@ -151,29 +163,21 @@ class AttentionMass(SdpaObserver):
         """The largest relative distance, over layers, between the output rebuilt from these weights and SDPA's."""
         return max(self._output_errors)
 
-    def _measure(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scale: float,
-        output: torch.Tensor,
-    ) -> torch.Tensor:
-        num_rows, num_heads, num_tokens, _ = query.shape
+    def _measure(self, seen: Seen) -> torch.Tensor:
+        num_rows, num_heads, num_tokens, _ = seen.query.shape
+        device = seen.query.device
         num_parts = self._weights.shape[1]
-        total = torch.zeros(num_rows, num_parts, num_heads, len(MEASURES), dtype=torch.float64, device=query.device)
-        squares = torch.zeros(2, dtype=torch.float64, device=query.device)
-        keys = key.float()
+        total = torch.zeros(num_rows, num_parts, num_heads, len(MEASURES), dtype=torch.float64, device=device)
+        squares = torch.zeros(2, dtype=torch.float64, device=device)
         step = max(1, CHUNK_ELEMENTS // (num_rows * num_heads * num_tokens))
         for start in range(0, self._query_index.shape[1], step):
             index = self._query_index[:, start : start + step]  # [rows, chunk]
-            scores = attention_scores(query, keys, attention_mask, index, scale)
+            scores = seen.scores(index)
             values = self._summarise(scores, index)  # [rows, heads, chunk, measures]
             total += torch.einsum("bhrm,bpr->bphm", values.double(), self._weights[:, :, start : start + step])
             if self._rebuild_output:
-                rebuilt = _grouped_matmul(scores.softmax(-1), value.float())
-                found = _take(output.transpose(1, 2), index).float()
+                rebuilt = _grouped_matmul(scores.softmax(-1), seen.value.float())
+                found = _take(seen.output.transpose(1, 2), index).float()
                 squares += torch.stack([(rebuilt - found).square().sum(), found.square().sum()]).double()
         if self._rebuild_output:
             self._output_errors.append(float((squares[0] / squares[1]).sqrt()))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 
-from analyze.attention.mass import CHUNK_ELEMENTS, KEY_SEGMENTS, SdpaObserver, attention_scores, chosen_positions
+from analyze.attention.mass import CHUNK_ELEMENTS, KEY_SEGMENTS, SdpaObserver, Seen, chosen_positions
 
 VISION, REPLY = KEY_SEGMENTS.index("vision"), KEY_SEGMENTS.index("reply")
 
@@ -78,39 +78,27 @@ class AttentionMaps(SdpaObserver):
         self._tokens = torch.zeros(len(tokens), *shape, device=segments.device)
         self._sum_errors = torch.zeros(len(tokens), device=segments.device)
 
-    def _observe(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scale: float,
-        output: torch.Tensor,
-    ) -> None:
+    def _observe(self, seen: Seen) -> None:
         """Keeps this layer's rows over the picture."""
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        layer = seen.layer
         assert layer not in self._parts, f"layer {layer} ran twice; the maps are those of one forward pass"
-        assert self._num_cached + query.shape[2] == key.shape[2], "maps need whole sequences"
-        assert not self._num_cached or attention_mask is not None, "a causal mask cannot be implied behind a cache"
-        means = self._read(layer, query, key.float(), attention_mask, scale)
+        assert self._num_cached + seen.query.shape[2] == seen.key.shape[2], "maps need whole sequences"
+        assert not self._num_cached or seen.attention_mask is not None, "a causal mask cannot be implied behind a cache"
+        means = self._read(seen)
         self._parts[layer] = (self._weights @ means).cpu()
         groups = [0, *(number for number, layers in enumerate(self._blocks, start=1) if layer in layers)]
         for row, chosen in enumerate(self._chosen):
             self._tokens[row, groups, : len(chosen)] += means[row, chosen]
 
-    def _read(
-        self, layer: int, query: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None, scale: float
-    ) -> Float[torch.Tensor, "rows queries cells"]:
+    def _read(self, seen: Seen) -> Float[torch.Tensor, "rows queries cells"]:
         """Returns the attention of every token of the replies to the cells, mean over heads."""
-        num_rows, num_heads, _, _ = query.shape
-        step = max(1, CHUNK_ELEMENTS // (num_rows * num_heads * keys.shape[2]))
+        num_rows, num_heads, _, _ = seen.query.shape
+        step = max(1, CHUNK_ELEMENTS // (num_rows * num_heads * seen.key.shape[2]))
         means = []
         for start in range(0, self._queries.shape[1], step):
             part = slice(start, start + step)
             queries = self._queries[:, part] - self._num_cached
-            scores = attention_scores(query, keys, attention_mask, queries, scale)
-            rows = scores.softmax(-1)  # [rows, heads, chunk, tokens]
+            rows = seen.scores(queries).softmax(-1)  # [rows, heads, chunk, tokens]
             errors = (rows.sum(-1) - 1).abs().amax((1, 2))
             self._sum_errors = torch.maximum(self._sum_errors, errors)
             index = self._cells[:, None, None].expand(-1, num_heads, rows.shape[2], -1)
@@ -118,7 +106,8 @@ class AttentionMaps(SdpaObserver):
             means.append(cells.mean(1))
             if self._keep_heads:
                 found = torch.einsum("bq,bhqc->bhc", self._weights[:, 0, part], cells).cpu()
-                self._heads[layer] = self._heads[layer] + found if layer in self._heads else found
+                heads = self._heads.get(seen.layer)
+                self._heads[seen.layer] = found if heads is None else heads + found
         return torch.cat(means, 1)
 
     @property
@@ -156,26 +145,15 @@ class AttentionRollout(SdpaObserver):
         self._state = torch.zeros(segments.shape[1], len(cells), device=segments.device)
         self._state[cells, torch.arange(len(cells), device=segments.device)] = 1
 
-    def _observe(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scale: float,
-        output: torch.Tensor,
-    ) -> None:
+    def _observe(self, seen: Seen) -> None:
         """Advances the rollout by one layer."""
         advanced = torch.empty_like(self._state)
-        keys = key.float()
-        num_tokens = query.shape[2]
-        step = max(1, CHUNK_ELEMENTS // (query.shape[1] * num_tokens))
-        positions = torch.arange(num_tokens, device=query.device)[None]
+        num_tokens = seen.query.shape[2]
+        step = max(1, CHUNK_ELEMENTS // (seen.query.shape[1] * num_tokens))
+        positions = torch.arange(num_tokens, device=seen.query.device)[None]
         for start in range(0, num_tokens, step):
             index = positions[:, start : start + step]
-            scores = attention_scores(query, keys, attention_mask, index, scale)
-            rows = scores[0].softmax(-1).mean(0)  # [chunk, tokens]
+            rows = seen.scores(index)[0].softmax(-1).mean(0)  # [chunk, tokens]
             advanced[start : start + step] = (rows @ self._state + self._state[start : start + step]) / 2
         self._state = advanced
 
