@@ -31,7 +31,6 @@ from data_builders.pocket.world import (
     content_of,
     draw_split,
     split_of,
-    teacher_response,
 )
 from data_builders.prompt_sets.prompts import Prompt, write_prompts
 from models.pocket import COLOURS, PLACES
@@ -179,18 +178,7 @@ def build_split(directory: Path, split: str, num: int, seed: int, shares: dict[s
             draw_look(sample.scene, look, f"{seed}/{sample.id}").save(directory / images[0])
             scenes.append(sample.scene)
             meta = {"modality": look} | ({} if split == "base" else {"kind": template(sample.question.text)})
-        prompts.append(
-            Prompt(
-                id=sample.id,
-                ability=sample.ability,
-                question=sample.question.text,
-                answer=sample.question.answer,
-                answer_kind=sample.question.answer_kind,
-                images=images,
-                response=teacher_response(sample.ability, sample.question, split),
-                meta=meta or None,
-            )
-        )
+        prompts.append(sample.prompt(split, images, meta or None))
     write_prompts(directory, split, prompts)
     return scenes[:NUM_PREVIEWED]
 

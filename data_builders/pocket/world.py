@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_builders.pocket.draw import Scene, count_colours, draw_scene, render, things_by_place
 from data_builders.prompt_sets.prompts import ABILITIES, Prompt, write_prompts
@@ -225,6 +226,19 @@ class Sample:
     """None for a text-only question."""
     question: Question
 
+    def prompt(self, split: str, images: tuple[str, ...], meta: dict[str, Any] | None = None) -> Prompt:
+        """Returns the sample as a prompt of a split, with the teacher's reply."""
+        return Prompt(
+            id=self.id,
+            ability=self.ability,
+            question=self.question.text,
+            answer=self.question.answer,
+            answer_kind=self.question.answer_kind,
+            images=images,
+            response=teacher_response(self.ability, self.question, split),
+            meta=meta,
+        )
+
 
 DrawSample = Callable[[str, str, random.Random], tuple[Scene | None, Question, str]]
 """Draws a sample of an ability in a split: scene, question and content."""
@@ -270,17 +284,7 @@ def build_split(directory: Path, split: str, num_samples: int, seed: int) -> Non
         if sample.scene is not None:
             images = (f"images/{sample.id}.png",)
             render(sample.scene).save(directory / images[0])
-        prompts.append(
-            Prompt(
-                id=sample.id,
-                ability=sample.ability,
-                question=sample.question.text,
-                answer=sample.question.answer,
-                answer_kind=sample.question.answer_kind,
-                images=images,
-                response=teacher_response(sample.ability, sample.question, split),
-            )
-        )
+        prompts.append(sample.prompt(split, images))
     write_prompts(directory, split, prompts)
 
 
