@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analyze.modalities.inputs import ALL, PASS, START, Evidence, Place, on_all, on_modality
+from analyze.modalities.inputs import START, Evidence, Place, on_all, on_modality
 from eval.compare.scope import LEVEL, MARGIN
 from eval.display.formatting import MINUS, NOTHING, change, format_difference, listed, points, probability
+from eval.support.gaps import DIFFERENCE, WITH, WITHOUT
+from eval.support.samples import PASS
+from eval.support.tables import ALL
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HELPED, HURT, NO_GAIN, OPEN = "helped", "hurt", "no gain", "not decidable"
-FOUND, NONE = "support found", "no support"
-"""Verdicts of eval.support on the start."""
-SPLIT = ("with support", "without support", "with less without")
+SPLIT = (WITH, WITHOUT, DIFFERENCE)
 """Modality of the rows of `gaps.csv` over modalities with and without support, and of their difference."""
 WITHIN = f"{100 * MARGIN:.0f} points"
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from analyze.report.inputs import Output, read_inputs
 from data_builders.prompt_sets.fields import plain_name
+from eval.claims.when import BASE
 from eval.compare.scope import read_current
+from eval.support.tables import ALL
 
 if TYPE_CHECKING:
     import pandas as pd
 
-START, BASE = "sft", "base"
-ALL = "all"
-"""Task, ability and modality of the rows over all modalities."""
+START = "sft"
 TABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "support": ("eval.support", "support.csv", ("modality", "metric", "verdict")),
     "changes": ("eval.support", "changes.csv", ("modality", "metric", "equivalent_within")),
@@ -35,8 +35,6 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 NEEDED = ("support", "gaps")
 REWARDED = ("data-all", "full", "rl")
 """Names of a model that RL trained on all modalities."""
-PASS, GUESSING, SUPPORT = "pass@k", "guessing", "support"
-"""Metrics in the tables of `eval.support`."""
 Place = tuple[str, str, str]
 """Task, ability, modality."""
 

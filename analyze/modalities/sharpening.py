@@ -3,14 +3,13 @@
 from typing import Any
 
 from analyze.modalities.answers import Answer, contrast_sentence, evidence_words, whole_share
-from analyze.modalities.inputs import ALL, Evidence, on_all
+from analyze.modalities.inputs import Evidence, on_all
 from analyze.report.parts import Figure, Part, Section, Table
 from eval.compare.scope import LEVEL, about
 from eval.display.forest import Mark, Panel, draw_forest
 from eval.display.formatting import NOTHING, change, format_difference, listed, points, probability
-
-SOMETIMES_LESS_NEVER = "sometimes less never"
-"""The row of `bins.csv` about prompts that the start sometimes solves, less those that it never does."""
+from eval.support.gaps import SOMETIMES_LESS_NEVER
+from eval.support.tables import ALL
 
 
 def sharpening_section(evidence: Evidence, answers: list[Answer]) -> Section:

@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from analyze.modalities.answers import FOUND, NONE, start_row
-from analyze.modalities.inputs import BASE, GUESSING, PASS, START, SUPPORT, Evidence, Place, on_all
+from analyze.modalities.answers import start_row
+from analyze.modalities.inputs import START, Evidence, Place, on_all
 from analyze.report.parts import Figure, Part, Section, Table
+from eval.claims.when import BASE
 from eval.compare.scope import MARGIN, about, covers
 from eval.display.forest import Mark, Panel, draw_forest
 from eval.display.formatting import change, format_difference, format_share, listed, percent, probability
+from eval.support.samples import GUESSING, PASS, SUPPORT
+from eval.support.tables import FOUND, NONE
 
 PASS_ONE, PASS_ALL, GUESS = "#56B4E9", "#0072B2", "#999999"
 

@@ -10,15 +10,13 @@ from data_builders.prompt_sets.fields import plain_name
 from eval.compare.scope import LEVEL
 from eval.display.forest import INK, LINE, SOFT
 from eval.display.formatting import change, points, probability
+from eval.transfer.models import RL, SFT
+from eval.transfer.tables import OTHERS, OWN, OWN_LESS_OTHERS, POOLED, RL_LESS_SFT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METHODS = {"rl": "RL", "sft": "SFT"}
-OWN, OTHERS, OWN_LESS_OTHERS = "own", "others", "own less others"
-POOLED = "pooled"
-RL_LESS_SFT = "rl less sft"
-"""Questions of `contrasts.csv`, and its rows over all modalities trained on."""
+METHODS = {RL: "RL", SFT: "SFT"}
 CELL, ROW, HEAD = 116, 44, 52
 """Width of a column, height of a row, height above the first row, in the drawing's units."""
 LETTER = 8.0
