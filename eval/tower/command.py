@@ -10,8 +10,8 @@ A model is a checkpoint, a hub id or a splice's recipe, `NAME=MODEL` or named af
 folder with one subfolder of pictures per class; a file of MedMNIST, of 28 to 224 pixels, grey or RGB (`archives.py`);
 the pictures of a prompt set, on which VLMs are evaluated too (`prompts.py`); or the pocket world's shapes. A published
 split is kept. Grades are probed as classes. Pictures with several findings (ChestMNIST) get a binary probe per finding:
-`accuracy` is the mean over findings, and macro AUC stands beside it. With `--by modality` every modality has probes of
-its own (`groups.py`).
+`accuracy` is the mean over findings, and the table also has the macro AUC. With `--by modality` each modality is probed
+separately (`groups.py`).
 
 Every run includes two baselines without training: `random`, towers of the same configuration with random weights from
 several seeds, and `pixels`, the pictures themselves, reduced to 32 x 32. `--encoder` adds encoders that saw pictures
