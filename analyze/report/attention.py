@@ -19,7 +19,8 @@ from analyze.report.parts import (
 from analyze.report.probes import FAILED
 from eval.compare.scope import LEVEL, about, counted_tests, in_this_run, verdict_of
 from eval.display.formatting import MINUS, change, interval, listed, percent, points, probability
-from eval.statistics.differences import CHECKPOINTS, POOLED, TRAINING
+from eval.statistics.differences import POOLED
+from eval.statistics.pooled import CHECKPOINTS, TRAINING
 from models.blocks import BLOCKS
 from tracking.tables import read_table
 

@@ -23,8 +23,9 @@ from eval.compare.sentences import (
     with_labels,
 )
 from eval.display.formatting import MINUS, NOTHING, interval, listed, percent, points, probability
-from eval.statistics.differences import CHECKPOINTS, POOLED
+from eval.statistics.differences import POOLED
 from eval.statistics.pairing import ABILITY, ACCURACY
+from eval.statistics.pooled import CHECKPOINTS
 from tracking.tables import read_table
 
 if TYPE_CHECKING:

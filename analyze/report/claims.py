@@ -10,7 +10,7 @@ from eval.claims.page import answer, draw_statements, measured_runs, measured_ve
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNMEASURED
 from eval.compare.scope import IN_THIS_RUN, about, covers, read_current
 from eval.display.formatting import MINUS, NOTHING, change, interval, listed, points, probability
-from eval.statistics.differences import TRAINING
+from eval.statistics.pooled import TRAINING
 from eval.support.samples import MAJORITY, PASS
 from eval.support.tables import NARROWED, NO_CHANGE, SHARPENED, WIDENED
 from tracking.tables import read_table

@@ -19,8 +19,8 @@ from analyze.report.study import NecessityStudy
 from eval.compare.scope import IN_THIS_RUN, MARGIN, equality, is_significant, num_seeds, runs, verdict
 from eval.compare.sentences import METRIC_WORDS, row_change
 from eval.display.formatting import MINUS, change, listed, percent, points, probability
-from eval.statistics.differences import TRAINING
 from eval.statistics.pairing import ABILITY, ACCURACY
+from eval.statistics.pooled import TRAINING
 
 if TYPE_CHECKING:
     import pandas as pd

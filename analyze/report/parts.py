@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.compare.scope import ABOUT
 from eval.display.formatting import percent, probability
-from eval.statistics.differences import CHECKPOINTS
+from eval.statistics.pooled import CHECKPOINTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

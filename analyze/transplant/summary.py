@@ -7,7 +7,7 @@ from analyze.layers.plan import SUFFICIENCY
 from analyze.transplant.prediction import curve_words
 from eval.compare.scope import IN_THIS_RUN, LEVEL, counted_tests, is_significant
 from eval.display.formatting import MINUS, NOTHING, change, format_share, listed, probability
-from eval.statistics.differences import CHECKPOINTS
+from eval.statistics.pooled import CHECKPOINTS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,6 @@ import numpy as np
 from analyze.layers.plan import NECESSITY, SUFFICIENCY
 from analyze.transplant.plan import START, Unit, Variant
 from eval.replies.outcomes import Outcome, outcomes
-from eval.statistics.differences import CHECKPOINTS, TRAINING
 from eval.statistics.intervals import holm
 from eval.statistics.pairing import ACCURACY, Answers, Entry, Group, collect_groups
 from eval.statistics.pooled import Term, contrast, ratio_of_gains
@@ -151,7 +150,7 @@ def _compare(group: Group, name: str, arm: str, direction: str) -> dict[str, Any
     return {
         "n": int(found.n[0]),
         "num_seeds": len(own.seeds),
-        "scope": TRAINING if found.num_degrees else CHECKPOINTS,
+        "scope": found.scope,
         "accuracy": float(np.nanmean(own.accuracy)),
         "against": against,
         "accuracy_against": float(np.nanmean(other.accuracy)),

@@ -6,7 +6,7 @@ from eval.claims.tables import CONTRADICTED, MEASURED, SUPPORTED
 from eval.compare.scope import IN_THIS_RUN, LEVEL, verdict_of
 from eval.display.forest import Mark, Panel, draw_forest
 from eval.display.formatting import interval, points
-from eval.statistics.differences import TRAINING
+from eval.statistics.pooled import TRAINING
 
 if TYPE_CHECKING:
     import pandas as pd

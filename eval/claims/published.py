@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
-from eval.statistics.differences import CHECKPOINTS
 from eval.statistics.intervals import CONFIDENCE
+from eval.statistics.pooled import CHECKPOINTS
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 ABILITY_SIZE = 100

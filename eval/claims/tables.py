@@ -23,7 +23,6 @@ from eval.claims.published import (
     separate_samples,
 )
 from eval.compare.scope import LEVEL, MARGIN
-from eval.statistics.differences import CHECKPOINTS, TRAINING
 from eval.statistics.intervals import CONFIDENCE, holm
 from eval.statistics.pooled import Contrast
 from eval.statistics.power import detectable, num_needed
@@ -241,7 +240,7 @@ def _measured_mean(rows: "pd.DataFrame", measured: Sequence[Measured]) -> dict[s
         "p": float(found.p()[0]),
         "p_holm": float("nan"),
         "num_tests": float("nan"),
-        "equivalent_within": abs(own.estimate) + float(found.half_width(2 * (1 - CONFIDENCE))[0]),
-        "scope": TRAINING if degrees else CHECKPOINTS,
+        "equivalent_within": found.equivalent_within(),
+        "scope": found.scope,
         "num_seeds": int(rows["measured_num_seeds"].min()),
     }

@@ -24,8 +24,8 @@ import numpy as np
 from eval.claims.tables import CONTRADICTED, SUPPORTED, UNDECIDED, UNMEASURED, verdict
 from eval.compare.scope import LEVEL, MARGIN, read_current
 from eval.display.formatting import interval, points, probability
-from eval.statistics.differences import CHECKPOINTS, TRAINING
 from eval.statistics.intervals import CONFIDENCE, holm
+from eval.statistics.pooled import CHECKPOINTS, TRAINING
 from eval.support.gaps import DIFFERENCE, SOMETIMES_LESS_NEVER, WITH, WITHOUT
 from eval.support.samples import GAP, PASS
 from eval.support.tables import ALL

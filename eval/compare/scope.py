@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.statistics.differences import CHECKPOINTS, TRAINING
+from eval.statistics.pooled import CHECKPOINTS, TRAINING
 from tracking.tables import read_table
 
 if TYPE_CHECKING:

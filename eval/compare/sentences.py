@@ -10,8 +10,8 @@ from eval.compare.scope import counted_tests, covers, is_significant, runs, verd
 from eval.display.colours import model_colour
 from eval.display.forest import Mark, Panel, draw_forest
 from eval.display.formatting import MINUS, change, listed, points
-from eval.statistics.differences import TRAINING
 from eval.statistics.pairing import ABILITY, ACCURACY
+from eval.statistics.pooled import TRAINING
 
 if TYPE_CHECKING:
     import pandas as pd

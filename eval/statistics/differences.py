@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.statistics.critical import critical_value
-from eval.statistics.intervals import CONFIDENCE, holm, holm_levels
+from eval.statistics.intervals import holm, holm_levels
 from eval.statistics.pairing import ABILITY, KINDS, Group, Pair, went
 from eval.statistics.pooled import Contrast, Term, contrast, ratio_of_gains
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POOLED = "pooled"
-TRAINING, CHECKPOINTS = "training", "checkpoints"
-"""What a row is about: the training procedure (several seeds), or the checkpoints that were evaluated."""
 BOTH, ARM, AGAINST, NEITHER = "both", "arm", "against", "neither"
 """Which of a row's two models were trained with seeds, so that their runs differ; the others exist once."""
 COUNTS = dict(zip(KINDS, ("num_lost", "num_gained", "num_both_right", "num_both_wrong"), strict=True))
@@ -88,10 +86,10 @@ def _tested(group: Group, terms: Sequence[Term]) -> Row:
         "high": min(interval.high, 1.0),
         "p": float(found.p()[0]),
         **_variance(found, terms),
-        "scope": TRAINING if found.num_degrees else CHECKPOINTS,
+        "scope": found.scope,
         "test": _test(found, clustered=group.clusters is not None),
         "detectable": float(found.detectable()[0]),
-        "equivalent_within": abs(interval.estimate) + float(found.half_width(2 * (1 - CONFIDENCE))[0]),
+        "equivalent_within": found.equivalent_within(),
         "mean": means[0],
         "mean_against": means[1],
     }

@@ -4,9 +4,13 @@
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONFIDENCE = 0.95
 
@@ -115,6 +119,17 @@ def holm(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)))
     return adjusted
+
+
+def add_holm(table: "pd.DataFrame", *families: "str | pd.Series") -> None:
+    """Adds the column `p_holm` to a table with `p`: corrected within each family, NaN if a row has no p-value.
+
+    Args:
+        families: columns of the table, or their names; rows that are equal in all of them are one family.
+    """
+    table["p_holm"] = np.nan
+    for _, family in table[table["p"].notna()].groupby(list(families)):
+        table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(float))
 
 
 def holm_levels(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:

@@ -34,6 +34,10 @@ from eval.statistics.critical import critical_value
 from eval.statistics.intervals import CONFIDENCE, Estimate
 from eval.statistics.power import planned_test
 
+TRAINING, CHECKPOINTS = "training", "checkpoints"
+"""What a row is about: the training procedure (several seeds), or the checkpoints that were evaluated."""
+EQUIVALENCE_LEVEL = 2 * (1 - CONFIDENCE)
+"""Level of the interval of two one-sided tests."""
 SMALLEST_P = 1e-300
 NUM_SWEEPS = 25
 """Of the fit of seeds and prompts if answers are missing."""
@@ -74,6 +78,11 @@ class Contrast:
     def standard_error(self) -> Float[np.ndarray, " columns"]:
         return np.asarray(np.sqrt(self.prompts + self.seeds))
 
+    @property
+    def scope(self) -> str:
+        """`training` if the interval covers new training runs, else `checkpoints`."""
+        return TRAINING if self.num_degrees else CHECKPOINTS
+
     def critical(self, level: float | Float[np.ndarray, " columns"]) -> Float[np.ndarray, " columns"]:
         """Returns the number of standard errors from the estimate to the ends of the interval.
 
@@ -111,6 +120,10 @@ class Contrast:
                 for w, s, clusters in parts
             ]
         )
+
+    def equivalent_within(self, column: int = 0) -> float:
+        """Returns the margin within which a column is equivalent to zero, by two one-sided tests."""
+        return abs(float(self.estimate[column])) + float(self.half_width(EQUIVALENCE_LEVEL)[column])
 
     def one(self, column: int = 0, level: float = 1 - CONFIDENCE) -> Estimate:
         """Returns the estimate of one column with its interval."""

@@ -43,8 +43,8 @@ from eval.compare.alike import check_alike
 from eval.compare.command import check_roles
 from eval.compare.scope import covers, read_current
 from eval.display.formatting import NOTHING, format_difference, format_share
-from eval.statistics.differences import TRAINING
 from eval.statistics.pairing import ENTRIES_ARGUMENT, Entry, parse_entry
+from eval.statistics.pooled import TRAINING
 from eval.support.gaps import bin_table, gap_table
 from eval.support.samples import MODALITY, PASS, collect
 from eval.support.tables import ALL, change_table, support_table

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eval.statistics.intervals import Estimate, holm
+from eval.statistics.intervals import Estimate, add_holm
 from eval.statistics.pooled import Contrast, Term, fieller
 from eval.statistics.strata import Stratum, stratified
 from eval.support.samples import GAP, GUESSING, PASS, Group, Support
-from eval.support.tables import ALL, FOUND, NINETY, NONE, Row, columns, parts, place_of
+from eval.support.tables import ALL, FOUND, NONE, Row, columns, parts, place_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,10 +84,7 @@ def gap_table(groups: Sequence[Group], support: "pd.DataFrame", baseline: str) -
             found = _gain([(group, sign / len(part)) for part, sign in signed for group in part], name, baseline)
             rows.append(_head(groups[0], _summary(DIFFERENCE), name, baseline) | _gained(found))
     table = pd.DataFrame(rows)
-    table["p_holm"] = np.nan
-    summaries = table["modality"].where(table["modality"].isin([ALL, WITH, WITHOUT, DIFFERENCE]), "")
-    for _, family in table[table["p"].notna()].groupby(summaries):
-        table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(float))
+    add_holm(table, table["modality"].where(table["modality"].isin([ALL, WITH, WITHOUT, DIFFERENCE]), ""))
     return table
 
 
@@ -178,7 +175,7 @@ def _gained(found: Contrast) -> Row:
         "gain": own["value"],
         **{name: own[name] for name in ("standard_error", "low", "high", "scope")},
         "p": float(found.p()[0]),
-        "equivalent_within": abs(float(found.estimate[0])) + float(found.half_width(NINETY)[0]),
+        "equivalent_within": found.equivalent_within(),
     }
 
 
@@ -201,10 +198,7 @@ def bin_table(groups: Sequence[Group], baseline: str) -> "pd.DataFrame":
                     rows.append({**head, "bin": label, **levels, **_gained(found)})
     # With few prompts there may be no row at all; the table then still has its columns.
     table = pd.DataFrame(rows, columns=None if rows else list(BIN_COLUMNS))
-    table["p_holm"] = np.nan
-    tested = table[table["p"].notna()]
-    for _, family in tested.groupby([tested["bin"] == SOMETIMES_LESS_NEVER, tested["task"] == ALL]):
-        table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(float))
+    add_holm(table, table["bin"] == SOMETIMES_LESS_NEVER, table["task"] == ALL)
     return table
 
 

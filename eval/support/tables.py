@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval.compare.scope import LEVEL, MARGIN
-from eval.statistics.differences import CHECKPOINTS, TRAINING
-from eval.statistics.intervals import CONFIDENCE, holm
-from eval.statistics.pooled import Contrast, Term, contrast
+from eval.statistics.intervals import add_holm
+from eval.statistics.pooled import EQUIVALENCE_LEVEL, Contrast, Term, contrast
 from eval.statistics.strata import Stratum, stratified
 from eval.support.samples import SUPPORT, Group
 from tracking.progress import progress
@@ -25,8 +24,6 @@ SHARPENED, WIDENED, NARROWED, NO_CHANGE = "sharpened", "widened", "narrowed", "n
 FOUND, NONE = "support found", "no support"
 ALL = "all"
 """Task, ability and modality of a mean over all of them."""
-NINETY = 2 * (1 - CONFIDENCE)
-"""Level of the interval of two one-sided tests."""
 
 Row = dict[str, object]
 
@@ -51,11 +48,9 @@ def support_table(groups: Sequence[Group]) -> "pd.DataFrame":
 
 def _with_verdicts(table: "pd.DataFrame") -> "pd.DataFrame":
     """Adds the verdict on each model's support, corrected over its tasks, abilities and modalities."""
-    table["p_holm"], table["verdict"] = np.nan, ""
-    tested = table[table["p"].notna()]
-    for _, family in tested.groupby(["model", "k", tested["task"] == ALL]):
-        table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(float))
-    for place in tested.index:
+    add_holm(table, "model", "k", table["task"] == ALL)
+    table["verdict"] = ""
+    for place in table.index[table["p"].notna()]:
         row = table.loc[place]
         table.loc[place, "verdict"] = support_verdict(row["value"], row["highest"], row["p_holm"])
     return table.drop(columns="highest")
@@ -159,15 +154,14 @@ def columns(found: Contrast, column: int = 0) -> Row:
         "standard_error": own.standard_error,
         "low": own.low,
         "high": own.high,
-        "scope": TRAINING if found.num_degrees else CHECKPOINTS,
+        "scope": found.scope,
     }
 
 
 def _tests(found: Contrast, column: int) -> Row:
-    within = abs(float(found.estimate[column])) + float(found.half_width(NINETY)[column])
-    return {"p": float(found.p()[column]), "equivalent_within": within}
+    return {"p": float(found.p()[column]), "equivalent_within": found.equivalent_within(column)}
 
 
 def highest(found: Contrast, column: int = 0) -> float:
     """Returns the upper end of the 90 % interval."""
-    return float(found.estimate[column] + found.half_width(NINETY)[column])
+    return float(found.estimate[column] + found.half_width(EQUIVALENCE_LEVEL)[column])

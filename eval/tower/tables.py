@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from eval.statistics.intervals import Estimate, holm, wilson
+from eval.statistics.intervals import Estimate, add_holm, wilson
 from eval.statistics.pooled import Contrast, Term, contrast
 from eval.tower.features import PIXELS
 from eval.tower.groups import MODALITY
@@ -237,9 +237,7 @@ def correct(table: "pd.DataFrame", columns: Sequence[str], first: Sequence[str] 
         first: columns before them.
     """
     table["family"] = table["probe"] + ", " + table.pop("kind")
-    table["p_holm"] = np.nan
-    for _, group in table[table["p"].notna()].groupby("family"):
-        table.loc[group.index, "p_holm"] = holm(group["p"].to_numpy())
+    add_holm(table, "family")
     return table[[*first, *columns]]
 
 

@@ -17,8 +17,7 @@ pooled rows apart.
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from eval.statistics.differences import CHECKPOINTS, TRAINING, add_corrected
-from eval.statistics.intervals import CONFIDENCE
+from eval.statistics.differences import add_corrected
 from eval.statistics.pooled import Contrast, Term
 from eval.statistics.strata import Stratum, stratified
 from eval.transfer.models import MIXED, RL, SFT, Answers
@@ -179,7 +178,7 @@ def _mean(answers: Answers, model: str, modality: str) -> float:
 
 
 def _tested(found: Contrast) -> Row:
-    own, within = found.one(), float(found.half_width(2 * (1 - CONFIDENCE))[0])
+    own = found.one()
     return {
         "n": int(found.n[0]),
         "difference": own.estimate,
@@ -187,9 +186,9 @@ def _tested(found: Contrast) -> Row:
         "low": own.low,
         "high": own.high,
         "p": float(found.p()[0]),
-        "scope": TRAINING if found.num_degrees else CHECKPOINTS,
+        "scope": found.scope,
         "detectable": float(found.detectable()[0]),
-        "equivalent_within": abs(own.estimate) + within,
+        "equivalent_within": found.equivalent_within(),
         "prompt_error": float(found.prompts[0] ** 0.5),
         "seed_error": float(found.seeds[0] ** 0.5),
         "num_clusters": int(found.num_clusters[0]),
